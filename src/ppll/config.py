@@ -1,0 +1,364 @@
+"""The recipe of a run: one frozen tree, validated at birth (no torch).
+
+A recipe is a TOML file with the sections below. Everything that changes the result stands in
+``data``, ``model``, ``split``, ``method``, ``optimizer``, ``schedule`` and ``train``; what
+stands in ``runtime`` and ``checkpoint`` never does. Sections that name a thing of a shelf (a data
+set, a model, a method) also hold the options of that thing, which the shelf checks when it builds.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import pydantic
+from pydantic import Field
+
+from ppll.errors import RecipeError, unknown_name
+
+__all__ = [
+    "BlockOverride",
+    "CheckpointConfig",
+    "DataConfig",
+    "MethodConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "Recipe",
+    "RuntimeConfig",
+    "ScheduleConfig",
+    "SplitConfig",
+    "TrainConfig",
+    "load_recipe",
+    "shipped_recipes",
+]
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _Section(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+
+class _NamedSection(_Section):
+    """A section that names a thing of a shelf and holds its options."""
+
+    model_config = pydantic.ConfigDict(extra="allow")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys that belong to the named thing."""
+        return dict(self.model_extra or {})
+
+
+class DataConfig(_NamedSection):
+    """What is trained on."""
+
+    name: str = "digits"
+    """A data set; ``ppll datasets`` lists them."""
+    root: Path | None = None
+    """Folder of local files; without it the environment variable PPLL_DATA is asked."""
+    batch_size: Count = 128
+    """Samples of a training batch."""
+    eval_batch_size: Count | None = None
+    """Samples of an evaluation batch; without it, as many as in a training batch."""
+    validation: Share | Count = 0.0
+    """Part of the training set kept for validation: a share below 1 or a number of samples."""
+    train_limit: Count | None = None
+    """Use only the first so many training samples."""
+    drop_last: bool = False
+    """Leave out a last training batch that is not full."""
+    crop: Annotated[int, Field(ge=0)] = 0
+    """Pad training images by so many pixels and crop them back at a random place."""
+    flip: bool = False
+    """Mirror every other training image, at random."""
+
+
+class ModelConfig(_NamedSection):
+    """What is trained."""
+
+    name: str = "resnet32"
+    """A network; ``ppll models`` lists them."""
+
+
+class SplitConfig(_Section):
+    """Where the network is cut. Cuts are the algorithm: no run moves them."""
+
+    blocks: Count = 4
+    """Number of blocks (K in papers)."""
+    cuts: Literal["even"] | tuple[Count, ...] = "even"
+    """``"even"``, or the first layer of every block but the first, ascending."""
+
+    @pydantic.model_validator(mode="after")
+    def _cuts_match_blocks(self) -> Self:
+        if self.cuts == "even":
+            return self
+        if list(self.cuts) != sorted(set(self.cuts)):
+            raise ValueError(f"split.cuts must ascend, found {list(self.cuts)}")
+        if len(self.cuts) != self.blocks - 1:
+            raise ValueError(
+                f"split.cuts makes {len(self.cuts) + 1} blocks, but split.blocks = {self.blocks}"
+            )
+        return self
+
+
+class MethodConfig(_NamedSection):
+    """How a block learns."""
+
+    name: str = "dgl"
+    """A method; ``ppll methods`` lists them."""
+    auxiliary: str | None = None
+    """An auxiliary network other than the method's own."""
+
+
+class BlockOverride(_Section):
+    """What one block's optimizer does differently."""
+
+    lr: Positive | None = None
+    weight_decay: NonNegative | None = None
+
+
+class OptimizerConfig(_Section):
+    """How a block's parameters are updated; every block has an optimizer of its own."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: Positive = 0.1
+    momentum: Share = 0.9
+    """SGD only."""
+    nesterov: bool = True
+    """SGD only."""
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    """AdamW only."""
+    weight_decay: NonNegative = 5e-4
+    decay_all: bool | None = None
+    """Decay norms, biases and embeddings too; by default SGD does and AdamW does not."""
+    clip_norm: Positive | None = None
+    """Largest norm of a block's gradient; longer ones are scaled down."""
+    blocks: dict[int, BlockOverride] = {}
+    """Overrides by block index, such as ``blocks.0.lr = 0.05``."""
+
+    @pydantic.model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.name == "sgd" and self.nesterov and self.momentum == 0:
+            raise ValueError("optimizer.nesterov needs optimizer.momentum above 0")
+        return self
+
+
+class ScheduleConfig(_Section):
+    """How the learning rate changes from step to step; a function of the step alone."""
+
+    name: Literal["cosine", "constant"] = "cosine"
+    warmup_epochs: NonNegative = 0.0
+    """Epochs (or parts of one) in which the learning rate rises from zero on a line."""
+    final_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Learning rate at the end as a share of the highest; cosine only."""
+
+
+class TrainConfig(_Section):
+    """How long and how training goes."""
+
+    epochs: Count = 10
+    max_steps: Count | None = None
+    """Stop after so many training batches, whatever ``epochs`` says."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    threads_per_stage: Count = 1
+    """Threads of one process; part of the result, since sums are ordered by it."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """Type of the forward's matrix products; parameters stay float32."""
+    compile: Literal[False] = False
+    accumulate: Literal[1] = 1
+    deterministic: Literal[True] = True
+    on_nonfinite: Literal["stop"] = "stop"
+    """What to do when a loss is not finite: stop the run and name the block and the step."""
+    replicas: Literal[1] = 1
+    label_smoothing: Share = 0.0
+    evaluate_every: Annotated[int, Field(ge=0)] = 1
+    """Evaluate after every so many epochs; 0 only at the end."""
+
+
+class RuntimeConfig(_Section):
+    """Where and how the run is carried out; nothing here changes the result."""
+
+    stages: Count = 1
+    """Number of processes; each runs one or more whole blocks."""
+    capacity: Count = 4
+    """Messages that a channel holds before its sender waits."""
+    transport: Literal["auto", "shared"] = "auto"
+    devices: Literal["auto", "cpu"] | tuple[str, ...] = "auto"
+    """``"auto"``, ``"cpu"``, or one device a stage."""
+    stall_timeout_s: Positive = 300.0
+    """A worker that makes no progress for so long is reported and the run ends."""
+    log_every_steps: Count = 50
+    """Training metrics are written after every so many batches."""
+
+
+class CheckpointConfig(_Section):
+    """When the run is saved; step 0 and the end always are."""
+
+    every_steps: Count | None = None
+    keep: Count = 2
+    """Keep so many of the newest checkpoints, besides step 0."""
+
+
+class Recipe(_Section):
+    """One run, whole: the same recipe gives the same bits on any number of stages."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    split: SplitConfig = SplitConfig()
+    method: MethodConfig = MethodConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig = TrainConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @pydantic.model_validator(mode="after")
+    def _counts_fit(self) -> Self:
+        if self.runtime.stages > self.split.blocks:
+            raise ValueError(
+                f"runtime.stages = {self.runtime.stages}, but there are only "
+                f"{self.split.blocks} blocks to place (split.blocks): "
+                f"ask for 1 to {self.split.blocks} stages, or for more blocks"
+            )
+        for index in self.optimizer.blocks:
+            if not 0 <= index < self.split.blocks:
+                raise ValueError(
+                    f"optimizer.blocks.{index}: blocks count from 0 to {self.split.blocks - 1}"
+                )
+        return self
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> Self:
+        """Make a recipe from nested dictionaries, as TOML gives them.
+
+        Raises:
+            RecipeError: A key is unknown or a value is not allowed.
+        """
+        try:
+            return cls.model_validate(tree)
+        except pydantic.ValidationError as error:
+            raise RecipeError(_explain(error)) from None
+
+    def with_settings(self, settings: Iterable[str]) -> Self:
+        """A copy with ``SECTION.KEY=VALUE`` settings applied, as ``--set`` gives them.
+
+        Raises:
+            RecipeError: A setting cannot be read, or what comes out is not allowed.
+        """
+        tree = self.model_dump(exclude_unset=True)
+        for setting in settings:
+            _apply(tree, setting)
+        return type(self).from_dict(tree)
+
+    def to_toml(self) -> str:
+        """The whole recipe, defaults included, as TOML that reads back to an equal recipe."""
+        tree = self.model_dump(mode="json", exclude_none=True)
+        return "\n".join(_toml_section(name, section) for name, section in tree.items())
+
+
+def _explain(error: pydantic.ValidationError) -> str:
+    """The first problem in words that name the key, what was found and what is allowed."""
+    problem = error.errors()[0]
+    place = [str(part) for part in problem["loc"] if not str(part).startswith(("literal", "tuple"))]
+    key = ".".join(place)
+    if problem["type"] == "extra_forbidden":
+        return unknown_name("key", key, _sibling_keys(place))
+    message = problem["msg"].removeprefix("Value error, ")
+    found = "" if problem["type"] == "value_error" else f" (found {problem['input']!r})"
+    return f"{key}: {message}{found}." if key else f"{message}{found}."
+
+
+def _sibling_keys(place: list[str]) -> list[str]:
+    """Keys that may stand where an unknown one was found."""
+    if len(place) == 1:
+        return list(Recipe.model_fields)
+    if place[:2] == ["optimizer", "blocks"] and len(place) > 2:
+        return [".".join([*place[:-1], name]) for name in BlockOverride.model_fields]
+    section = Recipe.model_fields[place[0]].annotation
+    assert isinstance(section, type)
+    assert issubclass(section, _Section)
+    return [f"{place[0]}.{name}" for name in section.model_fields]
+
+
+def _apply(tree: dict[str, Any], setting: str) -> None:
+    key, separator, text = setting.partition("=")
+    path = key.strip().split(".")
+    if not separator or len(path) < 2 or not all(path):
+        raise RecipeError(f"cannot read the setting {setting!r}: write SECTION.KEY=VALUE.")
+    for part in path[:-1]:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise RecipeError(f"cannot set {key!r}: {part!r} is a value, not a section.")
+    tree[path[-1]] = _value(text.strip())
+
+
+def _value(text: str) -> Any:
+    """A TOML value, or the text itself where it is none."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _toml_section(name: str, section: Mapping[str, Any]) -> str:
+    lines = [f"[{name}]"]
+    lines += [f"{k} = {_toml_value(v)}" for k, v in section.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        inner = ", ".join(f"{json.dumps(str(k))} = {_toml_value(v)}" for k, v in value.items())
+        return f"{{{inner}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_toml_value(item) for item in value)}]"
+    return json.dumps(value)
+
+
+def shipped_recipes() -> dict[str, str]:
+    """Name and TOML text of every recipe that comes with the package."""
+    folder = resources.files("ppll") / "recipes"
+    files = [item for item in folder.iterdir() if item.name.endswith(".toml")]
+    return {f.name.removesuffix(".toml"): f.read_text(encoding="utf-8") for f in files}
+
+
+def load_recipe(recipe: str | Path, settings: Iterable[str] = ()) -> Recipe:
+    """Read a recipe file, or a shipped recipe by name, with settings applied.
+
+    Raises:
+        RecipeError: There is no such file or name, it is not TOML, or what it says cannot be.
+    """
+    text = _recipe_text(recipe)
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{recipe} is not TOML: {error}.") from None
+    for setting in settings:
+        _apply(tree, setting)
+    try:
+        return Recipe.from_dict(tree)
+    except RecipeError as error:
+        raise RecipeError(f"{recipe}: {error}") from None
+
+
+def _recipe_text(recipe: str | Path) -> str:
+    path = Path(recipe)
+    if path.suffix == ".toml" or path.is_file():
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"cannot read the recipe {path}: {error}.") from None
+    shipped = shipped_recipes()
+    if str(recipe) not in shipped:
+        message = unknown_name("recipe", str(recipe), shipped)
+        raise RecipeError(f"{message} A recipe file ends in .toml.")
+    return shipped[str(recipe)]

@@ -1,0 +1,100 @@
+"""Every exception that PPLL raises, as one tree.
+
+::
+
+    PpllError
+    ├── UsageError              a recipe or command that cannot be (exit code 2)
+    │   ├── RecipeError         an unknown key, name or value in a recipe
+    │   ├── DataError           data that is missing, damaged or does not fit the recipe
+    │   ├── ModelError          a network that cannot be split or trained as asked
+    │   └── RunFolderError      a run folder that exists, is missing or is not a run
+    ├── CheckpointError         a checkpoint that is torn, damaged or does not match
+    ├── ChannelError            something went wrong between two stages
+    │   ├── ChannelClosed       the other end is gone
+    │   ├── ChannelTimeout      the other end did not move in time
+    │   └── ProtocolError       what arrived is not what was announced
+    ├── WorkerError             a run failed; says which rank, stage, block and step (exit code 1)
+    └── Interrupted             Ctrl-C or SIGTERM; a checkpoint was written (exit code 130)
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ChannelClosed",
+    "ChannelError",
+    "ChannelTimeout",
+    "CheckpointError",
+    "DataError",
+    "Interrupted",
+    "ModelError",
+    "PpllError",
+    "ProtocolError",
+    "RecipeError",
+    "RunFolderError",
+    "UsageError",
+    "WorkerError",
+    "unknown_name",
+]
+
+
+class PpllError(Exception):
+    """Base of all exceptions that PPLL raises on purpose."""
+
+
+class UsageError(PpllError):
+    """What was asked for cannot be; the message says what was found, what is allowed, what to do."""
+
+
+class RecipeError(UsageError):
+    """A recipe names something unknown or a value that is not allowed."""
+
+
+class DataError(UsageError):
+    """Data is missing, damaged, or does not fit the recipe."""
+
+
+class ModelError(UsageError):
+    """A network cannot be split or trained as asked."""
+
+
+class RunFolderError(UsageError):
+    """A run folder already holds a run, is missing, or is not one."""
+
+
+class CheckpointError(PpllError):
+    """A checkpoint is torn, damaged, or does not match the network."""
+
+
+class ChannelError(PpllError):
+    """Something went wrong between two stages."""
+
+
+class ChannelClosed(ChannelError):
+    """The other end of the channel is gone."""
+
+
+class ChannelTimeout(ChannelError):
+    """The other end of the channel did not move in time."""
+
+
+class ProtocolError(ChannelError):
+    """What arrived on a channel is not what was announced."""
+
+
+class WorkerError(PpllError):
+    """A run failed; the message names rank, stage, block, step and the first cause."""
+
+
+class Interrupted(PpllError):
+    """The run was interrupted by Ctrl-C or SIGTERM, after a checkpoint was written."""
+
+
+def unknown_name(what: str, found: str, allowed: Iterable[str]) -> str:
+    """Say that ``found`` is not a known ``what``, with the nearest known name and all of them."""
+    names = sorted(allowed)
+    near = difflib.get_close_matches(found, names, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"unknown {what} {found!r}.{hint} Known: {', '.join(names)}."

@@ -1,0 +1,124 @@
+"""A shelf of interchangeable things, found by name and built from checked options."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, get_type_hints
+
+import pydantic
+
+from ppll.errors import RecipeError, unknown_name
+
+__all__ = ["Entry", "Registry"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Entry(Generic[T]):
+    """One thing on a shelf.
+
+    Attributes:
+        name: What a recipe calls it.
+        summary: One line for people who choose.
+        build: Makes it; its keyword-only parameters are the options of a recipe.
+    """
+
+    name: str
+    summary: str
+    build: Callable[..., T]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options by name with their default (``...`` where one must be given)."""
+        return {
+            p.name: ... if p.default is inspect.Parameter.empty else p.default
+            for p in _option_parameters(self.build)
+        }
+
+
+def _option_parameters(build: Callable[..., Any]) -> list[inspect.Parameter]:
+    parameters = inspect.signature(build).parameters.values()
+    return [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+
+
+class Registry(Generic[T]):
+    """Things of one kind by name.
+
+    Args:
+        kind: What they are, in words for messages, such as ``"model"``.
+        section: Where a recipe names them, such as ``"model"`` for ``model.name``.
+    """
+
+    def __init__(self, kind: str, section: str) -> None:
+        self.kind = kind
+        self.section = section
+        self._entries: dict[str, Entry[T]] = {}
+
+    def register(self, name: str, summary: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
+        """Put the decorated function or class on the shelf.
+
+        Raises:
+            ValueError: The name is taken.
+        """
+
+        def add(build: Callable[..., T]) -> Callable[..., T]:
+            if name in self._entries:
+                raise ValueError(f"{self.kind} {name!r} is registered twice")
+            self._entries[name] = Entry(name, summary, build)
+            return build
+
+        return add
+
+    def __iter__(self) -> Iterator[Entry[T]]:
+        return iter(self._entries[name] for name in sorted(self._entries))
+
+    def __getitem__(self, name: str) -> Entry[T]:
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise RecipeError(unknown_name(self.kind, name, self._entries)) from None
+
+    def build(self, name: str, options: Mapping[str, Any], *args: Any) -> T:
+        """Build ``name`` from positional ``args`` and the ``options`` of a recipe.
+
+        Raises:
+            RecipeError: The name or an option is unknown, or a value has the wrong type.
+        """
+        entry = self[name]
+        return entry.build(*args, **self.check(name, options))
+
+    def check(self, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options, converted to their declared types.
+
+        Raises:
+            RecipeError: The name or an option is unknown, or a value has the wrong type.
+        """
+        entry = self[name]
+        for key in options:
+            if key not in entry.options:
+                known = entry.options or {"(none)": None}
+                raise RecipeError(
+                    unknown_name(f"option of {self.kind} {name!r}: {self.section}.", key, known)
+                )
+        return _converted(entry, options, self.section)
+
+
+def _converted(entry: Entry[Any], options: Mapping[str, Any], section: str) -> dict[str, Any]:
+    hints = get_type_hints(entry.build.__init__ if inspect.isclass(entry.build) else entry.build)
+    fields: dict[str, Any] = {
+        p.name: (hints.get(p.name, Any), entry.options[p.name])
+        for p in _option_parameters(entry.build)
+    }
+    schema = pydantic.create_model(f"{entry.name} options", **fields)
+    try:
+        checked = schema(**options)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise RecipeError(
+            f"{section}.{key}: {first['msg']} (found {first['input']!r}) for {entry.name!r}."
+        ) from None
+    return {name: getattr(checked, name) for name in fields}
