@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from ppll.channels.message import Message
-from ppll.errors import ChannelTimeout
+from ppll.errors import ChannelError, ChannelTimeout, ProtocolError
+from ppll.message import ALIGNMENT, Message
 
 __all__ = ["ChannelStatistics", "Inbox", "ReceiveEnd", "SendEnd", "SlotLayout"]
 
@@ -29,6 +30,11 @@ class SlotLayout:
     """
 
     field_bytes: Mapping[str, int]
+
+    @property
+    def slot_bytes(self) -> int:
+        """Size of a slot in which every field starts on an ``ALIGNMENT`` boundary."""
+        return max(sum(-(-size // ALIGNMENT) for size in self.field_bytes.values()), 1) * ALIGNMENT
 
 
 @dataclass
@@ -111,7 +117,13 @@ class SendEnd(_End):
         Raises:
             ChannelClosed: The receiver is gone.
             ChannelTimeout: No slot became free in time.
+            ChannelError: The message cannot travel, such as a tensor that requires a gradient.
         """
+        for name, tensor in message.tensors.items():
+            if tensor.requires_grad:
+                raise ChannelError(
+                    f"field {name!r} requires a gradient, and none crosses a channel; detach it."
+                )
         self._wait_or_fail(timeout_s, "send")
         self._put(message)
         self.statistics.messages += 1
@@ -125,6 +137,11 @@ class SendEnd(_End):
 class ReceiveEnd(_End):
     """The end that messages leave, in the order in which they were sent."""
 
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self._next_sequence: int | None = None
+        self._in_use: deque[int] = deque()  # sequence numbers, oldest first
+
     def recv(self, timeout_s: float | None = None) -> Message:
         """The next message; wait while there is none. Its tensors lie in the channel's slot.
 
@@ -135,20 +152,42 @@ class ReceiveEnd(_End):
         """
         self._wait_or_fail(timeout_s, "receive")
         message = self._take()
+        self._note(message)
         self.statistics.messages += 1
         self.statistics.payload_bytes += sum(t.nbytes for t in message.tensors.values())
         return message
+
+    def _note(self, message: Message) -> None:
+        expected, found = self._next_sequence, message.sequence
+        if expected is not None and found != expected:
+            raise ProtocolError(f"message {found} came where message {expected} was expected.")
+        self._next_sequence = found + 1
+        self._in_use.append(found)
 
     @abstractmethod
     def _take(self) -> Message:
         """The next message, which is there."""
 
-    @abstractmethod
     def release(self, message: Message) -> None:
         """Give the slot of the oldest received message back to the sender.
 
-        Its tensors must not be used afterwards.
+        Its tensors must not be used afterwards. Where an end is closed meanwhile, nobody needs the
+        slot and nothing happens.
+
+        Raises:
+            ChannelError: ``message`` is not the oldest received one that is still in use.
         """
+        oldest = self._in_use[0] if self._in_use else None
+        if message.sequence != oldest:
+            raise ChannelError(
+                f"message {message.sequence} was released, but the oldest in use is {oldest}."
+            )
+        self._in_use.popleft()
+        self._give_back()
+
+    @abstractmethod
+    def _give_back(self) -> None:
+        """Let the sender use the slot of the oldest received message again."""
 
 
 class Inbox(Protocol):

@@ -1,0 +1,35 @@
+"""PPLL trains deep networks across devices without a backward pass between them.
+
+A network is cut into blocks; each has an auxiliary network, a local loss and an optimizer of its
+own, and runs on its own device. Features flow forward through bounded channels, so all blocks
+compute forward and backward at the same time.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ppll.config import Recipe, load_recipe
+    from ppll.data import Dataset
+    from ppll.run_folder import Result
+    from ppll.trainer import Trainer, evaluate
+
+__all__ = ["Dataset", "Recipe", "Result", "Trainer", "evaluate", "load_recipe"]
+
+_HOMES = {
+    "Dataset": "ppll.data",
+    "Recipe": "ppll.config",
+    "Result": "ppll.run_folder",
+    "Trainer": "ppll.trainer",
+    "evaluate": "ppll.trainer",
+    "load_recipe": "ppll.config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: torch takes a second that ``ppll --help`` need not wait for."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'ppll' has no attribute {name!r}")

@@ -1,0 +1,111 @@
+"""PyTorch's elastic agent on one host: it starts, restarts and collects the ranks.
+
+The agent runs in a thread, so the main thread is free to watch the ranks and to hear signals. Its
+rendezvous is a store in this process's memory, so no port is opened.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed.elastic.agent.server import WorkerSpec
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.rendezvous import (
+    RendezvousHandler,
+    RendezvousInfo,
+    RendezvousStoreInfo,
+)
+
+from ppll.fork_server import START_METHOD
+
+__all__ = ["Agent"]
+
+_MONITOR_INTERVAL_S = 0.05
+
+
+class _OneHost(RendezvousHandler):
+    """A rendezvous of this process with itself."""
+
+    def get_backend(self) -> str:
+        return "one-host"
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        return RendezvousInfo(dist.HashStore(), 0, 1, RendezvousStoreInfo("localhost", 0))
+
+    def is_closed(self) -> bool:
+        return False
+
+    def set_closed(self) -> None:
+        """Nobody else could join."""
+
+    def num_nodes_waiting(self) -> int:
+        return 0
+
+    def get_run_id(self) -> str:
+        return f"ppll-{os.getpid()}"
+
+    def shutdown(self) -> bool:
+        return True
+
+
+class Agent:
+    """Runs ``entrypoint(*args)`` in ``num_ranks`` processes; RANK tells each who it is.
+
+    Args:
+        entrypoint: A function that can be imported.
+        args: Its arguments, the same for all; they are pickled.
+        num_ranks: Processes.
+        folder: Private folder for the agent's own files.
+    """
+
+    def __init__(
+        self, entrypoint: Callable[..., Any], args: tuple[Any, ...], num_ranks: int, folder: Path
+    ) -> None:
+        # Its reports come late and name the rank that noticed; ours replace them.
+        for name in ("torch.distributed.elastic", "torch.multiprocessing"):
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+        spec = WorkerSpec(
+            role="rank",
+            local_world_size=num_ranks,
+            entrypoint=entrypoint,
+            args=args,
+            rdzv_handler=_OneHost(),
+            max_restarts=0,
+            monitor_interval=_MONITOR_INTERVAL_S,
+        )
+        self._agent = LocalElasticAgent(
+            spec, DefaultLogsSpecs(log_dir=str(folder)), start_method=START_METHOD
+        )
+        self._thread = threading.Thread(target=self._run, name="elastic agent", daemon=True)
+        self.error: BaseException | None = None
+
+    def start(self) -> None:
+        """Begin to start the ranks."""
+        self._thread.start()
+
+    def is_running(self) -> bool:
+        """Whether any rank may still be there."""
+        return self._thread.is_alive()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait until all ranks are gone, or the time is over."""
+        self._thread.join(timeout_s)
+
+    def exit_codes(self) -> dict[int, int]:
+        """How every rank ended, negative for the number of a signal; only when none is left."""
+        context = self._agent._pcontext
+        processes = context._pc.processes if context is not None and context._pc else []
+        return {rank: p.exitcode for rank, p in enumerate(processes) if p.exitcode is not None}
+
+    def _run(self) -> None:
+        try:
+            self._agent.run()
+        except Exception as error:
+            self.error = error

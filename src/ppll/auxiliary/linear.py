@@ -1,0 +1,63 @@
+"""A pooled linear head: the smallest auxiliary network.
+
+Greedy supervised learning reads features like this, and so does every method at its last block.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ppll.auxiliary.features import unreadable
+
+__all__ = ["linear"]
+
+
+class MapHead(nn.Module):
+    """Maps (N, C, H, W) to logits (N, classes), from the mean of every channel."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(channels, num_classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits of the classes."""
+        logits: Tensor = self.linear(features.mean((2, 3)))
+        return logits
+
+
+class TokenHead(nn.Module):
+    """Token rows (N, T, D) to logits (N, classes), from the first token, the class token.
+
+    The layer norm stands for the one that ends a pre-norm transformer: behind any other layer the
+    tokens are not normed yet.
+    """
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.linear = nn.Linear(width, num_classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits of the classes."""
+        logits: Tensor = self.linear(self.norm(tokens[:, 0]))
+        return logits
+
+
+def linear(feature_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """A linear layer on the mean of a map, on the class token, or on a vector as it is.
+
+    Args:
+        feature_shape: Of one sample at the cut: (C, H, W), (T, D) or (D).
+        num_classes: Length of the logits.
+
+    Raises:
+        ModelError: Features have another number of dimensions.
+    """
+    match feature_shape:
+        case (channels, _, _):
+            return MapHead(channels, num_classes)
+        case (_, width):
+            return TokenHead(width, num_classes)
+        case (width,):
+            return nn.Linear(width, num_classes)
+    raise unreadable("linear", feature_shape)

@@ -1,0 +1,290 @@
+"""A block: layers, auxiliary network, local loss, optimizer and schedule as one thing.
+
+A block owns everything that its learning needs, so it can be placed in any process, saved and
+moved as a whole. It receives messages and knows nothing of where they come from. This file is the
+one place that detaches features: no gradient crosses a boundary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn, optim
+
+from ppll.errors import ModelError, PpllError
+from ppll.message import FEATURES, Kind, Message, canonical
+from ppll.methods.base import BlockSite, Method, TaskLoss
+from ppll.metrics import Counts
+from ppll.models.network import Layer, qualified
+from ppll.optimization import Schedule, named_state, restore_state
+from ppll.randomness import fold
+
+__all__ = ["Block", "NonFiniteLoss"]
+
+_FORWARD, _LEARN, _EVALUATE = range(3)
+
+
+class NonFiniteLoss(PpllError):
+    """A block's loss is not a finite number, so its update was not made."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Passage:
+    """What a block remembers of a message between its forward and its learning step."""
+
+    message: Message
+    features: Tensor
+    input_version: int
+    feature_version: int
+
+
+class Block:
+    """Consecutive layers that learn from one local loss.
+
+    Args:
+        site: Where the block stands in its network.
+        layers: Its layers, in order.
+        auxiliary: The method's auxiliary network; none in the last block.
+        method: Gives the local loss.
+        task_loss: The recipe's loss on logits (N, classes) and targets (N).
+        optimizer: Over the trainable parameters of layers and auxiliary network.
+        schedule: Learning rate by step.
+        seed: The recipe's seed.
+        device: Where the parameters are.
+        autocast: Type of the forward's matrix products; none for float32.
+        clip_norm: Largest norm of the block's gradient.
+    """
+
+    def __init__(
+        self,
+        site: BlockSite,
+        layers: Sequence[Layer],
+        auxiliary: nn.Module | None,
+        method: Method,
+        task_loss: TaskLoss,
+        optimizer: optim.Optimizer,
+        schedule: Schedule,
+        *,
+        seed: int = 0,
+        device: torch.device | None = None,
+        autocast: torch.dtype | None = None,
+        clip_norm: float | None = None,
+    ) -> None:
+        self.site = site
+        self.layers = tuple(layers)
+        self.auxiliary = auxiliary
+        self.method = method
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.device = device or torch.device("cpu")
+        self.counts = Counts(self.device)
+        self._task_loss = task_loss
+        self._clip_norm = clip_norm
+        self._autocast_dtype = autocast
+        self._random_key = fold(seed, "block", site.block_index)
+        self._base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
+        self._trained = [p for group in optimizer.param_groups for p in group["params"]]
+        self._training: bool | None = None
+        self._passage: _Passage | None = None
+
+    @property
+    def index(self) -> int:
+        """Position of the block in its network, from 0."""
+        return self.site.block_index
+
+    def forward(self, message: Message) -> Message:
+        """Turn the message's features into the next block's message.
+
+        The features that leave have no gradient history. The block keeps the graph for ``learn``
+        and holds on to ``message`` until then.
+        """
+        trains = message.kind is Kind.TRAIN
+        self._set_mode(training=trains)
+        inputs = message.features
+        version = inputs._version
+        self._seed(_FORWARD if trains else _EVALUATE, message)
+        with torch.set_grad_enabled(trains), self._autocast():
+            features = inputs
+            for layer in self.layers:
+                features = layer.module(features)
+        self._passage = _Passage(message, features, version, features._version)
+        self._refuse_in_place(self._passage)
+        return message.with_tensors(**{FEATURES: canonical(features.detach())})
+
+    def learn(self) -> None:
+        """Learn from the message of the last ``forward``: local loss, backward, clip, update.
+
+        Raises:
+            NonFiniteLoss: The loss is infinite or not a number; nothing was updated.
+            ModelError: A module changed the block's input or output in place.
+        """
+        passage = self._take_passage()
+        message = passage.message
+        self._seed(_LEARN, message)
+        with self._autocast():
+            loss = self.method.local_loss(
+                self.auxiliary, passage.features, message, self._task_loss
+            )
+        self._refuse_in_place(passage)
+        self._refuse_nonfinite(loss.value)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.value.backward()  # type: ignore[no-untyped-call]
+        self._refuse_in_place(passage)
+        if self._clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._trained, self._clip_norm)
+        self._set_learning_rate(message.step)
+        self.optimizer.step()
+        self.counts.add(loss.value, loss.logits, message.targets)
+
+    def evaluate(self) -> None:
+        """Count what the block's exit gets right on the message of the last ``forward``."""
+        passage = self._take_passage()
+        targets = passage.message.targets
+        with torch.no_grad(), self._autocast():
+            logits = self.method.exit(self.auxiliary, passage.features)
+            loss = self._task_loss(logits, targets)
+        self._refuse_in_place(passage)
+        self.counts.add(loss, logits, targets)
+
+    def modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """The block's modules with the prefix of their parameters' names.
+
+        Layers keep the names of the un-split network; the auxiliary network is named by the layer
+        that it stands behind, so that it is found again wherever the other cuts are.
+        """
+        for layer in self.layers:
+            yield layer.name, layer.module
+        if self.auxiliary is not None:
+            yield qualified("auxiliary", self.layers[-1].name), self.auxiliary
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters of layers and auxiliary network."""
+        for prefix, module in self.modules():
+            for name, parameter in module.named_parameters():
+                yield qualified(prefix, name), parameter
+
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Parameters and buffers of layers and auxiliary network."""
+        yield from self.named_parameters()
+        for prefix, module in self.modules():
+            for name, buffer in module.named_buffers():
+                yield qualified(prefix, name), buffer
+
+    def optimizer_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The optimizer's state under the names of the parameters."""
+        return named_state(self.optimizer, self.named_parameters())
+
+    def load(self, tensors: dict[str, Tensor], optimizer_tensors: dict[str, Tensor]) -> None:
+        """Take over saved parameters, buffers and optimizer state.
+
+        Raises:
+            ModelError: A tensor is missing or has another shape.
+        """
+        with torch.no_grad():
+            for name, tensor in self.named_tensors():
+                saved = tensors.get(name)
+                if saved is None or saved.shape != tensor.shape:
+                    found = "missing" if saved is None else f"of shape {tuple(saved.shape)}"
+                    wanted = tuple(tensor.shape)
+                    raise ModelError(f"{name} is {found}, the network needs shape {wanted}.")
+                tensor.copy_(saved)
+        restore_state(self.optimizer, self.named_parameters(), optimizer_tensors)
+
+    def _set_mode(self, *, training: bool) -> None:
+        if training is not self._training:
+            for _, module in self.modules():
+                module.train(training)
+            self._training = training
+
+    def _seed(self, phase: int, message: Message) -> None:
+        """Make the default generator a function of seed, block and message."""
+        position = message.sequence if phase is _EVALUATE else message.step
+        # The CPU generator keeps no more than 32 bits of a seed.
+        seed = fold(self._random_key, phase, position) & 0xFFFFFFFF
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast(
+            self.device.type, self._autocast_dtype, enabled=self._autocast_dtype is not None
+        )
+
+    def _set_learning_rate(self, step: int) -> None:
+        factor = self.schedule.factor(step)
+        for group, lr in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
+            group["lr"] = lr * factor
+
+    def _take_passage(self) -> _Passage:
+        passage, self._passage = self._passage, None
+        if passage is None:
+            raise AssertionError("a block learns or evaluates once after each forward")
+        return passage
+
+    def _refuse_nonfinite(self, loss: Tensor) -> None:
+        if not math.isfinite(value := loss.item()):
+            raise NonFiniteLoss(
+                f"the loss of block {self.index} is {value}. Lower optimizer.lr, warm up longer "
+                f"(schedule.warmup_epochs) or clip gradients (optimizer.clip_norm)."
+            )
+
+    def _refuse_in_place(self, passage: _Passage) -> None:
+        """A changed input or output would be seen by a neighbour in the same process only."""
+        if passage.message.features._version != passage.input_version:
+            raise self._in_place_error("input", passage.message.features)
+        if passage.features._version != passage.feature_version:
+            raise self._in_place_error("output", passage.features)
+
+    def _in_place_error(self, what: str, tensor: Tensor) -> ModelError:
+        culprit = _first_in_place(self._run_once, [m for _, m in self.modules()], what, tensor)
+        return ModelError(
+            f"a module changes the {what} of block {self.index} in place: {culprit}. The same "
+            f"memory may be another block's, so the result would depend on the placement. "
+            f"Use the module's out-of-place form (such as ReLU(inplace=False))."
+        )
+
+    def _run_once(self, inputs: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Run layers and exit again, to find out who changes what."""
+        yield "input", inputs
+        features = inputs
+        for layer in self.layers:
+            features = layer.module(features)
+        yield "output", features
+        self.method.exit(self.auxiliary, features)
+
+
+def _first_in_place(
+    run: Callable[[Tensor], Iterator[tuple[str, Tensor]]],
+    modules: Sequence[nn.Module],
+    what: str,
+    like: Tensor,
+) -> str:
+    """Name the innermost module whose call first changes the watched tensor's version."""
+    watched: list[Tensor] = []
+    versions: dict[nn.Module, int] = {}
+    found: list[str] = []
+
+    def before(module: nn.Module, _: object) -> None:
+        if watched:
+            versions[module] = watched[0]._version
+
+    def after(module: nn.Module, _: object, __: object) -> None:
+        if watched and versions.get(module) != watched[0]._version:
+            found.append(repr(module).partition("\n")[0])
+
+    leaves = [m for root in modules for m in root.modules() if not list(m.children())]
+    handles = [m.register_forward_pre_hook(before) for m in leaves]
+    handles += [m.register_forward_hook(after) for m in leaves]
+    try:
+        with torch.no_grad():
+            for name, tensor in run(torch.zeros_like(like)):
+                if name == what:
+                    watched.append(tensor)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else "a function in a forward"

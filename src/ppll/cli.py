@@ -1,0 +1,205 @@
+"""The command line: parse, delegate, print (no torch until a command needs it)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from ppll.errors import Interrupted, PpllError, UsageError
+
+if TYPE_CHECKING:
+    from ppll.config import Recipe
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="ppll",
+    help="Train deep networks across devices without a backward pass between them.",
+    epilog="Start with: ppll train digits-resnet --stages 4",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+RecipeArgument = Annotated[
+    str, typer.Argument(help="A recipe file (.toml), or the name of a shipped recipe.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="Change one key of the recipe; may be given many times.",
+    ),
+]
+Stages = Annotated[
+    int | None,
+    typer.Option("--stages", min=1, help="Number of processes; the result does not depend on it."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    stages: Stages = None,
+    settings: Settings = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; runs/<recipe>-<time> by default.")
+    ] = None,
+    quiet: Quiet = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and show the blocks; train nothing.")
+    ] = False,
+) -> None:
+    """Train a recipe and print what it reached."""
+    loaded = _load(recipe, stages, settings)
+    if loaded.runtime.stages > 1 and not dry_run:
+        from ppll import fork_server
+
+        fork_server.warm_up()
+    from ppll.live import LiveView, show_blocks, show_result
+    from ppll.trainer import Trainer, default_folder
+
+    console = Console(stderr=True)
+    trainer = Trainer(loaded, out=out or default_folder(recipe))
+    if dry_run:
+        show_blocks(console, trainer.blueprint)
+        return
+    with LiveView(console, trainer.blueprint, quiet=quiet) as view:
+        trainer.watch = view.update
+        result = trainer.fit()
+    show_result(Console(), result)
+
+
+@app.command("eval")
+def evaluate_run(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    stages: Stages = 1,
+    as_json: Json = False,
+) -> None:
+    """Evaluate every exit of a run's newest checkpoint."""
+    from dataclasses import asdict
+
+    from ppll.live import show_result
+    from ppll.trainer import evaluate
+
+    result = evaluate(run, stages or 1)
+    if as_json:
+        _print_json(asdict(result))
+    else:
+        show_result(Console(), result)
+
+
+@app.command("methods")
+def list_methods(as_json: Json = False) -> None:
+    """List the methods of local learning."""
+    from ppll.methods import methods
+
+    rows = [
+        {"name": e.name, "year": e.build.paper.year, "paper": e.build.paper.title,  # type: ignore[attr-defined]
+         "source": e.build.paper.source, "summary": e.summary, "options": sorted(e.options)}  # type: ignore[attr-defined]
+        for e in methods
+    ]
+    _print_rows("Methods", rows, as_json)
+
+
+@app.command("models")
+def list_models(as_json: Json = False) -> None:
+    """List the networks."""
+    from ppll.models import models
+
+    rows = [{"name": e.name, "summary": e.summary, "options": sorted(e.options)} for e in models]
+    _print_rows("Models", rows, as_json)
+
+
+@app.command("datasets")
+def list_datasets(as_json: Json = False) -> None:
+    """List the data sets."""
+    from ppll.data import datasets
+
+    rows = [{"name": e.name, "summary": e.summary, "options": sorted(e.options)} for e in datasets]
+    _print_rows("Data sets", rows, as_json)
+
+
+@app.command("recipes")
+def list_recipes(as_json: Json = False) -> None:
+    """List the shipped recipes."""
+    from ppll.config import load_recipe, shipped_recipes
+
+    recipes = {name: load_recipe(name) for name in sorted(shipped_recipes())}
+    rows = [
+        {"name": name, "data": r.data.name, "model": r.model.name, "method": r.method.name,
+         "blocks": r.split.blocks, "epochs": r.train.epochs}
+        for name, r in recipes.items()
+    ]
+    _print_rows("Recipes", rows, as_json)
+
+
+@app.command("env")
+def show_environment(as_json: Json = False) -> None:
+    """Print what a bug report needs."""
+    from ppll.environment import describe_environment
+
+    described = describe_environment()
+    if as_json:
+        _print_json(described)
+    else:
+        for key, value in described.items():
+            Console().print(f"[bold]{key}[/bold]: {value}", soft_wrap=True)
+
+
+def _load(recipe: str, stages: int | None, settings: list[str] | None) -> Recipe:
+    from ppll.config import load_recipe
+
+    settings = list(settings or [])
+    if stages is not None:
+        settings.append(f"runtime.stages={stages}")
+    return load_recipe(recipe, settings)
+
+
+def _print_rows(title: str, rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        _print_json({"rows": rows})
+        return
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for key in rows[0] if rows else ():
+        table.add_column(key)
+    for row in rows:
+        table.add_row(*(", ".join(v) if isinstance(v, list) else str(v) for v in row.values()))
+    Console().print(table)
+
+
+def _print_json(tree: Any) -> None:
+    sys.stdout.write(json.dumps(tree, indent=2) + "\n")
+
+
+def main() -> NoReturn:
+    """Run the command and leave with its exit code; see DESIGN for what the codes say."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as end:  # pragma: no cover - typer's own exits
+        sys.exit(end.exit_code)
+    except UsageError as error:
+        _fail(error, 2)
+    except Interrupted as error:
+        _fail(error, 130)
+    except PpllError as error:
+        _fail(error, 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _fail(error: PpllError, code: int) -> NoReturn:
+    sys.stderr.write(f"{type(error).__name__}: {error}\n")
+    sys.exit(code)

@@ -1,0 +1,68 @@
+"""Shelf of data sets, and the batches that are made of them.
+
+A builder takes the folder of local files, or none, and its options by keyword.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from ppll.config import DataConfig
+from ppll.data.cifar10 import cifar10
+from ppll.data.dataset import Dataset, Split
+from ppll.data.digits import digits
+from ppll.data.loader import Loader
+from ppll.data.preparation import PreparedData, prepare
+from ppll.data.synthetic import synthetic
+from ppll.registry import Registry
+
+__all__ = [
+    "Dataset",
+    "Loader",
+    "PreparedData",
+    "Split",
+    "datasets",
+    "load_batches",
+    "load_dataset",
+    "prepare",
+]
+
+datasets: Registry[Dataset] = Registry("data set", "data")
+
+datasets.register("digits", "1,797 grey images of digits, 8 x 8, from scikit-learn")(digits)
+datasets.register("cifar10", "60,000 colour images, 32 x 32, in ten classes")(cifar10)
+datasets.register("synthetic", "made-up samples of any shape and number")(synthetic)
+
+
+def load_dataset(config: DataConfig) -> Dataset:
+    """The data set that a recipe names.
+
+    Raises:
+        RecipeError: The name or an option is unknown.
+        DataError: Data is missing or damaged.
+    """
+    return datasets.build(config.name, config.options, config.root)
+
+
+def load_batches(
+    config: DataConfig,
+    *,
+    seed: int,
+    user_data: Path | None = None,
+    fields: Collection[str] = (),
+) -> Loader:
+    """The batches of a run.
+
+    Args:
+        config: What the recipe says about its data.
+        seed: The run's seed.
+        user_data: A file of ``Dataset.save`` that takes the place of the set that is named.
+        fields: Fields of a message that the method needs; of these, ``image`` is made here.
+
+    Raises:
+        RecipeError: The name or an option is unknown.
+        DataError: Data is missing or damaged, or does not fit the recipe.
+    """
+    dataset = load_dataset(config) if user_data is None else Dataset.load(user_data)
+    return Loader(prepare(dataset, config), seed=seed, fields=fields)

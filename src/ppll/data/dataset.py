@@ -1,0 +1,253 @@
+"""Samples and their labels, checked when they are put together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ppll.errors import DataError
+
+__all__ = ["ArrayLike", "Dataset", "Split"]
+
+ArrayLike = Tensor | npt.NDArray[Any] | Sequence[Any]
+"""What users have: a tensor, a numpy array, or nested lists."""
+
+_SHAPES = "uint8 images (N, C, H, W) or float32 of any shape (N, ...)"
+_WHOLE_NUMBERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Samples that are used together, such as all that are trained on.
+
+    Attributes:
+        inputs: uint8 images (N, C, H, W), or float32 of any shape (N, ...); on the CPU.
+        targets: Class indices (N), int64.
+
+    Raises:
+        DataError: The two do not belong together, are empty, or have other types.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __post_init__(self) -> None:
+        _check_inputs(self.inputs)
+        if self.targets.dtype != torch.int64 or self.targets.dim() != 1:
+            raise DataError(
+                f"targets must be int64 of shape (N,), found {_describe(self.targets)}: "
+                "give one class index a sample."
+            )
+        if len(self.inputs) != len(self.targets):
+            raise DataError(
+                f"there are {len(self.inputs)} inputs but {len(self.targets)} targets: "
+                "give one class index a sample."
+            )
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """One sample's shape, without N."""
+        return tuple(self.inputs.shape[1:])
+
+    @property
+    def holds_images(self) -> bool:
+        """Whether a sample has channels, height and width."""
+        return self.inputs.dim() == 4
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """What can be trained on and what is tested with.
+
+    Attributes:
+        train: Samples to learn from, and to keep a validation part of.
+        test: Samples that are only ever evaluated.
+        num_classes: Classes to tell apart.
+        mean: Of every channel of uint8 images, 0 to 1; none for floating point, which the network
+            gets as it is.
+        std: Standard deviation of every channel, like ``mean``.
+
+    Raises:
+        DataError: A label is not a class, or the parts do not fit together.
+    """
+
+    train: Split
+    test: Split
+    num_classes: int
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        train, test = self.train.inputs, self.test.inputs
+        if (train.shape[1:], train.dtype) != (test.shape[1:], test.dtype):
+            raise DataError(
+                f"train samples are {_describe(train)} but test samples {_describe(test)}: "
+                "give both the same shape and type."
+            )
+        _check_labels("train", self.train.targets, self.num_classes)
+        _check_labels("test", self.test.targets, self.num_classes)
+        self._check_normalisation()
+
+    def _check_normalisation(self) -> None:
+        needed = self.input_shape[0] if self.train.inputs.dtype == torch.uint8 else None
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            found = None if values is None else len(values)
+            if found != needed:
+                raise DataError(
+                    f"{name} must hold {needed or 'no'} numbers for samples that are "
+                    f"{_describe(self.train.inputs)}, found {values}."
+                )
+        if self.std is not None and min(self.std) <= 0:
+            raise DataError(f"std must be above 0 for every channel, found {self.std}.")
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """One sample's shape, without N."""
+        return self.train.input_shape
+
+    @classmethod
+    def from_arrays(
+        cls,
+        *,
+        train: tuple[ArrayLike, ArrayLike],
+        test: tuple[ArrayLike, ArrayLike],
+        num_classes: int | None = None,
+    ) -> Self:
+        """Make a data set of your own arrays: ``(inputs, targets)`` for each part.
+
+        Images in uint8 are scaled to mean 0 and deviation 1 a channel when they are used;
+        floating point goes to the network as it is. Arrays that have the right type already are
+        not copied, so leave them unchanged while they are in use.
+
+        Args:
+            train: Inputs (N, C, H, W) in uint8 or (N, ...) in any floating point, and class
+                indices (N) in any type of whole number.
+            test: The same, of samples to test with.
+            num_classes: Classes to tell apart; without it, one more than the largest label.
+
+        Raises:
+            DataError: The arrays do not fit together.
+        """
+        train_split, test_split = _as_split("train", *train), _as_split("test", *test)
+        if num_classes is None:
+            num_classes = 1 + max(int(part.targets.max()) for part in (train_split, test_split))
+        mean = std = None
+        if train_split.inputs.dtype == torch.uint8:
+            mean, std = _channel_statistics(train_split.inputs)
+        return cls(train_split, test_split, num_classes, mean, std)
+
+    def save(self, path: Path) -> None:
+        """Write everything to one safetensors file, which ``load`` reads."""
+        facts = {"num_classes": self.num_classes, "mean": self.mean, "std": self.std}
+        tensors = {
+            "train.inputs": self.train.inputs.contiguous(),
+            "train.targets": self.train.targets.contiguous(),
+            "test.inputs": self.test.inputs.contiguous(),
+            "test.targets": self.test.targets.contiguous(),
+        }
+        # safetensors refuses tensors that share memory, as a set does that is tested on what it
+        # is trained on.
+        if tensors["train.inputs"].data_ptr() == tensors["test.inputs"].data_ptr():
+            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        safetensors.torch.save_file(tensors, path, metadata={"ppll": json.dumps(facts)})
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what ``save`` has written.
+
+        Raises:
+            DataError: The file is missing, damaged, or of another kind.
+        """
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                facts = json.loads(file.metadata()["ppll"])
+                train, test = (
+                    Split(file.get_tensor(f"{part}.inputs"), file.get_tensor(f"{part}.targets"))
+                    for part in ("train", "test")
+                )
+        except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"cannot read the data set {path}: {error}.") from None
+        mean, std = (None if facts[k] is None else tuple(facts[k]) for k in ("mean", "std"))
+        return cls(train, test, facts["num_classes"], mean, std)
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
+
+
+def _check_inputs(inputs: Tensor) -> None:
+    fits = inputs.dim() == 4 if inputs.dtype == torch.uint8 else inputs.dim() >= 1
+    if inputs.dtype not in (torch.uint8, torch.float32) or not fits:
+        raise DataError(f"inputs must be {_SHAPES}, found {_describe(inputs)}.")
+    if inputs.numel() == 0:
+        raise DataError(f"inputs of shape {tuple(inputs.shape)} are empty: give samples.")
+    if inputs.requires_grad:
+        raise DataError("inputs require a gradient, but data is not learned: give plain values.")
+
+
+def _check_labels(part: str, targets: Tensor, num_classes: int) -> None:
+    bad = torch.nonzero((targets < 0) | (targets >= num_classes))
+    if len(bad) > 0:
+        index = int(bad[0])
+        raise DataError(
+            f"label {int(targets[index])} of {part} sample {index} is not a class: "
+            f"{num_classes} classes have the labels 0 to {num_classes - 1}."
+        )
+
+
+def _as_split(part: str, inputs: ArrayLike, targets: ArrayLike) -> Split:
+    try:
+        samples, labels = _as_tensor(inputs), _as_tensor(targets)
+        if samples.is_floating_point():
+            samples = samples.to(torch.float32)
+            _check_finite(samples)
+        if labels.dtype in _WHOLE_NUMBERS:
+            labels = labels.to(torch.int64)
+        return Split(samples, labels)
+    except DataError as error:
+        raise DataError(f"{part}: {error}") from None
+
+
+def _as_tensor(array: ArrayLike) -> Tensor:
+    if isinstance(array, Tensor):
+        return array.cpu().contiguous()
+    plain = np.asarray(array)
+    if plain.dtype.kind not in "iufb":
+        raise DataError(f"found an array of {plain.dtype}: give whole numbers or floating point.")
+    # torch takes native byte order and memory that may be written, and no negative strides.
+    native = plain.astype(plain.dtype.newbyteorder("="), copy=False)
+    return torch.from_numpy(np.require(native, requirements=["C", "W"]))
+
+
+def _check_finite(samples: Tensor) -> None:
+    finite = samples.isfinite()
+    if not finite.all():
+        index = int(torch.nonzero(~finite.flatten(1).all(1) if samples.dim() > 1 else ~finite)[0])
+        raise DataError(f"sample {index} holds a value that is not finite: mend or leave it out.")
+
+
+def _channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of every channel of uint8 images, scaled to 0 to 1."""
+    levels = np.arange(256) / 255
+    means, stds = [], []
+    for channel in range(images.shape[1]):
+        # Counting is exact, so the result depends on no order of summation.
+        counts = torch.bincount(images[:, channel].flatten(), minlength=256).numpy()
+        mean = float(np.average(levels, weights=counts))
+        std = float(np.sqrt(np.average((levels - mean) ** 2, weights=counts)))
+        means.append(mean)
+        stds.append(std if std > 0 else 1.0)  # a channel of one value becomes 0
+    return tuple(means), tuple(stds)

@@ -1,0 +1,154 @@
+"""Labelled images in parquet tables, as the Hugging Face hub keeps them.
+
+Imports pyarrow and Pillow, which are extras: import this module only where it is needed.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet
+from PIL import Image
+
+from ppll.errors import DataError
+
+__all__ = ["ImageColumns", "decode_table", "read_files"]
+
+Pixels = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
+
+_FORMATS = ("PNG", "WEBP")
+"""Lossless ones only; naming them also opens an image six times as fast."""
+
+
+@dataclass(frozen=True)
+class ImageColumns:
+    """What a table must hold.
+
+    Attributes:
+        image: Column of structs whose ``bytes`` are an encoded image.
+        label: Column of whole numbers.
+        size: Width and height of every image, in pixels; all are RGB.
+        num_classes: Labels are 0 to one less than this.
+    """
+
+    image: str
+    label: str
+    size: tuple[int, int]
+    num_classes: int
+
+
+def read_files(files: Sequence[Path], columns: ImageColumns) -> tuple[Pixels, Labels]:
+    """Decode the images of several files, one after the other.
+
+    Returns:
+        Images (N, 3, H, W) and labels (N).
+
+    Raises:
+        DataError: A file is missing or damaged or holds something else; names file and row.
+    """
+    parts = [decode_table(_read_table(file, columns), columns, str(file)) for file in files]
+    images, labels = zip(*parts, strict=True)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def decode_table(table: Any, columns: ImageColumns, source: str) -> tuple[Pixels, Labels]:
+    """Decode the images of one table.
+
+    Args:
+        table: A ``pyarrow.Table``.
+        columns: What it must hold.
+        source: Where it comes from, for messages.
+
+    Returns:
+        Images (N, 3, H, W) and labels (N).
+
+    Raises:
+        DataError: The table holds something else; names the row.
+    """
+    _check_schema(table.schema, columns, source)
+    labels = _checked_labels(table.column(columns.label), columns, source)
+    encoded = pa.compute.struct_field(table.column(columns.image), "bytes").to_pylist()
+    width, height = columns.size
+    images = np.empty((len(encoded), 3, height, width), np.uint8)
+
+    # One after the other: so small an image costs more Python than decoding, and threads that
+    # wait for each other's Python made it slower (2.7 s for 10,000 images instead of 1.9 s).
+    for row, content in enumerate(encoded):
+        try:
+            images[row] = _decode(content, columns.size)
+        except DataError as error:
+            raise DataError(f"{source}: the image in row {row} {error}") from None
+    return images, labels
+
+
+def _read_table(file: Path, columns: ImageColumns) -> Any:
+    try:
+        with pa.parquet.ParquetFile(file) as parquet:
+            _check_schema(parquet.schema_arrow, columns, str(file))
+            return parquet.read(columns=[columns.image, columns.label])
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{file} is not a whole parquet file ({error}): fetch it again.") from None
+
+
+def _check_schema(schema: Any, columns: ImageColumns, source: str) -> None:
+    fields = {field.name: field.type for field in schema}
+    for name in (columns.image, columns.label):
+        if name not in fields:
+            raise DataError(
+                f"{source} has no column {name!r}: found {', '.join(fields) or 'none'}."
+            )
+    image, label = fields[columns.image], fields[columns.label]
+    inner = {field.name: field.type for field in image} if pa.types.is_struct(image) else {}
+    binary = inner.get("bytes", pa.null())
+    if not (pa.types.is_binary(binary) or pa.types.is_large_binary(binary)):
+        raise DataError(
+            f"{source}: column {columns.image!r} must be a struct with binary 'bytes', "
+            f"found {image}."
+        )
+    if not pa.types.is_integer(label):
+        raise DataError(
+            f"{source}: column {columns.label!r} must hold whole numbers, found {label}."
+        )
+
+
+def _checked_labels(column: Any, columns: ImageColumns, source: str) -> Labels:
+    if len(column) == 0:
+        raise DataError(f"{source} has no rows.")
+    values = column.to_pylist()
+    for row, value in enumerate(values):
+        if value is None or not 0 <= value < columns.num_classes:
+            raise DataError(
+                f"{source}: the label in row {row} is {value}, "
+                f"allowed are 0 to {columns.num_classes - 1}."
+            )
+    return np.array(values, np.int64)
+
+
+def _decode(encoded: bytes | None, size: tuple[int, int]) -> Pixels:
+    """One image (3, H, W)."""
+    if encoded is None:
+        raise DataError("is missing.")
+    try:
+        with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+            # Asked before anything is decoded, since a small file may be a huge image.
+            _check_image(image, size)
+            return np.asarray(image).transpose(2, 0, 1)
+    except DataError:
+        raise
+    except Exception as error:  # what Pillow's decoders raise has no common type
+        raise DataError(f"cannot be decoded ({type(error).__name__}: {error}).") from None
+
+
+def _check_image(image: Image.Image, size: tuple[int, int]) -> None:
+    if (image.mode, image.size) != ("RGB", size):
+        found, allowed = (f"{width} x {height}" for width, height in (image.size, size))
+        raise DataError(f"is {image.mode} of {found} pixels, allowed is RGB of {allowed}.")

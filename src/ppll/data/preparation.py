@@ -1,0 +1,111 @@
+"""A data set as a recipe wants it: limited, with a validation part, and checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ppll.config import DataConfig
+from ppll.data.dataset import Dataset
+from ppll.errors import DataError
+from ppll.randomness import fold, fold_array
+
+__all__ = ["PreparedData", "hold_out", "prepare"]
+
+Samples = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedData:
+    """A data set and which of its training samples are used for what.
+
+    A sample keeps its index in ``dataset.train`` for good, so its place in an epoch and its crops
+    are the same whether or not other samples are kept for validation.
+
+    Attributes:
+        dataset: The whole data set.
+        config: What the recipe says about it.
+        train_samples: Indices in ``dataset.train`` of what is learned from, ascending.
+        validation_samples: Indices in ``dataset.train`` of what is kept back, ascending.
+    """
+
+    dataset: Dataset
+    config: DataConfig
+    train_samples: Samples
+    validation_samples: Samples
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training batches of an epoch."""
+        full, left = divmod(len(self.train_samples), self.config.batch_size)
+        return full if self.config.drop_last or left == 0 else full + 1
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Samples that can be evaluated: ``"test"``, and ``"validation"`` where it is kept."""
+        return ("validation", "test") if len(self.validation_samples) else ("test",)
+
+
+def prepare(dataset: Dataset, config: DataConfig) -> PreparedData:
+    """Limit the training samples, then keep a part of them back for validation.
+
+    Raises:
+        DataError: Too few samples are left, or crop and flip are asked for without images.
+    """
+    _check_augmentation(dataset, config)
+    num_samples = min(len(dataset.train), config.train_limit or len(dataset.train))
+    train, validation = hold_out(num_samples, _num_validation(config, num_samples), "validation")
+    if config.batch_size > len(train):
+        raise DataError(
+            f"data.batch_size = {config.batch_size}, but there are only {len(train)} training "
+            f"samples: choose 1 to {len(train)}."
+        )
+    return PreparedData(dataset, config, train, validation)
+
+
+def hold_out(num_samples: int, num_held_out: int, purpose: str) -> tuple[Samples, Samples]:
+    """Part ``num_samples`` samples in those that are kept and those that are held out.
+
+    Which are held out is a hash of their index and the purpose, the same for every seed.
+
+    Returns:
+        Indices of both parts, ascending.
+    """
+    samples = np.arange(num_samples, dtype=np.int64)
+    order = np.argsort(fold_array(fold("hold out", purpose), samples), kind="stable")
+    return np.sort(order[num_held_out:]), np.sort(order[:num_held_out])
+
+
+def _num_validation(config: DataConfig, num_samples: int) -> int:
+    wanted = config.validation
+    number = wanted if isinstance(wanted, int) else round(wanted * num_samples)
+    if number >= num_samples:
+        raise DataError(
+            f"data.validation = {wanted} leaves none of {num_samples} training samples to learn "
+            f"from: choose at most {num_samples - 1}."
+        )
+    if wanted and number == 0:
+        raise DataError(
+            f"data.validation = {wanted} of {num_samples} training samples is less than one: "
+            "choose a larger share, a number of samples, or 0."
+        )
+    return number
+
+
+def _check_augmentation(dataset: Dataset, config: DataConfig) -> None:
+    if not (config.crop or config.flip):
+        return
+    key = "data.crop" if config.crop else "data.flip"
+    if not dataset.train.holds_images:
+        raise DataError(
+            f"{key} needs images (channels, height, width), but samples of {config.name!r} have "
+            f"the shape {dataset.input_shape}: leave it out."
+        )
+    smaller_side = min(dataset.input_shape[1:])
+    if config.crop >= smaller_side:
+        raise DataError(
+            f"data.crop = {config.crop} could cut a whole image away, whose smaller side is "
+            f"{smaller_side}: choose 0 to {smaller_side - 1}."
+        )

@@ -1,0 +1,110 @@
+"""All that a rank needs to know of a run, small enough to hand to a process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ppll.config import Recipe
+from ppll.models import models
+from ppll.models.network import Network
+from ppll.run_folder import RunFolder
+from ppll.split import Blueprint
+from ppll.testing import Fault
+
+__all__ = ["DataFacts", "Job", "RankResult"]
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What every rank must know of the data, which only the first one loads.
+
+    Attributes:
+        input_shape: One sample's shape, without N.
+        num_classes: Classes to tell apart.
+        steps_per_epoch: Training batches of an epoch.
+    """
+
+    input_shape: tuple[int, ...]
+    num_classes: int
+    steps_per_epoch: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, as every rank is told of it.
+
+    Attributes:
+        recipe: The run's recipe.
+        folder: Where the run is kept.
+        facts: What every rank must know of the data.
+        num_stages: Processes.
+        start_step: The committed checkpoint to start from; values of all blocks come from there.
+        skeleton: A user's own network on the meta device; none for one that the recipe names.
+        user_data: Whether the data was given from Python and lies in the run folder.
+        evaluates_only: Evaluate the checkpoint and stop.
+        sockets: Private folder in which neighbours meet.
+        secret: What they show each other.
+        fault: The failure that a test wants.
+    """
+
+    recipe: Recipe
+    folder: RunFolder
+    facts: DataFacts
+    num_stages: int
+    start_step: int = 0
+    skeleton: Network | None = None
+    user_data: bool = False
+    evaluates_only: bool = False
+    sockets: Path | None = None
+    secret: bytes = field(default=b"", repr=False)
+    fault: Fault | None = None
+
+    def blueprint(self) -> Blueprint:
+        """The run's network cut into blocks, without values."""
+        return draw_blueprint(self.recipe, self.facts, self.skeleton)
+
+
+def draw_blueprint(recipe: Recipe, facts: DataFacts, network: Network | None) -> Blueprint:
+    """Cut the given network, or the one that the recipe names, into blocks.
+
+    Raises:
+        UsageError: The network is unknown, or cannot be cut as the recipe says.
+    """
+    if network is None:
+        with torch.device("meta"):
+            network = models.build(
+                recipe.model.name, recipe.model.options, facts.input_shape, facts.num_classes
+            )
+    return Blueprint.draw(
+        recipe,
+        network,
+        input_shape=facts.input_shape,
+        num_classes=facts.num_classes,
+        steps_per_epoch=facts.steps_per_epoch,
+    )
+
+
+@dataclass(frozen=True)
+class RankResult:
+    """What one rank has to say at the end.
+
+    Attributes:
+        step: Training batches it has learned from.
+        samples: Training samples among them.
+        seconds: From its first message to the stop.
+        busy_fraction: Share of them in which it did not wait for another rank.
+        peak_memory_bytes: Most memory its process had.
+        exits: Accuracy by split and block index, of the last evaluation of each.
+        digests: One line a tensor; see ``checkpoint.tensor_digest``.
+    """
+
+    step: int
+    samples: int
+    seconds: float
+    busy_fraction: float
+    peak_memory_bytes: int
+    exits: dict[str, dict[int, float]]
+    digests: tuple[str, ...]

@@ -1,0 +1,208 @@
+"""Start all ranks of one host, watch them, stop them, and name the first cause of a failure.
+
+Starting and collecting is PyTorch's elastic agent's; what it lacks is here. A rank that fails says
+so over its lifeline; its neighbours find their channels closed and leave without a word. Whatever
+is left a second later is killed.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import selectors
+import shutil
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from ppll import rank_process
+from ppll.agent import Agent
+from ppll.channels import sockets
+from ppll.errors import ChannelTimeout, Interrupted, WorkerError
+from ppll.failure import Failure
+from ppll.interrupts import Interrupts
+from ppll.job import Job, RankResult
+from ppll.lifeline import LauncherEnd
+from ppll.stall import describe, find_stall, is_stopped, request_stacks
+from ppll.status import Status, StatusPage
+
+__all__ = ["Launcher", "Watcher"]
+
+Watcher = Callable[[Sequence[Status]], None]
+"""Is shown every rank's status a few times a second."""
+
+_DIED: Final = "the process died"
+_TURN_S: Final = 0.05
+_HANDSHAKE_S: Final = 1.0
+_GRACE_S: Final = 1.0
+"""How long ranks may take to leave once a failure is known."""
+
+
+class Launcher:
+    """Carries out a job in one process a stage.
+
+    Args:
+        job: The run.
+        interrupts: Signals so far; the first ends the stream, the second everything.
+        watch: Is shown every rank's status a few times a second.
+    """
+
+    def __init__(self, job: Job, interrupts: Interrupts, watch: Watcher | None = None) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="ppll-"))
+        self._job = replace(job, sockets=self._folder, secret=secrets.token_bytes(32))
+        self._interrupts = interrupts
+        self._watch = watch
+        self._pages = [StatusPage() for _ in range(job.num_stages)]
+        self._lines: dict[int, LauncherEnd] = {}
+        self._failures: list[Failure] = []
+        self._failed_at: float | None = None
+        self._told_to_end = False
+        self._selector = selectors.DefaultSelector()
+
+    def run(self) -> list[RankResult]:
+        """Start the ranks and wait for their results, in order of rank.
+
+        Raises:
+            WorkerError: A rank failed; all are gone.
+        """
+        agent = Agent(rank_process.main, (self._job,), self._job.num_stages, self._folder)
+        self._listen()
+        agent.start()
+        try:
+            while agent.is_running():
+                self._turn()
+            self._hear(timeout_s=0)
+            return self._collect(agent)
+        finally:
+            while agent.is_running():
+                self._kill_all()
+                agent.join(_TURN_S)
+            self._clean_up()
+
+    def _turn(self) -> None:
+        self._hear(_TURN_S)
+        if self._watch is not None and not self._failures:
+            self._watch([page.read() for page in self._pages])
+        self._pass_on_interrupts()
+        self._look_for_stall()
+        if self._failed_at is not None and time.monotonic() > self._failed_at + _GRACE_S:
+            self._kill_all()
+
+    # --- hearing ranks ---------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        for rank in range(self._job.num_stages):
+            listener = sockets.listen(rank_process.line_path(self._job, rank))
+            self._selector.register(listener, selectors.EVENT_READ, data=None)
+
+    def _hear(self, timeout_s: float) -> None:
+        for key, _ in self._selector.select(timeout_s):
+            assert isinstance(key.fileobj, socket.socket)
+            if isinstance(key.data, LauncherEnd):
+                self._hear_rank(key.data)
+            else:
+                self._accept(key.fileobj)
+
+    def _accept(self, listener: socket.socket) -> None:
+        with suppress(ChannelTimeout):
+            connection = sockets.accept(listener, self._job.secret, _HANDSHAKE_S)
+            self._selector.unregister(listener)
+            line = LauncherEnd(connection)
+            self._selector.register(connection, selectors.EVENT_READ, data=line)
+
+    def _hear_rank(self, line: LauncherEnd) -> None:
+        is_there = line.receive()
+        if line.rank >= 0 and line.rank not in self._lines:
+            self._lines[line.rank] = line
+            line.welcome(self._pages[line.rank])
+        if line.failure is not None:
+            self._note(line.failure)
+        if not is_there:
+            self._selector.unregister(line.socket)
+            spoke = line.failure or line.result or line.is_aftermath
+            if line.rank >= 0 and not spoke and self._failed_at is None:
+                self._note(self._silent(line.rank, _DIED))
+
+    def _note(self, failure: Failure) -> None:
+        if failure not in self._failures:
+            self._failures.append(failure)
+        if self._failed_at is None:
+            self._failed_at = time.monotonic()
+
+    def _silent(self, rank: int, cause: str, detail: str = "") -> Failure:
+        return Failure.silent(rank, self._pages[rank].read(), time.monotonic(), cause, detail)
+
+    # --- ending ----------------------------------------------------------------------------
+
+    def _pass_on_interrupts(self) -> None:
+        if self._interrupts.count and not self._told_to_end and 0 in self._lines:
+            self._lines[0].ask_to_end()
+            self._told_to_end = True
+        if self._interrupts.count > 1:
+            self._kill_all()
+
+    def _look_for_stall(self) -> None:
+        if self._failed_at is not None or len(self._lines) < self._job.num_stages:
+            return
+        statuses = [page.read() for page in self._pages]
+        timeout_s = self._job.recipe.runtime.stall_timeout_s
+        now_s = time.monotonic()
+        rank = find_stall(statuses, now_s, timeout_s, lambda r: is_stopped(self._lines[r].pid))
+        if rank is not None and self._lines[rank].result is None:
+            stacks = request_stacks(
+                self._lines[rank].pid,
+                rank_process.stacks_path(self._job, rank),
+                rank_process.STACKS_SIGNAL,
+            )
+            cause = f"no progress for {timeout_s:g} s (runtime.stall_timeout_s)"
+            self._note(self._silent(rank, cause, f"{describe(statuses, now_s)}\n{stacks}"))
+            self._kill_all()
+
+    def _kill_all(self) -> None:
+        for line in self._lines.values():
+            with suppress(ProcessLookupError):
+                os.kill(line.pid, signal.SIGKILL)
+
+    def _clean_up(self) -> None:
+        for key in list(self._selector.get_map().values()):
+            key.fileobj.close()  # type: ignore[union-attr]
+        self._selector.close()
+        for page in self._pages:
+            page.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _collect(self, agent: Agent) -> list[RankResult]:
+        results = [line.result for _, line in sorted(self._lines.items()) if line.result]
+        if len(results) == self._job.num_stages and not self._failures:
+            return results
+        if self._interrupts.count > 1:
+            raise Interrupted("interrupted twice: stopped at once, nothing more was saved.")
+        raise WorkerError(self._first_cause(agent).message())
+
+    def _first_cause(self, agent: Agent) -> Failure:
+        """The earliest failure; one of a rank that died without a word gets its exit code."""
+        codes = agent.exit_codes()
+        if not self._failures:
+            rank = next((r for r, code in codes.items() if code), 0)
+            cause = f"{_ending(codes.get(rank))} before it reached the launcher ({agent.error})"
+            return self._silent(rank, cause)
+        first = min(self._failures, key=lambda failure: failure.time_s)
+        if first.cause == _DIED:
+            return replace(first, cause=_ending(codes.get(first.rank)))
+        return first
+
+
+def _ending(code: int | None) -> str:
+    """How a process ended, in words."""
+    if code is None:
+        return _DIED
+    if code >= 0:
+        return f"the process exited with code {code}"
+    hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+    return f"the process was killed by {signal.Signals(-code).name}{hint}"

@@ -1,0 +1,148 @@
+"""The line between the launcher and each of its ranks.
+
+Over it a rank gets its status page, reports its failure or its result, and hears that the run
+should end. It also ties lives together: when the launcher is gone the rank's end of the line
+closes and the rank leaves; when a rank is gone without a word the launcher sees it at once.
+
+The launcher speaks first: it answers a rank's ``hello`` with the descriptor of its page. Everything
+else is one JSON object a line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import pydantic
+
+from ppll.channels import sockets
+from ppll.errors import ProtocolError
+from ppll.failure import Failure
+from ppll.job import RankResult
+from ppll.status import StatusPage
+
+__all__ = ["LauncherEnd", "RankEnd"]
+
+_CONNECT_TIMEOUT_S: Final = 60.0
+_MAX_BYTES: Final = 1 << 26
+_FAILURE = pydantic.TypeAdapter(Failure)
+_RESULT = pydantic.TypeAdapter(RankResult)
+
+
+class RankEnd:
+    """The rank's end of the line.
+
+    Args:
+        path: The launcher's socket.
+        secret: The run's secret.
+        rank: Who this is.
+        generation: How often the run has been restarted.
+    """
+
+    def __init__(self, path: Path, secret: bytes, rank: int, generation: int) -> None:
+        self.ends_early = threading.Event()
+        self._socket = sockets.connect(path, secret, _CONNECT_TIMEOUT_S)
+        self._socket.setblocking(True)
+        self._send(hello=rank, generation=generation, pid=os.getpid())
+        _, descriptors, _, _ = socket.recv_fds(self._socket, 1, 1)
+        if not descriptors:
+            os._exit(1)  # The launcher was gone before it answered.
+        self.page = StatusPage(descriptors[0])
+        threading.Thread(target=self._listen, name="lifeline", daemon=True).start()
+
+    def report_failure(self, failure: Failure) -> None:
+        """Say what went wrong here."""
+        self._send(failure=asdict(failure))
+
+    def report_aftermath(self) -> None:
+        """Say that a neighbour is gone: the cause lies elsewhere."""
+        self._send(aftermath=True)
+
+    def report_result(self, result: RankResult) -> None:
+        """Say what this rank came to."""
+        self._send(result=asdict(result))
+
+    def _send(self, **message: Any) -> None:
+        self._socket.sendall(json.dumps(message).encode() + b"\n")
+
+    def _listen(self) -> None:
+        """Hear the wish to end; leave when the launcher is gone."""
+        while self._socket.recv(1):
+            self.ends_early.set()
+        os._exit(1)
+
+
+class LauncherEnd:
+    """The launcher's end of one rank's line.
+
+    Args:
+        connection: A connection that showed the run's secret.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.socket = connection
+        self.rank = -1
+        self.generation = -1
+        self.pid = -1
+        self.failure: Failure | None = None
+        self.result: RankResult | None = None
+        self.is_aftermath = False
+        self._buffer = b""
+
+    def receive(self) -> bool:
+        """Take in what has arrived; false when the rank is gone.
+
+        Raises:
+            ProtocolError: It is not what a rank says.
+        """
+        try:
+            chunk = self.socket.recv(1 << 16)
+        except ConnectionError:
+            chunk = b""
+        self._buffer += chunk
+        if len(self._buffer) > _MAX_BYTES:
+            raise ProtocolError(f"rank {self.rank} sent over {_MAX_BYTES} bytes without an end.")
+        for line in self._lines():
+            self._understand(line)
+        return bool(chunk)
+
+    def welcome(self, page: StatusPage) -> None:
+        """Give the rank its page."""
+        socket.send_fds(self.socket, [b"p"], [page.descriptor])
+
+    def ask_to_end(self) -> None:
+        """Ask the rank to end the run; nothing happens where it is gone."""
+        try:
+            self.socket.sendall(b"e")
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        """Hang up; a rank that is still there leaves."""
+        self.socket.close()
+
+    def _lines(self) -> Iterator[bytes]:
+        *lines, self._buffer = self._buffer.split(b"\n")
+        yield from lines
+
+    def _understand(self, line: bytes) -> None:
+        try:
+            message = json.loads(line)
+            if "hello" in message:
+                self.rank = int(message["hello"])
+                self.generation = int(message["generation"])
+                self.pid = int(message["pid"])
+            elif "failure" in message:
+                self.failure = _FAILURE.validate_python(message["failure"])
+            elif "result" in message:
+                self.result = _RESULT.validate_python(message["result"])
+            else:
+                self.is_aftermath = bool(message["aftermath"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ProtocolError(f"rank {self.rank} sent {line[:80]!r}: {error}.") from None

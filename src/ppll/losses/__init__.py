@@ -1,0 +1,1 @@
+"""Shelf of local losses: pure functions of predictions, features and targets."""

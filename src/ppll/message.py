@@ -1,0 +1,121 @@
+"""What travels from stage to stage.
+
+Everything travels in one queue: training batches, evaluation batches, checkpoint marks, ends of
+epochs and the stop are messages of one sequence, so every block sees each of them after exactly
+the same batches and nothing ever has to drain.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Self
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "ALIGNMENT",
+    "FEATURES",
+    "NOTHING_SAVED",
+    "TARGETS",
+    "Kind",
+    "Message",
+    "canonical",
+    "dense_copy",
+    "is_dense",
+]
+
+FEATURES: Final = "features"
+TARGETS: Final = "targets"
+NOTHING_SAVED: Final = -1
+
+ALIGNMENT: Final = 64
+"""Bytes; linear and attention kernels give other bits on addresses that are less aligned."""
+
+
+class Kind(enum.IntEnum):
+    """What a message asks of a block."""
+
+    TRAIN = 1
+    """Send the features on, then learn from the batch."""
+    EVALUATE = 2
+    """Send the features on and count what the block's exit gets right; learn nothing."""
+    EVALUATION_END = 3
+    """Report what was counted since the last end; ``split`` says on which samples."""
+    EPOCH_END = 4
+    """All batches of an epoch have passed."""
+    CHECKPOINT = 5
+    """Save yourself as you are now, after ``step`` training batches."""
+    STOP = 6
+    """Nothing follows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One message and the tensors that travel in it.
+
+    Attributes:
+        kind: What it asks of a block.
+        sequence: Position among all messages of the run, from 0; a gap is an error.
+        step: Training batches up to and including this message.
+        epoch: Epoch of the batch, from 0.
+        split: The samples of an evaluation, such as ``"test"``; empty otherwise.
+        saved_step: Newest checkpoint that the sender and all before it have on disk;
+            ``NOTHING_SAVED`` where there is none.
+        tensors: By field name: ``features`` (N, ...), ``targets`` (N), and what the method adds.
+    """
+
+    kind: Kind
+    sequence: int
+    step: int
+    epoch: int = 0
+    split: str = ""
+    saved_step: int = NOTHING_SAVED
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def features(self) -> Tensor:
+        """What the previous block made of the batch: (N, ...)."""
+        return self.tensors[FEATURES]
+
+    @property
+    def targets(self) -> Tensor:
+        """What is to be predicted: (N) class indices."""
+        return self.tensors[TARGETS]
+
+    def with_tensors(self, **tensors: Tensor) -> Self:
+        """A copy in which ``tensors`` take the place of the fields of the same name."""
+        return dataclasses.replace(self, tensors={**self.tensors, **tensors})
+
+    def with_saved_step(self, saved_step: int) -> Self:
+        """A copy that carries another ``saved_step``."""
+        return dataclasses.replace(self, saved_step=saved_step)
+
+
+def canonical(tensor: Tensor) -> Tensor:
+    """The tensor as every placement hands it on: detached from any gap and aligned.
+
+    A tensor that is dense and starts on an ``ALIGNMENT`` boundary is returned as it is, otherwise
+    a copy.
+    """
+    if is_dense(tensor) and tensor.data_ptr() % ALIGNMENT == 0:
+        return tensor
+    return dense_copy(tensor)
+
+
+def dense_copy(tensor: Tensor) -> Tensor:
+    """A copy without gaps; torch's allocators align it."""
+    kept = torch.preserve_format if is_dense(tensor) else torch.contiguous_format
+    return tensor.clone(memory_format=kept)
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the elements fill their memory without gap or overlap, in any order of dimensions.
+
+    Memory formats such as channels_last are dense and kept on the way.
+    """
+    # The first test is ten times as fast and nearly always enough.
+    return tensor.is_contiguous() or bool(torch.ops.aten.is_non_overlapping_and_dense(tensor))

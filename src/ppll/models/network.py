@@ -1,0 +1,302 @@
+"""What every model is: an ordered row of layers that can be cut between any two.
+
+A layer is the smallest piece that is never cut. It takes one tensor whose first dimension is the
+batch and returns one; the next layer takes that. So any consecutive layers make a block, and
+what crosses a cut is one tensor of features.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final, Self
+
+import torch
+from torch import Tensor, nn
+
+from ppll.errors import ModelError
+from ppll.randomness import fold
+
+__all__ = ["Layer", "Network", "feature_shapes", "initialise", "qualified"]
+
+_NUM_SAMPLES: Final = 2
+"""Samples of a trial run: with one, a layer that mixes up its dimensions could go unnoticed."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The smallest piece of a network that is never cut.
+
+    Attributes:
+        name: Prefix of its parameters' names in the un-split model, such as ``"stage1_0"``;
+            empty, for no prefix, where the layer is the whole network.
+        module: What it computes: one tensor (N, ...) to one floating tensor (N, ...).
+    """
+
+    name: str
+    module: nn.Module
+
+    def __str__(self) -> str:
+        return f"layer {self.name!r} ({type(self.module).__name__})"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A whole model as a row of layers.
+
+    Attributes:
+        layers: In forward order; no two share a module, a parameter or a buffer.
+        num_stem: Leading layers that even cuts give to the first block and do not count.
+        num_head: Trailing layers that go with the last block and do not count.
+
+    Raises:
+        ModelError: The row is empty, a name cannot stand, something is not a module, or two
+            layers share something.
+    """
+
+    layers: tuple[Layer, ...]
+    num_stem: int = 0
+    num_head: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise ModelError("a network needs at least one layer, found none.")
+        _check_counts(self)
+        _check_names(self.layers)
+        _check_nothing_shared(self.layers)
+
+    def as_module(self) -> nn.Module:
+        """The un-split model: the layers themselves, one after the other, not copies of them.
+
+        Its parameters are called ``f"{layer.name}.{parameter}"``.
+        """
+        if self.layers[0].name == "":
+            return self.layers[0].module
+        return nn.Sequential(OrderedDict((layer.name, layer.module) for layer in self.layers))
+
+    @classmethod
+    def from_modules(cls, modules: nn.Sequential | Sequence[nn.Module]) -> Self:
+        """A user's own model: each module (each child of an ``nn.Sequential``) is a layer.
+
+        Layers are called as ``nn.Sequential`` calls them: by their own name, or "0", "1", ...
+
+        Raises:
+            ModelError: It is a module that is not a plain row of others, or the layers cannot
+                make a network.
+        """
+        if isinstance(modules, nn.Module):
+            named = list(_children(modules).items())
+        else:
+            named = [(str(index), module) for index, module in enumerate(modules)]
+        return cls(tuple(Layer(name, module) for name, module in named))
+
+
+def _children(model: nn.Module) -> dict[str, nn.Module]:
+    """Children of a plain ``nn.Sequential`` by name."""
+    if not isinstance(model, nn.Sequential) or type(model).forward is not nn.Sequential.forward:
+        raise ModelError(
+            f"cannot cut a {type(model).__name__}: what its forward does between its layers is "
+            "unknown. Give an nn.Sequential or a list of modules, in forward order."
+        )
+    # Not named_children(): it skips a module that stands in the row a second time.
+    return dict(zip(model._modules, model, strict=True))
+
+
+def _check_counts(network: Network) -> None:
+    num_layers = len(network.layers)
+    if min(network.num_stem, network.num_head) < 0:
+        raise ModelError(
+            "num_stem and num_head cannot be negative, "
+            f"found {network.num_stem} and {network.num_head}."
+        )
+    if network.num_stem + network.num_head > num_layers:
+        raise ModelError(
+            f"num_stem = {network.num_stem} and num_head = {network.num_head} "
+            f"do not fit into {num_layers} layers."
+        )
+
+
+def _check_names(layers: Sequence[Layer]) -> None:
+    seen: set[str] = set()
+    container = nn.Sequential()
+    for layer in layers:
+        _check_module(layer.name, layer.module)
+        if layer.name == "" and len(layers) > 1:
+            raise ModelError(f"{layer} needs a name: only a network of one layer may do without.")
+        if "." in layer.name or (layer.name and hasattr(container, layer.name)):
+            raise ModelError(f"{layer}: a name has no dot and is no attribute of nn.Sequential.")
+        if layer.name in seen:
+            raise ModelError(f"two layers are called {layer.name!r}: give each a name of its own.")
+        seen.add(layer.name)
+
+
+def _check_module(name: str, module: object) -> None:
+    if not isinstance(module, nn.Module):
+        raise ModelError(
+            f"layer {name!r} must be an nn.Module, found {type(module).__name__}; "
+            "a plain function needs a module around it."
+        )
+
+
+def _check_nothing_shared(layers: Sequence[Layer]) -> None:
+    """Refuse what two layers share: cut apart, each would train and save a copy of its own."""
+    owners: dict[int, tuple[Layer, str]] = {}
+    for layer in layers:
+        for kind, name, thing in _contents(layer):
+            owner, first_name = owners.setdefault(id(thing), (layer, name))
+            if owner is not layer:
+                raise ModelError(
+                    f"{first_name!r} and {name!r} are the same {kind}, which would be cut apart. "
+                    "Give each layer its own, or make one layer of both and what lies between."
+                )
+
+
+def _contents(layer: Layer) -> Iterator[tuple[str, str, object]]:
+    """Kind, qualified name and identity of a layer's state.
+
+    A module without state, such as a ReLU, may stand in the row as often as it likes.
+    """
+    module = layer.module
+    yield from (("parameter", name, it) for name, it in module.named_parameters(prefix=layer.name))
+    yield from (("buffer", name, it) for name, it in module.named_buffers(prefix=layer.name))
+
+
+def qualified(layer_name: str, name: str) -> str:
+    """What a layer's parameter ``name`` is called in the un-split model."""
+    return f"{layer_name}.{name}" if layer_name else name
+
+
+def initialise(module: nn.Module, prefix: str, seed: int) -> None:
+    """Give parameters and buffers their first values: a function of the seed and their names.
+
+    Each module that owns some directly is reset by its own ``reset_parameters`` after the default
+    generator was seeded from the seed and the module's name. So the values do not depend on
+    what else is built, where the network is cut, or which process does it. The values before do
+    not matter: what ``to_empty`` made of a module on the meta device will do. The state of the
+    generator is restored.
+
+    Args:
+        module: A layer or an auxiliary network, on the CPU, changed in place.
+        prefix: Its name in the whole model; names of its inner modules follow after a dot.
+        seed: Of the run, as in ``train.seed``.
+
+    Raises:
+        ModelError: A module owns parameters or buffers but has no ``reset_parameters``.
+        ValueError: Something is not on the CPU, whose generator the values come from.
+    """
+    with torch.random.fork_rng(devices=()):
+        for name, child in module.named_modules(prefix=prefix):
+            owned = _owned(child)
+            if owned:
+                _check_on_cpu(name, owned)
+                torch.default_generator.manual_seed(fold(seed, name) % 2**32)
+                _reset(name, child, owned)
+
+
+def _owned(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers that belong to the module itself, not to an inner one."""
+    parameters = module.named_parameters(recurse=False)
+    return {**dict(parameters), **dict(module.named_buffers(recurse=False))}
+
+
+def _check_on_cpu(module_name: str, owned: dict[str, Tensor]) -> None:
+    for name, tensor in owned.items():
+        if tensor.device.type != "cpu":
+            raise ValueError(
+                f"first values are drawn on the CPU, but {qualified(module_name, name)!r} is on "
+                f"{tensor.device}: materialise it there and move it afterwards"
+            )
+
+
+def _reset(name: str, module: nn.Module, owned: dict[str, Tensor]) -> None:
+    reset = getattr(module, "reset_parameters", None)
+    if reset is None:
+        raise ModelError(
+            f"module {name!r} ({type(module).__name__}) owns {', '.join(owned)} but has no "
+            "reset_parameters(): give it one that sets all of them."
+        )
+    reset()
+
+
+def feature_shapes(
+    network: Network, input_shape: tuple[int, ...], dtype: torch.dtype = torch.float32
+) -> list[tuple[int, ...]]:
+    """Shape of every layer's output for one sample, found by a trial run in evaluation mode.
+
+    The run takes place where the parameters are (the meta device costs nothing) and leaves
+    the training flags and the generators as they were.
+
+    Args:
+        network: What is run.
+        input_shape: Shape of one sample, without N.
+        dtype: Of the input; zeros of it are run, which are valid token indices too.
+
+    Returns:
+        One shape a layer, without N.
+
+    Raises:
+        ModelError: A layer fails, or returns something that cannot cross a cut.
+    """
+    device = _device(network)
+    shapes = []
+    with torch.no_grad(), _evaluating(network, device):
+        features = torch.zeros((_NUM_SAMPLES, *input_shape), dtype=dtype, device=device)
+        for layer in network.layers:
+            features = _output(layer, features)
+            shapes.append(tuple(features.shape[1:]))
+    return shapes
+
+
+def _device(network: Network) -> torch.device:
+    """Where the first parameter or buffer is; the CPU for a network without any."""
+    for layer in network.layers:
+        for tensor in (*layer.module.parameters(), *layer.module.buffers()):
+            return tensor.device
+    return torch.device("cpu")
+
+
+@contextmanager
+def _evaluating(network: Network, device: torch.device) -> Iterator[None]:
+    """Evaluation mode for a while; flags may differ from module to module and all come back."""
+    modules = [module for layer in network.layers for module in layer.module.modules()]
+    flags = [module.training for module in modules]
+    with torch.random.fork_rng(devices=(device,) if device.type == "cuda" else ()):
+        try:
+            for layer in network.layers:
+                layer.module.eval()
+            yield
+        finally:
+            for module, flag in zip(modules, flags, strict=True):
+                module.training = flag
+
+
+def _output(layer: Layer, features: Tensor) -> Tensor:
+    try:
+        output = layer.module(features)
+    except Exception as error:
+        shape = tuple(features.shape[1:])
+        raise ModelError(
+            f"{layer} cannot read samples of shape {shape}: {type(error).__name__}: {error}"
+        ) from error
+    problem = _problem(output)
+    if problem:
+        raise ModelError(
+            f"{layer} returns {problem}, but what can be cut behind must return one floating "
+            "tensor whose first dimension is the batch. Wrap it in a module that does, or make one "
+            "layer of it and those after it."
+        )
+    assert isinstance(output, Tensor)
+    return output
+
+
+def _problem(output: object) -> str | None:
+    """Why an output cannot cross a cut, in words; None if it can."""
+    if not isinstance(output, Tensor):
+        return f"a {type(output).__name__}"
+    if not output.is_floating_point():
+        return f"a tensor of {output.dtype}"
+    if output.dim() == 0 or output.shape[0] != _NUM_SAMPLES:
+        return f"shape {tuple(output.shape)} for {_NUM_SAMPLES} samples"
+    return None

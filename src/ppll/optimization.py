@@ -1,0 +1,125 @@
+"""A block's optimizer, and a learning rate that is a function of the step alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from torch import Tensor, nn, optim
+
+from ppll.config import OptimizerConfig, ScheduleConfig
+
+__all__ = ["Schedule", "build_optimizer", "named_state", "restore_state"]
+
+_UNDECAYED_MODULES = (
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.Embedding,
+    nn.EmbeddingBag,
+)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate of every step as a share of the highest.
+
+    It keeps no state, so a resumed run or a longer one needs none.
+
+    Args:
+        config: Shape of the curve.
+        num_steps: Steps of the whole run.
+        steps_per_epoch: Steps of an epoch, the unit of the warm-up.
+    """
+
+    config: ScheduleConfig
+    num_steps: int
+    steps_per_epoch: int
+
+    def factor(self, step: int) -> float:
+        """Share of the highest learning rate for update number ``step``, from 1."""
+        warmup = self.config.warmup_epochs * self.steps_per_epoch
+        if step < warmup:
+            return step / warmup
+        if self.config.name == "constant":
+            return 1.0
+        progress = (step - max(1.0, warmup)) / max(1.0, self.num_steps - warmup)
+        low = self.config.final_factor
+        return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def build_optimizer(
+    config: OptimizerConfig, block_index: int, modules: Iterable[nn.Module]
+) -> optim.Optimizer:
+    """The optimizer of one block, over the trainable parameters of its modules.
+
+    Norms, biases and embeddings are not decayed by AdamW, as its users expect, and are by SGD, as
+    the literature of CIFAR ResNets has it; ``optimizer.decay_all`` chooses otherwise.
+    """
+    override = config.blocks.get(block_index)
+    lr = override.lr if override and override.lr else config.lr
+    decay = config.weight_decay
+    if override is not None and override.weight_decay is not None:
+        decay = override.weight_decay
+    decay_all = config.name == "sgd" if config.decay_all is None else config.decay_all
+    groups = _parameter_groups(modules, decay, decay_all)
+    if config.name == "sgd":
+        return optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov)
+    return optim.AdamW(groups, lr=lr, betas=config.betas)
+
+
+def _parameter_groups(
+    modules: Iterable[nn.Module], decay: float, decay_all: bool
+) -> list[dict[str, object]]:
+    decayed: list[nn.Parameter] = []
+    undecayed: list[nn.Parameter] = []
+    for module, name, parameter in _own_parameters(modules):
+        exempt = not decay_all and _is_exempt(module, name, parameter)
+        (undecayed if exempt else decayed).append(parameter)
+    groups = [(decayed, decay), (undecayed, 0.0)]
+    return [{"params": params, "weight_decay": wd} for params, wd in groups if params]
+
+
+def _own_parameters(
+    modules: Iterable[nn.Module],
+) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+    for root in modules:
+        for module in root.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.requires_grad:
+                    yield module, name, parameter
+
+
+def _is_exempt(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+    declared = getattr(module, "no_decay", frozenset())
+    return parameter.ndim <= 1 or isinstance(module, _UNDECAYED_MODULES) or name in declared
+
+
+def named_state(
+    optimizer: optim.Optimizer, parameters: Iterable[tuple[str, nn.Parameter]]
+) -> Iterator[tuple[str, Tensor]]:
+    """The optimizer's tensors under the names of their parameters: ``NAME.exp_avg`` and so on."""
+    for name, parameter in parameters:
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                yield f"{name}.{key}", value
+
+
+def restore_state(
+    optimizer: optim.Optimizer,
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    tensors: dict[str, Tensor],
+) -> None:
+    """Put back what ``named_state`` gave; a parameter without tensors starts afresh."""
+    for name, parameter in parameters:
+        prefix = f"{name}."
+        # A key has no dot, so a parameter's tensors are told from those of one nested below it.
+        state = {
+            key.removeprefix(prefix): value
+            for key, value in tensors.items()
+            if key.startswith(prefix) and "." not in key.removeprefix(prefix)
+        }
+        if state:
+            optimizer.state[parameter] = state

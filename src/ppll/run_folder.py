@@ -1,0 +1,145 @@
+"""Where a run keeps what it makes."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from ppll.config import Recipe
+from ppll.environment import describe_environment
+from ppll.errors import RunFolderError
+
+__all__ = ["Result", "RunFolder"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+        step: Training batches that every block has learned from.
+        epoch: Whole epochs among them.
+        train_seconds: From the first batch to the stop, evaluation included.
+        samples_per_second: Training samples per second of ``train_seconds``.
+        test_accuracy: Share of test samples that the final output gets right; none where the run
+            was interrupted before the test.
+        exit_accuracy: The same for every block's exit, the final output last.
+        validation_accuracy: The final output's on the validation part, where there is one.
+        num_blocks: Blocks of the network.
+        num_stages: Processes that trained it.
+        busy_fraction: Of every stage, the share of time in which it did not wait for another.
+        peak_memory_bytes: Of every stage, the most memory its process had.
+        weights_sha256: Of all blocks' parameters and buffers; the same on every placement.
+        run_folder: Where everything is.
+    """
+
+    step: int
+    epoch: int
+    train_seconds: float
+    samples_per_second: float
+    test_accuracy: float | None
+    exit_accuracy: tuple[float, ...]
+    validation_accuracy: float | None
+    num_blocks: int
+    num_stages: int
+    busy_fraction: tuple[float, ...]
+    peak_memory_bytes: tuple[int, ...]
+    weights_sha256: str
+    run_folder: str
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run; see the attributes for what lies where."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path, recipe: Recipe) -> Self:
+        """Make a run's folder and write down what the run is.
+
+        Raises:
+            RunFolderError: There is something already, or it cannot be written.
+        """
+        folder = cls(path.absolute())
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            if any(folder.path.iterdir()):
+                raise RunFolderError(
+                    f"{path} already holds {'a run' if folder.config.exists() else 'files'}: "
+                    f"choose another folder with --out, or remove this one."
+                )
+            for part in (folder.checkpoints, folder.logs, folder.metric_parts):
+                part.mkdir()
+            folder.config.write_text(recipe.to_toml(), encoding="utf-8")
+            _write_json(folder.environment, describe_environment())
+        except OSError as error:
+            raise RunFolderError(f"cannot make the run folder {path}: {error}.") from None
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """The folder of a run that was made before.
+
+        Raises:
+            RunFolderError: It is not one.
+        """
+        folder = cls(path.absolute())
+        if not folder.config.is_file():
+            raise RunFolderError(f"{path} is not a run folder: it has no config.toml.")
+        return folder
+
+    def read_recipe(self) -> Recipe:
+        """The recipe that the run was started with."""
+        return Recipe.from_dict(tomllib.loads(self.config.read_text(encoding="utf-8")))
+
+    def write_result(self, result: Result) -> None:
+        """Write ``result.json``."""
+        _write_json(self.result, asdict(result))
+
+    @property
+    def config(self) -> Path:
+        """The whole recipe, defaults included."""
+        return self.path / "config.toml"
+
+    @property
+    def environment(self) -> Path:
+        """What the run ran on."""
+        return self.path / "environment.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder a checkpoint."""
+        return self.path / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        """What every rank printed."""
+        return self.path / "logs"
+
+    @property
+    def metric_parts(self) -> Path:
+        """Every rank's metrics, merged at the end."""
+        return self.path / "metrics"
+
+    @property
+    def metrics(self) -> Path:
+        """All ranks' metrics, a JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def user_data(self) -> Path:
+        """Arrays that were given from Python, for the rank that loads them."""
+        return self.path / "data.safetensors"
+
+    @property
+    def result(self) -> Path:
+        """What the run came to."""
+        return self.path / "result.json"
+
+
+def _write_json(path: Path, tree: Any) -> None:
+    path.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,204 @@
+"""A network into blocks, and blocks onto stages.
+
+Cuts are the algorithm and come from the recipe; which stage runs which blocks is placement and
+changes nothing but time.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from ppll.block import Block
+from ppll.config import Recipe, SplitConfig
+from ppll.errors import ModelError
+from ppll.losses.classification import cross_entropy
+from ppll.methods import BlockSite, Method, methods
+from ppll.models.network import Layer, Network, feature_shapes
+from ppll.optimization import Schedule, build_optimizer
+
+__all__ = ["Blueprint", "block_ranges", "build_method", "place"]
+
+
+def block_ranges(network: Network, split: SplitConfig) -> tuple[range, ...]:
+    """The layers of every block, by index.
+
+    ``"even"`` deals the layers between stem and head into runs of equal length, the later ones
+    one longer where it does not come out even; the stem goes with the first and the head with the
+    last. For ResNet-32 in four this is the cut of the InfoPro paper.
+
+    Raises:
+        ModelError: There are more blocks than layers to deal, or a cut lies outside the network.
+    """
+    num_layers = len(network.layers)
+    if split.cuts == "even":
+        body = num_layers - network.num_stem - network.num_head
+        if split.blocks > body:
+            raise ModelError(
+                f"cannot make {split.blocks} blocks of {body} layers: lower split.blocks to "
+                f"1 to {body}, or take a deeper network."
+            )
+        starts = [network.num_stem + r.start for r in place(body, split.blocks)][1:]
+    else:
+        starts = list(split.cuts)
+        if starts and starts[-1] >= num_layers:
+            raise ModelError(
+                f"split.cuts names layer {starts[-1]}, but the network has {num_layers} layers: "
+                f"a cut is the index of a block's first layer, 1 to {num_layers - 1}."
+            )
+    return tuple(range(a, b) for a, b in zip([0, *starts], [*starts, num_layers], strict=True))
+
+
+def place(num_items: int, num_places: int) -> tuple[range, ...]:
+    """Deal a row into contiguous runs of nearly equal length, the later ones longer.
+
+    Example:
+        >>> [len(run) for run in place(15, 4)]
+        [3, 4, 4, 4]
+    """
+    bounds = [num_items * i // num_places for i in range(num_places + 1)]
+    return tuple(range(a, b) for a, b in zip(bounds, bounds[1:], strict=False))
+
+
+def build_method(recipe: Recipe) -> Method:
+    """The recipe's method.
+
+    Raises:
+        RecipeError: It is unknown, or has no such option.
+    """
+    options = recipe.method.options
+    if recipe.method.auxiliary is not None:
+        options["auxiliary"] = recipe.method.auxiliary
+    return methods.build(recipe.method.name, options)
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A network cut into blocks, before any of them is built.
+
+    Attributes:
+        recipe: The run's recipe.
+        network: The whole network; its parameters may be on the meta device.
+        method: Gives auxiliary networks and local losses.
+        ranges: The layers of every block.
+        sites: Where every block stands.
+        steps_per_epoch: Training batches of an epoch.
+        num_steps: Training batches of the whole run.
+    """
+
+    recipe: Recipe
+    network: Network
+    method: Method
+    ranges: tuple[range, ...]
+    sites: tuple[BlockSite, ...]
+    steps_per_epoch: int
+    num_steps: int
+
+    @classmethod
+    def draw(
+        cls,
+        recipe: Recipe,
+        network: Network,
+        *,
+        input_shape: tuple[int, ...],
+        num_classes: int,
+        steps_per_epoch: int,
+    ) -> Blueprint:
+        """Cut ``network`` as the recipe says and check that its blocks fit together.
+
+        Args:
+            recipe: The run's recipe.
+            network: The network to cut; it is not changed.
+            input_shape: One sample's shape, without N.
+            num_classes: Classes to tell apart.
+            steps_per_epoch: Training batches of an epoch.
+
+        Raises:
+            ModelError: The network cannot be cut so, or does not fit the data.
+            RecipeError: The method is unknown or has no such option.
+        """
+        method = build_method(recipe)
+        split = SplitConfig(blocks=1) if method.end_to_end else recipe.split
+        ranges = block_ranges(network, split)
+        shapes = feature_shapes(network, input_shape, torch.float32)
+        if shapes[-1] != (num_classes,):
+            raise ModelError(
+                f"the network's output has shape {shapes[-1]} a sample, but the data has "
+                f"{num_classes} classes: it must be ({num_classes},)."
+            )
+        sites = tuple(
+            BlockSite(index, len(ranges), input_shape, shapes[layers[-1]], num_classes)
+            for index, layers in enumerate(ranges)
+        )
+        num_steps = steps_per_epoch * recipe.train.epochs
+        if recipe.train.max_steps is not None:
+            num_steps = min(num_steps, recipe.train.max_steps)
+        return cls(recipe, network, method, ranges, sites, steps_per_epoch, num_steps)
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks."""
+        return len(self.ranges)
+
+    def stage_blocks(self, num_stages: int) -> tuple[range, ...]:
+        """The blocks that each of ``num_stages`` stages runs.
+
+        Raises:
+            ModelError: There are more stages than blocks.
+        """
+        if num_stages > self.num_blocks:
+            raise ModelError(
+                f"cannot place {self.num_blocks} block(s) of method "
+                f"{self.recipe.method.name!r} on {num_stages} stages (runtime.stages): "
+                f"ask for 1 to {self.num_blocks} stages."
+            )
+        return place(self.num_blocks, num_stages)
+
+    def input_shape(self, block_index: int) -> tuple[int, ...]:
+        """One sample's shape at a block's input."""
+        if block_index == 0:
+            return self.sites[0].input_shape
+        return self.sites[block_index - 1].feature_shape
+
+    def build_block(self, index: int, device: torch.device) -> Block:
+        """Build one block on ``device``, its parameters still without values."""
+        layers = [self._empty_layer(self.network.layers[i], device) for i in self.ranges[index]]
+        site = self.sites[index]
+        auxiliary = None
+        if not site.is_last:
+            auxiliary = _emptied(self.build_auxiliary(index), device)
+        modules = [layer.module for layer in layers] + ([auxiliary] if auxiliary else [])
+        if not any(p.requires_grad for module in modules for p in module.parameters()):
+            raise ModelError(f"block {index} has nothing to train: choose other cuts.")
+        train = self.recipe.train
+        return Block(
+            site,
+            layers,
+            auxiliary,
+            self.method,
+            partial(cross_entropy, label_smoothing=train.label_smoothing),
+            build_optimizer(self.recipe.optimizer, index, modules),
+            Schedule(self.recipe.schedule, self.num_steps, self.steps_per_epoch),
+            seed=train.seed,
+            device=device,
+            autocast=torch.bfloat16 if train.precision == "bf16" else None,
+            clip_norm=self.recipe.optimizer.clip_norm,
+        )
+
+    def build_auxiliary(self, index: int) -> nn.Module:
+        """A block's auxiliary network on the meta device."""
+        with torch.device("meta"):
+            return self.method.build_auxiliary(self.sites[index])
+
+    def _empty_layer(self, layer: Layer, device: torch.device) -> Layer:
+        return Layer(layer.name, _emptied(copy.deepcopy(layer.module), device))
+
+
+def _emptied(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module with storage for its values on ``device``, wherever it was before."""
+    return module.to_empty(device=device)
+

@@ -1,0 +1,88 @@
+"""Who stands still, and what the others wait for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from ppll.status import Activity, Status
+
+__all__ = ["describe", "find_stall", "is_stopped", "request_stacks"]
+
+_STACKS_TIMEOUT_S: Final = 0.3
+
+
+def find_stall(
+    statuses: Sequence[Status],
+    now_s: float,
+    timeout_s: float,
+    stopped: Callable[[int], bool] = lambda rank: False,
+) -> int | None:
+    """The rank that keeps the others from going on, if none has moved for too long.
+
+    A rank that waits is nobody's cause while another computes. Where all wait, it is one that the
+    operating system has stopped, else one that waits for what is there: a receiver behind a full
+    channel. Otherwise it is the one that has stood still longest; for the first rank, that waits
+    for data.
+
+    Args:
+        statuses: Of every rank.
+        now_s: The machine's monotonic clock.
+        timeout_s: How long a rank may take for one thing.
+        stopped: Whether the operating system has stopped a rank.
+
+    Returns:
+        The rank, or none while there is hope.
+    """
+    unfinished = [r for r, s in enumerate(statuses) if s.activity is not Activity.FINISH]
+    computing = [r for r in unfinished if not statuses[r].activity.waits]
+    suspects = [r for r in computing or unfinished if now_s - statuses[r].since > timeout_s]
+    if not suspects or (not computing and len(suspects) < len(unfinished)):
+        return None
+    behind_full = [r for r in suspects if r > 0 and _is_full_before(statuses, r)]
+    candidates = [r for r in suspects if stopped(r)] or behind_full or suspects
+    return min(candidates, key=lambda rank: statuses[rank].since)
+
+
+def _is_full_before(statuses: Sequence[Status], rank: int) -> bool:
+    return (
+        statuses[rank].activity is Activity.RECEIVE
+        and statuses[rank - 1].activity is Activity.SEND_WAIT
+    )
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether the operating system has stopped a process (Linux; elsewhere always false)."""
+    with suppress(OSError, IndexError):
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state in "Tt"
+    return False
+
+
+def request_stacks(pid: int, path: Path, number: signal.Signals) -> str:
+    """The stacks of all threads of a rank, as it wrote them when it was asked to."""
+    if is_stopped(pid):
+        return "The process is stopped (by SIGSTOP or a debugger), so it has no say in this."
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+    deadline = time.monotonic() + _STACKS_TIMEOUT_S
+    size = -1
+    # The rank writes in one go; two equal sizes in a row mean that it is done.
+    while time.monotonic() < deadline and (size <= 0 or path.stat().st_size != size):
+        size = path.stat().st_size if path.exists() else 0
+        time.sleep(0.02)
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def describe(statuses: Sequence[Status], now_s: float) -> str:
+    """A line a rank: what it does, since when, and how full its channels are."""
+    return "\n".join(
+        f"  rank {rank}: {s.activity.name.lower()} for {now_s - s.since:.1f} s at step {s.step}, "
+        f"{s.inbox_fill} message(s) in its inbox, {s.outbox_fill} in its outbox"
+        for rank, s in enumerate(statuses)
+    )

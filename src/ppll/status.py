@@ -1,0 +1,171 @@
+"""What is known of a running rank: one page of memory that it writes and the launcher reads.
+
+Writing the page costs a microsecond and no system call, so a worker says at every turn what it is
+doing. The launcher reads pages for the live view and to find out who stands still.
+"""
+
+from __future__ import annotations
+
+import enum
+import mmap
+import os
+import struct
+import tempfile
+import time
+from typing import Final, NamedTuple
+
+__all__ = ["Activity", "Monitor", "Status", "StatusPage"]
+
+
+class Activity(enum.IntEnum):
+    """What a rank is doing."""
+
+    START = 0
+    """Building or loading its blocks, or connecting."""
+    RECEIVE = 1
+    """Waiting for the stage before it (or, the first stage, for data)."""
+    FORWARD = 2
+    SEND_WAIT = 3
+    """Waiting for the next stage to free a slot."""
+    SEND = 4
+    """Copying features into the channel."""
+    LEARN = 5
+    EVALUATE = 6
+    SAVE = 7
+    FINISH = 8
+    """Everything has passed."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether the rank is waiting for another one."""
+        return self in (Activity.RECEIVE, Activity.SEND_WAIT)
+
+
+class Status(NamedTuple):
+    """A reading of a rank's page.
+
+    Attributes:
+        activity: What the rank is doing.
+        since: When it began that, in seconds of the machine's monotonic clock.
+        block: Index of the block at work; -1 where no block is.
+        step: Training batches that reached the rank.
+        epoch: Epoch of the last batch.
+        samples: Training samples that the rank has finished.
+        inbox_fill: Messages in the channel that it reads from.
+        outbox_fill: Messages in the channel that it writes to.
+        loss: Mean training loss of the rank's last block when it was last written; NaN before.
+        accuracy: Its mean training accuracy, 0 to 1; NaN before.
+    """
+
+    activity: Activity
+    since: float
+    block: int
+    step: int
+    epoch: int
+    samples: int
+    inbox_fill: int
+    outbox_fill: int
+    loss: float
+    accuracy: float
+
+
+def _beginning() -> Status:
+    """The status of a rank that has not said anything yet."""
+    nan = float("nan")
+    return Status(Activity.START, time.monotonic(), -1, 0, 0, 0, 0, 0, nan, nan)
+
+
+_LAYOUT: Final = struct.Struct("<idiqiqiidd")
+
+
+class StatusPage:
+    """A page of shared memory that holds one ``Status``.
+
+    Args:
+        descriptor: Memory to map, as another process's ``descriptor`` gave it; new memory
+            without.
+    """
+
+    def __init__(self, descriptor: int | None = None) -> None:
+        is_new = descriptor is None
+        self.descriptor = _anonymous_memory(mmap.PAGESIZE) if descriptor is None else descriptor
+        self._memory = mmap.mmap(self.descriptor, mmap.PAGESIZE)
+        if is_new:
+            self.write(_beginning())
+
+    def write(self, status: Status) -> None:
+        """Replace what the page says."""
+        _LAYOUT.pack_into(self._memory, 0, *status)
+
+    def read(self) -> Status:
+        """What the page says now."""
+        activity, *rest = _LAYOUT.unpack_from(self._memory, 0)
+        return Status(Activity(activity), *rest)
+
+    def close(self) -> None:
+        """Unmap the page."""
+        self._memory.close()
+        os.close(self.descriptor)
+
+
+def _anonymous_memory(num_bytes: int) -> int:
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("ppll-status")
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    os.ftruncate(descriptor, num_bytes)
+    return descriptor
+
+
+class Monitor:
+    """Keeps a rank's page up to date and adds up the seconds of every activity.
+
+    Args:
+        page: Where the launcher reads; a page of its own without.
+    """
+
+    def __init__(self, page: StatusPage | None = None) -> None:
+        self.page = page or StatusPage()
+        self.seconds = dict.fromkeys(Activity, 0.0)
+        self.num_samples = 0
+        self._status = _beginning()
+        self.page.write(self._status)
+
+    def enter(self, activity: Activity, *, block: int = -1, step: int | None = None) -> None:
+        """Say what the rank does from now on."""
+        now = time.monotonic()
+        old = self._status
+        self.seconds[old.activity] += now - old.since
+        self._status = old._replace(
+            activity=activity,
+            since=now,
+            block=block,
+            step=old.step if step is None else step,
+            samples=self.num_samples,
+        )
+        self.page.write(self._status)
+
+    def note(self, **fields: int | float) -> None:
+        """Change other fields of the page."""
+        self._status = self._status._replace(**fields)  # type: ignore[arg-type]
+
+    @property
+    def status(self) -> Status:
+        """What the page says."""
+        return self._status
+
+    def start_clock(self) -> None:
+        """Forget the seconds so far: what came before the first batch is not training."""
+        self._status = self._status._replace(since=time.monotonic())
+        self.seconds = dict.fromkeys(Activity, 0.0)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since ``start_clock``, up to the last change of activity."""
+        return sum(self.seconds.values())
+
+    def busy_fraction(self) -> float:
+        """Share of those seconds in which the rank did not wait for another one."""
+        waited = sum(s for activity, s in self.seconds.items() if activity.waits)
+        return 1 - waited / self.elapsed_s if self.elapsed_s else 0.0

@@ -1,0 +1,69 @@
+"""What the other process does in tests of two processes; imports no more than it needs."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ppll.channels.base import SlotLayout
+from ppll.channels.shared import SharedReceiveEnd, SharedSendEnd
+from ppll.message import Kind, Message
+
+SECRET = bytes(range(32))
+LAYOUT = SlotLayout({"features": 4096, "targets": 256})
+PATIENCE_S = 30.0
+
+End = Literal["exit", "wait"]
+
+
+def numbered(sequence: int) -> Message:
+    """A message whose tensors tell its number."""
+    features = torch.full((4, 8), float(sequence))
+    return Message(
+        kind=Kind.TRAIN, sequence=sequence, step=sequence, tensors={"features": features}
+    )
+
+
+def send_and_end(path: Path, num_messages: int, end: End) -> None:
+    """Send messages, then exit without closing anything, or wait to be killed."""
+    sender = SharedSendEnd.connect(path, SECRET, PATIENCE_S)
+    for sequence in range(num_messages):
+        sender.send(numbered(sequence), PATIENCE_S)
+    _end(end)
+
+
+def receive_and_end(path: Path, num_messages: int, end: End) -> None:
+    """Receive messages without releasing any, then exit or wait to be killed."""
+    receiver = SharedReceiveEnd.listen(path, LAYOUT, num_messages, SECRET)
+    receiver.accept(PATIENCE_S)
+    for _ in range(num_messages):
+        receiver.recv(PATIENCE_S)
+    _end(end)
+
+
+def double(upstream: Path, downstream: Path) -> None:
+    """A stage: send twice the features on until the stop, working directly on the slot."""
+    receiver = SharedReceiveEnd.listen(upstream, LAYOUT, 2, SECRET)
+    sender = SharedSendEnd.connect(downstream, SECRET, PATIENCE_S)
+    receiver.accept(PATIENCE_S)
+    kind = Kind.TRAIN
+    while kind is not Kind.STOP:
+        message = receiver.recv(PATIENCE_S)
+        kind = message.kind
+        if kind is Kind.TRAIN:
+            sender.send(message.with_tensors(features=2 * message.features), PATIENCE_S)
+        else:
+            sender.send(message, PATIENCE_S)
+        receiver.release(message)
+    sender.close()
+    receiver.close()
+
+
+def _end(end: End) -> None:
+    if end == "exit":
+        os._exit(1)
+    signal.pause()

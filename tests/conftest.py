@@ -1,0 +1,11 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_seed() -> None:
+    """Every test starts from the same random state, on one thread (law 1 names the threads)."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)

@@ -1,0 +1,179 @@
+"""Whole pipelines in one process: small networks, made-up batches, workers in any order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppll.block import Block
+from ppll.channels.local import local_channel
+from ppll.checkpoint import tensor_digest
+from ppll.config import Recipe
+from ppll.job import DataFacts, draw_blueprint
+from ppll.message import FEATURES, TARGETS, Kind, Message
+from ppll.models.network import initialise
+from ppll.split import Blueprint
+from ppll.stream import training_stream
+from ppll.worker import Worker
+
+NUM_CLASSES = 3
+NETWORKS: dict[str, dict[str, Any]] = {
+    "resnet": {"name": "resnet", "depth": 14, "width": 4},
+    "vit": {"name": "vit", "patch_size": 4, "width": 16, "depth": 4, "heads": 2, "dropout": 0.2},
+}
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "sgd": {"name": "sgd", "lr": 0.05},
+    "adamw": {"name": "adamw", "lr": 0.01, "clip_norm": 1.0},
+}
+
+
+class MadeUpBatches:
+    """Small random images with classes that can be learned; the last batch is short."""
+
+    splits = ("test",)
+
+    def __init__(
+        self, sizes: Sequence[int] = (6, 6, 3), shape: tuple[int, ...] = (1, 8, 8)
+    ) -> None:
+        generator = torch.Generator().manual_seed(0)
+        means = torch.randn(NUM_CLASSES, *shape, generator=generator)
+        self._batches = []
+        for size in sizes:
+            targets = torch.randint(NUM_CLASSES, (size,), generator=generator)
+            noise = torch.randn(size, *shape, generator=generator)
+            self._batches.append({FEATURES: means[targets] + 0.5 * noise, TARGETS: targets})
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self._batches)
+
+    def train_batch(self, epoch: int, index: int) -> Mapping[str, Tensor]:
+        return self._batches[index]
+
+    def evaluation_batches(self, split: str) -> Iterator[Mapping[str, Tensor]]:
+        return iter(self._batches)
+
+
+class ListInbox:
+    """An inbox whose messages are all there from the start."""
+
+    capacity = 1
+    fill = 0
+
+    def __init__(self, messages: Iterator[Message]) -> None:
+        self._messages = list(messages)[::-1]
+
+    def ready(self) -> bool:
+        return bool(self._messages)
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        return self.ready()
+
+    def recv(self, timeout_s: float | None = None) -> Message:
+        return self._messages.pop()
+
+    def release(self, message: Message) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def small_recipe(
+    network: str = "resnet",
+    method: str = "dgl",
+    optimizer: str = "sgd",
+    split_blocks: int = 4,
+    **train: Any,
+) -> Recipe:
+    return Recipe.from_dict(
+        {
+            "data": {"batch_size": 6},
+            "model": NETWORKS[network],
+            "split": {"blocks": split_blocks},
+            "method": {"name": method},
+            "optimizer": OPTIMIZERS[optimizer],
+            "schedule": {"warmup_epochs": 0.5},
+            "train": {"epochs": 2, **train},
+        }
+    )
+
+
+def blueprint_of(recipe: Recipe, batches: MadeUpBatches) -> Blueprint:
+    return draw_blueprint(
+        recipe, DataFacts((1, 8, 8), NUM_CLASSES, batches.steps_per_epoch), network=None
+    )
+
+
+def built_blocks(blueprint: Blueprint) -> list[Block]:
+    """All blocks with their first values, as every placement starts from them."""
+    blocks = [blueprint.build_block(i, torch.device("cpu")) for i in range(blueprint.num_blocks)]
+    for block in blocks:
+        for prefix, module in block.modules():
+            initialise(module, prefix, blueprint.recipe.train.seed)
+    return blocks
+
+
+def train_interleaved(
+    recipe: Recipe,
+    num_stages: int,
+    *,
+    capacity: int = 2,
+    choose: Callable[[int], int] = lambda num_able: 0,
+    batches: MadeUpBatches | None = None,
+) -> list[Block]:
+    """Train on ``num_stages`` workers that take turns as ``choose`` says.
+
+    Channels are poisoned: a block that uses a slot after giving it back learns from NaN.
+    """
+    batches = batches or MadeUpBatches()
+    blueprint = blueprint_of(recipe, batches)
+    blocks = built_blocks(blueprint)
+    interleave(make_workers(blueprint, blocks, batches, num_stages, capacity), choose)
+    return blocks
+
+
+def interleave(workers: Sequence[Worker], choose: Callable[[int], int]) -> None:
+    """Run workers to their end; ``choose`` picks who goes on among those who can."""
+    running = [worker.run() for worker in workers]
+    waits: list[Any] = [None for _ in workers]
+    while running:
+        able = [i for i, wait in enumerate(waits) if wait is None or wait.ready()]
+        index = able[choose(len(able))]
+        waits[index] = next(running[index], None)
+        if waits[index] is None:
+            del running[index], waits[index]
+
+
+def make_workers(
+    blueprint: Blueprint,
+    blocks: list[Block],
+    batches: MadeUpBatches,
+    num_stages: int,
+    capacity: int,
+    kinds: Sequence[Kind] = tuple(Kind),
+) -> list[Worker]:
+    """One worker a stage, joined by poisoned local channels; ``kinds`` of messages reach them."""
+    stream = training_stream(batches, blueprint.recipe, blueprint.num_steps)
+    kept = [message for message in stream if message.kind in kinds]
+    inbox: Any = ListInbox(replace(m, sequence=i) for i, m in enumerate(kept))
+    stages = blueprint.stage_blocks(num_stages)
+    workers = []
+    for stage, indices in enumerate(stages):
+        is_last = stage == num_stages - 1
+        outbox, next_inbox = (None, None) if is_last else local_channel(capacity, poison=True)
+        workers.append(Worker([blocks[i] for i in indices], inbox, outbox))
+        inbox = next_inbox
+    return workers
+
+
+def digest(blocks: Sequence[Block]) -> str:
+    """Hash of all parameters, buffers and optimizer states."""
+    lines = [tensor_digest(*item) for block in blocks for item in block.named_tensors()]
+    lines += [tensor_digest(*item) for block in blocks for item in block.optimizer_tensors()]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
