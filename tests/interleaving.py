@@ -114,7 +114,7 @@ def built_blocks(blueprint: Blueprint) -> list[Block]:
     """All blocks with their first values, as every placement starts from them."""
     blocks = [blueprint.build_block(i, torch.device("cpu")) for i in range(blueprint.num_blocks)]
     for block in blocks:
-        for prefix, module in block.modules():
+        for prefix, module in block.modules.named():
             initialise(module, prefix, blueprint.recipe.train.seed)
     return blocks
 
@@ -174,6 +174,6 @@ def make_workers(
 
 def digest(blocks: Sequence[Block]) -> str:
     """Hash of all parameters, buffers and optimizer states."""
-    lines = [tensor_digest(*item) for block in blocks for item in block.named_tensors()]
+    lines = [tensor_digest(*item) for block in blocks for item in block.modules.named_tensors()]
     lines += [tensor_digest(*item) for block in blocks for item in block.optimizer_tensors()]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import hypothesis
 import hypothesis.strategies as st
 import pytest
-import torch
 
 from ppll.message import Kind
 from tests.interleaving import (
@@ -127,5 +126,3 @@ def test_every_stage_sees_the_whole_stream() -> None:
     assert {worker.last_message.kind for worker in workers} == {Kind.STOP}
     assert {worker.monitor.num_samples for worker in workers} == {30}
     assert [set(worker.exits["test"]) for worker in workers] == [{0}, {1}, {2}, {3}]
-
-

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ppll.config import Recipe, load_recipe
     from ppll.data import Dataset
-    from ppll.run_folder import Result
+    from ppll.result import Result
     from ppll.trainer import Trainer, evaluate
 
 __all__ = ["Dataset", "Recipe", "Result", "Trainer", "evaluate", "load_recipe"]
@@ -21,7 +21,7 @@ __all__ = ["Dataset", "Recipe", "Result", "Trainer", "evaluate", "load_recipe"]
 _HOMES = {
     "Dataset": "ppll.data",
     "Recipe": "ppll.config",
-    "Result": "ppll.run_folder",
+    "Result": "ppll.result",
     "Trainer": "ppll.trainer",
     "evaluate": "ppll.trainer",
     "load_recipe": "ppll.config",

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-from torch.distributed.elastic.agent.server import WorkerSpec
+from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch.distributed.elastic.agent.server.api import WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import (
@@ -37,7 +37,7 @@ class _OneHost(RendezvousHandler):
         return "one-host"
 
     def next_rendezvous(self) -> RendezvousInfo:
-        return RendezvousInfo(dist.HashStore(), 0, 1, RendezvousStoreInfo("localhost", 0))
+        return RendezvousInfo(HashStore(), 0, 1, RendezvousStoreInfo("localhost", 0))
 
     def is_closed(self) -> bool:
         return False
@@ -100,7 +100,8 @@ class Agent:
 
     def exit_codes(self) -> dict[int, int]:
         """How every rank ended, negative for the number of a signal; only when none is left."""
-        context = self._agent._pcontext
+        # torch keeps the processes to itself and reports one failure only, maybe a neighbour's.
+        context: Any = self._agent._pcontext
         processes = context._pc.processes if context is not None and context._pc else []
         return {rank: p.exitcode for rank, p in enumerate(processes) if p.exitcode is not None}
 

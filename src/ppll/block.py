@@ -23,7 +23,7 @@ from ppll.models.network import Layer, qualified
 from ppll.optimization import Schedule, named_state, restore_state
 from ppll.randomness import fold
 
-__all__ = ["Block", "NonFiniteLoss"]
+__all__ = ["Block", "BlockModules", "NonFiniteLoss"]
 
 _FORWARD, _LEARN, _EVALUATE = range(3)
 
@@ -42,13 +42,49 @@ class _Passage:
     feature_version: int
 
 
+@dataclass(frozen=True)
+class BlockModules:
+    """What a block computes with.
+
+    Attributes:
+        layers: Consecutive layers of the network.
+        auxiliary: The method's auxiliary network; none in the last block.
+    """
+
+    layers: tuple[Layer, ...]
+    auxiliary: nn.Module | None
+
+    def named(self) -> Iterator[tuple[str, nn.Module]]:
+        """The modules with the prefix of their parameters' names.
+
+        Layers keep the names of the un-split network; the auxiliary network is named by the layer
+        that it stands behind, so that it is found again wherever the other cuts are.
+        """
+        for layer in self.layers:
+            yield layer.name, layer.module
+        if self.auxiliary is not None:
+            yield qualified("auxiliary", self.layers[-1].name), self.auxiliary
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters of layers and auxiliary network."""
+        for prefix, module in self.named():
+            for name, parameter in module.named_parameters():
+                yield qualified(prefix, name), parameter
+
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Parameters and buffers of layers and auxiliary network."""
+        yield from self.named_parameters()
+        for prefix, module in self.named():
+            for name, buffer in module.named_buffers():
+                yield qualified(prefix, name), buffer
+
+
 class Block:
     """Consecutive layers that learn from one local loss.
 
     Args:
         site: Where the block stands in its network.
-        layers: Its layers, in order.
-        auxiliary: The method's auxiliary network; none in the last block.
+        modules: Its layers and auxiliary network.
         method: Gives the local loss.
         task_loss: The recipe's loss on logits (N, classes) and targets (N).
         optimizer: Over the trainable parameters of layers and auxiliary network.
@@ -62,8 +98,7 @@ class Block:
     def __init__(
         self,
         site: BlockSite,
-        layers: Sequence[Layer],
-        auxiliary: nn.Module | None,
+        modules: BlockModules,
         method: Method,
         task_loss: TaskLoss,
         optimizer: optim.Optimizer,
@@ -75,8 +110,7 @@ class Block:
         clip_norm: float | None = None,
     ) -> None:
         self.site = site
-        self.layers = tuple(layers)
-        self.auxiliary = auxiliary
+        self.modules = modules
         self.method = method
         self.optimizer = optimizer
         self.schedule = schedule
@@ -109,7 +143,7 @@ class Block:
         self._seed(_FORWARD if trains else _EVALUATE, message)
         with torch.set_grad_enabled(trains), self._autocast():
             features = inputs
-            for layer in self.layers:
+            for layer in self.modules.layers:
                 features = layer.module(features)
         self._passage = _Passage(message, features, version, features._version)
         self._refuse_in_place(self._passage)
@@ -127,7 +161,7 @@ class Block:
         self._seed(_LEARN, message)
         with self._autocast():
             loss = self.method.local_loss(
-                self.auxiliary, passage.features, message, self._task_loss
+                self.modules.auxiliary, passage.features, message, self._task_loss
             )
         self._refuse_in_place(passage)
         self._refuse_nonfinite(loss.value)
@@ -145,38 +179,14 @@ class Block:
         passage = self._take_passage()
         targets = passage.message.targets
         with torch.no_grad(), self._autocast():
-            logits = self.method.exit(self.auxiliary, passage.features)
+            logits = self.method.exit(self.modules.auxiliary, passage.features)
             loss = self._task_loss(logits, targets)
         self._refuse_in_place(passage)
         self.counts.add(loss, logits, targets)
 
-    def modules(self) -> Iterator[tuple[str, nn.Module]]:
-        """The block's modules with the prefix of their parameters' names.
-
-        Layers keep the names of the un-split network; the auxiliary network is named by the layer
-        that it stands behind, so that it is found again wherever the other cuts are.
-        """
-        for layer in self.layers:
-            yield layer.name, layer.module
-        if self.auxiliary is not None:
-            yield qualified("auxiliary", self.layers[-1].name), self.auxiliary
-
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The parameters of layers and auxiliary network."""
-        for prefix, module in self.modules():
-            for name, parameter in module.named_parameters():
-                yield qualified(prefix, name), parameter
-
-    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Parameters and buffers of layers and auxiliary network."""
-        yield from self.named_parameters()
-        for prefix, module in self.modules():
-            for name, buffer in module.named_buffers():
-                yield qualified(prefix, name), buffer
-
     def optimizer_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The optimizer's state under the names of the parameters."""
-        return named_state(self.optimizer, self.named_parameters())
+        return named_state(self.optimizer, self.modules.named_parameters())
 
     def load(self, tensors: dict[str, Tensor], optimizer_tensors: dict[str, Tensor]) -> None:
         """Take over saved parameters, buffers and optimizer state.
@@ -185,18 +195,18 @@ class Block:
             ModelError: A tensor is missing or has another shape.
         """
         with torch.no_grad():
-            for name, tensor in self.named_tensors():
+            for name, tensor in self.modules.named_tensors():
                 saved = tensors.get(name)
                 if saved is None or saved.shape != tensor.shape:
                     found = "missing" if saved is None else f"of shape {tuple(saved.shape)}"
                     wanted = tuple(tensor.shape)
                     raise ModelError(f"{name} is {found}, the network needs shape {wanted}.")
                 tensor.copy_(saved)
-        restore_state(self.optimizer, self.named_parameters(), optimizer_tensors)
+        restore_state(self.optimizer, self.modules.named_parameters(), optimizer_tensors)
 
     def _set_mode(self, *, training: bool) -> None:
         if training is not self._training:
-            for _, module in self.modules():
+            for _, module in self.modules.named():
                 module.train(training)
             self._training = training
 
@@ -240,7 +250,9 @@ class Block:
             raise self._in_place_error("output", passage.features)
 
     def _in_place_error(self, what: str, tensor: Tensor) -> ModelError:
-        culprit = _first_in_place(self._run_once, [m for _, m in self.modules()], what, tensor)
+        culprit = _first_in_place(
+            self._run_once, [m for _, m in self.modules.named()], what, tensor
+        )
         return ModelError(
             f"a module changes the {what} of block {self.index} in place: {culprit}. The same "
             f"memory may be another block's, so the result would depend on the placement. "
@@ -251,10 +263,10 @@ class Block:
         """Run layers and exit again, to find out who changes what."""
         yield "input", inputs
         features = inputs
-        for layer in self.layers:
+        for layer in self.modules.layers:
             features = layer.module(features)
         yield "output", features
-        self.method.exit(self.auxiliary, features)
+        self.method.exit(self.modules.auxiliary, features)
 
 
 def _first_in_place(

@@ -104,8 +104,14 @@ def list_methods(as_json: Json = False) -> None:
     from ppll.methods import methods
 
     rows = [
-        {"name": e.name, "year": e.build.paper.year, "paper": e.build.paper.title,  # type: ignore[attr-defined]
-         "source": e.build.paper.source, "summary": e.summary, "options": sorted(e.options)}  # type: ignore[attr-defined]
+        {
+            "name": e.name,
+            "year": e.build.paper.year,
+            "paper": e.build.paper.title,  # type: ignore[attr-defined]
+            "source": e.build.paper.source,
+            "summary": e.summary,
+            "options": sorted(e.options),
+        }  # type: ignore[attr-defined]
         for e in methods
     ]
     _print_rows("Methods", rows, as_json)
@@ -136,8 +142,14 @@ def list_recipes(as_json: Json = False) -> None:
 
     recipes = {name: load_recipe(name) for name in sorted(shipped_recipes())}
     rows = [
-        {"name": name, "data": r.data.name, "model": r.model.name, "method": r.method.name,
-         "blocks": r.split.blocks, "epochs": r.train.epochs}
+        {
+            "name": name,
+            "data": r.data.name,
+            "model": r.model.name,
+            "method": r.method.name,
+            "blocks": r.split.blocks,
+            "epochs": r.train.epochs,
+        }
         for name, r in recipes.items()
     ]
     _print_rows("Recipes", rows, as_json)

@@ -93,7 +93,7 @@ class Interrupted(PpllError):
 
 
 def unknown_name(what: str, found: str, allowed: Iterable[str]) -> str:
-    """Say that ``found`` is not a known ``what``, with the nearest known name and all of them."""
+    """Say that ``found`` is no known ``what``, with the nearest known name and all of them."""
     names = sorted(allowed)
     near = difflib.get_close_matches(found, names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""

@@ -59,7 +59,9 @@ class Failure:
         )
 
     @classmethod
-    def silent(cls, rank: int, status: Status, time_s: float, cause: str, detail: str = "") -> Failure:
+    def silent(
+        cls, rank: int, status: Status, time_s: float, cause: str, detail: str = ""
+    ) -> Failure:
         """The failure of a rank that could not say anything itself."""
         return cls(rank, status.block, status.step, status.activity, time_s, cause, detail)
 

@@ -15,6 +15,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -118,10 +119,8 @@ class LauncherEnd:
 
     def ask_to_end(self) -> None:
         """Ask the rank to end the run; nothing happens where it is gone."""
-        try:
+        with suppress(OSError):
             self.socket.sendall(b"e")
-        except OSError:
-            pass
 
     def close(self) -> None:
         """Hang up; a rank that is still there leaves."""

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ppll.run_folder import Result
+from ppll.result import Result
 from ppll.split import Blueprint
 from ppll.status import Status
 

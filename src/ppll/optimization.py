@@ -93,7 +93,7 @@ def _own_parameters(
 
 
 def _is_exempt(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
-    declared = getattr(module, "no_decay", frozenset())
+    declared: frozenset[str] = getattr(module, "no_decay", frozenset())
     return parameter.ndim <= 1 or isinstance(module, _UNDECAYED_MODULES) or name in declared
 
 

@@ -57,9 +57,7 @@ def fold_array(key: int, values: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64
         return mixed ^ (mixed >> np.uint64(31))
 
 
-def uniform_integers(
-    key: int, values: npt.NDArray[np.int64], high: int
-) -> npt.NDArray[np.int64]:
+def uniform_integers(key: int, values: npt.NDArray[np.int64], high: int) -> npt.NDArray[np.int64]:
     """One whole number in ``[0, high)`` for each of ``values``, a function of key and value."""
     bits = fold_array(key, values) >> np.uint64(32)
     return ((bits * np.uint64(high)) >> np.uint64(32)).astype(np.int64)

@@ -73,8 +73,8 @@ def build_blocks(job: Job, rank: int, blueprint: Blueprint, device: torch.device
     blocks = [blueprint.build_block(index, device) for index in indices]
     reader = TensorReader(step_folder(job.folder.checkpoints, job.start_step))
     for block in blocks:
-        names = [name for name, _ in block.named_tensors()]
-        parameters = [name for name, _ in block.named_parameters()]
+        names = [name for name, _ in block.modules.named_tensors()]
+        parameters = [name for name, _ in block.modules.named_parameters()]
         block.load(reader.weights(names), reader.optimizer_state(parameters))
     return blocks
 
@@ -160,7 +160,7 @@ def _saver(job: Job, rank: int, num_blocks: int) -> Saver:
 def _result(worker: Worker, device: torch.device) -> RankResult:
     last = worker.last_message
     assert last is not None
-    tensors = [item for block in worker.blocks for item in block.named_tensors()]
+    tensors = [item for block in worker.blocks for item in block.modules.named_tensors()]
     return RankResult(
         step=last.step,
         samples=worker.monitor.num_samples,

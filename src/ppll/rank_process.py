@@ -60,7 +60,7 @@ def main(job: Job) -> None:
         except BaseException as error:
             failure = Failure.of(error, rank, monitor.status, time.monotonic())
             line.report_failure(failure)
-            print(failure.message(), file=sys.stderr)
+            sys.stderr.write(failure.message() + "\n")
             _leave()
         line.report_result(result)
         faulthandler.unregister(STACKS_SIGNAL)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import tomllib
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,43 +13,7 @@ from ppll.config import Recipe
 from ppll.environment import describe_environment
 from ppll.errors import RunFolderError
 
-__all__ = ["Result", "RunFolder"]
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run came to.
-
-    Attributes:
-        step: Training batches that every block has learned from.
-        epoch: Whole epochs among them.
-        train_seconds: From the first batch to the stop, evaluation included.
-        samples_per_second: Training samples per second of ``train_seconds``.
-        test_accuracy: Share of test samples that the final output gets right; none where the run
-            was interrupted before the test.
-        exit_accuracy: The same for every block's exit, the final output last.
-        validation_accuracy: The final output's on the validation part, where there is one.
-        num_blocks: Blocks of the network.
-        num_stages: Processes that trained it.
-        busy_fraction: Of every stage, the share of time in which it did not wait for another.
-        peak_memory_bytes: Of every stage, the most memory its process had.
-        weights_sha256: Of all blocks' parameters and buffers; the same on every placement.
-        run_folder: Where everything is.
-    """
-
-    step: int
-    epoch: int
-    train_seconds: float
-    samples_per_second: float
-    test_accuracy: float | None
-    exit_accuracy: tuple[float, ...]
-    validation_accuracy: float | None
-    num_blocks: int
-    num_stages: int
-    busy_fraction: tuple[float, ...]
-    peak_memory_bytes: tuple[int, ...]
-    weights_sha256: str
-    run_folder: str
+__all__ = ["RunFolder"]
 
 
 @dataclass(frozen=True)
@@ -96,9 +61,9 @@ class RunFolder:
         """The recipe that the run was started with."""
         return Recipe.from_dict(tomllib.loads(self.config.read_text(encoding="utf-8")))
 
-    def write_result(self, result: Result) -> None:
+    def write_result(self, result: Mapping[str, Any]) -> None:
         """Write ``result.json``."""
-        _write_json(self.result, asdict(result))
+        _write_json(self.result, result)
 
     @property
     def config(self) -> Path:

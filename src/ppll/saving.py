@@ -67,7 +67,10 @@ class Saver:
             OSError: An earlier checkpoint could not be written.
         """
         self._finish_writing()
-        copies = [(b.index, _copy(b.named_tensors()), _copy(b.optimizer_tensors())) for b in blocks]
+        copies = [
+            (b.index, _copy(b.modules.named_tensors()), _copy(b.optimizer_tensors()))
+            for b in blocks
+        ]
         if self._commits:
             self._uncommitted.append(step)
         self._writing = self._thread.submit(self._write, step, copies)

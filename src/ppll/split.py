@@ -7,13 +7,14 @@ changes nothing but time.
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import nn
 
-from ppll.block import Block
+from ppll.block import Block, BlockModules
 from ppll.config import Recipe, SplitConfig
 from ppll.errors import ModelError
 from ppll.losses.classification import cross_entropy
@@ -61,7 +62,7 @@ def place(num_items: int, num_places: int) -> tuple[range, ...]:
         [3, 4, 4, 4]
     """
     bounds = [num_items * i // num_places for i in range(num_places + 1)]
-    return tuple(range(a, b) for a, b in zip(bounds, bounds[1:], strict=False))
+    return tuple(range(a, b) for a, b in itertools.pairwise(bounds))
 
 
 def build_method(recipe: Recipe) -> Method:
@@ -166,28 +167,30 @@ class Blueprint:
 
     def build_block(self, index: int, device: torch.device) -> Block:
         """Build one block on ``device``, its parameters still without values."""
-        layers = [self._empty_layer(self.network.layers[i], device) for i in self.ranges[index]]
-        site = self.sites[index]
-        auxiliary = None
-        if not site.is_last:
-            auxiliary = _emptied(self.build_auxiliary(index), device)
-        modules = [layer.module for layer in layers] + ([auxiliary] if auxiliary else [])
-        if not any(p.requires_grad for module in modules for p in module.parameters()):
+        modules = self.build_modules(index, device)
+        roots = [module for _, module in modules.named()]
+        if not any(p.requires_grad for _, p in modules.named_parameters()):
             raise ModelError(f"block {index} has nothing to train: choose other cuts.")
         train = self.recipe.train
         return Block(
-            site,
-            layers,
-            auxiliary,
+            self.sites[index],
+            modules,
             self.method,
             partial(cross_entropy, label_smoothing=train.label_smoothing),
-            build_optimizer(self.recipe.optimizer, index, modules),
+            build_optimizer(self.recipe.optimizer, index, roots),
             Schedule(self.recipe.schedule, self.num_steps, self.steps_per_epoch),
             seed=train.seed,
             device=device,
             autocast=torch.bfloat16 if train.precision == "bf16" else None,
             clip_norm=self.recipe.optimizer.clip_norm,
         )
+
+    def build_modules(self, index: int, device: torch.device) -> BlockModules:
+        """Build what one block computes with on ``device``, without values."""
+        layers = [self._empty_layer(self.network.layers[i], device) for i in self.ranges[index]]
+        if self.sites[index].is_last:
+            return BlockModules(tuple(layers), None)
+        return BlockModules(tuple(layers), _emptied(self.build_auxiliary(index), device))
 
     def build_auxiliary(self, index: int) -> nn.Module:
         """A block's auxiliary network on the meta device."""
@@ -201,4 +204,3 @@ class Blueprint:
 def _emptied(module: nn.Module, device: torch.device) -> nn.Module:
     """The module with storage for its values on ``device``, wherever it was before."""
     return module.to_empty(device=device)
-

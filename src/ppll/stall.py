@@ -15,13 +15,15 @@ from ppll.status import Activity, Status
 __all__ = ["describe", "find_stall", "is_stopped", "request_stacks"]
 
 _STACKS_TIMEOUT_S: Final = 0.3
+_START_TIMEOUT_S: Final = 120.0
+"""A rank that imports, loads and connects has nothing that ``stall_timeout_s`` speaks of."""
 
 
 def find_stall(
     statuses: Sequence[Status],
     now_s: float,
     timeout_s: float,
-    stopped: Callable[[int], bool] = lambda rank: False,
+    stopped: Callable[[int], bool] = lambda _: False,
 ) -> int | None:
     """The rank that keeps the others from going on, if none has moved for too long.
 
@@ -41,12 +43,18 @@ def find_stall(
     """
     unfinished = [r for r, s in enumerate(statuses) if s.activity is not Activity.FINISH]
     computing = [r for r in unfinished if not statuses[r].activity.waits]
-    suspects = [r for r in computing or unfinished if now_s - statuses[r].since > timeout_s]
+    suspects = [r for r in computing or unfinished if _is_late(statuses[r], now_s, timeout_s)]
     if not suspects or (not computing and len(suspects) < len(unfinished)):
         return None
     behind_full = [r for r in suspects if r > 0 and _is_full_before(statuses, r)]
     candidates = [r for r in suspects if stopped(r)] or behind_full or suspects
     return min(candidates, key=lambda rank: statuses[rank].since)
+
+
+def _is_late(status: Status, now_s: float, timeout_s: float) -> bool:
+    if status.activity is Activity.START:
+        timeout_s = max(timeout_s, _START_TIMEOUT_S)
+    return now_s - status.since > timeout_s
 
 
 def _is_full_before(statuses: Sequence[Status], rank: int) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import safetensors
-import safetensors.torch
+import safetensors.numpy
 import torch
 from torch import Tensor
 
@@ -152,17 +152,13 @@ class Dataset:
     def save(self, path: Path) -> None:
         """Write everything to one safetensors file, which ``load`` reads."""
         facts = {"num_classes": self.num_classes, "mean": self.mean, "std": self.std}
-        tensors = {
-            "train.inputs": self.train.inputs.contiguous(),
-            "train.targets": self.train.targets.contiguous(),
-            "test.inputs": self.test.inputs.contiguous(),
-            "test.targets": self.test.targets.contiguous(),
+        arrays = {
+            f"{name}.{field}": tensor.contiguous().numpy()
+            for name, split in (("train", self.train), ("test", self.test))
+            for field, tensor in (("inputs", split.inputs), ("targets", split.targets))
         }
-        # safetensors refuses tensors that share memory, as a set does that is tested on what it
-        # is trained on.
-        if tensors["train.inputs"].data_ptr() == tensors["test.inputs"].data_ptr():
-            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-        safetensors.torch.save_file(tensors, path, metadata={"ppll": json.dumps(facts)})
+        # As arrays, since safetensors refuses tensors that share memory, and parts may overlap.
+        safetensors.numpy.save_file(arrays, path, metadata={"ppll": json.dumps(facts)})
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -178,10 +174,10 @@ class Dataset:
                     Split(file.get_tensor(f"{part}.inputs"), file.get_tensor(f"{part}.targets"))
                     for part in ("train", "test")
                 )
+            mean, std = (None if facts[k] is None else tuple(facts[k]) for k in ("mean", "std"))
+            return cls(train, test, facts["num_classes"], mean, std)
         except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"cannot read the data set {path}: {error}.") from None
-        mean, std = (None if facts[k] is None else tuple(facts[k]) for k in ("mean", "std"))
-        return cls(train, test, facts["num_classes"], mean, std)
 
 
 def _describe(tensor: Tensor) -> str:

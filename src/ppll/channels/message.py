@@ -1,2 +1,0 @@
-from ppll.message import *  # noqa
-from ppll.message import ALIGNMENT, FEATURES, NOTHING_SAVED, TARGETS, Kind, Message, canonical  # noqa

@@ -1,0 +1,51 @@
+"""What must hold before a run begins, so that nothing is found out an hour later."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ppll.config import Recipe
+from ppll.data import PreparedData
+from ppll.errors import DataError, RecipeError
+from ppll.split import Blueprint
+
+__all__ = ["check_devices", "check_last_batch"]
+
+
+def check_devices(recipe: Recipe) -> None:
+    """Refuse devices that this machine does not have.
+
+    Raises:
+        RecipeError: A GPU is asked for where there is none.
+    """
+    devices = recipe.runtime.devices
+    asked = devices if isinstance(devices, tuple) else ()
+    for name in asked:
+        if name != "cpu":
+            found = torch.cuda.device_count()
+            raise RecipeError(
+                f"runtime.devices asks for {name!r}, but this machine has {found} GPU(s) that "
+                f'PPLL can use: set runtime.devices = "cpu".'
+            )
+
+
+def check_last_batch(blueprint: Blueprint, data: PreparedData) -> None:
+    """Refuse a last batch of one sample where there is batch norm, which cannot learn from it.
+
+    Raises:
+        DataError: There is such a batch.
+    """
+    num_train, batch_size = len(data.train_samples), data.config.batch_size
+    if num_train % batch_size != 1 or data.config.drop_last:
+        return
+    modules = [layer.module for layer in blueprint.network.layers]
+    modules += [blueprint.build_auxiliary(i) for i in range(blueprint.num_blocks - 1)]
+    if any(
+        isinstance(m, nn.modules.batchnorm._BatchNorm) for root in modules for m in root.modules()
+    ):
+        raise DataError(
+            f"the last training batch of an epoch has one sample ({num_train} samples in "
+            f"batches of {batch_size}), which batch norm cannot learn from: "
+            f"set data.drop_last = true, or another data.batch_size."
+        )

@@ -1,0 +1,75 @@
+"""What a run came to, of what its ranks report."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ppll.job import Job, RankResult
+
+__all__ = ["Result", "merge_results"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+        step: Training batches that every block has learned from.
+        epoch: Whole epochs among them.
+        train_seconds: From the first batch to the stop, evaluation included.
+        samples_per_second: Training samples per second of ``train_seconds``.
+        test_accuracy: Share of test samples that the final output gets right; none where the run
+            was interrupted before the test.
+        exit_accuracy: The same for every block's exit, the final output last.
+        validation_accuracy: The final output's on the validation part, where there is one.
+        num_blocks: Blocks of the network.
+        num_stages: Processes that trained it.
+        busy_fraction: Of every stage, the share of time in which it did not wait for another.
+        peak_memory_bytes: Of every stage, the most memory its process had.
+        weights_sha256: Of all blocks' parameters and buffers; the same on every placement.
+        run_folder: Where everything is.
+    """
+
+    step: int
+    epoch: int
+    train_seconds: float
+    samples_per_second: float
+    test_accuracy: float | None
+    exit_accuracy: tuple[float, ...]
+    validation_accuracy: float | None
+    num_blocks: int
+    num_stages: int
+    busy_fraction: tuple[float, ...]
+    peak_memory_bytes: tuple[int, ...]
+    weights_sha256: str
+    run_folder: str
+
+
+def merge_results(job: Job, results: Sequence[RankResult], num_blocks: int) -> Result:
+    """One result of what all ranks report, the first rank's first."""
+    seconds = max(r.seconds for r in results)
+    exits: dict[str, dict[int, float]] = {}
+    for rank_result in results:
+        for split, tallies in rank_result.exits.items():
+            exits.setdefault(split, {}).update(tallies)
+    test = [exits["test"][i] for i in range(num_blocks)] if "test" in exits else []
+    validation = exits.get("validation", {}).get(num_blocks - 1)
+    lines = sorted(line for r in results for line in r.digests)
+    step = results[0].step
+    return Result(
+        step=step,
+        epoch=step // job.facts.steps_per_epoch,
+        train_seconds=seconds,
+        samples_per_second=results[0].samples / seconds if seconds else 0.0,
+        test_accuracy=test[-1] if test else None,
+        exit_accuracy=tuple(test),
+        validation_accuracy=validation,
+        num_blocks=num_blocks,
+        num_stages=job.num_stages,
+        busy_fraction=tuple(r.busy_fraction for r in results),
+        peak_memory_bytes=tuple(r.peak_memory_bytes for r in results),
+        weights_sha256=hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+        run_folder=str(job.folder.path),
+    )

@@ -1,0 +1,161 @@
+"""What a data set accepts, what it refuses, and in which words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ppll.data import Dataset, Split
+from ppll.errors import DataError
+
+
+def images(number: int = 4, channels: int = 3) -> torch.Tensor:
+    return torch.arange(number * channels * 16).reshape(number, channels, 4, 4).to(torch.uint8)
+
+
+def labels(*values: int) -> torch.Tensor:
+    return torch.tensor(values)
+
+
+def test_users_arrays_become_float32_and_int64() -> None:
+    x, y = np.ones((3, 5)), np.array([0, 1, 2], np.int16)
+    dataset = Dataset.from_arrays(train=(x, y), test=(x, y))
+    assert dataset.train.inputs.dtype == torch.float32
+    assert dataset.train.targets.dtype == torch.int64
+    assert (dataset.num_classes, dataset.input_shape) == (3, (5,))
+    assert dataset.mean is dataset.std is None
+
+
+def test_numpy_and_torch_give_the_same() -> None:
+    x, y = images(), labels(0, 1, 2, 1)
+    first = Dataset.from_arrays(train=(x, y), test=(x, y))
+    second = Dataset.from_arrays(train=(x.numpy(), y.numpy()), test=(x.numpy(), y.numpy()))
+    assert torch.equal(first.train.inputs, second.train.inputs)
+    assert (first.mean, first.std) == (second.mean, second.std)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(6, dtype=">f8").reshape(3, 2),
+        np.arange(6.0).reshape(3, 2)[::-1],
+        np.asfortranarray(np.arange(6.0).reshape(3, 2)),
+        [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]],
+    ],
+    ids=["big endian", "negative strides", "column-major", "lists"],
+)
+def test_any_memory_layout_is_read(array: Any) -> None:
+    dataset = Dataset.from_arrays(train=(array, [0, 1, 1]), test=(array, [0, 1, 1]))
+    assert dataset.train.inputs.tolist() == np.asarray(array).tolist()
+
+
+def test_read_only_arrays_are_read() -> None:
+    x = np.zeros((2, 3))
+    x.flags.writeable = False
+    assert len(Dataset.from_arrays(train=(x, [0, 1]), test=(x, [0, 1])).train) == 2
+
+
+def test_mean_and_deviation_are_those_of_the_training_images() -> None:
+    x = np.random.default_rng(0).integers(0, 256, (50, 2, 6, 6), dtype=np.uint8)
+    dataset = Dataset.from_arrays(train=(x, np.zeros(50, int)), test=(x[:1], [0]))
+    assert dataset.mean == pytest.approx((x / 255).mean((0, 2, 3)))
+    assert dataset.std == pytest.approx((x / 255).std((0, 2, 3)))
+
+
+def test_channel_of_one_value_is_not_divided_by_zero() -> None:
+    x = torch.full((2, 1, 4, 4), 7, dtype=torch.uint8)
+    assert Dataset.from_arrays(train=(x, [0, 1]), test=(x, [0, 1])).std == (1.0,)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "words"),
+    [
+        (images(3), labels(0, 1), "3 inputs but 2 targets"),
+        (images(2), torch.zeros(2), r"targets must be int64 .* found float32 of shape \(2,\)"),
+        (images(2), torch.zeros(2, 1).long(), r"found int64 of shape \(2, 1\)"),
+        (images(2).long(), labels(0, 1), r"inputs must be uint8 images .* found int64"),
+        (images(2).flatten(1), labels(0, 1), r"uint8 of shape \(2, 48\)"),
+        (torch.tensor(1.0), labels(0), r"float32 of shape \(\)"),
+        (images(2)[:0], labels(), "are empty"),
+        (torch.ones(1, 2, requires_grad=True), labels(0), "require a gradient"),
+    ],
+)
+def test_split_that_does_not_fit_is_refused(
+    inputs: torch.Tensor, targets: torch.Tensor, words: str
+) -> None:
+    with pytest.raises(DataError, match=words):
+        Split(inputs, targets)
+
+
+@pytest.mark.parametrize("bad", [-1, 3])
+def test_first_label_that_is_no_class_is_named(bad: int) -> None:
+    good = Split(images(2), labels(0, 1))
+    with pytest.raises(DataError, match=rf"label {bad} of test sample 1 .* labels 0 to 2"):
+        Dataset(good, Split(images(3), labels(0, bad, bad)), 3, (0.5,) * 3, (0.5,) * 3)
+
+
+def test_parts_of_different_shapes_are_refused() -> None:
+    with pytest.raises(DataError, match=r"train .*\(4, 3, 4, 4\) but test .*\(4, 1, 4, 4\)"):
+        Dataset.from_arrays(train=(images(), [0] * 4), test=(images(channels=1), [0] * 4))
+
+
+def test_normalisation_must_fit_the_samples() -> None:
+    grey = Split(images(2, 1), labels(0, 1))
+    floats = Split(torch.zeros(2, 3), labels(0, 1))
+    with pytest.raises(DataError, match="mean must hold 1 numbers"):
+        Dataset(grey, grey, 2)
+    with pytest.raises(DataError, match=r"std must be above 0 .* \(0.0,\)"):
+        Dataset(grey, grey, 2, (0.5,), (0.0,))
+    with pytest.raises(DataError, match="mean must hold no numbers"):
+        Dataset(floats, floats, 2, (0.5,), (0.5,))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        (np.array(["a", "b"]), "train: found an array of <U1"),
+        (np.array([[1.0], [np.nan]]), "train: sample 1 holds a value that is not finite"),
+        (np.array([np.inf, 1.0]), "train: sample 0 holds"),
+        (np.zeros((2, 3), np.int32), "train: inputs must be uint8 images"),
+    ],
+)
+def test_from_arrays_says_which_part_is_wrong(inputs: Any, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        Dataset.from_arrays(train=(inputs, [0, 1]), test=(np.zeros(2), [0, 1]))
+
+
+def test_saved_data_set_reads_back(tmp_path: Path) -> None:
+    x, y = images(8), torch.arange(8)
+    dataset = Dataset.from_arrays(train=(x, y), test=(x[2:], y[2:]))
+    dataset.save(tmp_path / "data.safetensors")
+    read = Dataset.load(tmp_path / "data.safetensors")
+    assert (read.num_classes, read.mean, read.std) == (8, dataset.mean, dataset.std)
+    assert torch.equal(read.train.inputs, x)
+    assert torch.equal(read.test.targets, y[2:])
+
+
+def test_saved_floats_read_back(tmp_path: Path) -> None:
+    x = torch.arange(6.0).reshape(3, 2)
+    Dataset.from_arrays(train=(x, [0, 1, 1]), test=(x, [0, 1, 1])).save(tmp_path / "d")
+    assert torch.equal(Dataset.load(tmp_path / "d").test.inputs, x)
+
+
+@pytest.mark.parametrize("content", [b"", b"not safetensors at all", None])
+def test_file_that_is_no_data_set_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "data.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=r"cannot read the data set .*data\.safetensors"):
+        Dataset.load(path)
+
+
+def test_safetensors_of_something_else_is_refused(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    save_file({"a": np.zeros(2)}, tmp_path / "d")
+    with pytest.raises(DataError, match="cannot read the data set"):
+        Dataset.load(tmp_path / "d")
