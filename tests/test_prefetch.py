@@ -6,6 +6,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -90,8 +91,8 @@ def test_error_wakes_who_waits() -> None:
 
     def fails() -> Iterator[Message]:
         start.wait()
+        yield from messages(0)
         raise OSError("disk gone")
-        yield
 
     inbox = Prefetcher(fails(), capacity=1)
     threading.Timer(0.02, start.set).start()
@@ -153,9 +154,8 @@ def test_release_of_another_message_is_refused() -> None:
 
 
 def test_batches_are_the_same_ahead_or_not_and_the_generator_is_left_alone() -> None:
-    config = DataConfig(
-        name="synthetic", shape=(3, 8, 8), num_train=64, batch_size=16, crop=2, flip=True
-    )
+    options: dict[str, Any] = {"shape": (3, 8, 8), "num_train": 64}
+    config = DataConfig(name="synthetic", batch_size=16, crop=2, flip=True, **options)
 
     def stream() -> Iterator[Message]:
         batches = load_batches(config, seed=3)
@@ -183,5 +183,7 @@ def test_thread_computes_with_as_many_threads_as_its_maker() -> None:
         found.append(torch.get_num_threads())
         yield message(0)
 
-    Prefetcher(asks(), capacity=1).recv(5)
+    inbox = Prefetcher(asks(), capacity=1)
+    inbox.recv(5)
+    inbox.close()
     assert found == [torch.get_num_threads()]

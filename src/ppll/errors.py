@@ -45,7 +45,7 @@ class PpllError(Exception):
 
 
 class UsageError(PpllError):
-    """What was asked for cannot be; the message says what was found, what is allowed, what to do."""
+    """What was asked for cannot be; the message says what was found, is allowed, and is to do."""
 
 
 class RecipeError(UsageError):
@@ -93,7 +93,7 @@ class Interrupted(PpllError):
 
 
 def unknown_name(what: str, found: str, allowed: Iterable[str]) -> str:
-    """Say that ``found`` is no known ``what``, with the nearest known name and all of them."""
+    """Say that ``found`` is no ``what``, with the nearest known name and all of them."""
     names = sorted(allowed)
     near = difflib.get_close_matches(found, names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from ppll.config import Recipe
 from ppll.models import models
-from ppll.models.network import Network
+from ppll.models.network import Network, without_values
 from ppll.run_folder import RunFolder
 from ppll.split import Blueprint
 from ppll.testing import Fault
@@ -40,6 +38,7 @@ class Job:
         recipe: The run's recipe.
         folder: Where the run is kept.
         facts: What every rank must know of the data.
+        shapes: One sample's shape at the output of every layer.
         num_stages: Processes.
         start_step: The committed checkpoint to start from; values of all blocks come from there.
         skeleton: A user's own network on the meta device; none for one that the recipe names.
@@ -53,6 +52,7 @@ class Job:
     recipe: Recipe
     folder: RunFolder
     facts: DataFacts
+    shapes: tuple[tuple[int, ...], ...]
     num_stages: int
     start_step: int = 0
     skeleton: Network | None = None
@@ -64,17 +64,28 @@ class Job:
 
     def blueprint(self) -> Blueprint:
         """The run's network cut into blocks, without values."""
-        return draw_blueprint(self.recipe, self.facts, self.skeleton)
+        return draw_blueprint(self.recipe, self.facts, self.skeleton, self.shapes)
 
 
-def draw_blueprint(recipe: Recipe, facts: DataFacts, network: Network | None) -> Blueprint:
+def draw_blueprint(
+    recipe: Recipe,
+    facts: DataFacts,
+    network: Network | None,
+    shapes: tuple[tuple[int, ...], ...] | None = None,
+) -> Blueprint:
     """Cut the given network, or the one that the recipe names, into blocks.
+
+    Args:
+        recipe: The run's recipe.
+        facts: What it is trained on.
+        network: A user's own.
+        shapes: Of every layer's output, where they are known.
 
     Raises:
         UsageError: The network is unknown, or cannot be cut as the recipe says.
     """
     if network is None:
-        with torch.device("meta"):
+        with without_values():
             network = models.build(
                 recipe.model.name, recipe.model.options, facts.input_shape, facts.num_classes
             )
@@ -84,6 +95,7 @@ def draw_blueprint(recipe: Recipe, facts: DataFacts, network: Network | None) ->
         input_shape=facts.input_shape,
         num_classes=facts.num_classes,
         steps_per_epoch=facts.steps_per_epoch,
+        shapes=shapes,
     )
 
 

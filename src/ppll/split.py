@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,7 +20,7 @@ from ppll.config import Recipe, SplitConfig
 from ppll.errors import ModelError
 from ppll.losses.classification import cross_entropy
 from ppll.methods import BlockSite, Method, methods
-from ppll.models.network import Layer, Network, feature_shapes
+from ppll.models.network import Layer, Network, feature_shapes, with_memory, without_values
 from ppll.optimization import Schedule, build_optimizer
 
 __all__ = ["Blueprint", "block_ranges", "build_method", "place"]
@@ -87,6 +88,7 @@ class Blueprint:
         method: Gives auxiliary networks and local losses.
         ranges: The layers of every block.
         sites: Where every block stands.
+        shapes: One sample's shape at the output of every layer, without N.
         steps_per_epoch: Training batches of an epoch.
         num_steps: Training batches of the whole run.
     """
@@ -96,6 +98,7 @@ class Blueprint:
     method: Method
     ranges: tuple[range, ...]
     sites: tuple[BlockSite, ...]
+    shapes: tuple[tuple[int, ...], ...]
     steps_per_epoch: int
     num_steps: int
 
@@ -108,6 +111,7 @@ class Blueprint:
         input_shape: tuple[int, ...],
         num_classes: int,
         steps_per_epoch: int,
+        shapes: Sequence[tuple[int, ...]] | None = None,
     ) -> Blueprint:
         """Cut ``network`` as the recipe says and check that its blocks fit together.
 
@@ -117,6 +121,7 @@ class Blueprint:
             input_shape: One sample's shape, without N.
             num_classes: Classes to tell apart.
             steps_per_epoch: Training batches of an epoch.
+            shapes: What ``feature_shapes`` said of the network; asked again without.
 
         Raises:
             ModelError: The network cannot be cut so, or does not fit the data.
@@ -125,7 +130,8 @@ class Blueprint:
         method = build_method(recipe)
         split = SplitConfig(blocks=1) if method.end_to_end else recipe.split
         ranges = block_ranges(network, split)
-        shapes = feature_shapes(network, input_shape, torch.float32)
+        if shapes is None:
+            shapes = feature_shapes(network, input_shape, torch.float32)
         if shapes[-1] != (num_classes,):
             raise ModelError(
                 f"the network's output has shape {shapes[-1]} a sample, but the data has "
@@ -138,7 +144,9 @@ class Blueprint:
         num_steps = steps_per_epoch * recipe.train.epochs
         if recipe.train.max_steps is not None:
             num_steps = min(num_steps, recipe.train.max_steps)
-        return cls(recipe, network, method, ranges, sites, steps_per_epoch, num_steps)
+        return cls(
+            recipe, network, method, ranges, sites, tuple(shapes), steps_per_epoch, num_steps
+        )
 
     @property
     def num_blocks(self) -> int:
@@ -190,17 +198,12 @@ class Blueprint:
         layers = [self._empty_layer(self.network.layers[i], device) for i in self.ranges[index]]
         if self.sites[index].is_last:
             return BlockModules(tuple(layers), None)
-        return BlockModules(tuple(layers), _emptied(self.build_auxiliary(index), device))
+        return BlockModules(tuple(layers), with_memory(self.build_auxiliary(index), device))
 
     def build_auxiliary(self, index: int) -> nn.Module:
         """A block's auxiliary network on the meta device."""
-        with torch.device("meta"):
+        with without_values():
             return self.method.build_auxiliary(self.sites[index])
 
     def _empty_layer(self, layer: Layer, device: torch.device) -> Layer:
-        return Layer(layer.name, _emptied(copy.deepcopy(layer.module), device))
-
-
-def _emptied(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module with storage for its values on ``device``, wherever it was before."""
-    return module.to_empty(device=device)
+        return Layer(layer.name, with_memory(copy.deepcopy(layer.module), device))

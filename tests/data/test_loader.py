@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -183,8 +184,8 @@ def test_default_generator_is_not_touched(dataset: Dataset) -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_batches_of_a_recipe_or_of_a_file(tmp_path: Any, dataset: Dataset) -> None:
-    config = DataConfig(name="synthetic", shape=(4,), batch_size=16)
+def test_batches_of_a_recipe_or_of_a_file(tmp_path: Path, dataset: Dataset) -> None:
+    config = DataConfig.model_validate({"name": "synthetic", "shape": [4], "batch_size": 16})
     assert load_batches(config, seed=0).train_batch(0, 0)["features"].shape == (16, 4)
     dataset.save(tmp_path / "data.safetensors")
     own = load_batches(config, seed=0, user_data=tmp_path / "data.safetensors", fields=("image",))

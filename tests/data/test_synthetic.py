@@ -69,7 +69,7 @@ def test_shelf_names_what_it_holds() -> None:
 
 
 def test_unknown_name_and_option_are_refused() -> None:
-    with pytest.raises(RecipeError, match="unknown data set 'digit'. Did you mean 'digits'"):
+    with pytest.raises(RecipeError, match=r"unknown data set 'digit'\. Did you mean 'digits'"):
         load_dataset(DataConfig(name="digit"))
     with pytest.raises(RecipeError, match=r"data\..*num_trian.*num_train"):
         synthetic(num_trian=3)

@@ -88,13 +88,19 @@ def test_what_is_no_module_is_refused() -> None:
         row(torch.relu)  # type: ignore[arg-type]
 
 
-def test_a_module_that_stands_twice_is_refused() -> None:
+def test_a_module_with_state_that_stands_twice_is_refused() -> None:
+    linear = nn.Linear(2, 2)
+    message = r"'0.weight' and '2.weight' are the same parameter"
+    with pytest.raises(ModelError, match=message):
+        row(linear, nn.ReLU(), linear)
+    with pytest.raises(ModelError, match=message):
+        Network.from_modules(nn.Sequential(linear, nn.ReLU(), linear))
+
+
+def test_a_module_without_state_may_stand_twice() -> None:
     relu = nn.ReLU()
-    message = "'1' and '3' are the same module"
-    with pytest.raises(ModelError, match=message):
-        row(nn.Linear(2, 2), relu, nn.Linear(2, 2), relu)
-    with pytest.raises(ModelError, match=message):
-        Network.from_modules(nn.Sequential(nn.Linear(2, 2), relu, nn.Linear(2, 2), relu))
+    names = [layer.name for layer in row(nn.Linear(2, 2), relu, nn.Linear(2, 2), relu).layers]
+    assert names == ["0", "1", "2", "3"]
 
 
 def test_a_shared_parameter_is_refused_by_both_names() -> None:

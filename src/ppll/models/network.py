@@ -7,20 +7,32 @@ what crosses a cut is one tensor of features.
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ppll.errors import ModelError
 from ppll.randomness import fold
 
-__all__ = ["Layer", "Network", "feature_shapes", "initialise", "qualified"]
+__all__ = [
+    "Layer",
+    "Network",
+    "feature_shapes",
+    "initialise",
+    "qualified",
+    "with_memory",
+    "without_values",
+]
 
+_DRAWS: Final = (Tensor.normal_, Tensor.uniform_)
 _NUM_SAMPLES: Final = 2
 """Samples of a trial run: with one, a layer that mixes up its dimensions could go unnoticed."""
 
@@ -168,6 +180,42 @@ def qualified(layer_name: str, name: str) -> str:
     return f"{layer_name}.{name}" if layer_name else name
 
 
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Modules made in this context have shapes but no memory and no values."""
+    with torch.device("meta"), _NoDraws():
+        yield
+
+
+def with_memory(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module itself, its parameters and buffers in new memory on ``device``, without values.
+
+    As ``nn.Module.to_empty``, which imports a second's worth of sympy for the meta device.
+    """
+    made: dict[int, Tensor] = {}  # What is shared within the module stays shared.
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False, remove_duplicate=False):
+            if id(parameter) not in made:
+                empty = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+                made[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
+            setattr(part, name, made[id(parameter)])
+        for name, buffer in part.named_buffers(recurse=False, remove_duplicate=False):
+            empty = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
+            setattr(part, name, made.setdefault(id(buffer), empty))
+    return module
+
+
+class _NoDraws(TorchFunctionMode):
+    """Draws no first values: on the meta device that does nothing but import half of torch."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in _DRAWS:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
 def initialise(module: nn.Module, prefix: str, seed: int) -> None:
     """Give parameters and buffers their first values: a function of the seed and their names.
 
@@ -225,8 +273,8 @@ def feature_shapes(
 ) -> list[tuple[int, ...]]:
     """Shape of every layer's output for one sample, found by a trial run in evaluation mode.
 
-    The run takes place where the parameters are (the meta device costs nothing) and leaves
-    the training flags and the generators as they were.
+    Copies of the layers are run, one at a time and on the CPU, so nothing of the network changes
+    and one whose parameters are on the meta device will do.
 
     Args:
         network: What is run.
@@ -239,37 +287,21 @@ def feature_shapes(
     Raises:
         ModelError: A layer fails, or returns something that cannot cross a cut.
     """
-    device = _device(network)
     shapes = []
-    with torch.no_grad(), _evaluating(network, device):
-        features = torch.zeros((_NUM_SAMPLES, *input_shape), dtype=dtype, device=device)
+    with torch.no_grad(), torch.random.fork_rng(devices=()):
+        features = torch.zeros((_NUM_SAMPLES, *input_shape), dtype=dtype)
         for layer in network.layers:
-            features = _output(layer, features)
+            features = _output(_trial_copy(layer), features)
             shapes.append(tuple(features.shape[1:]))
     return shapes
 
 
-def _device(network: Network) -> torch.device:
-    """Where the first parameter or buffer is; the CPU for a network without any."""
-    for layer in network.layers:
-        for tensor in (*layer.module.parameters(), *layer.module.buffers()):
-            return tensor.device
-    return torch.device("cpu")
-
-
-@contextmanager
-def _evaluating(network: Network, device: torch.device) -> Iterator[None]:
-    """Evaluation mode for a while; flags may differ from module to module and all come back."""
-    modules = [module for layer in network.layers for module in layer.module.modules()]
-    flags = [module.training for module in modules]
-    with torch.random.fork_rng(devices=(device,) if device.type == "cuda" else ()):
-        try:
-            for layer in network.layers:
-                layer.module.eval()
-            yield
-        finally:
-            for module, flag in zip(modules, flags, strict=True):
-                module.training = flag
+def _trial_copy(layer: Layer) -> Layer:
+    module = copy.deepcopy(layer.module)
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    if any(t.is_meta for t in tensors):
+        with_memory(module, torch.device("cpu"))
+    return Layer(layer.name, module.cpu().eval())
 
 
 def _output(layer: Layer, features: Tensor) -> Tensor:
