@@ -20,13 +20,13 @@ def check_devices(recipe: Recipe) -> None:
         RecipeError: A GPU is asked for where there is none.
     """
     devices = recipe.runtime.devices
-    asked = devices if isinstance(devices, tuple) else ()
-    for name in asked:
-        if name != "cpu":
+    for name in (devices,) if isinstance(devices, str) else devices:
+        if name not in ("auto", "cpu"):
             found = torch.cuda.device_count()
+            state = f"it has {found}, but they cannot be used yet" if found else "it has none"
             raise RecipeError(
-                f"runtime.devices asks for {name!r}, but this machine has {found} GPU(s) that "
-                f'PPLL can use: set runtime.devices = "cpu".'
+                f"runtime.devices asks this machine for {name!r}. Of GPUs {state}: set "
+                f'runtime.devices = "cpu".'
             )
 
 

@@ -101,19 +101,9 @@ def evaluate_run(
 @app.command("methods")
 def list_methods(as_json: Json = False) -> None:
     """List the methods of local learning."""
-    from ppll.methods import methods
+    from ppll.methods import describe_methods
 
-    rows = [
-        {
-            "name": e.name,
-            "year": e.build.paper.year,
-            "paper": e.build.paper.title,  # type: ignore[attr-defined]
-            "source": e.build.paper.source,
-            "summary": e.summary,
-            "options": sorted(e.options),
-        }  # type: ignore[attr-defined]
-        for e in methods
-    ]
+    rows = describe_methods()
     _print_rows("Methods", rows, as_json)
 
 
@@ -196,19 +186,15 @@ def _print_json(tree: Any) -> None:
 
 
 def main() -> NoReturn:
-    """Run the command and leave with its exit code; see DESIGN for what the codes say."""
+    """Run the command and leave: 0 done, 1 the run failed, 2 it cannot be, 130 interrupted."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as end:  # pragma: no cover - typer's own exits
-        sys.exit(end.exit_code)
+        app()  # ends in SystemExit, with code 2 for a command line that cannot be
     except UsageError as error:
         _fail(error, 2)
     except Interrupted as error:
         _fail(error, 130)
     except PpllError as error:
         _fail(error, 1)
-    except KeyboardInterrupt:
-        sys.exit(130)
     sys.exit(0)
 
 

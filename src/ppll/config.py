@@ -70,7 +70,7 @@ class DataConfig(_NamedSection):
     """Samples of a training batch."""
     eval_batch_size: Count | None = None
     """Samples of an evaluation batch; without it, as many as in a training batch."""
-    validation: Share | Count = 0.0
+    validation: float = 0.0
     """Part of the training set kept for validation: a share below 1 or a number of samples."""
     train_limit: Count | None = None
     """Use only the first so many training samples."""
@@ -80,6 +80,16 @@ class DataConfig(_NamedSection):
     """Pad training images by so many pixels and crop them back at a random place."""
     flip: bool = False
     """Mirror every other training image, at random."""
+
+    @pydantic.field_validator("validation")
+    @classmethod
+    def _validation_is_share_or_number(cls, validation: float) -> float:
+        if validation < 0 or (validation >= 1 and validation != int(validation)):
+            raise ValueError(
+                f"must be a share from 0 to below 1, or a whole number of samples, "
+                f"found {validation:g}"
+            )
+        return validation
 
 
 class ModelConfig(_NamedSection):
@@ -189,10 +199,10 @@ class RuntimeConfig(_Section):
 
     stages: Count = 1
     """Number of processes; each runs one or more whole blocks."""
-    capacity: Count = 4
+    capacity: Annotated[int, Field(ge=1, le=64)] = 4
     """Messages that a channel holds before its sender waits."""
     transport: Literal["auto", "shared"] = "auto"
-    devices: Literal["auto", "cpu"] | tuple[str, ...] = "auto"
+    devices: str | tuple[str, ...] = "auto"
     """``"auto"``, ``"cpu"``, or one device a stage."""
     stall_timeout_s: Positive = 300.0
     """A worker that makes no progress for so long is reported and the run ends."""

@@ -99,10 +99,9 @@ class Registry(Generic[T]):
         entry = self[name]
         for key in options:
             if key not in entry.options:
-                known = entry.options or {"(none)": None}
-                raise RecipeError(
-                    unknown_name(f"option of {self.kind} {name!r}: {self.section}.", key, known)
-                )
+                known = [f"{self.section}.{option}" for option in entry.options] or ["(none)"]
+                what = f"option of {self.kind} {name!r}"
+                raise RecipeError(unknown_name(what, f"{self.section}.{key}", known))
         return _converted(entry, options, self.section)
 
 

@@ -30,13 +30,9 @@ class RunFolder:
             RunFolderError: There is something already, or it cannot be written.
         """
         folder = cls(path.absolute())
+        folder.check_free()
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
-            if any(folder.path.iterdir()):
-                raise RunFolderError(
-                    f"{path} already holds {'a run' if folder.config.exists() else 'files'}: "
-                    f"choose another folder with --out, or remove this one."
-                )
             for part in (folder.checkpoints, folder.logs, folder.metric_parts):
                 part.mkdir()
             folder.config.write_text(recipe.to_toml(), encoding="utf-8")
@@ -44,6 +40,18 @@ class RunFolder:
         except OSError as error:
             raise RunFolderError(f"cannot make the run folder {path}: {error}.") from None
         return folder
+
+    def check_free(self) -> None:
+        """Refuse a folder that holds anything.
+
+        Raises:
+            RunFolderError: It does, or it is a file.
+        """
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise RunFolderError(
+                f"{self.path} already holds {'a run' if self.config.exists() else 'files'}: "
+                f"choose another folder with --out, or remove this one."
+            )
 
     @classmethod
     def open(cls, path: Path) -> Self:

@@ -73,6 +73,7 @@ class Trainer:
         self._own_network = None if model is None else Network.from_modules(model)
         self._own_data = data
         self._out = Path(out) if out is not None else default_folder(name)
+        RunFolder(self._out.absolute()).check_free()
         self.watch = watch
         self._data = prepare(data or load_dataset(self.recipe.data), self.recipe.data)
         facts = _facts(self._data)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 from ppll.methods.backprop import Backprop
 from ppll.methods.base import BlockSite, LocalLoss, Method, Paper, TaskLoss
 from ppll.methods.dgl import DGL
@@ -9,9 +11,36 @@ from ppll.methods.greedy import Greedy
 from ppll.methods.heads import HeadMethod
 from ppll.registry import Registry
 
-__all__ = ["BlockSite", "HeadMethod", "LocalLoss", "Method", "Paper", "TaskLoss", "methods"]
+__all__ = [
+    "BlockSite",
+    "HeadMethod",
+    "LocalLoss",
+    "Method",
+    "Paper",
+    "TaskLoss",
+    "describe_methods",
+    "methods",
+]
 
 methods: Registry[Method] = Registry("method", "method")
 methods.register("backprop", "end-to-end backpropagation, the control: one block")(Backprop)
 methods.register("greedy", "a pooled linear classifier behind every block")(Greedy)
 methods.register("dgl", "a small pooled network (MLP-SR) behind every block")(DGL)
+
+
+def describe_methods() -> list[dict[str, Any]]:
+    """A row a method: its name, paper, what travels for it, and its options."""
+    rows = []
+    for entry in methods:
+        method = cast("type[Method]", entry.build)
+        rows.append(
+            {
+                "name": entry.name,
+                "summary": entry.summary,
+                "paper": f"{method.paper.title} ({method.paper.source})",
+                "year": method.paper.year,
+                "travels": ["features", "targets", *method.fields],
+                "options": sorted(entry.options),
+            }
+        )
+    return rows

@@ -1,0 +1,238 @@
+"""A pipeline whose blocks compute nothing: what is left is the system around them.
+
+Only the blocks are doubles. Processes (from the fork server), the prefetching thread, ``shared``
+channels, the worker and ``drain`` are the ones that train networks.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import secrets
+import tempfile
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from ppll.block import Block
+from ppll.channels.base import Inbox, SendEnd, SlotLayout
+from ppll.channels.shared import SharedReceiveEnd, SharedSendEnd
+from ppll.fork_server import START_METHOD, warm_up
+from ppll.message import FEATURES, TARGETS, Kind, Message
+from ppll.metrics import Counts
+from ppll.prefetch import Prefetcher
+from ppll.status import Monitor
+from ppll.worker import Worker, drain
+
+__all__ = ["Chain", "Footprint", "RankReport", "run_chain"]
+
+_CONNECT_TIMEOUT_S = 60.0
+_FLOAT_BYTES = torch.float32.itemsize
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A pipeline to run.
+
+    Attributes:
+        num_stages: Processes, each with one block.
+        num_batches: Training messages that pass through all of them.
+        payload_bytes: Size of a message's features.
+        capacity: Slots of a channel.
+        forward_s: How long a block sleeps in its forward.
+        learn_s: How long a block sleeps in its learning step.
+        keeps_times: Whether every rank reports when it had learned from each message.
+        footprint_steps: Steps after which every rank looks at its memory.
+        timeout_s: How long all of it may take.
+    """
+
+    num_stages: int
+    num_batches: int
+    payload_bytes: int
+    capacity: int = 4
+    forward_s: float = 0.0
+    learn_s: float = 0.0
+    keeps_times: bool = False
+    footprint_steps: tuple[int, ...] = ()
+    timeout_s: float = 600.0
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a process holds.
+
+    Attributes:
+        step: Messages that it had learned from.
+        time_s: When, by the monotonic clock.
+        resident_kib: Resident memory, shared slots included.
+        private_kib: The part of it that is anonymous: the heap.
+        num_descriptors: Open files and sockets.
+    """
+
+    step: int
+    time_s: float
+    resident_kib: int
+    private_kib: int
+    num_descriptors: int
+
+    @classmethod
+    def now(cls, step: int) -> Footprint:
+        """This process's, from /proc."""
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        sizes = {name: rest for name, _, rest in (line.partition(":") for line in lines)}
+        return cls(
+            step=step,
+            time_s=time.monotonic(),
+            resident_kib=int(sizes["VmRSS"].split()[0]),
+            private_kib=int(sizes["RssAnon"].split()[0]),
+            # Listing the folder opens it, which counts as one.
+            num_descriptors=len(os.listdir("/proc/self/fd")) - 1,
+        )
+
+
+@dataclass
+class RankReport:
+    """What a rank measured.
+
+    Attributes:
+        times_s: When it had learned from each message, by the monotonic clock of the machine.
+        footprints: What it held after ``footprint_steps``.
+        busy_fraction: Share of the time in which it did not wait for a neighbour.
+        activity_s: Seconds in every activity, by name.
+    """
+
+    times_s: array[float] = field(default_factory=lambda: array("d"))
+    footprints: list[Footprint] = field(default_factory=list)
+    busy_fraction: float = 0.0
+    activity_s: dict[str, float] = field(default_factory=dict)
+
+
+class SleepingBlock:
+    """Has the face of a ``ppll.block.Block`` and sleeps where that one computes."""
+
+    def __init__(self, index: int, chain: Chain, report: RankReport) -> None:
+        self.index = index
+        self.counts = Counts(torch.device("cpu"))
+        self._chain = chain
+        self._report = report
+        self._step = 0
+
+    def forward(self, message: Message) -> Message:
+        """Hand on the same features, after a while."""
+        self._step = message.step
+        _sleep(self._chain.forward_s)
+        return message
+
+    def learn(self) -> None:
+        """Take the time of a learning step and note what was asked for."""
+        _sleep(self._chain.learn_s)
+        if self._chain.keeps_times:
+            self._report.times_s.append(time.monotonic())
+        if self._step in self._chain.footprint_steps:
+            self._report.footprints.append(Footprint.now(self._step))
+
+    def evaluate(self) -> None:
+        """Nothing is evaluated."""
+
+
+def run_chain(chain: Chain) -> list[RankReport]:
+    """Run a pipeline in processes of its own and gather what every rank reports.
+
+    Raises:
+        RuntimeError: A rank failed; none is left.
+        TimeoutError: It took too long; none is left.
+    """
+    warm_up()
+    context = multiprocessing.get_context(START_METHOD)
+    secret = secrets.token_bytes(32)
+    processes: list[BaseProcess] = []
+    ends: list[Connection] = []
+    with tempfile.TemporaryDirectory(prefix="ppll-") as folder:
+        try:
+            for rank in range(chain.num_stages):
+                ours, theirs = context.Pipe(duplex=False)
+                args = (chain, rank, Path(folder), secret, theirs)
+                process = context.Process(target=_run_rank, args=args, daemon=True)
+                process.start()
+                theirs.close()
+                processes.append(process)
+                ends.append(ours)
+            return _gather(ends, chain.timeout_s)
+        finally:
+            for process in processes:
+                process.join(1)
+                if process.is_alive():
+                    process.kill()
+                    process.join()
+            for end in ends:
+                end.close()
+
+
+def _gather(ends: list[Connection], timeout_s: float) -> list[RankReport]:
+    deadline = time.monotonic() + timeout_s
+    reports = []
+    for rank, end in enumerate(ends):
+        if not end.poll(max(0.0, deadline - time.monotonic())):
+            raise TimeoutError(f"rank {rank} has not finished after {timeout_s:g} s.")
+        try:
+            reports.append(cast(RankReport, end.recv()))
+        except EOFError:
+            raise RuntimeError(f"rank {rank} died; its traceback is above.") from None
+    return reports
+
+
+def _run_rank(chain: Chain, rank: int, folder: Path, secret: bytes, result: Connection) -> None:
+    torch.set_num_threads(1)
+    report = RankReport()
+    monitor = Monitor()
+    with ExitStack() as stack:
+        inbox, outbox = _connect(chain, rank, folder, secret, stack.callback)
+        block = cast(Block, SleepingBlock(rank, chain, report))
+        drain(Worker([block], inbox, outbox, monitor=monitor).run())
+        report.busy_fraction = monitor.busy_fraction()
+        report.activity_s = {a.name.lower(): s for a, s in monitor.seconds.items()}
+        result.send(report)
+
+
+def _connect(
+    chain: Chain, rank: int, folder: Path, secret: bytes, at_end: Callable[..., Any]
+) -> tuple[Inbox, SendEnd | None]:
+    """As ``ppll.rank`` does: listen, then connect, then accept."""
+    layout = SlotLayout({FEATURES: chain.payload_bytes, TARGETS: _BATCH * torch.int64.itemsize})
+    receiver = outbox = None
+    if rank > 0:
+        receiver = SharedReceiveEnd.listen(folder / str(rank), layout, chain.capacity, secret)
+        at_end(receiver.close)
+    if rank + 1 < chain.num_stages:
+        outbox = SharedSendEnd.connect(folder / str(rank + 1), secret, _CONNECT_TIMEOUT_S)
+        at_end(outbox.close)
+    if receiver is not None:
+        receiver.accept(_CONNECT_TIMEOUT_S)
+        return receiver, outbox
+    loader = Prefetcher(_messages(chain), chain.capacity)
+    at_end(loader.close)
+    return loader, outbox
+
+
+def _messages(chain: Chain) -> Iterator[Message]:
+    tensors = {
+        FEATURES: torch.zeros(chain.payload_bytes // _FLOAT_BYTES),
+        TARGETS: torch.zeros(_BATCH, dtype=torch.int64),
+    }
+    for step in range(1, chain.num_batches + 1):
+        yield Message(kind=Kind.TRAIN, sequence=step - 1, step=step, tensors=tensors)
+    yield Message(kind=Kind.STOP, sequence=chain.num_batches, step=chain.num_batches)
+
+
+def _sleep(seconds: float) -> None:
+    if seconds > 0:
+        time.sleep(seconds)
