@@ -7,6 +7,7 @@ channels, the worker and ``drain`` are the ones that train networks.
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import secrets
 import tempfile
@@ -16,7 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +25,7 @@ import torch
 from ppll.block import Block
 from ppll.channels.base import Inbox, SendEnd, SlotLayout
 from ppll.channels.shared import SharedReceiveEnd, SharedSendEnd
-from ppll.fork_server import START_METHOD, warm_up
+from ppll.fork_server import warm_up
 from ppll.message import FEATURES, TARGETS, Kind, Message
 from ppll.metrics import Counts
 from ppll.prefetch import Prefetcher
@@ -152,9 +152,9 @@ def run_chain(chain: Chain) -> list[RankReport]:
         TimeoutError: It took too long; none is left.
     """
     warm_up()
-    context = multiprocessing.get_context(START_METHOD)
+    context = multiprocessing.get_context("forkserver")
     secret = secrets.token_bytes(32)
-    processes: list[BaseProcess] = []
+    processes: list[multiprocessing.context.ForkServerProcess] = []
     ends: list[Connection] = []
     with tempfile.TemporaryDirectory(prefix="ppll-") as folder:
         try:
@@ -178,16 +178,20 @@ def run_chain(chain: Chain) -> list[RankReport]:
 
 
 def _gather(ends: list[Connection], timeout_s: float) -> list[RankReport]:
+    """Every rank's report, in order of rank; the first rank that ends without one is an error."""
     deadline = time.monotonic() + timeout_s
-    reports = []
-    for rank, end in enumerate(ends):
-        if not end.poll(max(0.0, deadline - time.monotonic())):
-            raise TimeoutError(f"rank {rank} has not finished after {timeout_s:g} s.")
-        try:
-            reports.append(cast(RankReport, end.recv()))
-        except EOFError:
-            raise RuntimeError(f"rank {rank} died; its traceback is above.") from None
-    return reports
+    reports: dict[int, RankReport] = {}
+    while waiting := [end for rank, end in enumerate(ends) if rank not in reports]:
+        spoken = multiprocessing.connection.wait(waiting, max(0.0, deadline - time.monotonic()))
+        if not spoken:
+            raise TimeoutError(f"{len(waiting)} ranks have not finished after {timeout_s:g} s.")
+        for end in cast(list[Connection], spoken):
+            rank = ends.index(end)
+            try:
+                reports[rank] = end.recv()
+            except EOFError:
+                raise RuntimeError(f"rank {rank} died; its traceback is above.") from None
+    return [reports[rank] for rank in range(len(ends))]
 
 
 def _run_rank(chain: Chain, rank: int, folder: Path, secret: bytes, result: Connection) -> None:
@@ -196,6 +200,8 @@ def _run_rank(chain: Chain, rank: int, folder: Path, secret: bytes, result: Conn
     monitor = Monitor()
     with ExitStack() as stack:
         inbox, outbox = _connect(chain, rank, folder, secret, stack.callback)
+        if chain.footprint_steps:
+            Footprint.now(0)  # the first look takes memory of its own
         block = cast(Block, SleepingBlock(rank, chain, report))
         drain(Worker([block], inbox, outbox, monitor=monitor).run())
         report.busy_fraction = monitor.busy_fraction()

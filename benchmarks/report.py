@@ -6,14 +6,18 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ppll.environment import describe_environment
 
-__all__ = ["Spread", "new_parser", "write_report"]
+__all__ = ["Spread", "end_process", "new_parser", "write_report"]
+
+_PATIENCE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -70,3 +74,14 @@ def write_report(options: argparse.Namespace, rows: list[dict[str, Any]]) -> Non
         "rows": rows,
     }
     options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def end_process(process: subprocess.Popen[Any]) -> None:
+    """Make sure that a run is over: ask it to end, so that it clears up, then insist."""
+    if process.poll() is None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_PATIENCE_S)
+    if process.poll() is None:
+        process.kill()  # its ranks leave when it is gone
+        process.wait()

@@ -30,11 +30,13 @@ def main() -> None:
     counts = [1, *options.stages]
     seconds: dict[int, list[float]] = {count: [] for count in counts}
     busy: dict[int, list[list[float]]] = {count: [] for count in counts}
+    activity: dict[int, list[dict[str, float]]] = {}
     for _ in range(options.repeats):
         for count in counts:
             reports = run_chain(_chain(options, count))
             seconds[count].append(_batch_s(reports, options.drop))
             busy[count].append([report.busy_fraction for report in reports])
+            activity[count] = [report.activity_s for report in reports]
     alone = seconds[1]
     print(f"one block alone: {Spread.of([1e3 * s for s in alone]).text(3, ' ms')} a batch")
     rows: list[dict[str, Any]] = []
@@ -47,10 +49,13 @@ def main() -> None:
                 "ratio_to_one_block": ratio.to_dict(),
                 "target": TARGETS.get(count),
                 "busy_fraction": busy[count],
+                "activity_s_of_last_repeat": activity[count],
             }
         )
         if count > 1:
             print(_line(count, Spread.of([1e3 * s for s in seconds[count]]), ratio))
+            sending = [1e3 * spent["send"] / options.batches for spent in activity[count][:-1]]
+            print(f"    of it copying and announcing: {max(sending):.3f} ms at the slowest stage")
     write_report(options, rows)
 
 

@@ -6,11 +6,12 @@ import torch
 from torch import nn
 
 from ppll.config import Recipe
-from ppll.data import PreparedData
+from ppll.data import PreparedData, datasets
 from ppll.errors import DataError, RecipeError
-from ppll.split import Blueprint
+from ppll.models import models
+from ppll.split import Blueprint, build_method
 
-__all__ = ["check_devices", "check_last_batch"]
+__all__ = ["check_devices", "check_last_batch", "check_names"]
 
 
 def check_devices(recipe: Recipe) -> None:
@@ -28,6 +29,18 @@ def check_devices(recipe: Recipe) -> None:
                 f"runtime.devices asks this machine for {name!r}. Of GPUs {state}: set "
                 f'runtime.devices = "cpu".'
             )
+
+
+def check_names(recipe: Recipe, *, own_model: bool) -> None:
+    """Refuse names and options that no shelf has.
+
+    Raises:
+        RecipeError: A method, network or data set is unknown, or has no such option.
+    """
+    build_method(recipe)
+    if not own_model:
+        models.check(recipe.model.name, recipe.model.options)
+    datasets.check(recipe.data.name, recipe.data.options)
 
 
 def check_last_batch(blueprint: Blueprint, data: PreparedData) -> None:

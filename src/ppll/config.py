@@ -70,7 +70,7 @@ class DataConfig(_NamedSection):
     """Samples of a training batch."""
     eval_batch_size: Count | None = None
     """Samples of an evaluation batch; without it, as many as in a training batch."""
-    validation: float = 0.0
+    validation: int | float = 0
     """Part of the training set kept for validation: a share below 1 or a number of samples."""
     train_limit: Count | None = None
     """Use only the first so many training samples."""
@@ -83,7 +83,7 @@ class DataConfig(_NamedSection):
 
     @pydantic.field_validator("validation")
     @classmethod
-    def _validation_is_share_or_number(cls, validation: float) -> float:
+    def _validation_is_share_or_number(cls, validation: int | float) -> int | float:
         if validation < 0 or (validation >= 1 and validation != int(validation)):
             raise ValueError(
                 f"must be a share from 0 to below 1, or a whole number of samples, "

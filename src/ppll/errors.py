@@ -21,6 +21,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ppll.failure import Failure
 
 __all__ = [
     "ChannelClosed",
@@ -85,7 +89,16 @@ class ProtocolError(ChannelError):
 
 
 class WorkerError(PpllError):
-    """A run failed; the message names rank, stage, block, step and the first cause."""
+    """A run failed; the message names rank, stage, block, step and the first cause.
+
+    Args:
+        message: What the user reads.
+        failure: The first cause as data, a ``ppll.failure.Failure``.
+    """
+
+    def __init__(self, message: str, failure: Failure) -> None:
+        super().__init__(message)
+        self.failure = failure
 
 
 class Interrupted(PpllError):

@@ -106,7 +106,8 @@ class RankResult:
     Attributes:
         step: Training batches it has learned from.
         samples: Training samples among them.
-        seconds: From its first message to the stop.
+        started_s: When its first message came, by the machine's monotonic clock.
+        seconds: From then to the stop.
         busy_fraction: Share of them in which it did not wait for another rank.
         peak_memory_bytes: Most memory its process had.
         exits: Accuracy by split and block index, of the last evaluation of each.
@@ -115,6 +116,7 @@ class RankResult:
 
     step: int
     samples: int
+    started_s: float
     seconds: float
     busy_fraction: float
     peak_memory_bytes: int

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from ppll import rank_process
+from ppll import fork_server, rank_process
 from ppll.agent import Agent
 from ppll.channels import sockets
 from ppll.errors import ChannelTimeout, Interrupted, WorkerError
@@ -71,6 +71,7 @@ class Launcher:
         Raises:
             WorkerError: A rank failed; all are gone.
         """
+        fork_server.warm_up()
         agent = Agent(rank_process.main, (self._job,), self._job.num_stages, self._folder)
         self._listen()
         agent.start()
@@ -125,6 +126,7 @@ class Launcher:
             self._note(line.failure)
         if not is_there:
             self._selector.unregister(line.socket)
+            line.close()
             spoke = line.failure or line.result or line.is_aftermath
             if line.rank >= 0 and not spoke and self._failed_at is None:
                 self._note(self._silent(line.rank, _DIED))
@@ -183,7 +185,8 @@ class Launcher:
             return results
         if self._interrupts.count > 1:
             raise Interrupted("interrupted twice: stopped at once, nothing more was saved.")
-        raise WorkerError(self._first_cause(agent).message())
+        first = self._first_cause(agent)
+        raise WorkerError(first.message(), first)
 
     def _first_cause(self, agent: Agent) -> Failure:
         """The earliest failure; one of a rank that died without a word gets its exit code."""

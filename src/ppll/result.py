@@ -49,7 +49,8 @@ class Result:
 
 def merge_results(job: Job, results: Sequence[RankResult], num_blocks: int) -> Result:
     """One result of what all ranks report, the first rank's first."""
-    seconds = max(r.seconds for r in results)
+    started_s = min(r.started_s for r in results)
+    seconds = max(r.started_s + r.seconds for r in results) - started_s
     exits: dict[str, dict[int, float]] = {}
     for rank_result in results:
         for split, tallies in rank_result.exits.items():

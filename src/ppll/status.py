@@ -129,6 +129,7 @@ class Monitor:
         self.page = page or StatusPage()
         self.seconds = dict.fromkeys(Activity, 0.0)
         self.num_samples = 0
+        self.started_s = 0.0
         self._status = _beginning()
         self.page.write(self._status)
 
@@ -147,7 +148,7 @@ class Monitor:
         self.page.write(self._status)
 
     def note(self, **fields: int | float) -> None:
-        """Change other fields of the page."""
+        """Change other fields of the page; it shows them from the next ``enter`` on."""
         self._status = self._status._replace(**fields)  # type: ignore[arg-type]
 
     @property
@@ -157,7 +158,8 @@ class Monitor:
 
     def start_clock(self) -> None:
         """Forget the seconds so far: what came before the first batch is not training."""
-        self._status = self._status._replace(since=time.monotonic())
+        self.started_s = time.monotonic()
+        self._status = self._status._replace(since=self.started_s)
         self.seconds = dict.fromkeys(Activity, 0.0)
 
     @property

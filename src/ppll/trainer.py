@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ppll.checkpoint import TensorReader, newest_checkpoint, step_folder
-from ppll.checks import check_devices, check_last_batch
+from ppll.checks import check_devices, check_last_batch, check_names
 from ppll.config import Recipe, load_recipe
 from ppll.data import Dataset, PreparedData, load_dataset, prepare
 from ppll.errors import Interrupted, RunFolderError, WorkerError
@@ -73,13 +73,15 @@ class Trainer:
         self._own_network = None if model is None else Network.from_modules(model)
         self._own_data = data
         self._out = Path(out) if out is not None else default_folder(name)
+        # What is quick to find out comes first: reading a data set may take a minute.
         RunFolder(self._out.absolute()).check_free()
+        check_devices(self.recipe)
+        check_names(self.recipe, own_model=model is not None)
         self.watch = watch
         self._data = prepare(data or load_dataset(self.recipe.data), self.recipe.data)
         facts = _facts(self._data)
         self.blueprint = draw_blueprint(self.recipe, facts, self._own_network)
         self.blueprint.stage_blocks(self.recipe.runtime.stages)
-        check_devices(self.recipe)
         check_last_batch(self.blueprint, self._data)
         self._facts = facts
 
@@ -178,7 +180,7 @@ def _run_here(job: Job, interrupts: Interrupts, watch: Watcher | None) -> RankRe
             return run_rank(job, 0, monitor, lambda: interrupts.ends_early)
     except Exception as error:
         failure = Failure.of(error, 0, monitor.status, time.monotonic())
-        raise WorkerError(failure.message()) from error
+        raise WorkerError(failure.message(), failure) from error
     finally:
         ended.set()
         torch.set_num_threads(num_threads)

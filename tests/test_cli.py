@@ -1,0 +1,232 @@
+"""The command line, as a shell sees it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ppll.cli import main
+from ppll.testing import Fault
+
+pytestmark = pytest.mark.processes
+
+TINY = [
+    *("--set", "data.name=synthetic", "--set", "data.shape=[1,8,8]"),
+    *("--set", "data.num_train=45", "--set", "data.num_test=10"),
+    *("--set", "data.batch_size=10", "--set", "model.depth=14", "--set", "model.width=4"),
+]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    return {**os.environ, "PPLL_CACHE": str(tmp_path / "cache"), "COLUMNS": "200"}
+
+
+def ppll(*args: str, env: dict[str, str], code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run a command in a session of its own; nothing of it may be left afterwards."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ppll", *args],
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == code, err
+    wait_until_gone(process.pid)
+    return subprocess.CompletedProcess(args, code, out, err)
+
+
+def wait_until_gone(session: int, timeout_s: float = 5.0) -> None:
+    """Fail when a process of the session is still there after the time."""
+    deadline = time.monotonic() + timeout_s
+    while left := [pid for pid in Path("/proc").glob("[0-9]*") if session_of(pid) == session]:
+        assert time.monotonic() < deadline, f"left behind: {left}"
+        time.sleep(0.05)
+
+
+def session_of(process: Path) -> int | None:
+    try:
+        state, *fields = (process / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state == "Z" else int(fields[2])
+
+
+def test_four_stages_print_the_hash_of_one(tmp_path: Path, environment: dict[str, str]) -> None:
+    lines = set()
+    for stages in ("1", "2", "4"):
+        out = ppll(
+            *("train", "digits-resnet", "--stages", stages, "--out", str(tmp_path / stages)),
+            *("--set", "train.epochs=1", *TINY),
+            env=environment,
+        ).stdout
+        lines.add(next(line for line in out.splitlines() if line.startswith("weights_sha256")))
+        assert "busy share" in out
+        assert "final output" in out
+    assert len(lines) == 1
+
+
+def test_a_failure_has_exit_code_1_and_one_message(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    fault = Fault(rank=1, step=2).to_environment()
+    args = ("train", "digits-resnet", "--stages", "2", "--quiet", "--out", str(tmp_path / "run"))
+    done = ppll(*args, *TINY, env={**environment, **fault}, code=1)
+    assert done.stderr.startswith("WorkerError: rank 1 (stage 1, block 2) failed at step 2")
+    assert done.stderr.count("rank ") == 1
+
+
+@pytest.mark.parametrize("stages", ["1", "2"])
+def test_ctrl_c_saves_and_leaves_with_130(
+    stages: str, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    run = tmp_path / "run"
+    args = ["train", "digits-resnet", "--stages", stages, "--quiet", "--out", str(run), *TINY]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ppll", *args]
+        + ["--set", "train.epochs=100000", "--set", "runtime.log_every_steps=1"],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    metrics = run / "metrics" / "rank-0.jsonl"
+    while not metrics.exists() or not metrics.stat().st_size:
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    result = json.loads((run / "result.json").read_text())
+    assert result["step"] > 0
+    assert (run / "checkpoints" / f"step-{result['step']:08d}" / "manifest.json").exists()
+    wait_until_gone(process.pid)
+
+
+def test_no_orphans_when_the_launcher_is_killed(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    run = tmp_path / "run"
+    args = ["train", "digits-resnet", "--stages", "2", "--quiet", "--out", str(run), *TINY]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ppll", *args]
+        + ["--set", "train.epochs=100000", "--set", "runtime.log_every_steps=1"],
+        env=environment,
+        start_new_session=True,
+    )
+    metrics = run / "metrics" / "rank-1.jsonl"
+    while not metrics.exists() or not metrics.stat().st_size:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    wait_until_gone(process.pid)
+
+
+def test_eval_gives_the_accuracy_of_training(tmp_path: Path, environment: dict[str, str]) -> None:
+    run = str(tmp_path / "run")
+    args = ("train", "digits-resnet", "--quiet", "--out", run, "--set", "train.epochs=2", *TINY)
+    ppll(*args, env=environment)
+    trained = json.loads((tmp_path / "run" / "result.json").read_text())
+    evaluated = json.loads(ppll("eval", run, "--stages", "2", "--json", env=environment).stdout)
+    for key in ("exit_accuracy", "test_accuracy", "weights_sha256", "step"):
+        assert evaluated[key] == trained[key]
+
+
+def run_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: str
+) -> tuple[int, str, str]:
+    """Run a command in this process: exit code, what it printed, what it complained of."""
+    monkeypatch.setattr(sys, "argv", ["ppll", *args])
+    with pytest.raises(SystemExit) as end:
+        main()
+    printed = capsys.readouterr()
+    return int(end.value.code or 0), printed.out, printed.err
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "message"),
+    [
+        ("digits-resnett", [], "Did you mean 'digits-resnet'"),
+        ("digits-resnet", ["trian.epochs=2"], "Did you mean 'train'"),
+        ("digits-resnet", ["data.batch_size=0"], "data.batch_size"),
+        ("digits-resnet", ["data.batch_size=46"], "choose 1 to 45"),
+        ("digits-resnet", ["data.batch_size=44"], "the last training batch of an epoch has one"),
+        ("digits-resnet", ["split.blocks=40"], "cannot make 40 blocks of 6 layers"),
+        ("digits-resnet", ["runtime.stages=5"], "only 4 blocks"),
+        ("digits-resnet", ["method.name=dlg"], "Did you mean 'dgl'"),
+        ("digits-resnet", ["method.name=backprop", "runtime.stages=2"], "ask for 1 to 1 stages"),
+        ("digits-resnet", ["model.name=resnet23"], "unknown model 'resnet23'"),
+        ("digits-resnet", ["data.name=digit"], "Did you mean 'digits'"),
+        ("digits-resnet", ["runtime.devices=cuda"], "it has none"),
+        ("cifar10-resnet32-dgl", ["data.root=ROOT"], "train-0.parquet"),
+    ],
+)
+def test_what_cannot_be_has_exit_code_2(
+    recipe: str,
+    settings: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("train-0.parquet", "test-0.parquet"):
+        (tmp_path / name).write_bytes(b"PAR1 this is no parquet file")
+    base = TINY if recipe == "digits-resnet" else []
+    args = [f"--set={setting.replace('ROOT', str(tmp_path))}" for setting in settings]
+    out = tmp_path / "run"
+    code, _, err = run_here(monkeypatch, capsys, "train", recipe, *base, *args, f"--out={out}")
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("args", [("train",), ("train", "digits-resnet", "--bogus"), ("fly",)])
+def test_a_command_line_that_cannot_be_has_exit_code_2(args, monkeypatch, capsys) -> None:
+    code, _, err = run_here(monkeypatch, capsys, *args)
+    assert code == 2
+    assert "Error" in err
+
+
+def test_a_taken_run_folder_is_refused(tmp_path: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "config.toml").touch()
+    code, _, err = run_here(
+        monkeypatch, capsys, "train", "digits-resnet", *TINY, f"--out={tmp_path}"
+    )
+    assert code == 2
+    assert "already holds a run" in err
+
+
+@pytest.mark.parametrize("command", ["methods", "models", "datasets", "recipes", "env"])
+def test_lists_are_tables_and_json(command: str, monkeypatch, capsys) -> None:
+    assert run_here(monkeypatch, capsys, command)[1]
+    tree = json.loads(run_here(monkeypatch, capsys, command, "--json")[1])
+    assert command == "env" or all("name" in row for row in tree["rows"])
+
+
+def test_dry_run_trains_nothing(tmp_path: Path, monkeypatch, capsys) -> None:
+    out = f"--out={tmp_path / 'run'}"
+    code, _, err = run_here(monkeypatch, capsys, "train", "digits-resnet", *TINY, "--dry-run", out)
+    assert code == 0
+    assert "stage3_0 .. head" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_needs_no_torch(environment: dict[str, str]) -> None:
+    program = (
+        "import sys; sys.argv = ['ppll', '--help']\n"
+        "from ppll.cli import main\n"
+        "try: main()\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment, timeout=30)

@@ -1,0 +1,191 @@
+"""Real processes: the same bits, and the first cause of every failure."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+import ppll
+from ppll import fork_server
+from ppll.config import Recipe
+from ppll.data import Dataset
+from ppll.errors import WorkerError
+from ppll.testing import FAULT_VARIABLE, Fault
+from tests.interleaving import NETWORKS, OPTIMIZERS
+
+pytestmark = pytest.mark.processes
+
+
+@pytest.fixture(autouse=True, scope="session")
+def running_fork_server() -> None:
+    """It and torch's compiler keep a folder of their own for as long as this process lives."""
+    fork_server.warm_up()
+    importlib.import_module("torch._dynamo")
+
+
+@pytest.fixture(autouse=True)
+def private_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the launcher puts its sockets; nothing may be left in it."""
+    # Not below tmp_path: the path of a socket may have some hundred bytes only.
+    folder = Path(tempfile.mkdtemp(prefix="t"))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setenv("PPLL_CACHE", str(tmp_path / "cache"))
+    yield folder
+    assert list(folder.glob("*")) == []
+    folder.rmdir()
+
+
+def recipe(network: str = "resnet", optimizer: str = "sgd", **runtime: Any) -> Recipe:
+    return Recipe.from_dict(
+        {
+            "data": {
+                "name": "synthetic",
+                "shape": [1, 8, 8],
+                "num_classes": 3,
+                "num_train": 45,
+                "num_test": 10,
+                "batch_size": 10,
+                "validation": 7,
+                "crop": 1,
+            },
+            "model": NETWORKS[network],
+            "optimizer": OPTIMIZERS[optimizer],
+            "train": {"epochs": 3, "seed": 5},
+            "runtime": {"stall_timeout_s": 1.0, **runtime},
+            "checkpoint": {"every_steps": 3, "keep": 1},
+        }
+    )
+
+
+@pytest.mark.parametrize(("network", "optimizer"), [("resnet", "sgd"), ("vit", "adamw")])
+def test_processes_give_the_same_bits(network: str, optimizer: str, tmp_path: Path) -> None:
+    results = {}
+    for stages, capacity in ((1, 2), (2, 1), (4, 8)):
+        trainer = ppll.Trainer(
+            recipe(network, optimizer, stages=stages, capacity=capacity), out=tmp_path / str(stages)
+        )
+        results[stages] = trainer.fit()
+    assert len({result.weights_sha256 for result in results.values()}) == 1
+    assert len({result.exit_accuracy for result in results.values()}) == 1
+    assert [result.num_stages for result in results.values()] == [1, 2, 4]
+
+
+def test_a_run_folder_holds_what_the_contract_says(tmp_path: Path) -> None:
+    result = ppll.Trainer(recipe(stages=2), out=tmp_path / "run").fit()
+    run = Path(result.run_folder)
+    saved = json.loads((run / "result.json").read_text())
+    assert saved["step"] == 12
+    assert saved["epoch"] == 3
+    assert len(saved["exit_accuracy"]) == saved["num_blocks"] == 4
+    assert len(saved["busy_fraction"]) == len(saved["peak_memory_bytes"]) == 2
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == [
+        "step-00000000",
+        "step-00000012",
+    ]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {row["kind"] for row in rows} == {"train", "validation", "test"}
+    assert {row["block"] for row in rows} == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("how", "cause"),
+    [
+        ("raise", "InjectedFault: asked for at step 5"),
+        ("exit", "the process exited with code 3"),
+        ("kill", "the process was killed by SIGKILL"),
+        ("hang", "no progress for 1 s"),
+        ("stop", "no progress for 1 s"),
+    ],
+)
+@pytest.mark.parametrize("rank", [0, 2])
+def test_the_first_cause_is_named_within_two_seconds(
+    how: Any, cause: str, rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault = Fault(rank=rank, step=5, how=how)
+    monkeypatch.setenv(FAULT_VARIABLE, fault.to_environment()[FAULT_VARIABLE])
+    trainer = ppll.Trainer(recipe(stages=4), out=tmp_path / "run")
+    with pytest.raises(WorkerError) as caught:
+        trainer.fit()
+    seconds = time.monotonic() - caught.value.failure.time_s
+    place = f"rank {rank} (stage {rank}, block {rank}) failed at step 5, in the learning step"
+    assert str(caught.value).startswith(place)
+    assert cause in str(caught.value)
+    assert seconds < 2
+
+
+def test_a_hang_shows_where_and_what_the_others_wait_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault = Fault(rank=1, step=2, how="hang")
+    monkeypatch.setenv(FAULT_VARIABLE, fault.to_environment()[FAULT_VARIABLE])
+    with pytest.raises(WorkerError) as caught:
+        ppll.Trainer(recipe(stages=2, capacity=1), out=tmp_path / "run").fit()
+    assert "in strike" in str(caught.value)
+    assert "rank 0: send_wait" in str(caught.value)
+
+
+def own_model() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(6, 16),
+        nn.ReLU(),
+        nn.Linear(16, 16),
+        nn.BatchNorm1d(16),
+        nn.ReLU(),
+        nn.Linear(16, 2),
+    )
+
+
+def own_data() -> Dataset:
+    import torch
+
+    inputs = torch.randn(60, 2, 3, generator=torch.Generator().manual_seed(1))
+    targets = (inputs.sum(dim=(1, 2)) > 0).long()
+    return Dataset.from_arrays(train=(inputs[:50], targets[:50]), test=(inputs[50:], targets[50:]))
+
+
+@pytest.mark.parametrize("stages", [1, 3])
+def test_own_model_and_data_hold_the_trained_values_afterwards(stages: int, tmp_path: Path) -> None:
+    import torch
+
+    model = own_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    settings = {
+        "data": {"batch_size": 10},
+        "split": {"blocks": 3},
+        "method": {"name": "greedy"},
+        "train": {"epochs": 5},
+        "runtime": {"stages": stages},
+    }
+    result = ppll.Trainer(settings, model=model, data=own_data(), out=tmp_path / "run").fit()
+    changed = [n for n, v in model.state_dict().items() if not torch.equal(v, before[n])]
+    assert set(changed) == set(before)
+    own = own_data().test
+    with torch.no_grad():
+        hits = model.eval()(own.inputs).argmax(1) == own.targets
+    assert hits.float().mean().item() == pytest.approx(result.test_accuracy)
+
+
+def test_own_model_gives_the_same_bits_on_every_placement(tmp_path: Path) -> None:
+    import torch
+
+    shas = set()
+    for stages in (1, 2):
+        torch.manual_seed(3)
+        model = own_model()
+        settings = {
+            "data": {"batch_size": 10},
+            "split": {"blocks": 2},
+            "train": {"epochs": 2},
+            "runtime": {"stages": stages},
+        }
+        trainer = ppll.Trainer(settings, model=model, data=own_data(), out=tmp_path / str(stages))
+        shas.add(trainer.fit().weights_sha256)
+    assert len(shas) == 1
