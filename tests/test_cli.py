@@ -92,8 +92,16 @@ def test_ctrl_c_saves_and_leaves_with_130(
     run = tmp_path / "run"
     args = ["train", "digits-resnet", "--stages", stages, "--quiet", "--out", str(run), *TINY]
     process = subprocess.Popen(
-        [sys.executable, "-m", "ppll", *args]
-        + ["--set", "train.epochs=100000", "--set", "runtime.log_every_steps=1"],
+        [
+            sys.executable,
+            "-m",
+            "ppll",
+            *args,
+            "--set",
+            "train.epochs=100000",
+            "--set",
+            "runtime.log_every_steps=1",
+        ],
         env=environment,
         stderr=subprocess.PIPE,
         text=True,
@@ -118,8 +126,16 @@ def test_no_orphans_when_the_launcher_is_killed(
     run = tmp_path / "run"
     args = ["train", "digits-resnet", "--stages", "2", "--quiet", "--out", str(run), *TINY]
     process = subprocess.Popen(
-        [sys.executable, "-m", "ppll", *args]
-        + ["--set", "train.epochs=100000", "--set", "runtime.log_every_steps=1"],
+        [
+            sys.executable,
+            "-m",
+            "ppll",
+            *args,
+            "--set",
+            "train.epochs=100000",
+            "--set",
+            "runtime.log_every_steps=1",
+        ],
         env=environment,
         start_new_session=True,
     )
