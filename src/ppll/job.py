@@ -108,6 +108,7 @@ class RankResult:
         samples: Training samples among them.
         started_s: When its first message came, by the machine's monotonic clock.
         seconds: From then to the stop.
+        evaluation_s: Seconds of them in which it evaluated.
         busy_fraction: Share of them in which it did not wait for another rank.
         peak_memory_bytes: Most memory its process had.
         exits: Accuracy by split and block index, of the last evaluation of each.
@@ -118,6 +119,7 @@ class RankResult:
     samples: int
     started_s: float
     seconds: float
+    evaluation_s: float
     busy_fraction: float
     peak_memory_bytes: int
     exits: dict[str, dict[int, float]]

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ppll.result import Result
 from ppll.split import Blueprint
-from ppll.status import Status
+from ppll.status import Activity, Status
 
 __all__ = ["LiveView", "show_blocks", "show_result"]
 
@@ -49,7 +49,7 @@ def show_result(console: Console, result: Result) -> None:
     if result.validation_accuracy is not None:
         console.print(f"validation accuracy: {result.validation_accuracy:.2%}", highlight=False)
     if result.samples_per_second:
-        rate = f"{result.samples_per_second:,.0f} ({result.train_seconds:.1f} s in all)"
+        rate = f"{result.samples_per_second:,.0f} ({result.train_seconds:.1f} s)"
         console.print(f"training samples per second: {rate}", highlight=False)
     busy = "  ".join(f"{s}: {share:.0%}" for s, share in enumerate(result.busy_fraction))
     console.print(f"busy share by stage: {busy}", highlight=False)
@@ -115,7 +115,10 @@ class LiveView:
             return "starting"
         if self._started_s is None:
             self._started_s = time.monotonic()
+        if statuses[-1].activity is Activity.EVALUATE:
+            return f"epoch {statuses[-1].epoch + 1}  evaluating"
         elapsed_s = time.monotonic() - self._started_s
         rate = f"{samples / elapsed_s:,.0f} samples/s" if elapsed_s > 1 else "..."
         losses = [f"{s.loss:.3f}" for s in statuses if not math.isnan(s.loss)]
-        return f"epoch {statuses[-1].epoch + 1}  {rate}  loss {' '.join(losses)}"
+        loss = f"  loss {' '.join(losses)}" if losses else ""
+        return f"epoch {statuses[-1].epoch + 1}  {rate}{loss}"

@@ -166,6 +166,7 @@ def _result(worker: Worker, device: torch.device) -> RankResult:
         samples=worker.monitor.num_samples,
         started_s=worker.monitor.started_s,
         seconds=worker.monitor.elapsed_s,
+        evaluation_s=worker.evaluation_s,
         busy_fraction=worker.monitor.busy_fraction(),
         peak_memory_bytes=_peak_memory_bytes(device),
         exits={

@@ -18,7 +18,7 @@ class Result:
     Attributes:
         step: Training batches that every block has learned from.
         epoch: Whole epochs among them.
-        train_seconds: From the first batch to the stop, evaluation included.
+        train_seconds: From the first batch to the stop, without the evaluations.
         samples_per_second: Training samples per second of ``train_seconds``.
         test_accuracy: Share of test samples that the final output gets right; none where the run
             was interrupted before the test.
@@ -50,7 +50,9 @@ class Result:
 def merge_results(job: Job, results: Sequence[RankResult], num_blocks: int) -> Result:
     """One result of what all ranks report, the first rank's first."""
     started_s = min(r.started_s for r in results)
-    seconds = max(r.started_s + r.seconds for r in results) - started_s
+    ended_s = max(r.started_s + r.seconds for r in results)
+    # Stages evaluate side by side; the last one is through when all are.
+    seconds = ended_s - started_s - results[-1].evaluation_s
     exits: dict[str, dict[int, float]] = {}
     for rank_result in results:
         for split, tallies in rank_result.exits.items():

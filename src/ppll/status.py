@@ -12,6 +12,7 @@ import os
 import struct
 import tempfile
 import time
+import zlib
 from typing import Final, NamedTuple
 
 __all__ = ["Activity", "Monitor", "Status", "StatusPage"]
@@ -76,6 +77,9 @@ def _beginning() -> Status:
 
 
 _LAYOUT: Final = struct.Struct("<idiqiqiidd")
+_CHECKSUM: Final = struct.Struct("<I")
+_SIZE: Final = _LAYOUT.size + _CHECKSUM.size
+_MAX_READS: Final = 100
 
 
 class StatusPage:
@@ -90,17 +94,29 @@ class StatusPage:
         is_new = descriptor is None
         self.descriptor = _anonymous_memory(mmap.PAGESIZE) if descriptor is None else descriptor
         self._memory = mmap.mmap(self.descriptor, mmap.PAGESIZE)
+        self._last = _beginning()
         if is_new:
-            self.write(_beginning())
+            self.write(self._last)
 
     def write(self, status: Status) -> None:
         """Replace what the page says."""
-        _LAYOUT.pack_into(self._memory, 0, *status)
+        content = _LAYOUT.pack(*status)
+        self._memory[:_SIZE] = content + _CHECKSUM.pack(zlib.crc32(content))
 
     def read(self) -> Status:
-        """What the page says now."""
-        activity, *rest = _LAYOUT.unpack_from(self._memory, 0)
-        return Status(Activity(activity), *rest)
+        """What the page says now.
+
+        The writer does not wait for readers, so a reading may mix two statuses; the checksum tells,
+        and it is read again. A writer that was stopped half-way leaves what was read before.
+        """
+        for _ in range(_MAX_READS):
+            page = self._memory[:_SIZE]
+            content = page[: _LAYOUT.size]
+            if _CHECKSUM.unpack(page[_LAYOUT.size :])[0] == zlib.crc32(content):
+                activity, *rest = _LAYOUT.unpack(content)
+                self._last = Status(Activity(activity), *rest)
+                break
+        return self._last
 
     def close(self) -> None:
         """Unmap the page."""

@@ -15,6 +15,7 @@ the workers of all stages in one process in any order it likes.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -65,6 +66,9 @@ class Worker:
         self.exits: dict[str, dict[int, Tally]] = {}
         """Last evaluation of every split, by split and block index."""
         self.last_message: Message | None = None
+        self.evaluation_s = 0.0
+        """Seconds from the first batch of an evaluation to its end, summed over evaluations."""
+        self._evaluates_since: float | None = None
         self._inbox = inbox
         self._outbox = outbox
         self._saver = saver
@@ -92,6 +96,8 @@ class Worker:
     def _handle(self, message: Message) -> Iterator[Waiting]:
         if self._saver is not None:
             self._saver.hear(message.saved_step)
+        if message.kind is Kind.EVALUATE and self._evaluates_since is None:
+            self._evaluates_since = time.monotonic()
         if message.kind in (Kind.TRAIN, Kind.EVALUATE):
             yield from self._pass_batch(message)
         else:
@@ -153,6 +159,9 @@ class Worker:
     def _write_evaluation(self, message: Message) -> None:
         tallies = {block.index: block.counts.take() for block in self.blocks}
         self.exits[message.split] = tallies
+        if self._evaluates_since is not None:
+            self.evaluation_s += time.monotonic() - self._evaluates_since
+            self._evaluates_since = None
         for index, tally in tallies.items():
             self._write(message.split, message, index, tally)
         if self._metrics is not None:

@@ -1,0 +1,156 @@
+"""The recipe: what is refused and in which words, settings, and the way to TOML and back."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+
+from ppll.config import Recipe, load_recipe, shipped_recipes
+from ppll.errors import RecipeError
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown section": ({"trian": {}}, r"unknown key 'trian'\. Did you mean 'train'\?"),
+    "unknown key": ({"train": {"epoch": 1}}, r"'train\.epoch'\. Did you mean 'train\.epochs'\?"),
+    "unknown override": (
+        {"optimizer": {"blocks": {"1": {"lrr": 1}}}},
+        r"Did you mean 'optimizer\.blocks\.1\.lr'\?",
+    ),
+    "wrong type": ({"train": {"epochs": "x"}}, r"^train\.epochs: .*integer.*\(found 'x'\)"),
+    "out of range": ({"data": {"batch_size": 0}}, r"^data\.batch_size: .*\(found 0\)"),
+    "share or count": ({"data": {"validation": -1}}, r"^data\.validation: .*-1"),
+    "no choice": ({"split": {"cuts": "odd"}}, r"^split\.cuts: .*'even'.*\(found 'odd'\)"),
+    "cuts descend": ({"split": {"blocks": 3, "cuts": [3, 2]}}, r"cuts must ascend, found \[3, 2"),
+    "cuts repeat": ({"split": {"blocks": 3, "cuts": [2, 2]}}, r"must ascend, found \[2, 2\]"),
+    "cuts and blocks": ({"split": {"blocks": 4, "cuts": [2, 3]}}, r"makes 3 blocks.*blocks = 4"),
+    "stages": ({"runtime": {"stages": 5}}, r"stages = 5, .* 4 blocks .* ask for 1 to 4 stages"),
+    "override of no block": ({"optimizer": {"blocks": {"4": {}}}}, r"blocks count from 0 to 3"),
+    "nesterov": ({"optimizer": {"momentum": 0}}, r"nesterov needs optimizer\.momentum above 0"),
+    "no section": ({"train": 3}, r"^train: .*\(found 3\)"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_is_refused_by_name(kind: str) -> None:
+    tree, message = REFUSED[kind]
+    with pytest.raises(RecipeError, match=message):
+        Recipe.from_dict(tree)
+
+
+def test_a_recipe_does_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Recipe().train.epochs = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("setting", "section", "key", "value"),
+    [
+        ("train.epochs=3", "train", "epochs", 3),
+        (" train.epochs = 3 ", "train", "epochs", 3),
+        ("optimizer.lr=1e-3", "optimizer", "lr", 1e-3),
+        ("optimizer.name=adamw", "optimizer", "name", "adamw"),
+        ('optimizer.name="adamw"', "optimizer", "name", "adamw"),
+        ("data.flip=true", "data", "flip", True),
+        ("split.cuts=[2, 4, 6]", "split", "cuts", (2, 4, 6)),
+    ],
+)
+def test_a_setting_is_a_toml_value_or_its_text(setting, section, key, value) -> None:
+    for recipe in (Recipe().with_settings([setting]), load_recipe("digits-resnet", [setting])):
+        assert getattr(getattr(recipe, section), key) == value
+
+
+def test_settings_reach_options_and_overrides_and_the_last_one_counts() -> None:
+    settings = ["model.width=8", "optimizer.blocks.1.lr=0.5", "train.seed=1", "train.seed=2"]
+    recipe = load_recipe("digits-resnet", settings)
+    assert recipe.model.options["width"] == 8
+    assert recipe.optimizer.blocks[1].lr == 0.5
+    assert recipe.train.seed == 2
+
+
+@pytest.mark.parametrize("setting", ["", "a", "train=3", "=1", "train..epochs=1", ".epochs=1"])
+def test_a_setting_that_cannot_be_read_is_refused(setting: str) -> None:
+    with pytest.raises(RecipeError, match=r"cannot read the setting .* write SECTION\.KEY=VALUE"):
+        Recipe().with_settings([setting])
+
+
+def test_a_value_has_no_keys() -> None:
+    with pytest.raises(RecipeError, match="'epochs' is a value, not a section"):
+        load_recipe("digits-resnet", ["train.epochs.x=1"])
+
+
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_shipped_recipes_parse_and_read_back(name: str) -> None:
+    recipe = load_recipe(name)
+    assert read_back(recipe) == recipe
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(RecipeError, match=r"Did you mean 'digits-resnet'\?.* ends in \.toml"):
+        load_recipe("digits-resne")
+
+
+def test_a_recipe_file_is_read_and_named_in_errors(tmp_path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("[train]\nepochs = 7\n")
+    assert load_recipe(path).train.epochs == 7
+    path.write_text("[train]\nepochs = 0\n")
+    with pytest.raises(RecipeError, match=r"mine\.toml: train\.epochs"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[train", r"mine\.toml is not TOML: .*line 1"),
+        (b"\xff", r"cannot read the recipe .*mine\.toml"),
+        (None, r"cannot read the recipe .*mine\.toml: .*No such file"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_refused(tmp_path, content, message) -> None:
+    path = tmp_path / "mine.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(path)
+
+
+def read_back(recipe: Recipe) -> Recipe:
+    return Recipe.from_dict(tomllib.loads(recipe.to_toml()))
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+options = st.recursive(
+    st.one_of(st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(-1e300, 1e300), texts),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=5,
+)
+names = st.from_regex(r"x_[a-z0-9_]{1,8}", fullmatch=True)
+recipes = st.fixed_dictionaries(
+    {
+        "data": st.fixed_dictionaries(
+            {"validation": st.integers(1, 99) | st.floats(0, 0.9), "name": texts},
+            optional={"train_limit": st.integers(1, 10**12)},
+        ),
+        "model": st.dictionaries(names, options, max_size=3),
+        "split": st.just({"blocks": 3, "cuts": [2, 5]}) | st.just({"blocks": 3}),
+        "optimizer": st.fixed_dictionaries(
+            {
+                "lr": st.floats(1e-300, 1e300),
+                "blocks": st.dictionaries(
+                    st.sampled_from("012"), st.just({"lr": 1e-5}) | st.just({"weight_decay": 0})
+                ),
+            }
+        ),
+        "runtime": st.just({"devices": ["cpu", "cuda:1"]}) | st.just({"devices": "cpu"}),
+    }
+)
+
+
+@hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+@hypothesis.given(recipes)
+def test_toml_reads_back_to_an_equal_recipe(tree: dict[str, Any]) -> None:
+    recipe = Recipe.from_dict(tree)
+    assert read_back(recipe) == recipe

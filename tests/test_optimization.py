@@ -1,0 +1,117 @@
+"""Learning rates by hand, which parameters decay, and the optimizer's state by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ppll.config import OptimizerConfig, ScheduleConfig
+from ppll.optimization import Schedule, build_optimizer, named_state, restore_state
+
+
+def factors(num_steps: int, steps_per_epoch: int, **config) -> list[float]:
+    schedule = Schedule(ScheduleConfig(**config), num_steps, steps_per_epoch)
+    return [round(schedule.factor(step), 6) for step in range(1, num_steps + 1)]
+
+
+def test_cosine_falls_from_one() -> None:
+    assert factors(5, 1) == pytest.approx([1, 0.904508, 0.654508, 0.345492, 0.095492])
+
+
+def test_warm_up_rises_on_a_line_and_meets_the_cosine() -> None:
+    values = factors(8, 4, warmup_epochs=1)
+    assert values[:4] == [0.25, 0.5, 0.75, 1]
+    assert values[4:] == pytest.approx([0.853553, 0.5, 0.146447, 0], abs=1e-6)
+
+
+def test_final_factor_is_where_the_cosine_ends() -> None:
+    values = factors(6, 2, warmup_epochs=1, final_factor=0.1)
+    assert values[-1] == pytest.approx(0.1)
+    assert min(values[1:]) == values[-1]
+
+
+def test_constant_stays_after_the_warm_up() -> None:
+    assert factors(5, 2, name="constant") == [1] * 5
+    assert factors(5, 2, name="constant", warmup_epochs=1.5) == [0.333333, 0.666667, 1, 1, 1]
+
+
+class Mixed(nn.Module):
+    """A parameter of every sort."""
+
+    no_decay = frozenset({"position"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 3)
+        self.norm = nn.BatchNorm1d(3)
+        self.embedding = nn.Embedding(4, 3)
+        self.position = nn.Parameter(torch.zeros(1, 3))
+        self.frozen = nn.Parameter(torch.zeros(1, 3), requires_grad=False)
+
+
+def decays(**config) -> dict[str, float]:
+    module = Mixed()
+    groups = build_optimizer(OptimizerConfig(**config), 0, [module]).param_groups
+    by_id = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    return {n: by_id[id(p)] for n, p in module.named_parameters() if id(p) in by_id}
+
+
+ALL = {"linear.weight", "linear.bias", "norm.weight", "norm.bias", "embedding.weight", "position"}
+
+
+@pytest.mark.parametrize(
+    ("config", "decayed"),
+    [
+        ({"name": "sgd"}, ALL),
+        ({"name": "adamw"}, {"linear.weight"}),
+        ({"name": "adamw", "decay_all": True}, ALL),
+        ({"name": "sgd", "decay_all": False}, {"linear.weight"}),
+    ],
+)
+def test_norms_biases_and_embeddings_decay_where_asked(config, decayed) -> None:
+    found = decays(weight_decay=0.1, **config)
+    assert set(found) == ALL
+    assert {name for name, decay in found.items() if decay == 0.1} == decayed
+    assert all(found[name] == 0 for name in ALL - decayed)
+
+
+def test_one_block_may_be_different() -> None:
+    overrides = {1: {"lr": 0.5}, 2: {"weight_decay": 0}}
+    config = OptimizerConfig(lr=0.1, weight_decay=0.2, blocks=overrides)
+    groups = [build_optimizer(config, i, [nn.Linear(2, 2)]).param_groups[0] for i in range(3)]
+    assert [group["lr"] for group in groups] == [0.1, 0.5, 0.1]
+    assert [group["weight_decay"] for group in groups] == [0.2, 0.2, 0]
+
+
+def step(module: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> None:
+    inputs = torch.randn(4, 3, generator=torch.Generator().manual_seed(number))
+    optimizer.zero_grad()
+    module(inputs).square().mean().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_restored_state_goes_on_bit_for_bit(name: str) -> None:
+    config = OptimizerConfig(name=name, lr=0.1)
+    module, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    optimizer, restored = (build_optimizer(config, 0, [m]) for m in (module, other))
+    step(module, optimizer, 0)
+    other.load_state_dict(module.state_dict())
+    state = {k: v.clone() for k, v in named_state(optimizer, module.named_parameters())}
+    restore_state(restored, other.named_parameters(), state)
+    for number in (1, 2):
+        step(module, optimizer, number)
+        step(other, restored, number)
+    assert all(map(torch.equal, module.parameters(), other.parameters()))
+
+
+def test_state_is_named_by_parameter() -> None:
+    module = nn.Linear(3, 2)
+    optimizer = build_optimizer(OptimizerConfig(name="adamw"), 0, [module])
+    assert not list(named_state(optimizer, module.named_parameters()))
+    step(module, optimizer, 0)
+    names = {name for name, _ in named_state(optimizer, module.named_parameters())}
+    assert names == {
+        f"{p}.{k}" for p in ("weight", "bias") for k in ("step", "exp_avg", "exp_avg_sq")
+    }

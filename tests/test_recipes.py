@@ -1,0 +1,33 @@
+"""Every shipped recipe makes a network of the right size, cut into its blocks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ppll.config import load_recipe, shipped_recipes
+from ppll.job import DataFacts, draw_blueprint
+from ppll.split import Blueprint
+
+FACTS = {"digits": DataFacts((1, 8, 8), 10, 23), "cifar10": DataFacts((3, 32, 32), 10, 49)}
+
+
+@pytest.fixture(params=sorted(shipped_recipes()))
+def blueprint(request: pytest.FixtureRequest) -> Blueprint:
+    recipe = load_recipe(request.param)
+    return draw_blueprint(recipe, FACTS[recipe.data.name], network=None)
+
+
+def test_every_layer_is_in_exactly_one_block(blueprint: Blueprint) -> None:
+    assert blueprint.num_blocks == blueprint.recipe.split.blocks == 4
+    dealt = [index for layers in blueprint.ranges for index in layers]
+    assert dealt == list(range(len(blueprint.network.layers)))
+    assert blueprint.num_steps == blueprint.steps_per_epoch * blueprint.recipe.train.epochs
+
+
+def test_blocks_hold_the_parameters_of_the_network(blueprint: Blueprint) -> None:
+    """Built on meta, so nothing is as large as the network."""
+    modules = [blueprint.build_modules(i, torch.device("meta")) for i in range(4)]
+    names = [n for m in modules for n, _ in m.named_parameters() if not n.startswith("auxiliary.")]
+    assert names == [name for name, _ in blueprint.network.as_module().named_parameters()]
+    assert [m.auxiliary is None for m in modules] == [False, False, False, True]

@@ -1,0 +1,51 @@
+"""A shelf: names, options with their types, and the words in which they are refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from ppll.errors import RecipeError
+from ppll.registry import Registry
+
+
+@pytest.fixture
+def shelf() -> Registry[tuple[object, ...]]:
+    shelf: Registry[tuple[object, ...]] = Registry("fruit", "meal")
+
+    @shelf.register("pear", "a green one")
+    def pear(size: int, *, slices: int, ripe: bool = True) -> tuple[object, ...]:
+        return size, slices, ripe
+
+    shelf.register("apple", "a red one")(tuple)
+    return shelf
+
+
+def test_things_are_built_from_arguments_and_options(shelf) -> None:
+    assert shelf.build("pear", {"slices": 4}, 7) == (7, 4, True)
+    assert shelf.build("pear", {"slices": 4, "ripe": False}, 7) == (7, 4, False)
+
+
+def test_the_shelf_is_listed_by_name_with_its_options(shelf) -> None:
+    assert [entry.name for entry in shelf] == ["apple", "pear"]
+    assert shelf["pear"].options == {"slices": ..., "ripe": True}
+    assert shelf["pear"].summary == "a green one"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("peer", {}, r"unknown fruit 'peer'\. Did you mean 'pear'\? Known: apple, pear"),
+        ("pear", {"slice": 4}, r"option of fruit 'pear': .*'slice'\. Did you mean 'slices'\?"),
+        ("pear", {"slices": "many"}, r"meal\.slices: .*integer.*'many'"),
+        ("pear", {}, r"meal\.slices: Field required"),
+        ("pear", {"slices": 1, "size": 2}, "'size'"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(shelf, name, options, message) -> None:
+    with pytest.raises(RecipeError, match=message):
+        shelf.check(name, options)
+
+
+def test_a_name_is_taken_once(shelf) -> None:
+    with pytest.raises(ValueError, match="fruit 'pear' is registered twice"):
+        shelf.register("pear", "another")(tuple)

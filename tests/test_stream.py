@@ -1,0 +1,103 @@
+"""The order of everything that happens in a run, letter by letter.
+
+t: training batch, v/e: evaluation batch of validation/test, |: its end, E: end of an epoch,
+C: checkpoint, S: stop.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from ppll.config import Recipe
+from ppll.message import Kind
+from ppll.stream import EVERYTHING_SAVED, evaluation_stream, training_stream
+from tests.interleaving import MadeUpBatches
+
+LETTERS = {
+    Kind.TRAIN: "t",
+    Kind.EVALUATION_END: "|",
+    Kind.EPOCH_END: "E",
+    Kind.CHECKPOINT: "C",
+    Kind.STOP: "S",
+}
+
+
+class Batches(MadeUpBatches):
+    def __init__(self, steps_per_epoch: int, splits: tuple[str, ...] = ("test",)) -> None:
+        super().__init__(sizes=(2,) * steps_per_epoch)
+        self.splits = splits
+
+    def evaluation_batches(self, split):
+        return iter(self._batches[:1])
+
+
+def letters(messages) -> str:
+    marks = {"validation": "v", "test": "e", "": ""}
+    return "".join(LETTERS.get(m.kind) or marks[m.split] for m in messages)
+
+
+def order(num_steps: int, splits=("test",), train=None, checkpoint=None, **start) -> str:
+    recipe = Recipe.from_dict({"train": train or {}, "checkpoint": checkpoint or {}})
+    return letters(training_stream(Batches(2, splits), recipe, num_steps, **start))
+
+
+BOTH = ("validation", "test")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"num_steps": 2}, "ttCEe|S"),
+        ({"num_steps": 4}, "ttEe|ttCEe|S"),
+        ({"num_steps": 3}, "ttEe|tCEe|S"),
+        ({"num_steps": 4, "splits": BOTH}, "ttEv|ttCEv|e|S"),
+        ({"num_steps": 6, "train": {"evaluate_every": 2}}, "ttEttEe|ttCEe|S"),
+        ({"num_steps": 4, "train": {"evaluate_every": 0}}, "ttEttCEe|S"),
+        ({"num_steps": 4, "checkpoint": {"every_steps": 2}}, "ttCEe|ttCEe|S"),
+        ({"num_steps": 4, "checkpoint": {"every_steps": 3}}, "ttEe|tCtCEe|S"),
+        ({"num_steps": 4, "start_step": 1}, "tEe|ttCEe|S"),
+        ({"num_steps": 4, "start_step": 2}, "Ee|ttCEe|S"),
+        ({"num_steps": 4, "start_step": 3}, "tCEe|S"),
+        ({"num_steps": 4, "start_step": 4}, "Ee|S"),
+        ({"num_steps": 4, "ends_early": lambda: True}, "tCS"),
+        ({"num_steps": 4, "ends_early": lambda: True, "start_step": 3}, "tCEe|S"),
+    ],
+)
+def test_order(arguments, expected: str) -> None:
+    assert order(**arguments) == expected
+
+
+def test_a_run_that_ends_early_loses_nothing_when_it_goes_on() -> None:
+    """What was passed before the interruption and after it is the whole run."""
+    whole = order(4)
+    for stop in (1, 2, 3):
+        asked = iter(range(1, 5))
+        first = order(4, ends_early=lambda asked=asked, stop=stop: next(asked) >= stop)
+        assert first.endswith("CS")
+        assert first.removesuffix("CS") + order(4, start_step=stop) == whole
+
+
+def test_messages_count_steps_epochs_and_sequence() -> None:
+    messages = list(training_stream(Batches(2), Recipe(), 3, start_step=1))
+    assert [m.sequence for m in messages] == list(range(len(messages)))
+    assert [(m.step, m.epoch) for m in messages if m.kind is Kind.TRAIN] == [(2, 0), (3, 1)]
+    assert [(m.step, m.epoch) for m in messages if m.kind is Kind.EPOCH_END] == [(2, 0), (3, 1)]
+    assert {m.saved_step for m in messages} == {EVERYTHING_SAVED}
+
+
+def test_batches_are_those_of_their_epoch_and_place() -> None:
+    asked: list[tuple[int, int]] = []
+
+    class Asked(Batches):
+        def train_batch(self, epoch: int, index: int):
+            asked.append((epoch, index))
+            return super().train_batch(epoch, index)
+
+    list(training_stream(Asked(2), Recipe(), 5, start_step=1))
+    assert asked == [(0, 1), (1, 0), (1, 1), (2, 0)]
+
+
+def test_an_evaluation_passes_every_split_once() -> None:
+    messages = list(evaluation_stream(Batches(2, BOTH), step=7))
+    assert letters(messages) == "v|e|S"
+    assert {m.step for m in messages} == {7}
