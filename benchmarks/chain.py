@@ -125,12 +125,13 @@ class SleepingBlock:
         self._chain = chain
         self._report = report
         self._step = 0
+        self._features = torch.zeros(chain.payload_bytes // _FLOAT_BYTES)
 
     def forward(self, message: Message) -> Message:
-        """Hand on the same features, after a while."""
+        """Hand on features of its own, as a block that computes does, after a while."""
         self._step = message.step
         _sleep(self._chain.forward_s)
-        return message
+        return message.with_tensors(**{FEATURES: self._features})
 
     def learn(self) -> None:
         """Take the time of a learning step and note what was asked for."""

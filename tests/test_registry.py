@@ -35,10 +35,10 @@ def test_the_shelf_is_listed_by_name_with_its_options(shelf) -> None:
     ("name", "options", "message"),
     [
         ("peer", {}, r"unknown fruit 'peer'\. Did you mean 'pear'\? Known: apple, pear"),
-        ("pear", {"slice": 4}, r"option of fruit 'pear': .*'slice'\. Did you mean 'slices'\?"),
+        ("pear", {"slice": 4}, r"option of fruit 'pear'.*slice'\. Did you mean .*slices'\?"),
         ("pear", {"slices": "many"}, r"meal\.slices: .*integer.*'many'"),
         ("pear", {}, r"meal\.slices: Field required"),
-        ("pear", {"slices": 1, "size": 2}, "'size'"),
+        ("pear", {"slices": 1, "size": 2}, r"option of fruit 'pear'.*size'"),
     ],
 )
 def test_what_cannot_be_built_is_refused(shelf, name, options, message) -> None:

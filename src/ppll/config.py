@@ -8,7 +8,6 @@ set, a model, a method) also hold the options of that thing, which the shelf che
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -19,6 +18,7 @@ import pydantic
 from pydantic import Field
 
 from ppll.errors import RecipeError, unknown_name
+from ppll.recipe_text import apply_setting, write_toml
 
 __all__ = [
     "BlockOverride",
@@ -264,15 +264,14 @@ class Recipe(_Section):
         Raises:
             RecipeError: A setting cannot be read, or what comes out is not allowed.
         """
-        tree = self.model_dump(exclude_unset=True)
+        tree = self.model_dump(mode="json", exclude_unset=True)
         for setting in settings:
-            _apply(tree, setting)
+            apply_setting(tree, setting)
         return type(self).from_dict(tree)
 
     def to_toml(self) -> str:
         """The whole recipe, defaults included, as TOML that reads back to an equal recipe."""
-        tree = self.model_dump(mode="json", exclude_none=True)
-        return "\n".join(_toml_section(name, section) for name, section in tree.items())
+        return write_toml(self.model_dump(mode="json", exclude_none=True))
 
 
 def _explain(error: pydantic.ValidationError) -> str:
@@ -299,41 +298,6 @@ def _sibling_keys(place: list[str]) -> list[str]:
     return [f"{place[0]}.{name}" for name in section.model_fields]
 
 
-def _apply(tree: dict[str, Any], setting: str) -> None:
-    key, separator, text = setting.partition("=")
-    path = key.strip().split(".")
-    if not separator or len(path) < 2 or not all(path):
-        raise RecipeError(f"cannot read the setting {setting!r}: write SECTION.KEY=VALUE.")
-    for part in path[:-1]:
-        tree = tree.setdefault(part, {})
-        if not isinstance(tree, dict):
-            raise RecipeError(f"cannot set {key!r}: {part!r} is a value, not a section.")
-    tree[path[-1]] = _value(text.strip())
-
-
-def _value(text: str) -> Any:
-    """A TOML value, or the text itself where it is none."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _toml_section(name: str, section: Mapping[str, Any]) -> str:
-    lines = [f"[{name}]"]
-    lines += [f"{k} = {_toml_value(v)}" for k, v in section.items()]
-    return "\n".join(lines) + "\n"
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, Mapping):
-        inner = ", ".join(f"{json.dumps(str(k))} = {_toml_value(v)}" for k, v in value.items())
-        return f"{{{inner}}}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(_toml_value(item) for item in value)}]"
-    return json.dumps(value)
-
-
 def shipped_recipes() -> dict[str, str]:
     """Name and TOML text of every recipe that comes with the package."""
     folder = resources.files("ppll") / "recipes"
@@ -353,7 +317,7 @@ def load_recipe(recipe: str | Path, settings: Iterable[str] = ()) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{recipe} is not TOML: {error}.") from None
     for setting in settings:
-        _apply(tree, setting)
+        apply_setting(tree, setting)
     try:
         return Recipe.from_dict(tree)
     except RecipeError as error:

@@ -90,6 +90,9 @@ class Worker:
                 self.monitor.start_clock()
             self.last_message = message
             yield from self._handle(message)
+            if self._outbox is not None:
+                # What is being copied may be a view of the slot that is given back.
+                self._outbox.flush()
             self._inbox.release(message)
         self.monitor.enter(Activity.FINISH)
 

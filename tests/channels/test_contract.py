@@ -344,12 +344,27 @@ def test_ragged_shapes_and_larger_ones_than_announced(open_channel: OpenChannel)
         ends[1].release(arrived)
 
 
-def test_sender_may_change_a_tensor_after_sending(open_channel: OpenChannel) -> None:
-    sender, receiver = open_channel()
-    sent = torch.ones(3)
+@pytest.mark.parametrize("num_elements", [3, 1 << 20])
+def test_sender_may_change_a_tensor_once_it_is_flushed(
+    num_elements: int, open_channel: OpenChannel
+) -> None:
+    sender, receiver = open_channel(slot_bytes=num_elements * 4 + 64)
+    sent = torch.ones(num_elements)
     sender.send(numbered(0, features=sent))
+    sender.flush()
     sent.zero_()
-    assert receiver.recv(WAIT_S).features.tolist() == [1, 1, 1]
+    assert receiver.recv(WAIT_S).features.eq(1).all()
+
+
+def test_large_and_small_messages_keep_their_order(open_channel: OpenChannel) -> None:
+    ends = open_channel(capacity=8, slot_bytes=4 << 20)
+    for sequence in range(8):
+        rows = 1 << 20 if sequence % 2 else 3
+        ends[0].send(numbered(sequence, features=torch.full((rows,), float(sequence))), WAIT_S)
+    for sequence in range(8):
+        arrived = ends[1].recv(WAIT_S)
+        assert arrived.features.eq(sequence).all()
+        ends[1].release(arrived)
 
 
 def test_tensor_that_requires_a_gradient_is_refused(open_channel: OpenChannel) -> None:

@@ -112,7 +112,8 @@ class SendEnd(_End):
     def send(self, message: Message, timeout_s: float | None = None) -> None:
         """Hand a message over; wait while the channel is full.
 
-        The tensors are copied before this returns, so the caller may change them afterwards.
+        The tensors may be copied while the caller goes on, so they must stay as they are until
+        ``flush`` returns.
 
         Raises:
             ChannelClosed: The receiver is gone.
@@ -128,6 +129,14 @@ class SendEnd(_End):
         self._put(message)
         self.statistics.messages += 1
         self.statistics.payload_bytes += sum(t.nbytes for t in message.tensors.values())
+
+    def flush(self) -> None:
+        """Wait until the tensors of all messages sent have been copied.
+
+        Raises:
+            ChannelClosed: The receiver is gone.
+        """
+        # Most channels copy before ``send`` returns.
 
     @abstractmethod
     def _put(self, message: Message) -> None:

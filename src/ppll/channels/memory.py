@@ -6,6 +6,7 @@ to another, and gone with the last process that maps it.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import tempfile
@@ -109,7 +110,14 @@ class Slots:
     def write(self, index: int, layout: Layout, tensors: Mapping[str, Tensor]) -> None:
         """Copy tensors into a slot; ``layout`` must be theirs and fit."""
         for field in layout.fields:
-            self._view(index, field).copy_(tensors[field.name])
+            source = tensors[field.name]
+            if source.stride() != field.strides:
+                self._view(index, field).copy_(source)
+            else:
+                # Dense and of the same strides: the bytes are in the same order. ``copy_`` would
+                # take all cores when it is called in a thread of its own.
+                target = self._slots[index].data_ptr() + field.offset
+                ctypes.memmove(target, source.data_ptr(), source.nbytes)
 
     def read(self, index: int, layout: Layout) -> dict[str, Tensor]:
         """The tensors that lie in a slot, without a copy; ``layout`` must fit."""

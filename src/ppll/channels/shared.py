@@ -28,6 +28,8 @@ import os
 import socket
 import struct
 from collections import deque
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Self
 
@@ -49,6 +51,9 @@ from ppll.errors import ChannelClosed, ChannelError, ProtocolError
 from ppll.message import Message
 
 __all__ = ["MAX_CAPACITY", "SharedReceiveEnd", "SharedSendEnd"]
+
+_LARGE_BYTES: Final = 1 << 20
+"""From here on a copy takes longer than handing it to a thread."""
 
 MAX_CAPACITY: Final = 64
 """So many headers always fit the socket's buffer: a send that has a credit never waits."""
@@ -75,6 +80,8 @@ class SharedSendEnd(SendEnd):
         self._credit_buffer = bytearray(MAX_CAPACITY)
         self._num_sent = 0
         self._open = True
+        self._copier: ThreadPoolExecutor | None = None
+        self._copying: Future[None] | None = None
 
     @classmethod
     def connect(cls, path: Path, secret: bytes, timeout_s: float) -> Self:
@@ -99,11 +106,23 @@ class SharedSendEnd(SendEnd):
             raise ChannelClosed(_THIS_CLOSED)
         if self._slots is None and not self._take_over_slots():
             return False
+        if self._copying is not None and not self._copying.done():
+            return False
+        self.flush()
         self._collect_credits()
         return self._credits > 0
 
+    def flush(self) -> None:
+        """Wait until the tensors of all messages sent have been copied."""
+        if self._copying is not None:
+            copying, self._copying = self._copying, None
+            copying.result()
+
     def _wait(self, timeout_s: float | None) -> None:
-        sockets.wait_readable(self._peer, timeout_s)
+        if self._copying is not None:
+            futures.wait([self._copying], timeout_s)
+        else:
+            sockets.wait_readable(self._peer, timeout_s)
 
     def _take_over_slots(self) -> bool:
         try:
@@ -145,16 +164,29 @@ class SharedSendEnd(SendEnd):
         layout = layout_of(message.tensors)
         oversized = layout.extent_bytes > self._slots.slot_bytes
         pack_header(self._header, message, layout, own_memory=oversized)
+        if layout.extent_bytes < _LARGE_BYTES:
+            self._copy_and_announce(self._num_sent, message, layout, oversized)
+        else:
+            # A large copy takes as long as a small layer: it runs while the block learns.
+            self._copier = self._copier or ThreadPoolExecutor(1, "channel-copy")
+            self._copying = self._copier.submit(
+                self._copy_and_announce, self._num_sent, message, layout, oversized
+            )
+        self._num_sent += 1
+        self._credits -= 1
+
+    def _copy_and_announce(
+        self, number: int, message: Message, layout: Layout, oversized: bool
+    ) -> None:
+        assert self._slots is not None  # it is ready
         try:
             if oversized:
                 self._send_with_memory(message, layout)
             else:
-                self._slots.write(self._num_sent % self.capacity, layout, message.tensors)
+                self._slots.write(number % self.capacity, layout, message.tensors)
                 self._peer.sendall(self._header)
         except ConnectionError:
             raise ChannelClosed("the receiver is gone.") from None
-        self._num_sent += 1
-        self._credits -= 1
 
     def _send_with_memory(self, message: Message, layout: Layout) -> None:
         fd = reserve(layout.extent_bytes)
@@ -173,6 +205,8 @@ class SharedSendEnd(SendEnd):
     def close(self) -> None:
         """Send nothing more; the receiver still gets what was sent."""
         self._open = False
+        if self._copier is not None:
+            self._copier.shutdown()
         self._greeting.close()
         if self._slots is not None:
             self._slots.close()

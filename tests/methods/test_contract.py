@@ -1,0 +1,125 @@
+"""What every method of the zoo keeps to, whatever the network."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from ppll.block import Block
+from ppll.message import Kind, Message
+from ppll.methods import methods
+from ppll.metrics import Tally
+from tests.interleaving import (
+    NETWORKS,
+    NUM_CLASSES,
+    MadeUpBatches,
+    blueprint_of,
+    built_blocks,
+    digest,
+    small_recipe,
+    train_interleaved,
+)
+
+LOCAL = [entry.name for entry in methods if not entry.build.end_to_end]
+CHANCE_LOSS = math.log(NUM_CLASSES)
+END_TO_END = [entry.name for entry in methods if entry.build.end_to_end]
+
+every_local_method = pytest.mark.parametrize("method", LOCAL)
+every_network = pytest.mark.parametrize("network", NETWORKS)
+
+
+def first_blocks(network: str, method: str) -> list[Block]:
+    return built_blocks(blueprint_of(small_recipe(network, method), MadeUpBatches()))
+
+
+def batch(kind: Kind, index: int = 0) -> Message:
+    return Message(kind=kind, sequence=0, step=1, tensors=MadeUpBatches().train_batch(0, index))
+
+
+def exits(blocks: list[Block], message: Message) -> list[Tensor]:
+    """Every block's prediction for an evaluation batch."""
+    predictions = []
+    with torch.no_grad():
+        for block in blocks:
+            message = block.forward(message)
+            predictions.append(block.method.exit(block.modules.auxiliary, message.features))
+            block.evaluate()
+    return predictions
+
+
+def tallies(blocks: list[Block]) -> list[Tally]:
+    """What every exit gets right of what it was trained on."""
+    for index in range(MadeUpBatches().steps_per_epoch):
+        exits(blocks, batch(Kind.EVALUATE, index))
+    return [block.counts.take() for block in blocks]
+
+
+@functools.cache
+def sequential_digest(network: str, method: str) -> str:
+    return digest(train_interleaved(small_recipe(network, method), num_stages=1))
+
+
+@every_local_method
+def test_a_method_says_where_it_comes_from(method: str) -> None:
+    paper = methods[method].build.paper
+    assert paper.title
+    assert paper.source
+    assert paper.year > 1900
+
+
+@every_network
+@every_local_method
+@pytest.mark.parametrize("learner", range(4))
+def test_learning_of_a_block_touches_no_other(method: str, network: str, learner: int) -> None:
+    blocks = first_blocks(network, method)
+    message = batch(Kind.TRAIN)
+    for block in blocks[: learner + 1]:
+        message = block.forward(message)
+    before = [digest([block]) for block in blocks]
+    blocks[learner].learn()
+    gradients = [[p.grad for _, p in block.modules.named_parameters()] for block in blocks]
+    assert all(g is not None for g in gradients.pop(learner))
+    assert all(g is None for others in gradients for g in others)
+    after = [digest([block]) for block in blocks]
+    assert [i for i in range(4) if after[i] != before[i]] == [learner]
+
+
+@every_network
+@every_local_method
+def test_every_block_has_an_exit(method: str, network: str) -> None:
+    predictions = exits(first_blocks(network, method), batch(Kind.EVALUATE))
+    assert [tuple(p.shape) for p in predictions] == [(6, NUM_CLASSES)] * 4
+    assert all(p.dtype == torch.float32 for p in predictions)
+
+
+@every_network
+@every_local_method
+@pytest.mark.parametrize("num_stages", [1, 2, 4])
+def test_the_same_bits_on_every_placement(method: str, network: str, num_stages: int) -> None:
+    """With one stage: the same run twice."""
+    blocks = train_interleaved(small_recipe(network, method), num_stages)
+    assert digest(blocks) == sequential_digest(network, method)
+
+
+@every_network
+@every_local_method
+def test_every_exit_learns(method: str, network: str) -> None:
+    recipe = small_recipe(network, method, "adamw", epochs=15, evaluate_every=0)
+    found = tallies(train_interleaved(recipe, num_stages=1))
+    assert len(found) == 4
+    assert max(tally.loss for tally in found) < 0.9 * CHANCE_LOSS
+    assert found[-1].accuracy >= 0.8
+
+
+@every_network
+@pytest.mark.parametrize("method", END_TO_END)
+def test_an_end_to_end_method_is_one_block_and_learns(method: str, network: str) -> None:
+    recipe = small_recipe(network, method, "adamw", epochs=15, evaluate_every=0)
+    blocks = train_interleaved(recipe, num_stages=1)
+    assert len(blocks) == 1
+    assert blocks[0].modules.auxiliary is None
+    assert tallies(blocks)[0].accuracy >= 0.8

@@ -1,0 +1,219 @@
+"""One block: isolation, what it refuses, and what its learning depends on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ppll.block import Block, NonFiniteLoss
+from ppll.config import Recipe
+from ppll.errors import ModelError
+from ppll.message import FEATURES, TARGETS, Kind, Message
+from ppll.methods import Method, Paper
+from ppll.models.network import Network
+from ppll.split import Blueprint
+from tests.interleaving import built_blocks, digest
+
+WIDTH, NUM_CLASSES = 6, 3
+
+
+class Own(Method):
+    """A method with an auxiliary network of the test's choice."""
+
+    paper = Paper("none", 2026, "here")
+
+    def __init__(self, auxiliary: nn.Module) -> None:
+        self.auxiliary = auxiliary
+
+    def build_auxiliary(self, site) -> nn.Module:
+        return self.auxiliary
+
+
+def make_blocks(*layers: nn.Module, auxiliary: nn.Module | None = None, **tree: Any) -> list[Block]:
+    """Two blocks: ``layers`` and a linear layer on top."""
+    modules = [*(layers or (nn.Linear(WIDTH, WIDTH), nn.Tanh())), nn.Linear(WIDTH, NUM_CLASSES)]
+    recipe = Recipe.from_dict(
+        {
+            "split": {"blocks": 2, "cuts": [len(modules) - 1]},
+            "method": {"name": "greedy"},
+            "optimizer": {"lr": 0.1, **tree.pop("optimizer", {})},
+            "schedule": {"name": "constant"},
+            "train": {"epochs": 1, **tree},
+        }
+    )
+    blueprint = Blueprint.draw(
+        recipe,
+        Network.from_modules(modules),
+        input_shape=(WIDTH,),
+        num_classes=NUM_CLASSES,
+        steps_per_epoch=10,
+    )
+    return built_blocks(
+        blueprint if auxiliary is None else replace(blueprint, method=Own(auxiliary))
+    )
+
+
+def batch(kind: Kind = Kind.TRAIN, step: int = 1, scale: float = 1.0) -> Message:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(5, WIDTH, generator=generator) * scale
+    targets = torch.tensor([0, 1, 2, 0, 1])
+    tensors = {FEATURES: inputs, TARGETS: targets}
+    return Message(kind=kind, sequence=step - 1, step=step, tensors=tensors)
+
+
+def learn(block: Block, message: Message) -> Message:
+    sent = block.forward(message)
+    block.learn()
+    return sent
+
+
+def values(block: Block) -> list[Tensor]:
+    return [p.detach().clone() for _, p in block.modules.named_parameters()]
+
+
+def gradients(block: Block) -> list[Tensor | None]:
+    return [p.grad for _, p in block.modules.named_parameters()]
+
+
+def test_no_gradient_leaves_a_block() -> None:
+    first, second = make_blocks()
+    message = batch()
+    sent = first.forward(message)
+    second.forward(sent)
+    second.learn()
+    assert sent.features.grad_fn is None
+    assert not sent.features.requires_grad
+    assert not message.features.requires_grad
+    assert gradients(first) == [None] * 4
+    assert all(gradient is not None for gradient in gradients(second))
+
+
+def test_learning_reaches_layers_and_auxiliary_network_only() -> None:
+    first, second = make_blocks()
+    learn(first, batch())
+    assert all(gradient is not None for gradient in gradients(first))
+    assert gradients(second) == [None] * 2
+
+
+def test_features_leave_before_the_block_learns() -> None:
+    first, _ = make_blocks()
+    sent = first.forward(batch())
+    before = sent.features.clone()
+    first.learn()
+    assert torch.equal(sent.features, before)
+    assert torch.equal(sent.targets, batch().targets)
+
+
+IN_PLACE = r"changes the {} of block {} in place: ReLU\(inplace=True\)\. .*inplace=False"
+
+
+@pytest.mark.parametrize("kind", [Kind.TRAIN, Kind.EVALUATE])
+def test_layers_that_change_the_input_are_refused(kind: Kind) -> None:
+    first, _ = make_blocks(nn.ReLU(inplace=True), nn.Linear(WIDTH, WIDTH))
+    with pytest.raises(ModelError, match=IN_PLACE.format("input", 0)):
+        first.forward(batch(kind))
+
+
+@pytest.mark.parametrize("kind", [Kind.TRAIN, Kind.EVALUATE])
+def test_an_auxiliary_network_that_changes_the_output_is_refused(kind: Kind) -> None:
+    head = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(WIDTH, NUM_CLASSES))
+    first, _ = make_blocks(auxiliary=head)
+    first.forward(batch(kind))
+    with pytest.raises(ModelError, match=IN_PLACE.format("output", 0)):
+        first.learn() if kind is Kind.TRAIN else first.evaluate()
+
+
+def test_changes_in_place_inside_a_block_are_its_own_business() -> None:
+    first, _ = make_blocks(nn.Linear(WIDTH, WIDTH), nn.ReLU(inplace=True))
+    learn(first, batch())
+    learn(first, batch(step=2))
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_updates_nothing(scale: float) -> None:
+    first, _ = make_blocks()
+    learn(first, batch())
+    before = digest([first])
+    first.forward(batch(step=2, scale=scale))
+    with pytest.raises(NonFiniteLoss, match=r"loss of block 0 is (nan|inf).*optimizer\.lr"):
+        first.learn()
+    assert digest([first]) == before
+
+
+def test_evaluation_changes_nothing_and_counts() -> None:
+    norm = [nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH), nn.Dropout(0.5)]
+    first, _ = make_blocks(*norm)
+    learn(first, batch())
+    first.counts.take()
+    before = digest([first])
+    sent = [first.forward(batch(Kind.EVALUATE, step)).features for step in (2, 3)]
+    first.evaluate()
+    assert digest([first]) == before
+    assert torch.equal(*sent)
+    assert first.counts.take().samples == 5
+
+
+def test_each_forward_is_learned_from_once() -> None:
+    first, _ = make_blocks()
+    learn(first, batch())
+    with pytest.raises(AssertionError, match="once after each forward"):
+        first.learn()
+
+
+def test_a_learning_rate_of_its_own() -> None:
+    """Plain SGD, so the first update is the rate times the gradient."""
+    plain = {"momentum": 0, "nesterov": False, "weight_decay": 0}
+    blocks = make_blocks(optimizer={**plain, "blocks": {"1": {"lr": 0.025}}})
+    for block, rate in zip(blocks, (0.1, 0.025), strict=True):
+        before = values(block)
+        learn(block, batch())
+        for old, new, gradient in zip(before, values(block), gradients(block), strict=True):
+            torch.testing.assert_close(old - new, rate * gradient)
+
+
+def test_clip_norm_bounds_the_gradient_of_the_whole_block() -> None:
+    def norm(**optimizer: float) -> float:
+        first, _ = make_blocks(optimizer=optimizer)
+        learn(first, batch(scale=100))
+        return float(torch.cat([g.flatten() for g in gradients(first)]).norm())
+
+    assert norm() > 0.9
+    assert norm(clip_norm=0.5) == pytest.approx(0.5, rel=1e-3)
+
+
+def dropped(seed: int = 0, step: int = 1, history: int = 0) -> Tensor:
+    """Which features a dropout layer lets through, whatever was drawn before."""
+    first, _ = make_blocks(nn.Linear(WIDTH, WIDTH), nn.Dropout(0.5), seed=seed)
+    torch.manual_seed(history)
+    return first.forward(batch(step=step)).features == 0
+
+
+def test_dropout_is_a_function_of_seed_and_step() -> None:
+    assert torch.equal(dropped(step=2), dropped(step=2, history=1))
+    assert not torch.equal(dropped(step=2), dropped(step=3))
+    assert not torch.equal(dropped(seed=0), dropped(seed=1))
+
+
+def test_blocks_drop_differently() -> None:
+    """The same dropout layer, the same step, another block."""
+    modules = [nn.Linear(WIDTH, WIDTH), nn.Dropout(0.5)]
+    first, second = make_blocks(*modules)
+    second.modules = first.modules
+    sent = [block.forward(batch()).features == 0 for block in (first, second)]
+    assert not torch.equal(*sent)
+
+
+def test_what_was_saved_can_be_loaded() -> None:
+    first, _ = make_blocks()
+    other, _ = make_blocks(seed=1)
+    learn(first, batch())
+    tensors = dict(first.modules.named_tensors())
+    other.load(tensors, dict(first.optimizer_tensors()))
+    assert digest([other]) == digest([first])
+    del tensors["0.weight"]
+    with pytest.raises(ModelError, match=r"0\.weight is missing, the network needs shape \(6, 6\)"):
+        other.load(tensors, {})

@@ -1,0 +1,50 @@
+"""Counters of blocks, and the files they are written to."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from ppll.metrics import Counts, MetricsFile, Tally, merge_metrics
+
+
+def test_counts_are_means_over_samples_of_unequal_batches() -> None:
+    counts = Counts(torch.device("cpu"))
+    logits = torch.eye(3)
+    counts.add(torch.tensor(1.0), logits, torch.tensor([0, 1, 2]))
+    counts.add(torch.tensor(5.0), logits[:1], torch.tensor([2]))
+    assert counts.take() == Tally(samples=4, loss=pytest.approx(2.0), accuracy=0.75)
+    assert counts.take() == Tally(0, 0.0, 0.0)
+
+
+def test_counting_keeps_no_graph() -> None:
+    counts = Counts(torch.device("cpu"))
+    logits = torch.eye(2, requires_grad=True)
+    counts.add(logits.sum(), logits, torch.tensor([0, 1]))
+    assert not counts._sums.requires_grad
+
+
+def test_rows_are_merged_by_step_and_block(tmp_path) -> None:
+    for rank, rows in enumerate([[(1, 0), (2, 0)], [(1, 1), (2, 1)]]):
+        file = MetricsFile(tmp_path / "parts" / f"rank-{rank}.jsonl")
+        for step, block in rows:
+            file.write(step=step, block=block)
+        file.close()
+    with (tmp_path / "parts" / "rank-1.jsonl").open("a") as torn:
+        torn.write('{"step": 3, "blo')
+    target = tmp_path / "metrics.jsonl"
+    merge_metrics((tmp_path / "parts").iterdir(), target)
+    merged = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [(row["step"], row["block"]) for row in merged] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+
+
+def test_a_resumed_run_appends_and_flushed_rows_can_be_read(tmp_path) -> None:
+    path = tmp_path / "rank-0.jsonl"
+    for step in (1, 2):
+        file = MetricsFile(path)
+        file.write(step=step)
+        file.flush()
+        assert len(path.read_text().splitlines()) == step
+        file.close()

@@ -1,0 +1,100 @@
+"""Two stages that save: the last commits only what all before it have on disk."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from ppll.checkpoint import TensorReader, newest_checkpoint
+from ppll.message import NOTHING_SAVED
+from ppll.saving import Saver
+from ppll.stream import EVERYTHING_SAVED
+from tests.interleaving import MadeUpBatches, blueprint_of, built_blocks, small_recipe
+
+
+@pytest.fixture
+def blocks():
+    return built_blocks(blueprint_of(small_recipe(split_blocks=2), MadeUpBatches()))
+
+
+@pytest.fixture
+def savers(tmp_path: Path) -> Iterator[tuple[Saver, Saver]]:
+    """Of the first and the last of two stages."""
+    both = [Saver(tmp_path, 2, keep=9, commits=last, saved_step=0) for last in (False, True)]
+    yield both[0], both[1]
+    for saver in both:
+        saver.close()
+
+
+def newest(folder: Path) -> int | None:
+    found = newest_checkpoint(folder)
+    return None if found is None else int(found.name.removeprefix("step-"))
+
+
+def test_the_last_stage_commits_when_it_hears_that_all_have_saved(tmp_path, savers, blocks) -> None:
+    first, last = savers
+    first.hear(EVERYTHING_SAVED)
+    last.save(5, blocks[1:])
+    last.finish()
+    assert newest(tmp_path) is None
+    first.save(5, blocks[:1])
+    first.finish()
+    assert first.saved_step == 5
+    last.hear(first.saved_step)
+    assert newest(tmp_path) == last.saved_step == 5
+
+
+def test_what_is_heard_first_counts_at_the_end(tmp_path, savers, blocks) -> None:
+    first, last = savers
+    first.hear(EVERYTHING_SAVED)
+    first.save(5, blocks[:1])
+    first.finish()
+    last.hear(first.saved_step)
+    last.save(5, blocks[1:])
+    last.finish()
+    assert newest(tmp_path) == 5
+
+
+def test_a_stage_has_saved_no_more_than_those_before_it(savers, blocks) -> None:
+    _, last = savers
+    assert last.saved_step == NOTHING_SAVED
+    last.hear(0)
+    last.save(5, blocks[1:])
+    last.finish()
+    assert last.saved_step == 0
+
+
+def test_the_copy_is_made_when_the_mark_passes(tmp_path, blocks, monkeypatch) -> None:
+    """Training goes on while the thread writes; here it cannot begin before."""
+    go_on = threading.Event()
+    saver = Saver(tmp_path, 2, keep=9, commits=True, saved_step=0)
+    saver._thread.submit(go_on.wait)
+    saver.hear(EVERYTHING_SAVED)
+    expected = {n: t.detach().clone() for b in blocks for n, t in b.modules.named_tensors()}
+    saver.save(5, blocks)
+    with torch.no_grad():
+        for block in blocks:
+            for _, parameter in block.modules.named_parameters():
+                parameter.add_(1)
+    assert saver.saved_step == 0
+    go_on.set()
+    saver.finish()
+    saver.close()
+    saved = TensorReader(tmp_path / "step-00000005").all_weights()
+    assert all(torch.equal(saved[name], expected[name]) for name in expected)
+
+
+def test_a_disk_that_is_full_is_an_error_at_the_next_chance(savers, blocks, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("ppll.saving.write_block", full)
+    _, last = savers
+    last.save(5, blocks[1:])
+    with pytest.raises(OSError, match="no space left"):
+        last.save(6, blocks[1:])
+    assert last.saved_step == NOTHING_SAVED

@@ -1,0 +1,79 @@
+"""Who is to blame when nobody moves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from ppll.stall import describe, find_stall, is_stopped, request_stacks
+from ppll.status import Activity, Status
+
+NOW_S = 1000.0
+TIMEOUT_S = 10.0
+
+
+def ranks(*states: tuple[str, float]) -> list[Status]:
+    """One status a rank, of an activity's name and the seconds it has lasted."""
+    return [
+        Status(Activity[name], NOW_S - lasts_s, -1, 7, 0, 0, 1, 2, 0.0, 0.0)
+        for name, lasts_s in states
+    ]
+
+
+@pytest.mark.parametrize(
+    ("states", "cause"),
+    [
+        ([("LEARN", 9), ("RECEIVE", 99)], None),
+        ([("LEARN", 11), ("RECEIVE", 99)], 0),
+        ([("SEND_WAIT", 99), ("LEARN", 11)], 1),
+        ([("LEARN", 12), ("FORWARD", 13)], 1),
+        ([("RECEIVE", 11), ("RECEIVE", 9)], None),
+        ([("RECEIVE", 12), ("RECEIVE", 11)], 0),
+        ([("SEND_WAIT", 20), ("RECEIVE", 15), ("RECEIVE", 30)], 1),
+        ([("FINISH", 99), ("LEARN", 11)], 1),
+        ([("FINISH", 99), ("FINISH", 99)], None),
+        ([("START", 100), ("RECEIVE", 99)], None),
+        ([("START", 121), ("RECEIVE", 99)], 0),
+    ],
+)
+def test_the_cause_of_a_stall(states, cause) -> None:
+    assert find_stall(ranks(*states), NOW_S, TIMEOUT_S) == cause
+
+
+def test_a_stopped_rank_is_to_blame_while_all_wait() -> None:
+    statuses = ranks(("SEND_WAIT", 20), ("RECEIVE", 15), ("RECEIVE", 30))
+    assert find_stall(statuses, NOW_S, TIMEOUT_S, stopped=lambda rank: rank == 2) == 2
+
+
+def test_every_rank_is_described() -> None:
+    lines = describe(ranks(("SEND_WAIT", 1.25), ("LEARN", 3)), NOW_S).splitlines()
+    assert lines == [
+        "  rank 0: send_wait for 1.2 s at step 7, 1 message(s) in its inbox, 2 in its outbox",
+        "  rank 1: learn for 3.0 s at step 7, 1 message(s) in its inbox, 2 in its outbox",
+    ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_stopped_process_is_seen_and_not_asked(tmp_path) -> None:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        try:
+            assert not is_stopped(process.pid)
+            process.send_signal(signal.SIGSTOP)
+            os.waitpid(process.pid, os.WUNTRACED)
+            assert is_stopped(process.pid)
+            stacks = request_stacks(process.pid, tmp_path / "stacks", signal.SIGUSR1)
+            assert "is stopped" in stacks
+        finally:
+            process.kill()
+    assert not is_stopped(process.pid)
+
+
+def test_a_rank_without_stacks_has_none(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("os.kill", lambda *_: None)
+    assert request_stacks(os.getpid(), tmp_path / "stacks", signal.SIGUSR1) == ""
+    (tmp_path / "stacks").write_text("Thread 1\n")
+    assert request_stacks(os.getpid(), tmp_path / "stacks", signal.SIGUSR1) == "Thread 1\n"
