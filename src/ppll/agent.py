@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +99,20 @@ class Agent:
         """Wait until all ranks are gone, or the time is over."""
         self._thread.join(timeout_s)
 
+    def ended_ranks(self) -> list[int]:
+        """Ranks whose process is gone."""
+        sentinels = {p.sentinel: rank for rank, p in enumerate(self._processes())}
+        return [sentinels[s] for s in connection.wait(list(sentinels), timeout=0)]
+
     def exit_codes(self) -> dict[int, int]:
         """How every rank ended, negative for the number of a signal; only when none is left."""
+        codes = {rank: p.exitcode for rank, p in enumerate(self._processes())}
+        return {rank: code for rank, code in codes.items() if code is not None}
+
+    def _processes(self) -> list[Any]:
         # torch keeps the processes to itself and reports one failure only, maybe a neighbour's.
         context: Any = self._agent._pcontext
-        processes = context._pc.processes if context is not None and context._pc else []
-        return {rank: p.exitcode for rank, p in enumerate(processes) if p.exitcode is not None}
+        return list(context._pc.processes) if context is not None and context._pc else []
 
     def _run(self) -> None:
         try:

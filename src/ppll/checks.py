@@ -50,7 +50,8 @@ def check_last_batch(blueprint: Blueprint, data: PreparedData) -> None:
         DataError: There is such a batch.
     """
     num_train, batch_size = len(data.train_samples), data.config.batch_size
-    if num_train % batch_size != 1 or data.config.drop_last:
+    has_short_batch = num_train % batch_size != 0 and not data.config.drop_last
+    if (num_train % batch_size if has_short_batch else batch_size) != 1:
         return
     modules = [layer.module for layer in blueprint.network.layers]
     modules += [blueprint.build_auxiliary(i) for i in range(blueprint.num_blocks - 1)]

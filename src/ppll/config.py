@@ -89,7 +89,7 @@ class DataConfig(_NamedSection):
                 f"must be a share from 0 to below 1, or a whole number of samples, "
                 f"found {validation:g}"
             )
-        return validation
+        return int(validation) if validation >= 1 else validation
 
 
 class ModelConfig(_NamedSection):

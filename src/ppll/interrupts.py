@@ -7,17 +7,24 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from ppll.errors import Interrupted
+
 __all__ = ["Interrupts"]
 
 
 class Interrupts:
     """Counts the signals that arrive while the context is open, instead of dying of them.
 
+    Args:
+        most: How many signals are counted; one more raises ``Interrupted`` where the main thread
+            is, for a run in this process that could not be ended otherwise.
+
     Outside the main thread, where Python cannot handle signals, it counts nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int | None = None) -> None:
         self.count = 0
+        self._most = most
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -38,6 +45,8 @@ class Interrupts:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del number, frame
         self.count += 1
+        if self._most is not None and self.count > self._most:
+            raise Interrupted("stopped at once; nothing more was saved.")
 
     @property
     def ends_early(self) -> bool:

@@ -24,7 +24,7 @@ from typing import Final
 from ppll import fork_server, rank_process
 from ppll.agent import Agent
 from ppll.channels import sockets
-from ppll.errors import ChannelTimeout, Interrupted, WorkerError
+from ppll.errors import ChannelError, ChannelTimeout, Interrupted, WorkerError
 from ppll.failure import Failure
 from ppll.interrupts import Interrupts
 from ppll.job import Job, RankResult
@@ -39,6 +39,7 @@ Watcher = Callable[[Sequence[Status]], None]
 
 _DIED: Final = "the process died"
 _TURN_S: Final = 0.05
+_LONG_TURN_S: Final = 3.0
 _HANDSHAKE_S: Final = 1.0
 _GRACE_S: Final = 1.0
 """How long ranks may take to leave once a failure is known."""
@@ -63,6 +64,7 @@ class Launcher:
         self._failures: list[Failure] = []
         self._failed_at: float | None = None
         self._told_to_end = False
+        self._paused_s = 0.0
         self._selector = selectors.DefaultSelector()
 
     def run(self) -> list[RankResult]:
@@ -73,21 +75,25 @@ class Launcher:
         """
         fork_server.warm_up()
         agent = Agent(rank_process.main, (self._job,), self._job.num_stages, self._folder)
-        self._listen()
-        agent.start()
         try:
+            self._listen()
+            agent.start()
             while agent.is_running():
-                self._turn()
-            self._hear(timeout_s=0)
+                self._turn(agent)
+            while self._hear(timeout_s=0):
+                pass
             return self._collect(agent)
         finally:
-            while agent.is_running():
-                self._kill_all()
-                agent.join(_TURN_S)
-            self._clean_up()
+            self._end(agent)
 
-    def _turn(self) -> None:
+    def _turn(self, agent: Agent) -> None:
+        begin_s = time.monotonic()
         self._hear(_TURN_S)
+        pause_s = time.monotonic() - begin_s
+        self._paused_s += pause_s if pause_s > _LONG_TURN_S else 0.0
+        for rank in agent.ended_ranks():
+            if rank not in self._lines and self._failed_at is None:
+                self._note(self._silent(rank, _DIED))
         if self._watch is not None and not self._failures:
             self._watch([page.read() for page in self._pages])
         self._pass_on_interrupts()
@@ -102,13 +108,16 @@ class Launcher:
             listener = sockets.listen(rank_process.line_path(self._job, rank))
             self._selector.register(listener, selectors.EVENT_READ, data=None)
 
-    def _hear(self, timeout_s: float) -> None:
-        for key, _ in self._selector.select(timeout_s):
+    def _hear(self, timeout_s: float) -> bool:
+        """Take in what has come; whether anything has."""
+        events = self._selector.select(timeout_s)
+        for key, _ in events:
             assert isinstance(key.fileobj, socket.socket)
             if isinstance(key.data, LauncherEnd):
                 self._hear_rank(key.data)
             else:
                 self._accept(key.fileobj)
+        return bool(events)
 
     def _accept(self, listener: socket.socket) -> None:
         with suppress(ChannelTimeout):
@@ -154,7 +163,8 @@ class Launcher:
             return
         statuses = [page.read() for page in self._pages]
         timeout_s = self._job.recipe.runtime.stall_timeout_s
-        now_s = time.monotonic()
+        # A pause of the launcher itself (Ctrl-Z) stopped the ranks' clocks, too.
+        now_s = time.monotonic() - self._paused_s
         rank = find_stall(statuses, now_s, timeout_s, lambda r: is_stopped(self._lines[r].pid))
         if rank is not None and self._lines[rank].result is None:
             stacks = request_stacks(
@@ -168,10 +178,16 @@ class Launcher:
 
     def _kill_all(self) -> None:
         for line in self._lines.values():
-            with suppress(ProcessLookupError):
-                os.kill(line.pid, signal.SIGKILL)
+            if line.is_open:
+                with suppress(ProcessLookupError):
+                    os.kill(line.pid, signal.SIGKILL)
 
-    def _clean_up(self) -> None:
+    def _end(self, agent: Agent) -> None:
+        """Leave nothing behind, whatever went wrong; ranks that come late are heard and killed."""
+        while agent.is_running():
+            with suppress(ChannelError):
+                self._hear(_TURN_S)
+            self._kill_all()
         for key in list(self._selector.get_map().values()):
             key.fileobj.close()  # type: ignore[union-attr]
         self._selector.close()
@@ -193,7 +209,7 @@ class Launcher:
         codes = agent.exit_codes()
         if not self._failures:
             rank = next((r for r, code in codes.items() if code), 0)
-            cause = f"{_ending(codes.get(rank))} before it reached the launcher ({agent.error})"
+            cause = f"{_ending(codes.get(rank))} before it reached the launcher; see logs/"
             return self._silent(rank, cause)
         first = min(self._failures, key=lambda failure: failure.time_s)
         if first.cause == _DIED:

@@ -74,8 +74,9 @@ class RankEnd:
 
     def _listen(self) -> None:
         """Hear the wish to end; leave when the launcher is gone."""
-        while self._socket.recv(1):
-            self.ends_early.set()
+        with suppress(OSError):
+            while self._socket.recv(1):
+                self.ends_early.set()
         os._exit(1)
 
 
@@ -94,6 +95,7 @@ class LauncherEnd:
         self.failure: Failure | None = None
         self.result: RankResult | None = None
         self.is_aftermath = False
+        self.is_open = True
         self._buffer = b""
 
     def receive(self) -> bool:
@@ -124,6 +126,7 @@ class LauncherEnd:
 
     def close(self) -> None:
         """Hang up; a rank that is still there leaves."""
+        self.is_open = False
         self.socket.close()
 
     def _lines(self) -> Iterator[bytes]:

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from ppll.config import Recipe
 from ppll.environment import describe_environment
-from ppll.errors import RunFolderError
+from ppll.errors import RecipeError, RunFolderError
 
 __all__ = ["RunFolder"]
 
@@ -66,8 +66,15 @@ class RunFolder:
         return folder
 
     def read_recipe(self) -> Recipe:
-        """The recipe that the run was started with."""
-        return Recipe.from_dict(tomllib.loads(self.config.read_text(encoding="utf-8")))
+        """The recipe that the run was started with.
+
+        Raises:
+            RunFolderError: It cannot be read.
+        """
+        try:
+            return Recipe.from_dict(tomllib.loads(self.config.read_text(encoding="utf-8")))
+        except (OSError, ValueError, RecipeError) as error:
+            raise RunFolderError(f"cannot read {self.config}: {error}") from None
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write ``result.json``."""

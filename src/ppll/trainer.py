@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +95,14 @@ class Trainer:
             Interrupted: Ctrl-C or SIGTERM came; a checkpoint was written.
         """
         job = self._begin()
-        with Interrupts() as interrupts:
-            results = _carry_out(job, interrupts, self.watch)
+        # A run in this process is ended by the second signal, if the first does not suffice.
+        with Interrupts(most=1 if job.num_stages == 1 else None) as interrupts:
+            try:
+                results = _carry_out(job, interrupts, self.watch)
+            finally:
+                merge_metrics(job.folder.metric_parts.glob("rank-*.jsonl"), job.folder.metrics)
         result = merge_results(job, results, self.blueprint.num_blocks)
         job.folder.write_result(dataclasses.asdict(result))
-        merge_metrics(job.folder.metric_parts.glob("rank-*.jsonl"), job.folder.metrics)
         if interrupts.ends_early and result.step < self.blueprint.num_steps:
             raise Interrupted(f"interrupted at step {result.step}; saved in {job.folder.path}.")
         if self._own_network is not None:
@@ -157,7 +161,7 @@ def evaluate(run: str | Path, stages: int = 1, watch: Watcher | None = None) -> 
         user_data=own_data,
         evaluates_only=True,
     )
-    with Interrupts() as interrupts:
+    with Interrupts(most=0 if stages == 1 else None) as interrupts:
         return merge_results(job, _carry_out(job, interrupts, watch), blueprint.num_blocks)
 
 
@@ -168,26 +172,50 @@ def _carry_out(job: Job, interrupts: Interrupts, watch: Watcher | None) -> list[
 
 
 def _run_here(job: Job, interrupts: Interrupts, watch: Watcher | None) -> RankResult:
-    """The only stage of a run, in this process; leave its random state and threads as they were."""
+    """The only stage of a run, in this process."""
     page = StatusPage()
     monitor = injected_monitor(job.fault, 0, Monitor(page))
-    num_threads = torch.get_num_threads()
     ended = threading.Event()
+    shower = threading.Thread(target=_show, args=(page, watch, ended), daemon=True)
     if watch is not None:
-        threading.Thread(target=_show, args=(page, watch, ended), daemon=True).start()
+        shower.start()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with _fresh_torch():
             return run_rank(job, 0, monitor, lambda: interrupts.ends_early)
+    except Interrupted:
+        raise
     except Exception as error:
         failure = Failure.of(error, 0, monitor.status, time.monotonic())
         raise WorkerError(failure.message(), failure) from error
     finally:
         ended.set()
+        if watch is not None:
+            shower.join()
+        page.close()
+
+
+@contextmanager
+def _fresh_torch() -> Iterator[None]:
+    """Torch's settings as a new process has them, and afterwards as they were: the bits count."""
+    num_threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    precision = torch.get_float32_matmul_precision()
+    try:
+        torch.set_default_dtype(torch.float32)
+        torch.set_float32_matmul_precision("highest")
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.enable_grad(),
+            torch.autocast("cpu", enabled=False),
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.set_default_dtype(dtype)
         torch.set_num_threads(num_threads)
 
 
-def _show(page: StatusPage, watch: Watcher, ended: threading.Event) -> None:
-    while not ended.wait(0.1):
+def _show(page: StatusPage, watch: Watcher | None, ended: threading.Event) -> None:
+    while watch is not None and not ended.wait(0.1):
         watch([page.read()])
 
 
@@ -196,6 +224,10 @@ def _as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path, *, own_model: bo
         recipe = load_recipe(recipe)
     elif not isinstance(recipe, Recipe):
         recipe = Recipe.from_dict(recipe)
+    if recipe.data.root is not None:
+        # Other processes, and a later look at the run, may stand in another folder.
+        data = recipe.data.model_copy(update={"root": recipe.data.root.absolute()})
+        recipe = recipe.model_copy(update={"data": data})
     if own_model:
         recipe = recipe.model_copy(
             update={"model": recipe.model.model_copy(update={"name": OWN_MODEL})}

@@ -109,6 +109,9 @@ class Worker:
 
     def _pass_batch(self, message: Message) -> Iterator[Waiting]:
         trains = message.kind is Kind.TRAIN
+        self.monitor.note(epoch=message.epoch, inbox_fill=self._inbox.fill)
+        if trains:
+            self.exits.clear()  # They were those of other weights.
         for block in self.blocks:
             self.monitor.enter(Activity.FORWARD, block=block.index, step=message.step)
             message = block.forward(message)
@@ -132,7 +135,7 @@ class Worker:
         if self._saver is not None:
             message = message.with_saved_step(self._saver.saved_step)
         self._outbox.send(message)
-        self.monitor.note(outbox_fill=self._outbox.fill, inbox_fill=self._inbox.fill)
+        self.monitor.note(outbox_fill=self._outbox.fill)
 
     def _obey(self, message: Message) -> None:
         """Do what a mark asks for, before it is sent on."""
@@ -143,7 +146,6 @@ class Worker:
             case Kind.EVALUATION_END:
                 self._write_evaluation(message)
             case Kind.EPOCH_END:
-                self.monitor.note(epoch=message.epoch)
                 self._write_training(message)
             case Kind.STOP if self._saver is not None:
                 # The last checkpoint is whole only when every stage has it on disk.

@@ -13,8 +13,7 @@ say what is free. A message that is larger than announced travels in memory of i
 descriptor goes with the header. When a process dies, the kernel closes its socket, and the other
 end knows at once.
 
-No process waits for another to connect its channels, whatever they join, if each listens first,
-then connects, then accepts::
+No process waits for another if each listens first, then connects, then accepts::
 
     receive_end = SharedReceiveEnd.listen(path, layout, capacity, secret)
     send_end = SharedSendEnd.connect(next_path, secret, timeout_s)

@@ -37,7 +37,6 @@ __all__ = [
     "close_all",
     "connect",
     "listen",
-    "receive_exactly",
     "wait_readable",
 ]
 
@@ -255,29 +254,6 @@ class FrameReader:
         self.socket.close()
         close_all(self._fds)
         self._fds = []
-
-
-def receive_exactly(peer: socket.socket, num_bytes: int, timeout_s: float) -> bytes:
-    """The next ``num_bytes`` bytes; descriptors that come with them are dropped.
-
-    Raises:
-        ChannelClosed: The other end is gone before it sent all.
-        ChannelTimeout: Not all came within ``timeout_s`` seconds.
-    """
-    reader = FrameReader(peer, num_bytes)
-    deadline = time.monotonic() + timeout_s
-    try:
-        while not reader.poll():
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise ChannelTimeout(
-                    f"{reader.available_bytes} of {num_bytes} bytes came within {timeout_s:g} s."
-                )
-            wait_readable(peer, left)
-    finally:
-        frame, fds = reader.take()
-        close_all(fds)
-    return bytes(frame)
 
 
 def wait_readable(peer: socket.socket, timeout_s: float | None) -> None:
