@@ -13,8 +13,6 @@ import torch
 from ppll.checkpoint import (
     TensorReader,
     commit,
-    newest_checkpoint,
-    prune,
     step_folder,
     tensor_digest,
     write_block,
@@ -23,6 +21,7 @@ from ppll.errors import CheckpointError
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.count": torch.tensor(3)}
 STATE = {"a.weight.exp_avg": torch.ones(2, 3), "a.weight.step": torch.tensor(1.0)}
+RECIPE = {"train": {"seed": 1}}
 OTHER = {"b.weight": torch.full((2,), 7.0)}
 
 
@@ -31,7 +30,7 @@ def write(checkpoints: Path, step: int) -> Path:
     folder = step_folder(checkpoints, step)
     write_block(folder, step, 0, WEIGHTS, STATE)
     write_block(folder, step, 1, OTHER, {})
-    commit(folder, step, 2)
+    commit(folder, step, 2, RECIPE)
     return folder
 
 
@@ -97,7 +96,7 @@ def test_a_manifest_names_shards_and_nothing_else(tmp_path: Path, name: str) -> 
 def test_a_checkpoint_without_all_records_is_not_committed(tmp_path: Path) -> None:
     write_block(tmp_path, 5, 0, WEIGHTS, STATE)
     with pytest.raises(CheckpointError, match=r"cannot read .*block-01\.json"):
-        commit(tmp_path, 5, 2)
+        commit(tmp_path, 5, 2, RECIPE)
     assert not (tmp_path / "manifest.json").exists()
 
 
@@ -105,32 +104,14 @@ def test_records_of_another_step_are_not_committed(tmp_path: Path) -> None:
     write_block(tmp_path, 5, 0, WEIGHTS, STATE)
     write_block(tmp_path, 4, 1, OTHER, {})
     with pytest.raises(CheckpointError, match="block 1 of step 4 where block 1 of step 5"):
-        commit(tmp_path, 5, 2)
+        commit(tmp_path, 5, 2, RECIPE)
     assert not (tmp_path / "manifest.json").exists()
-
-
-def test_the_newest_checkpoint_is_a_committed_one(tmp_path: Path) -> None:
-    assert newest_checkpoint(tmp_path) is None
-    write(tmp_path, 3)
-    newest = write(tmp_path, 20)
-    write_block(step_folder(tmp_path, 30), 30, 0, WEIGHTS, STATE)
-    assert newest_checkpoint(tmp_path) == newest
-
-
-def test_pruning_keeps_the_first_the_newest_and_what_is_being_written(tmp_path: Path) -> None:
-    for step in (0, 3, 6, 9):
-        write(tmp_path, step)
-    unfinished = step_folder(tmp_path, 12)
-    write_block(unfinished, 12, 0, WEIGHTS, STATE)
-    prune(tmp_path, keep=2)
-    steps = [int(path.name.removeprefix("step-")) for path in sorted(tmp_path.iterdir())]
-    assert steps == [0, 6, 9, 12]
 
 
 def test_views_are_written_as_what_they_show(tmp_path: Path) -> None:
     tensor = torch.arange(6.0).reshape(2, 3).t()
     write_block(tmp_path, 1, 0, {"w": tensor}, {})
-    commit(tmp_path, 1, 1)
+    commit(tmp_path, 1, 1, RECIPE)
     assert torch.equal(TensorReader(tmp_path).all_weights()["w"], tensor)
 
 

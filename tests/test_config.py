@@ -9,8 +9,9 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from ppll.config import Recipe, load_recipe, shipped_recipes
+from ppll.config import Recipe
 from ppll.errors import RecipeError
+from ppll.recipe_files import load_recipe, shipped_recipes
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown section": ({"trian": {}}, r"unknown key 'trian'\. Did you mean 'train'\?"),

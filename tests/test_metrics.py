@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
 
-from ppll.metrics import Counts, MetricsFile, Tally, merge_metrics
+from ppll.metrics import Counts, MetricsFile, Tally, cut_back, merge_metrics
 
 
 def test_counts_are_means_over_samples_of_unequal_batches() -> None:
@@ -16,7 +17,37 @@ def test_counts_are_means_over_samples_of_unequal_batches() -> None:
     counts.add(torch.tensor(1.0), logits, torch.tensor([0, 1, 2]))
     counts.add(torch.tensor(5.0), logits[:1], torch.tensor([2]))
     assert counts.take() == Tally(samples=4, loss=pytest.approx(2.0), accuracy=0.75)
-    assert counts.take() == Tally(0, 0.0, 0.0)
+    empty = counts.take()
+    assert (empty.samples, math.isnan(empty.loss), math.isnan(empty.accuracy)) == (0, True, True)
+
+
+def test_batches_that_were_not_learned_from_count_apart() -> None:
+    counts = Counts(torch.device("cpu"))
+    counts.add(torch.tensor(1.0), torch.eye(2), torch.tensor([0, 1]))
+    counts.skip(torch.tensor([0, 1, 1]))
+    assert counts.take() == Tally(samples=2, loss=1.0, accuracy=1.0, skipped=3)
+    assert counts.take().skipped == 0
+
+
+def test_a_number_that_is_not_finite_is_null(tmp_path) -> None:
+    file = MetricsFile(tmp_path / "rank-0.jsonl")
+    file.write(loss=float("nan"), accuracy=0.5)
+    file.close()
+    assert (tmp_path / "rank-0.jsonl").read_text() == '{"loss": null, "accuracy": 0.5}\n'
+
+
+def test_what_came_after_a_checkpoint_is_forgotten(tmp_path) -> None:
+    rows = [(2, "train"), (3, "train"), (3, "validation"), (4, "train")]
+    for rank in (0, 1):
+        file = MetricsFile(tmp_path / f"rank-{rank}.jsonl")
+        for step, kind in rows:
+            file.write(step=step, kind=kind, block=rank)
+        file.close()
+    for _ in range(2):  # a second cut leaves what the first has left
+        cut_back(tmp_path, 3)
+    left = [json.loads(line) for line in (tmp_path / "earlier.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["kind"]) for row in left] == 2 * [(2, "train"), (3, "train")]
+    assert [path.name for path in tmp_path.iterdir()] == ["earlier.jsonl"]
 
 
 def test_counting_keeps_no_graph() -> None:
@@ -35,7 +66,7 @@ def test_rows_are_merged_by_step_and_block(tmp_path) -> None:
     with (tmp_path / "parts" / "rank-1.jsonl").open("a") as torn:
         torn.write('{"step": 3, "blo')
     target = tmp_path / "metrics.jsonl"
-    merge_metrics((tmp_path / "parts").iterdir(), target)
+    merge_metrics(tmp_path / "parts", target)
     merged = [json.loads(line) for line in target.read_text().splitlines()]
     assert [(row["step"], row["block"]) for row in merged] == [(1, 0), (1, 1), (2, 0), (2, 1)]
 

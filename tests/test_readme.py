@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ppll.config import load_recipe
+from ppll.recipe_files import load_recipe
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 

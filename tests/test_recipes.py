@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ppll.config import load_recipe, shipped_recipes
 from ppll.job import DataFacts, draw_blueprint
+from ppll.recipe_files import load_recipe, shipped_recipes
 from ppll.split import Blueprint
 
 FACTS = {"digits": DataFacts((1, 8, 8), 10, 23), "cifar10": DataFacts((3, 32, 32), 10, 49)}

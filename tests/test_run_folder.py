@@ -7,18 +7,27 @@ from pathlib import Path
 
 import pytest
 
-from ppll.config import load_recipe
+from ppll.data_facts import DataFacts
 from ppll.errors import RunFolderError
+from ppll.recipe_files import load_recipe
 from ppll.run_folder import RunFolder
 
 RECIPE = load_recipe("digits-vit", ["train.seed=3"])
+FACTS = DataFacts((1, 8, 8), 10, 20, mean=(0.5,), std=(0.25,))
+
+
+def make(path: Path) -> RunFolder:
+    folder = RunFolder.make(path)
+    folder.describe(RECIPE, FACTS)
+    return folder
 
 
 def test_a_new_folder_says_what_the_run_is(tmp_path: Path) -> None:
-    made = RunFolder.create(tmp_path / "runs" / "one", RECIPE)
+    made = make(tmp_path / "runs" / "one")
     folder = RunFolder.open(tmp_path / "runs" / "one")
     assert folder == made
     assert folder.read_recipe() == RECIPE
+    assert folder.read_facts() == FACTS
     assert {"python", "packages"} <= set(json.loads(folder.environment.read_text()))
     assert folder.checkpoints.is_dir()
     assert folder.logs.is_dir()
@@ -26,27 +35,43 @@ def test_a_new_folder_says_what_the_run_is(tmp_path: Path) -> None:
 
 def test_a_folder_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert RunFolder.create(Path("run"), RECIPE).path == tmp_path / "run"
+    assert RunFolder.make(Path("run")).path == tmp_path / "run"
 
 
 def test_a_folder_that_holds_a_run_or_files_is_refused(tmp_path: Path) -> None:
-    RunFolder.create(tmp_path / "run", RECIPE)
     with pytest.raises(RunFolderError, match=r"already holds a run: .*--out"):
-        RunFolder.create(tmp_path / "run", RECIPE)
+        make(tmp_path / "run").check_free()
     (tmp_path / "notes").write_text("mine")
     with pytest.raises(RunFolderError, match="already holds files"):
-        RunFolder.create(tmp_path, RECIPE)
+        RunFolder(tmp_path).check_free()
     assert (tmp_path / "notes").read_text() == "mine"
 
 
-def test_an_empty_folder_may_be_used(tmp_path: Path) -> None:
-    assert RunFolder.create(tmp_path, RECIPE).config.is_file()
+def test_a_folder_with_nothing_in_it_may_be_used(tmp_path: Path) -> None:
+    RunFolder(tmp_path).check_free()
+    folder = RunFolder.make(tmp_path)
+    (tmp_path / "lock").write_text("1")  # as of a start that was killed at once
+    folder.check_free()
+
+
+def test_another_environment_is_noticed(tmp_path: Path) -> None:
+    folder = RunFolder.make(tmp_path)
+    assert folder.describe(RECIPE, FACTS) == folder.describe(RECIPE, FACTS) == []
+    environment = json.loads(folder.environment.read_text())
+    environment["packages"]["torch"] = "2.0"
+    environment["processor"] = "another"
+    folder.environment.write_text(json.dumps(environment))
+    differences = folder.describe(RECIPE, FACTS)
+    assert [text.partition(",")[0] for text in differences] == [
+        "processor was 'another'",
+        "torch was '2.0'",
+    ]
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match="cannot make the run folder"):
-        RunFolder.create(tmp_path / "file" / "run", RECIPE)
+        RunFolder.make(tmp_path / "file" / "run")
 
 
 def test_what_is_no_run_is_not_opened(tmp_path: Path) -> None:
@@ -55,6 +80,6 @@ def test_what_is_no_run_is_not_opened(tmp_path: Path) -> None:
 
 
 def test_a_result_is_written(tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path, RECIPE)
+    folder = make(tmp_path)
     folder.write_result({"step": 7})
     assert json.loads(folder.result.read_text()) == {"step": 7}

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppll.checkpoint import TensorReader, newest_checkpoint
+from ppll.checkpoint import TensorReader
 from ppll.message import NOTHING_SAVED
-from ppll.saving import Saver
+from ppll.recovery import newest_whole
+from ppll.saving import Saver, SaveRules
 from ppll.stream import EVERYTHING_SAVED
 from tests.interleaving import MadeUpBatches, blueprint_of, built_blocks, small_recipe
 
@@ -24,15 +25,18 @@ def blocks():
 @pytest.fixture
 def savers(tmp_path: Path) -> Iterator[tuple[Saver, Saver]]:
     """Of the first and the last of two stages."""
-    both = [Saver(tmp_path, 2, keep=9, commits=last, saved_step=0) for last in (False, True)]
+    both = [
+        Saver(SaveRules(tmp_path, 2, {}, keep=9), commits=last, saved_step=0)
+        for last in (False, True)
+    ]
     yield both[0], both[1]
     for saver in both:
         saver.close()
 
 
 def newest(folder: Path) -> int | None:
-    found = newest_checkpoint(folder)
-    return None if found is None else int(found.name.removeprefix("step-"))
+    found = newest_whole(folder)
+    return None if found is None else found.step
 
 
 def test_the_last_stage_commits_when_it_hears_that_all_have_saved(tmp_path, savers, blocks) -> None:
@@ -71,7 +75,7 @@ def test_a_stage_has_saved_no_more_than_those_before_it(savers, blocks) -> None:
 def test_the_copy_is_made_when_the_mark_passes(tmp_path, blocks, monkeypatch) -> None:
     """Training goes on while the thread writes; here it cannot begin before."""
     go_on = threading.Event()
-    saver = Saver(tmp_path, 2, keep=9, commits=True, saved_step=0)
+    saver = Saver(SaveRules(tmp_path, 2, {}, keep=9), commits=True, saved_step=0)
     saver._thread.submit(go_on.wait)
     saver.hear(EVERYTHING_SAVED)
     expected = {n: t.detach().clone() for b in blocks for n, t in b.modules.named_tensors()}

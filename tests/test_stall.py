@@ -34,14 +34,19 @@ def ranks(*states: tuple[str, float]) -> list[Status]:
         ([("RECEIVE", 11), ("RECEIVE", 9)], None),
         ([("RECEIVE", 12), ("RECEIVE", 11)], 0),
         ([("SEND_WAIT", 20), ("RECEIVE", 15), ("RECEIVE", 30)], 1),
-        ([("FINISH", 99), ("LEARN", 11)], 1),
-        ([("FINISH", 99), ("FINISH", 99)], None),
+        ([("FINISH", 11), ("FINISH", 9)], 0),
         ([("START", 100), ("RECEIVE", 99)], None),
         ([("START", 121), ("RECEIVE", 99)], 0),
     ],
 )
 def test_the_cause_of_a_stall(states, cause) -> None:
     assert find_stall(ranks(*states), NOW_S, TIMEOUT_S) == cause
+
+
+def test_a_rank_that_has_said_what_it_came_to_is_through() -> None:
+    statuses = ranks(("FINISH", 99), ("LEARN", 11))
+    assert find_stall(statuses, NOW_S, TIMEOUT_S, through={0}) == 1
+    assert find_stall(statuses, NOW_S, TIMEOUT_S, through={0, 1}) is None
 
 
 def test_a_stopped_rank_is_to_blame_while_all_wait() -> None:

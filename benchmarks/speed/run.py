@@ -31,7 +31,8 @@ from typing import Any
 
 from benchmarks.report import Spread, end_process, new_parser, write_report
 
-from ppll.config import Recipe, load_recipe
+from ppll.config import Recipe
+from ppll.recipe_files import load_recipe
 
 _TIMEOUT_S = 900.0
 

@@ -11,20 +11,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ppll.config import Recipe, load_recipe
+    from ppll.config import Recipe
     from ppll.data import Dataset
+    from ppll.evaluation import evaluate
+    from ppll.export import export
+    from ppll.inference import TrainedNetwork, load
+    from ppll.recipe_files import load_recipe
     from ppll.result import Result
-    from ppll.trainer import Trainer, evaluate
+    from ppll.trainer import Trainer
 
-__all__ = ["Dataset", "Recipe", "Result", "Trainer", "evaluate", "load_recipe"]
+__all__ = [
+    "Dataset",
+    "Recipe",
+    "Result",
+    "TrainedNetwork",
+    "Trainer",
+    "evaluate",
+    "export",
+    "load",
+    "load_recipe",
+]
 
 _HOMES = {
     "Dataset": "ppll.data",
     "Recipe": "ppll.config",
     "Result": "ppll.result",
+    "TrainedNetwork": "ppll.inference",
     "Trainer": "ppll.trainer",
-    "evaluate": "ppll.trainer",
-    "load_recipe": "ppll.config",
+    "evaluate": "ppll.evaluation",
+    "export": "ppll.export",
+    "load": "ppll.inference",
+    "load_recipe": "ppll.recipe_files",
 }
 
 

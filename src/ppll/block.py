@@ -8,22 +8,27 @@ one place that detaches features: no gradient crosses a boundary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn, optim
 
+from ppll.block_modules import BlockModules
 from ppll.errors import ModelError, PpllError
+from ppll.in_place import first_in_place
 from ppll.message import FEATURES, Kind, Message, canonical
 from ppll.methods.base import BlockSite, Method, TaskLoss
 from ppll.metrics import Counts
-from ppll.models.network import Layer, qualified
 from ppll.optimization import Schedule, named_state, restore_state
 from ppll.randomness import fold
 
-__all__ = ["Block", "BlockModules", "NonFiniteLoss"]
+__all__ = ["Block", "NonFiniteLoss", "OnNonFinite"]
+
+OnNonFinite: TypeAlias = Literal["stop", "skip", "ignore"]
+"""What a block does about a loss that is not finite: raise, make no update, or nothing."""
 
 _FORWARD, _LEARN, _EVALUATE = range(3)
 
@@ -42,43 +47,6 @@ class _Passage:
     feature_version: int
 
 
-@dataclass(frozen=True)
-class BlockModules:
-    """What a block computes with.
-
-    Attributes:
-        layers: Consecutive layers of the network.
-        auxiliary: The method's auxiliary network; none in the last block.
-    """
-
-    layers: tuple[Layer, ...]
-    auxiliary: nn.Module | None
-
-    def named(self) -> Iterator[tuple[str, nn.Module]]:
-        """The modules with the prefix of their parameters' names.
-
-        Layers keep the names of the un-split network; the auxiliary network is named by the layer
-        that it stands behind, so that it is found again wherever the other cuts are.
-        """
-        for layer in self.layers:
-            yield layer.name, layer.module
-        if self.auxiliary is not None:
-            yield qualified("auxiliary", self.layers[-1].name), self.auxiliary
-
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The parameters of layers and auxiliary network."""
-        for prefix, module in self.named():
-            for name, parameter in module.named_parameters():
-                yield qualified(prefix, name), parameter
-
-    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Parameters and buffers of layers and auxiliary network."""
-        yield from self.named_parameters()
-        for prefix, module in self.named():
-            for name, buffer in module.named_buffers():
-                yield qualified(prefix, name), buffer
-
-
 class Block:
     """Consecutive layers that learn from one local loss.
 
@@ -93,6 +61,8 @@ class Block:
         device: Where the parameters are.
         autocast: Type of the forward's matrix products; none for float32.
         clip_norm: Largest norm of the block's gradient.
+        on_nonfinite: What to do about a loss that is not finite. With ``"skip"`` a gradient that
+            is not finite is skipped, too, and the buffers stay as they were before the message.
     """
 
     def __init__(
@@ -108,6 +78,7 @@ class Block:
         device: torch.device | None = None,
         autocast: torch.dtype | None = None,
         clip_norm: float | None = None,
+        on_nonfinite: OnNonFinite = "stop",
     ) -> None:
         self.site = site
         self.modules = modules
@@ -118,12 +89,14 @@ class Block:
         self.counts = Counts(self.device)
         self._task_loss = task_loss
         self._clip_norm = clip_norm
+        self._on_nonfinite = on_nonfinite
         self._autocast_dtype = autocast
         self._random_key = fold(seed, "block", site.block_index)
         self._base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
         self._trained = [p for group in optimizer.param_groups for p in group["params"]]
         self._training: bool | None = None
         self._passage: _Passage | None = None
+        self._buffers_before: list[Tensor] = []
 
     @property
     def index(self) -> int:
@@ -140,6 +113,8 @@ class Block:
         self._set_mode(training=trains)
         inputs = message.features
         version = inputs._version
+        if trains and self._on_nonfinite == "skip":
+            self._buffers_before = [buffer.clone() for buffer in self._buffers()]
         self._seed(_FORWARD if trains else _EVALUATE, message)
         with torch.set_grad_enabled(trains), self._autocast():
             features = inputs
@@ -153,7 +128,8 @@ class Block:
         """Learn from the message of the last ``forward``: local loss, backward, clip, update.
 
         Raises:
-            NonFiniteLoss: The loss is infinite or not a number; nothing was updated.
+            NonFiniteLoss: The loss is infinite or not a number, and the run is to stop then;
+                nothing was updated.
             ModelError: A module changed the block's input or output in place.
         """
         passage = self._take_passage()
@@ -164,10 +140,15 @@ class Block:
                 self.modules.auxiliary, passage.features, message, self._task_loss
             )
         self._refuse_in_place(passage)
-        self._refuse_nonfinite(loss.value)
+        if not self._may_learn_from(loss.value):
+            self._skip(message)
+            return
         self.optimizer.zero_grad(set_to_none=True)
         loss.value.backward()  # type: ignore[no-untyped-call]
         self._refuse_in_place(passage)
+        if self._on_nonfinite == "skip" and not self._gradient_is_finite():
+            self._skip(message)
+            return
         if self._clip_norm is not None:
             nn.utils.clip_grad_norm_(self._trained, self._clip_norm)
         self._set_learning_rate(message.step)
@@ -194,14 +175,7 @@ class Block:
         Raises:
             ModelError: A tensor is missing or has another shape.
         """
-        with torch.no_grad():
-            for name, tensor in self.modules.named_tensors():
-                saved = tensors.get(name)
-                if saved is None or saved.shape != tensor.shape:
-                    found = "missing" if saved is None else f"of shape {tuple(saved.shape)}"
-                    wanted = tuple(tensor.shape)
-                    raise ModelError(f"{name} is {found}, the network needs shape {wanted}.")
-                tensor.copy_(saved)
+        self.modules.load(tensors)
         restore_state(self.optimizer, self.modules.named_parameters(), optimizer_tensors)
 
     def _set_mode(self, *, training: bool) -> None:
@@ -235,12 +209,32 @@ class Block:
             raise AssertionError("a block learns or evaluates once after each forward")
         return passage
 
-    def _refuse_nonfinite(self, loss: Tensor) -> None:
-        if not math.isfinite(value := loss.item()):
-            raise NonFiniteLoss(
-                f"the loss of block {self.index} is {value}. Lower optimizer.lr, warm up longer "
-                f"(schedule.warmup_epochs) or clip gradients (optimizer.clip_norm)."
-            )
+    def _may_learn_from(self, loss: Tensor) -> bool:
+        """Whether an update is made; a loss that ends the run is raised."""
+        if self._on_nonfinite == "ignore" or math.isfinite(value := loss.item()):
+            return True
+        if self._on_nonfinite == "skip":
+            return False
+        raise NonFiniteLoss(
+            f"the loss of block {self.index} is {value}. Lower optimizer.lr, warm up longer "
+            f"(schedule.warmup_epochs) or clip gradients (optimizer.clip_norm); "
+            f'train.on_nonfinite = "skip" leaves such batches out.'
+        )
+
+    def _gradient_is_finite(self) -> bool:
+        gradients = [p.grad for p in self._trained if p.grad is not None]
+        return bool(nn.utils.get_total_norm(gradients).isfinite())
+
+    def _skip(self, message: Message) -> None:
+        """Leave everything as it was before the message, but count it."""
+        with torch.no_grad():
+            for buffer, before in zip(self._buffers(), self._buffers_before, strict=True):
+                buffer.copy_(before)
+        self.counts.skip(message.targets)
+
+    def _buffers(self) -> Iterator[Tensor]:
+        for _, module in self.modules.named():
+            yield from module.buffers()
 
     def _refuse_in_place(self, passage: _Passage) -> None:
         """A changed input or output would be seen by a neighbour in the same process only."""
@@ -250,9 +244,7 @@ class Block:
             raise self._in_place_error("output", passage.features)
 
     def _in_place_error(self, what: str, tensor: Tensor) -> ModelError:
-        culprit = _first_in_place(
-            self._run_once, [m for _, m in self.modules.named()], what, tensor
-        )
+        culprit = first_in_place(self._run_once, [m for _, m in self.modules.named()], what, tensor)
         return ModelError(
             f"a module changes the {what} of block {self.index} in place: {culprit}. The same "
             f"memory may be another block's, so the result would depend on the placement. "
@@ -267,36 +259,3 @@ class Block:
             features = layer.module(features)
         yield "output", features
         self.method.exit(self.modules.auxiliary, features)
-
-
-def _first_in_place(
-    run: Callable[[Tensor], Iterator[tuple[str, Tensor]]],
-    modules: Sequence[nn.Module],
-    what: str,
-    like: Tensor,
-) -> str:
-    """Name the innermost module whose call first changes the watched tensor's version."""
-    watched: list[Tensor] = []
-    versions: dict[nn.Module, int] = {}
-    found: list[str] = []
-
-    def before(module: nn.Module, _: object) -> None:
-        if watched:
-            versions[module] = watched[0]._version
-
-    def after(module: nn.Module, _: object, __: object) -> None:
-        if watched and versions.get(module) != watched[0]._version:
-            found.append(repr(module).partition("\n")[0])
-
-    leaves = [m for root in modules for m in root.modules() if not list(m.children())]
-    handles = [m.register_forward_pre_hook(before) for m in leaves]
-    handles += [m.register_forward_hook(after) for m in leaves]
-    try:
-        with torch.no_grad():
-            for name, tensor in run(torch.zeros_like(like)):
-                if name == what:
-                    watched.append(tensor)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found[0] if found else "a function in a forward"

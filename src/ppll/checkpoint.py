@@ -6,75 +6,51 @@ A checkpoint is a folder ``step-XXXXXXXX``. Every block writes two shards, ``blo
 ``manifest.json`` is written last, by atomic rename; a folder without it is no checkpoint. Since
 tensors are found by name, a checkpoint loads under any placement.
 
-Nothing is ever unpickled, and a file whose digest differs from the manifest's is never loaded.
+Nothing is ever unpickled, and a file whose digest differs from the manifest's is never loaded. A
+block with a value that is not finite writes a record that says so, and no checkpoint comes of it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Any, Final
 
-import pydantic
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from ppll.durable import make_folder, write_whole
 from ppll.errors import CheckpointError
+from ppll.manifest import (
+    OPTIMIZER_SUFFIX,
+    BlockRecord,
+    FileRecord,
+    Manifest,
+    TensorRecord,
+    read_record,
+    shard_names,
+)
 
 __all__ = [
-    "BlockRecord",
-    "FileRecord",
-    "Manifest",
+    "NonFiniteCheckpoint",
     "TensorReader",
+    "check_finite",
     "commit",
-    "newest_checkpoint",
-    "prune",
+    "is_committed",
     "step_folder",
     "tensor_digest",
+    "uncommit",
     "write_block",
 ]
 
-M = TypeVar("M", bound=pydantic.BaseModel)
-
-_MANIFEST = "manifest.json"
-_FORMAT = 1
-
-FileName = Annotated[str, pydantic.Field(pattern=r"^block-\d{2,4}(\.optimizer)?\.safetensors$")]
+_MANIFEST: Final = "manifest.json"
 
 
-class FileRecord(pydantic.BaseModel):
-    """One shard: its size, its digest and what is in it."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
-
-    num_bytes: int
-    sha256: str
-    tensors: tuple[str, ...]
-
-
-class BlockRecord(pydantic.BaseModel):
-    """What one block has written at one step."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
-
-    step: int
-    block_index: int
-    files: dict[FileName, FileRecord]
-
-
-class Manifest(pydantic.BaseModel):
-    """A whole checkpoint: which files hold which tensors of which step."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
-
-    format: int = _FORMAT
-    step: int
-    num_blocks: int
-    files: dict[FileName, FileRecord]
+class NonFiniteCheckpoint(CheckpointError):
+    """A block holds a value that is not finite, so it cannot be saved."""
 
 
 def step_folder(checkpoints: Path, step: int) -> Path:
@@ -88,7 +64,8 @@ def write_block(
     block_index: int,
     tensors: Mapping[str, Tensor],
     optimizer_tensors: Mapping[str, Tensor],
-) -> None:
+    transient: Collection[str] = (),
+) -> BlockRecord:
     """Write one block's shards and its record, each whole or not at all.
 
     Args:
@@ -97,80 +74,98 @@ def write_block(
         block_index: The block.
         tensors: Parameters and buffers by name, not changed by anybody meanwhile.
         optimizer_tensors: Optimizer state by name.
+        transient: Buffers among ``tensors`` that are not part of the network's state dict.
+
+    Raises:
+        OSError: The disk is full or cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = f"block-{block_index:02d}"
-    shards = {f"{stem}.safetensors": tensors, f"{stem}.optimizer.safetensors": optimizer_tensors}
-    files = {name: _write_shard(folder / name, shard) for name, shard in shards.items()}
-    record = BlockRecord(step=step, block_index=block_index, files=files)
-    _write_whole(folder / f"{stem}.json", record.model_dump_json().encode())
+    make_folder(folder)
+    # A mask may well be infinite; it is no part of what is learned.
+    learned = {name: tensor for name, tensor in tensors.items() if name not in transient}
+    nonfinite = _first_nonfinite({**learned, **optimizer_tensors})
+    files = {}
+    if nonfinite is None:
+        shards = zip(shard_names(block_index), (tensors, optimizer_tensors), strict=True)
+        files = {name: _write_shard(folder / name, shard, transient) for name, shard in shards}
+    record = BlockRecord(step=step, block_index=block_index, files=files, nonfinite=nonfinite)
+    write_whole(_record_path(folder, block_index), record.model_dump_json().encode())
+    return record
 
 
-def _write_shard(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
+def _record_path(folder: Path, block_index: int) -> Path:
+    return folder / f"block-{block_index:02d}.json"
+
+
+def _first_nonfinite(tensors: Mapping[str, Tensor]) -> str | None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            return name
+    return None
+
+
+def _write_shard(
+    path: Path, tensors: Mapping[str, Tensor], transient: Collection[str]
+) -> FileRecord:
     # safetensors refuses tensors that share memory and writes contiguous ones only.
     content = safetensors.torch.save({k: t.contiguous() for k, t in tensors.items()})
-    _write_whole(path, content)
+    write_whole(path, content)
+    records = {
+        name: TensorRecord(
+            dtype=_dtype_name(tensor), shape=tuple(tensor.shape), persistent=name not in transient
+        )
+        for name, tensor in sorted(tensors.items())
+    }
     digest = hashlib.sha256(content).hexdigest()
-    return FileRecord(num_bytes=len(content), sha256=digest, tensors=tuple(sorted(tensors)))
+    return FileRecord(num_bytes=len(content), sha256=digest, tensors=records)
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def commit(folder: Path, step: int, num_blocks: int) -> None:
+def commit(
+    folder: Path, step: int, num_blocks: int, recipe: Mapping[str, dict[str, Any]]
+) -> Manifest:
     """Make a checkpoint count, after every block has written its record.
 
     Raises:
+        NonFiniteCheckpoint: A block holds a value that is not finite.
         CheckpointError: A block's record is missing or of another step.
+        OSError: The disk is full or cannot be written.
     """
     files: dict[str, FileRecord] = {}
     for index in range(num_blocks):
-        record = _read_model(folder / f"block-{index:02d}.json", BlockRecord)
+        record = read_record(_record_path(folder, index), BlockRecord)
         if (record.step, record.block_index) != (step, index):
             raise CheckpointError(
                 f"{folder} holds block {record.block_index} of step {record.step} where block "
                 f"{index} of step {step} should be."
             )
+        check_finite(record)
         files.update(record.files)
-    manifest = Manifest(step=step, num_blocks=num_blocks, files=files)
-    _write_whole(folder / _MANIFEST, manifest.model_dump_json(indent=1).encode())
+    manifest = Manifest(step=step, num_blocks=num_blocks, recipe=dict(recipe), files=files)
+    write_whole(folder / _MANIFEST, manifest.model_dump_json(indent=1).encode())
+    return manifest
 
 
-def _read_model(path: Path, model: type[M]) -> M:
-    try:
-        return model.model_validate_json(path.read_bytes())
-    except (OSError, pydantic.ValidationError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}.") from None
+def check_finite(record: BlockRecord) -> None:
+    """Refuse what a block could not save.
 
-
-def newest_checkpoint(checkpoints: Path) -> Path | None:
-    """The newest committed checkpoint's folder, or none."""
-    folders = sorted(checkpoints.glob("step-*"), reverse=True)
-    return next((f for f in folders if (f / _MANIFEST).is_file()), None)
-
-
-def prune(checkpoints: Path, keep: int) -> None:
-    """Remove all but step 0 and the ``keep`` newest committed checkpoints.
-
-    The manifest goes first, so that what is left half-way is no checkpoint.
+    Raises:
+        NonFiniteCheckpoint: It holds a value that is not finite.
     """
-    committed = sorted(f for f in checkpoints.glob("step-*") if (f / _MANIFEST).is_file())
-    for folder in committed[:-keep]:
-        if folder != step_folder(checkpoints, 0):
-            (folder / _MANIFEST).unlink()
-            shutil.rmtree(folder)
+    if record.nonfinite is not None:
+        raise NonFiniteCheckpoint(
+            f"{record.nonfinite} of block {record.block_index} holds a value that is not finite "
+            f"after step {record.step}, so no checkpoint is made of it. Go on from the one before "
+            f"with a lower optimizer.lr, a longer schedule.warmup_epochs or optimizer.clip_norm."
+        )
+
+
+def is_committed(folder: Path) -> bool:
+    """Whether a checkpoint's folder has a manifest."""
+    return (folder / _MANIFEST).is_file()
+
+
+def uncommit(folder: Path) -> None:
+    """Make a checkpoint one no longer, before its files are removed or moved."""
+    (folder / _MANIFEST).unlink(missing_ok=True)
 
 
 class TensorReader:
@@ -185,7 +180,25 @@ class TensorReader:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.manifest = _read_model(folder / _MANIFEST, Manifest)
+        self.manifest = read_record(folder / _MANIFEST, Manifest)
+
+    def check(self) -> None:
+        """Read every file and compare its digest.
+
+        Raises:
+            CheckpointError: A file is missing or damaged.
+        """
+        for name, record in self.manifest.files.items():
+            self._content(name, record)
+
+    def records(self) -> dict[str, TensorRecord]:
+        """What there is to read by ``weights``, by name."""
+        return {
+            tensor: record
+            for name, file in self.manifest.files.items()
+            if not name.endswith(OPTIMIZER_SUFFIX)
+            for tensor, record in file.tensors.items()
+        }
 
     def weights(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Parameters and buffers of the given names, as far as the checkpoint has them.
@@ -217,25 +230,43 @@ class TensorReader:
         tensors: dict[str, Tensor] = {}
         for name, record in self.manifest.files.items():
             wanted = [t for t in record.tensors if wants(t)]
-            if wanted and name.endswith(".optimizer.safetensors") is optimizer:
+            if wanted and name.endswith(OPTIMIZER_SUFFIX) is optimizer:
                 loaded = self._load(name, record)
                 tensors.update({t: loaded[t] for t in wanted})
         return tensors
 
     def _load(self, name: str, record: FileRecord) -> dict[str, Tensor]:
+        try:
+            tensors = safetensors.torch.load(self._content(name, record))
+        except safetensors.SafetensorError as error:
+            raise CheckpointError(f"cannot read {self.folder / name}: {error}.") from None
+        found = {t: (_dtype_name(v), tuple(v.shape)) for t, v in tensors.items()}
+        if found != {t: (r.dtype, r.shape) for t, r in record.tensors.items()}:
+            raise CheckpointError(f"{self.folder / name} holds other tensors than its manifest.")
+        return tensors
+
+    def _content(self, name: str, record: FileRecord) -> bytes:
         path = self.folder / name
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise CheckpointError(f"cannot read {path}: {error}.") from None
+            raise CheckpointError(f"cannot read {path}: {error.strerror}.") from None
+        if len(content) != record.num_bytes:
+            raise CheckpointError(
+                f"{path} is damaged: it has {len(content)} bytes, not {record.num_bytes}."
+            )
         if hashlib.sha256(content).hexdigest() != record.sha256:
             raise CheckpointError(f"{path} is damaged: its SHA-256 differs from the manifest's.")
-        return safetensors.torch.load(content)
+        return content
 
 
 def tensor_digest(name: str, tensor: Tensor) -> str:
     """One line, ``name dtype shape sha256(bytes)``, for the hash of a whole network."""
     with torch.no_grad():
         content = tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    return f"{name} {dtype} {list(tensor.shape)} {hashlib.sha256(content).hexdigest()}"
+    digest = hashlib.sha256(content).hexdigest()
+    return f"{name} {_dtype_name(tensor)} {list(tensor.shape)} {digest}"
+
+
+def _dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

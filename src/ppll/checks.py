@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+
 import torch
 from torch import nn
 
 from ppll.config import Recipe
 from ppll.data import PreparedData, datasets
-from ppll.errors import DataError, RecipeError
+from ppll.errors import DataError, RecipeError, RunFolderError
 from ppll.models import models
+from ppll.run_folder import RunFolder
 from ppll.split import Blueprint, build_method
 
-__all__ = ["check_devices", "check_last_batch", "check_names"]
+__all__ = ["check_devices", "check_disk", "check_last_batch", "check_names", "checkpoint_bytes"]
 
 
 def check_devices(recipe: Recipe) -> None:
@@ -63,3 +66,38 @@ def check_last_batch(blueprint: Blueprint, data: PreparedData) -> None:
             f"batches of {batch_size}), which batch norm cannot learn from: "
             f"set data.drop_last = true, or another data.batch_size."
         )
+
+
+def check_disk(blueprint: Blueprint, folder: RunFolder) -> None:
+    """Refuse a run whose checkpoints would not fit on the disk.
+
+    Beside step 0 and those that are kept there must be room for the one that is being written.
+
+    Raises:
+        RunFolderError: There is too little room.
+    """
+    there = len(list(folder.checkpoints.glob("step-*")))
+    missing = max(1, blueprint.recipe.checkpoint.keep + 2 - there)
+    needed = missing * checkpoint_bytes(blueprint)
+    existing = next(p for p in (folder.path, *folder.path.parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise RunFolderError(
+            f"the disk of {folder.path} has {_mebibytes(free)} free, but {missing} checkpoint(s) "
+            f"need {_mebibytes(needed)}: make room, choose another --out, or lower "
+            f"checkpoint.keep."
+        )
+
+
+def checkpoint_bytes(blueprint: Blueprint) -> int:
+    """Size of one checkpoint: parameters and buffers, and the optimizer's tensors."""
+    config = blueprint.recipe.optimizer
+    states = 2 if config.name == "adamw" else int(config.momentum > 0)
+    outlines = [blueprint.outline(index) for index in range(blueprint.num_blocks)]
+    weights = sum(t.nbytes for outline in outlines for _, t in outline.named_tensors())
+    trained = sum(p.nbytes for o in outlines for _, p in o.named_parameters() if p.requires_grad)
+    return weights + states * trained
+
+
+def _mebibytes(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:,.1f} MiB"

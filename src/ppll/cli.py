@@ -54,14 +54,32 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help="Run folder; runs/<recipe>-<time> by default.")
     ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on from the newest whole checkpoint in --out, if any."),
+    ] = False,
+    allow_change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-change",
+            metavar="SECTION.KEY",
+            help="With --resume: a key that may differ although it changes what is trained.",
+        ),
+    ] = None,
+    max_restarts: Annotated[
+        int,
+        typer.Option("--max-restarts", min=0, help="Restarts after a failure, without asking."),
+    ] = 0,
     quiet: Quiet = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and show the blocks; train nothing.")
     ] = False,
 ) -> None:
     """Train a recipe and print what it reached."""
+    if resume and out is None:
+        raise UsageError("--resume needs --out: the folder of the run to go on with.")
     loaded = _load(recipe, stages, settings)
-    if loaded.runtime.stages > 1 and not dry_run:
+    if (loaded.runtime.stages > 1 or max_restarts) and not dry_run:
         from ppll import fork_server
 
         fork_server.warm_up()
@@ -69,7 +87,14 @@ def train(
     from ppll.trainer import Trainer, default_folder
 
     console = Console(stderr=True)
-    trainer = Trainer(loaded, out=out or default_folder(recipe))
+    _show_log(console, quiet=quiet)
+    trainer = Trainer(
+        loaded,
+        out=out or default_folder(recipe),
+        resume=resume,
+        allow_change=allow_change or (),
+        max_restarts=max_restarts,
+    )
     if dry_run:
         show_blocks(console, trainer.blueprint)
         return
@@ -88,14 +113,43 @@ def evaluate_run(
     """Evaluate every exit of a run's newest checkpoint."""
     from dataclasses import asdict
 
+    from ppll.evaluation import evaluate
     from ppll.live import show_result
-    from ppll.trainer import evaluate
 
     result = evaluate(run, stages or 1)
     if as_json:
         _print_json(asdict(result))
     else:
         show_result(Console(), result)
+
+
+@app.command("export")
+def export_run(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    to: Annotated[Path, typer.Option("--to", help="The .safetensors file to write.")],
+) -> None:
+    """Write the plain trained network, without auxiliary networks."""
+    from ppll.export import export
+
+    step = export(run, to)
+    Console().print(f"{to}: the network after step {step}", highlight=False, soft_wrap=True)
+
+
+@app.command("doctor")
+def examine_machine(as_json: Json = False) -> None:
+    """Check what this machine can do, and say how to mend what it cannot."""
+    from dataclasses import asdict
+
+    from ppll.doctor import examine
+
+    findings = examine()
+    if as_json:
+        _print_json({"rows": [asdict(finding) for finding in findings]})
+    else:
+        for finding in findings:
+            Console().print(finding.text(), highlight=False, soft_wrap=True)
+    if any(finding.state == "problem" for finding in findings):
+        raise typer.Exit(1)
 
 
 @app.command("methods")
@@ -128,7 +182,7 @@ def list_datasets(as_json: Json = False) -> None:
 @app.command("recipes")
 def list_recipes(as_json: Json = False) -> None:
     """List the shipped recipes."""
-    from ppll.config import load_recipe, shipped_recipes
+    from ppll.recipe_files import load_recipe, shipped_recipes
 
     recipes = {name: load_recipe(name) for name in sorted(shipped_recipes())}
     rows = [
@@ -159,12 +213,24 @@ def show_environment(as_json: Json = False) -> None:
 
 
 def _load(recipe: str, stages: int | None, settings: list[str] | None) -> Recipe:
-    from ppll.config import load_recipe
+    from ppll.recipe_files import load_recipe
 
     settings = list(settings or [])
     if stages is not None:
         settings.append(f"runtime.stages={stages}")
     return load_recipe(recipe, settings)
+
+
+def _show_log(console: Console, *, quiet: bool) -> None:
+    """Let what the package logs appear above the progress bar."""
+    import logging
+
+    from rich.logging import RichHandler
+
+    handler = RichHandler(console=console, show_time=False, show_path=False, show_level=False)
+    logger = logging.getLogger("ppll")
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
 def _print_rows(title: str, rows: list[dict[str, Any]], as_json: bool) -> None:

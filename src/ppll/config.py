@@ -8,9 +8,7 @@ set, a model, a method) also hold the options of that thing, which the shelf che
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -32,8 +30,6 @@ __all__ = [
     "ScheduleConfig",
     "SplitConfig",
     "TrainConfig",
-    "load_recipe",
-    "shipped_recipes",
 ]
 
 Count = Annotated[int, Field(ge=1)]
@@ -97,6 +93,8 @@ class ModelConfig(_NamedSection):
 
     name: str = "resnet32"
     """A network; ``ppll models`` lists them."""
+    weights: Path | None = None
+    """Start from these values: a run folder, or a file of ``ppll export``."""
 
 
 class SplitConfig(_Section):
@@ -171,6 +169,11 @@ class ScheduleConfig(_Section):
     final_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Learning rate at the end as a share of the highest; cosine only."""
 
+    @property
+    def knows_end(self) -> bool:
+        """Whether the learning rate of a step depends on how many follow."""
+        return self.name == "cosine"
+
 
 class TrainConfig(_Section):
     """How long and how training goes."""
@@ -186,8 +189,9 @@ class TrainConfig(_Section):
     compile: Literal[False] = False
     accumulate: Literal[1] = 1
     deterministic: Literal[True] = True
-    on_nonfinite: Literal["stop"] = "stop"
-    """What to do when a loss is not finite: stop the run and name the block and the step."""
+    on_nonfinite: Literal["stop", "skip", "ignore"] = "stop"
+    """What to do when a block's loss is not finite: stop the run and name block and step, make no
+    update, or nothing."""
     replicas: Literal[1] = 1
     label_smoothing: Share = 0.0
     evaluate_every: Annotated[int, Field(ge=0)] = 1
@@ -246,6 +250,11 @@ class Recipe(_Section):
                 )
         return self
 
+    def num_steps(self, steps_per_epoch: int) -> int:
+        """Training batches of the whole run."""
+        num_steps = steps_per_epoch * self.train.epochs
+        return min(num_steps, self.train.max_steps or num_steps)
+
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> Self:
         """Make a recipe from nested dictionaries, as TOML gives them.
@@ -296,43 +305,3 @@ def _sibling_keys(place: list[str]) -> list[str]:
     assert isinstance(section, type)
     assert issubclass(section, _Section)
     return [f"{place[0]}.{name}" for name in section.model_fields]
-
-
-def shipped_recipes() -> dict[str, str]:
-    """Name and TOML text of every recipe that comes with the package."""
-    folder = resources.files("ppll") / "recipes"
-    files = [item for item in folder.iterdir() if item.name.endswith(".toml")]
-    return {f.name.removesuffix(".toml"): f.read_text(encoding="utf-8") for f in files}
-
-
-def load_recipe(recipe: str | Path, settings: Iterable[str] = ()) -> Recipe:
-    """Read a recipe file, or a shipped recipe by name, with settings applied.
-
-    Raises:
-        RecipeError: There is no such file or name, it is not TOML, or what it says cannot be.
-    """
-    text = _recipe_text(recipe)
-    try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{recipe} is not TOML: {error}.") from None
-    for setting in settings:
-        apply_setting(tree, setting)
-    try:
-        return Recipe.from_dict(tree)
-    except RecipeError as error:
-        raise RecipeError(f"{recipe}: {error}") from None
-
-
-def _recipe_text(recipe: str | Path) -> str:
-    path = Path(recipe)
-    if path.suffix == ".toml" or path.is_file():
-        try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"cannot read the recipe {path}: {error}.") from None
-    shipped = shipped_recipes()
-    if str(recipe) not in shipped:
-        message = unknown_name("recipe", str(recipe), shipped)
-        raise RecipeError(f"{message} A recipe file ends in .toml.")
-    return shipped[str(recipe)]

@@ -23,6 +23,21 @@ _DOING: Final = {
 }
 
 
+_MEMORY_HINT: Final = (
+    " (out of memory: lower data.batch_size, cut the network into more split.blocks, or give them "
+    "more runtime.stages or larger machines)"
+)
+
+
+def _hint(error: BaseException) -> str:
+    """What to do about an error whose message does not say it."""
+    text = f"{type(error).__name__}: {error}"
+    lacks_memory = isinstance(error, MemoryError) or any(
+        sign in text for sign in ("OutOfMemoryError", "can't allocate memory", "out of memory")
+    )
+    return _MEMORY_HINT if lacks_memory else ""
+
+
 @dataclass(frozen=True)
 class Failure:
     """What went wrong in one rank.
@@ -35,6 +50,7 @@ class Failure:
         time_s: When, in seconds of the machine's monotonic clock.
         cause: One line.
         detail: The original traceback, or the stacks of a rank that hangs.
+        is_exception: Whether the rank raised it, and was not just found dead or standing still.
     """
 
     rank: int
@@ -44,6 +60,7 @@ class Failure:
     time_s: float
     cause: str
     detail: str = ""
+    is_exception: bool = False
 
     @classmethod
     def of(cls, error: BaseException, rank: int, status: Status, time_s: float) -> Failure:
@@ -54,8 +71,9 @@ class Failure:
             status.step,
             status.activity,
             time_s,
-            "".join(traceback.format_exception_only(error)).strip(),
+            "".join(traceback.format_exception_only(error)).strip() + _hint(error),
             "".join(traceback.format_exception(error)).rstrip(),
+            is_exception=True,
         )
 
     @classmethod
@@ -65,11 +83,24 @@ class Failure:
         """The failure of a rank that could not say anything itself."""
         return cls(rank, status.block, status.step, status.activity, time_s, cause, detail)
 
+    def repeats(self, other: Failure) -> bool:
+        """Whether the same exception has come at the same step, and so will come again."""
+        same = (self.rank, self.block, self.step, self.cause) == (
+            other.rank,
+            other.block,
+            other.step,
+            other.cause,
+        )
+        return same and self.is_exception
+
     def message(self) -> str:
         """Rank, stage, block, step and cause on one line, and the detail below."""
+        return f"{self.head()}\n{self.detail}" if self.detail else self.head()
+
+    def head(self) -> str:
+        """Rank, stage, block, step and cause on one line."""
         block = f", block {self.block}" if self.block >= 0 else ""
-        head = (
+        return (
             f"rank {self.rank} (stage {self.rank}{block}) failed at step {self.step}, "
             f"{_DOING[self.activity]}: {self.cause}"
         )
-        return f"{head}\n{self.detail}" if self.detail else head

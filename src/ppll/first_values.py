@@ -9,13 +9,17 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
+from ppll.block_modules import named_tensors
 from ppll.checkpoint import TensorReader, commit, step_folder, write_block
 from ppll.errors import ModelError
 from ppll.models.network import Layer, Network, initialise
+from ppll.resume import training_sections
 from ppll.split import Blueprint
 
 __all__ = ["put_back", "skeleton_of", "write_first_checkpoint"]
@@ -40,28 +44,43 @@ def skeleton_of(network: Network, num_stages: int) -> Network:
     return skeleton
 
 
-def write_first_checkpoint(blueprint: Blueprint, checkpoints: Path, *, own: bool) -> None:
+def write_first_checkpoint(
+    blueprint: Blueprint,
+    checkpoints: Path,
+    *,
+    own: bool,
+    trained: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write the checkpoint of step 0, from which every rank starts.
 
     Args:
         blueprint: The network cut into blocks.
         checkpoints: The run's folder of checkpoints.
         own: Whether the network is a user's and starts from the values that it has.
+        trained: Values to start from where there are some of that name and shape.
     """
     target = step_folder(checkpoints, 0)
-    seed = blueprint.recipe.train.seed
-    own_layers = {layer.name for layer in blueprint.network.layers} if own else set()
+    given = {**(_named_tensors(blueprint.network) if own else {}), **(trained or {})}
     for index in range(blueprint.num_blocks):
         modules = blueprint.build_modules(index, torch.device("cpu"))
+        tensors: dict[str, Tensor] = {}
         for prefix, module in modules.named():
-            if prefix not in own_layers:
-                initialise(module, prefix, seed)
-        tensors = dict(modules.named_tensors())
-        if own:
-            values = _named_tensors(blueprint.network)
-            tensors.update({name: values[name] for name in tensors if name in values})
-        write_block(target, 0, index, tensors, {})
-    commit(target, 0, blueprint.num_blocks)
+            tensors |= _first_values(prefix, module, given, blueprint.recipe.train.seed)
+        write_block(target, 0, index, tensors, {}, modules.transient_names())
+    commit(target, 0, blueprint.num_blocks, training_sections(blueprint.recipe))
+
+
+def _first_values(
+    prefix: str, module: nn.Module, given: Mapping[str, Tensor], seed: int
+) -> dict[str, Tensor]:
+    """The values given for a module, or its own first ones where they are not of it."""
+    tensors = named_tensors(prefix, module)
+    found = {name: given[name] for name in tensors if name in given}
+    if any(found[name].shape != tensors[name].shape for name in found):
+        found = {}
+    if set(found) != set(tensors):
+        initialise(module, prefix, seed)
+    return tensors | found
 
 
 def put_back(checkpoint: Path, network: Network) -> None:
@@ -72,6 +91,6 @@ def put_back(checkpoint: Path, network: Network) -> None:
             tensor.copy_(saved[name])
 
 
-def _named_tensors(network: Network) -> dict[str, torch.Tensor]:
+def _named_tensors(network: Network) -> dict[str, Tensor]:
     module = network.as_module()
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from multiprocessing import forkserver
+from multiprocessing import forkserver, util
+from pathlib import Path
 
-__all__ = ["START_METHOD", "warm_up"]
+__all__ = ["START_METHOD", "temporary_folder", "warm_up"]
 
 START_METHOD = "forkserver"
 
@@ -14,3 +15,8 @@ def warm_up() -> None:
     # The first optimizer of a process imports torch._dynamo, which takes as long as torch itself.
     forkserver.set_forkserver_preload(["torch._dynamo", "ppll.rank_process"])
     forkserver.ensure_running()
+
+
+def temporary_folder() -> Path:
+    """Where this process and its fork server have their socket."""
+    return Path(util.get_temp_dir())

@@ -25,6 +25,7 @@ class Interrupts:
     def __init__(self, most: int | None = None) -> None:
         self.count = 0
         self._most = most
+        self._error: BaseException | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -44,11 +45,28 @@ class Interrupts:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del number, frame
+        if self._error is not None:
+            raise self._error
         self.count += 1
         if self._most is not None and self.count > self._most:
             raise Interrupted("stopped at once; nothing more was saved.")
+
+    def abort(self, error: BaseException) -> None:
+        """Raise ``error`` where the main thread is, from another thread.
+
+        Outside the context, and where signals are not handled, nothing happens.
+        """
+        if self._previous:
+            self._error = error
+            signal.pthread_kill(_main_thread_id(), signal.SIGINT)
 
     @property
     def ends_early(self) -> bool:
         """Whether the run should save itself and stop."""
         return self.count > 0
+
+
+def _main_thread_id() -> int:
+    identity = threading.main_thread().ident
+    assert identity is not None  # it runs
+    return identity

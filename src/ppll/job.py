@@ -5,29 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ppll.claim import Claim
 from ppll.config import Recipe
+from ppll.data_facts import DataFacts
 from ppll.models import models
 from ppll.models.network import Network, without_values
 from ppll.run_folder import RunFolder
 from ppll.split import Blueprint
 from ppll.testing import Fault
 
-__all__ = ["DataFacts", "Job", "RankResult"]
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """What every rank must know of the data, which only the first one loads.
-
-    Attributes:
-        input_shape: One sample's shape, without N.
-        num_classes: Classes to tell apart.
-        steps_per_epoch: Training batches of an epoch.
-    """
-
-    input_shape: tuple[int, ...]
-    num_classes: int
-    steps_per_epoch: int
+__all__ = ["Job", "RankResult", "draw_blueprint"]
 
 
 @dataclass(frozen=True)
@@ -41,10 +28,16 @@ class Job:
         shapes: One sample's shape at the output of every layer.
         num_stages: Processes.
         start_step: The committed checkpoint to start from; values of all blocks come from there.
+        generation: How often the run has been started again by itself.
+        claim: The right of this start to write checkpoints.
+        fresh: Modules that the checkpoint does not hold and that get first values, by the prefix
+            of their parameters' names.
+        keeps_optimizer: Whether the checkpoint's optimizer state is used.
         skeleton: A user's own network on the meta device; none for one that the recipe names.
         user_data: Whether the data was given from Python and lies in the run folder.
         evaluates_only: Evaluate the checkpoint and stop.
         sockets: Private folder in which neighbours meet.
+        leftovers: Folders that a rank removes when its launcher is gone and cannot.
         secret: What they show each other.
         fault: The failure that a test wants.
     """
@@ -55,10 +48,15 @@ class Job:
     shapes: tuple[tuple[int, ...], ...]
     num_stages: int
     start_step: int = 0
+    generation: int = 0
+    claim: Claim | None = None
+    fresh: frozenset[str] = frozenset()
+    keeps_optimizer: bool = True
     skeleton: Network | None = None
     user_data: bool = False
     evaluates_only: bool = False
     sockets: Path | None = None
+    leftovers: tuple[Path, ...] = ()
     secret: bytes = field(default=b"", repr=False)
     fault: Fault | None = None
 

@@ -29,7 +29,7 @@ from ppll.failure import Failure
 from ppll.interrupts import Interrupts
 from ppll.job import Job, RankResult
 from ppll.lifeline import LauncherEnd
-from ppll.stall import describe, find_stall, is_stopped, request_stacks
+from ppll.stall import describe, find_stall, is_stopped, request_stacks, stall_cause
 from ppll.status import Status, StatusPage
 
 __all__ = ["Launcher", "Watcher"]
@@ -56,7 +56,12 @@ class Launcher:
 
     def __init__(self, job: Job, interrupts: Interrupts, watch: Watcher | None = None) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="ppll-"))
-        self._job = replace(job, sockets=self._folder, secret=secrets.token_bytes(32))
+        self._job = replace(
+            job,
+            sockets=self._folder,
+            leftovers=(self._folder, fork_server.temporary_folder()),
+            secret=secrets.token_bytes(32),
+        )
         self._interrupts = interrupts
         self._watch = watch
         self._pages = [StatusPage() for _ in range(job.num_stages)]
@@ -165,15 +170,18 @@ class Launcher:
         timeout_s = self._job.recipe.runtime.stall_timeout_s
         # A pause of the launcher itself (Ctrl-Z) stopped the ranks' clocks, too.
         now_s = time.monotonic() - self._paused_s
-        rank = find_stall(statuses, now_s, timeout_s, lambda r: is_stopped(self._lines[r].pid))
-        if rank is not None and self._lines[rank].result is None:
+        through = {rank for rank, line in self._lines.items() if line.result is not None}
+        rank = find_stall(
+            statuses, now_s, timeout_s, lambda r: is_stopped(self._lines[r].pid), through
+        )
+        if rank is not None:
             stacks = request_stacks(
                 self._lines[rank].pid,
                 rank_process.stacks_path(self._job, rank),
                 rank_process.STACKS_SIGNAL,
             )
-            cause = f"no progress for {timeout_s:g} s (runtime.stall_timeout_s)"
-            self._note(self._silent(rank, cause, f"{describe(statuses, now_s)}\n{stacks}"))
+            detail = f"{describe(statuses, now_s)}\n{stacks}"
+            self._note(self._silent(rank, stall_cause(timeout_s), detail))
             self._kill_all()
 
     def _kill_all(self) -> None:
@@ -184,7 +192,9 @@ class Launcher:
 
     def _end(self, agent: Agent) -> None:
         """Leave nothing behind, whatever went wrong; ranks that come late are heard and killed."""
-        while agent.is_running():
+        deadline = time.monotonic() + _GRACE_S
+        # Where the fork server is gone the agent takes its ranks for gone, too.
+        while agent.is_running() or (self._anyone_is_there() and time.monotonic() < deadline):
             with suppress(ChannelError):
                 self._hear(_TURN_S)
             self._kill_all()
@@ -194,6 +204,9 @@ class Launcher:
         for page in self._pages:
             page.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _anyone_is_there(self) -> bool:
+        return any(line.is_open for line in self._lines.values())
 
     def _collect(self, agent: Agent) -> list[RankResult]:
         results = [line.result for _, line in sorted(self._lines.items()) if line.result]
@@ -208,13 +221,23 @@ class Launcher:
         """The earliest failure; one of a rank that died without a word gets its exit code."""
         codes = agent.exit_codes()
         if not self._failures:
-            rank = next((r for r, code in codes.items() if code), 0)
-            cause = f"{_ending(codes.get(rank))} before it reached the launcher; see logs/"
-            return self._silent(rank, cause)
+            return self._unheard(agent, codes)
         first = min(self._failures, key=lambda failure: failure.time_s)
+        missing = [r for r in range(self._job.num_stages) if r not in self._lines]
+        if missing and first.cause.startswith(ChannelTimeout.__name__):
+            return self._silent(missing[0], f"it did not come up: {first.cause}")
         if first.cause == _DIED:
             return replace(first, cause=_ending(codes.get(first.rank)))
         return first
+
+    def _unheard(self, agent: Agent, codes: dict[int, int]) -> Failure:
+        """The failure of a start of which no rank has said anything."""
+        if self._anyone_is_there() or agent.error is not None:
+            return self._silent(0, f"the fork server is gone ({agent.error or 'it was killed'})")
+        rank = next((r for r, code in codes.items() if code), 0)
+        return self._silent(
+            rank, f"{_ending(codes.get(rank))} before it reached the launcher; see logs/"
+        )
 
 
 def _ending(code: int | None) -> str:

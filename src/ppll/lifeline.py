@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -43,14 +44,17 @@ class RankEnd:
         path: The launcher's socket.
         secret: The run's secret.
         rank: Who this is.
-        generation: How often the run has been restarted.
+        leftovers: Folders to remove when the launcher is gone.
     """
 
-    def __init__(self, path: Path, secret: bytes, rank: int, generation: int) -> None:
+    def __init__(
+        self, path: Path, secret: bytes, rank: int, leftovers: Sequence[Path] = ()
+    ) -> None:
         self.ends_early = threading.Event()
+        self._leftovers = leftovers
         self._socket = sockets.connect(path, secret, _CONNECT_TIMEOUT_S)
         self._socket.setblocking(True)
-        self._send(hello=rank, generation=generation, pid=os.getpid())
+        self._send(hello=rank, pid=os.getpid())
         _, descriptors, _, _ = socket.recv_fds(self._socket, 1, 1)
         if not descriptors:
             os._exit(1)  # The launcher was gone before it answered.
@@ -77,6 +81,8 @@ class RankEnd:
         with suppress(OSError):
             while self._socket.recv(1):
                 self.ends_early.set()
+        for folder in self._leftovers:
+            shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 
 
@@ -90,7 +96,6 @@ class LauncherEnd:
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection
         self.rank = -1
-        self.generation = -1
         self.pid = -1
         self.failure: Failure | None = None
         self.result: RankResult | None = None
@@ -138,7 +143,6 @@ class LauncherEnd:
             message = json.loads(line)
             if "hello" in message:
                 self.rank = int(message["hello"])
-                self.generation = int(message["generation"])
                 self.pid = int(message["pid"])
             elif "failure" in message:
                 self.failure = _FAILURE.validate_python(message["failure"])

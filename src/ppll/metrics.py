@@ -6,6 +6,7 @@ A block counts on its device; the numbers leave it in bulk, when they are writte
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,12 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
-__all__ = ["Counts", "MetricsFile", "Tally", "merge_metrics"]
+from ppll.durable import write_whole
+
+__all__ = ["Counts", "MetricsFile", "Tally", "cut_back", "merge_metrics"]
+
+_EARLIER = "earlier.jsonl"
+"""Rows of earlier starts of a run."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +29,15 @@ class Tally:
 
     Attributes:
         samples: How many.
-        loss: Mean loss of a sample.
-        accuracy: Share of samples that the block's exit got right, 0 to 1.
+        loss: Mean loss of a sample; NaN where there are no samples.
+        accuracy: Share of samples that the block's exit got right, 0 to 1; NaN like the loss.
+        skipped: Further samples of batches that were not learned from, their loss not finite.
     """
 
     samples: int
     loss: float
     accuracy: float
+    skipped: int = 0
 
 
 class Counts:
@@ -38,6 +46,7 @@ class Counts:
     def __init__(self, device: torch.device) -> None:
         self._sums = torch.zeros(2, dtype=torch.float64, device=device)
         self.samples = 0
+        self.skipped = 0
 
     def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
         """Count a batch: mean loss (scalar), logits (N, classes), targets (N)."""
@@ -47,13 +56,17 @@ class Counts:
             self._sums += torch.stack([loss.double() * num, correct.double()])
         self.samples += num
 
+    def skip(self, targets: Tensor) -> None:
+        """Count a batch that was not learned from."""
+        self.skipped += targets.shape[0]
+
     def take(self) -> Tally:
         """What was counted since the last call."""
         loss, correct = self._sums.tolist()
-        num = max(1, self.samples)
-        tally = Tally(self.samples, loss / num, correct / num)
+        num = self.samples or math.nan
+        tally = Tally(self.samples, loss / num, correct / num, self.skipped)
         self._sums.zero_()
-        self.samples = 0
+        self.samples = self.skipped = 0
         return tally
 
 
@@ -65,8 +78,11 @@ class MetricsFile:
         self._file: TextIO = path.open("a", encoding="utf-8")
 
     def write(self, **row: Any) -> None:
-        """Append one row."""
-        self._file.write(json.dumps(row) + "\n")
+        """Append one row; a number that is not finite is written as null, as JSON has none."""
+        finite = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
+        }
+        self._file.write(json.dumps(finite) + "\n")
 
     def flush(self) -> None:
         """Hand the rows to the operating system, so that a killed process loses none."""
@@ -77,20 +93,45 @@ class MetricsFile:
         self._file.close()
 
 
-def merge_metrics(parts: Iterable[Path], target: Path) -> None:
-    """Merge the ranks' files into one, ordered by step and block.
+def merge_metrics(parts: Path, target: Path) -> None:
+    """Merge the ranks' files of a folder into one, ordered by step and block.
 
     A line that a killed process left unfinished is passed over.
     """
-    rows = [row for part in sorted(parts) for row in _rows(part)]
+    rows = [row for part in sorted(parts.glob("*.jsonl")) for row in _rows(part)]
     rows.sort(key=lambda row: (row.get("step", 0), row.get("block", -1)))
-    target.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    _write_rows(target, rows)
+
+
+def cut_back(parts: Path, step: int) -> None:
+    """Forget what came after the checkpoint of ``step``, which will come again.
+
+    An evaluation at that step follows the checkpoint, so it comes again, too.
+    """
+    files = sorted(parts.glob("*.jsonl"))
+    rows = [row for part in files for row in _rows(part) if _is_before(row, step)]
+    kept = parts / _EARLIER
+    _write_rows(kept, rows)
+    for part in files:
+        if part != kept:
+            part.unlink()
+
+
+def _is_before(row: dict[str, Any], step: int) -> bool:
+    at: int = row.get("step", 0)
+    return at < step or (at == step and row.get("kind") == "train")
+
+
+def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             try:
-                yield json.loads(line)
+                row = json.loads(line)
             except json.JSONDecodeError:
                 continue
+            if isinstance(row, dict):
+                yield row

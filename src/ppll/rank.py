@@ -6,11 +6,14 @@ import resource
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ppll.block import Block
+from ppll.block_modules import named_tensors
 from ppll.channels.base import Inbox, SendEnd, SlotLayout
 from ppll.channels.shared import SharedReceiveEnd, SharedSendEnd
 from ppll.checkpoint import TensorReader, step_folder, tensor_digest
@@ -18,8 +21,10 @@ from ppll.data import load_batches
 from ppll.job import Job, RankResult
 from ppll.message import FEATURES, TARGETS
 from ppll.metrics import MetricsFile
+from ppll.models.network import initialise
 from ppll.prefetch import Prefetcher
-from ppll.saving import Saver
+from ppll.resume import training_sections
+from ppll.saving import Saver, SaveRules
 from ppll.split import Blueprint
 from ppll.status import Monitor
 from ppll.stream import evaluation_stream, training_stream
@@ -73,10 +78,20 @@ def build_blocks(job: Job, rank: int, blueprint: Blueprint, device: torch.device
     blocks = [blueprint.build_block(index, device) for index in indices]
     reader = TensorReader(step_folder(job.folder.checkpoints, job.start_step))
     for block in blocks:
-        names = [name for name, _ in block.modules.named_tensors()]
-        parameters = [name for name, _ in block.modules.named_parameters()]
-        block.load(reader.weights(names), reader.optimizer_state(parameters))
+        _load_block(job, block, reader)
     return blocks
+
+
+def _load_block(job: Job, block: Block, reader: TensorReader) -> None:
+    tensors: dict[str, Tensor] = {}
+    for prefix, module in block.modules.named():
+        if prefix in job.fresh:
+            initialise(module, prefix, job.recipe.train.seed)
+            tensors |= named_tensors(prefix, module)
+    names = {name for name, _ in block.modules.named_tensors()} - tensors.keys()
+    parameters = {name for name, _ in block.modules.named_parameters()} & names
+    state = reader.optimizer_state(parameters) if job.keeps_optimizer else {}
+    block.load(tensors | reader.weights(names), state)
 
 
 def _connect(
@@ -148,13 +163,16 @@ def slot_layout(job: Job, blueprint: Blueprint, block_index: int) -> SlotLayout:
 
 
 def _saver(job: Job, rank: int, num_blocks: int) -> Saver:
-    return Saver(
+    rules = SaveRules(
         job.folder.checkpoints,
         num_blocks,
+        training_sections(job.recipe),
         job.recipe.checkpoint.keep,
-        commits=rank == job.num_stages - 1,
-        saved_step=job.start_step,
+        claim=job.claim,
+        passes_over_nonfinite=job.recipe.train.on_nonfinite == "ignore",
+        before_write=job.fault and partial(job.fault.strike_at_write, rank, job.generation),
     )
+    return Saver(rules, commits=rank == job.num_stages - 1, saved_step=job.start_step)
 
 
 def _result(worker: Worker, device: torch.device) -> RankResult:

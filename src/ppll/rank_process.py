@@ -47,9 +47,8 @@ def main(job: Job) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _redirect_output(log_path(job, rank))
-    generation = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
-    line = RankEnd(line_path(job, rank), job.secret, rank, generation)
-    monitor = injected_monitor(job.fault, rank, Monitor(line.page))
+    line = RankEnd(line_path(job, rank), job.secret, rank, job.leftovers)
+    monitor = injected_monitor(job.fault, job.generation, rank, Monitor(line.page))
     with stacks_path(job, rank).open("w", encoding="utf-8") as stacks:
         faulthandler.register(STACKS_SIGNAL, file=stacks, all_threads=True)
         try:

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import time
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import pydantic
+
+from ppll.claim import LOCK_NAME
 from ppll.config import Recipe
+from ppll.data_facts import DataFacts
+from ppll.durable import write_whole
 from ppll.environment import describe_environment
 from ppll.errors import RecipeError, RunFolderError
 
 __all__ = ["RunFolder"]
+
+_FACTS = pydantic.TypeAdapter(DataFacts)
+_COUNTS = ("processor", "cpu_capability", "gpus")
+"""Of the environment, what the bits depend on besides torch."""
 
 
 @dataclass(frozen=True)
@@ -23,23 +34,56 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, path: Path, recipe: Recipe) -> Self:
-        """Make a run's folder and write down what the run is.
+    def make(cls, path: Path) -> Self:
+        """The folder at ``path``, made where it is not there.
 
         Raises:
-            RunFolderError: There is something already, or it cannot be written.
+            RunFolderError: It cannot be made.
         """
         folder = cls(path.absolute())
-        folder.check_free()
         try:
-            folder.path.mkdir(parents=True, exist_ok=True)
             for part in (folder.checkpoints, folder.logs, folder.metric_parts):
-                part.mkdir()
-            folder.config.write_text(recipe.to_toml(), encoding="utf-8")
-            _write_json(folder.environment, describe_environment())
+                part.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFolderError(f"cannot make the run folder {path}: {error}.") from None
         return folder
+
+    def describe(self, recipe: Recipe, facts: DataFacts) -> list[str]:
+        """Write down what the run is and what it runs on.
+
+        Returns:
+            What was otherwise when it was written last, as far as bits depend on it.
+        """
+        environment = describe_environment()
+        differences = _differences(self._read_environment(), environment)
+        write_whole(self.config, recipe.to_toml().encode())
+        _write_json(self.environment, environment)
+        _write_json(self.facts, dataclasses.asdict(facts))
+        return differences
+
+    def _read_environment(self) -> dict[str, Any]:
+        try:
+            found = json.loads(self.environment.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def read_facts(self) -> DataFacts:
+        """What the run's network must know of its data.
+
+        Raises:
+            RunFolderError: It cannot be read.
+        """
+        try:
+            return _FACTS.validate_json(self.facts.read_bytes())
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"cannot read {self.facts}: {error}") from None
+
+    def note(self, **entry: Any) -> None:
+        """Add a line to the run's history: one a start."""
+        entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **entry}
+        with self.history.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
 
     def check_free(self) -> None:
         """Refuse a folder that holds anything.
@@ -47,11 +91,19 @@ class RunFolder:
         Raises:
             RunFolderError: It does, or it is a file.
         """
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if self.path.exists() and not self._is_unused():
             raise RunFolderError(
                 f"{self.path} already holds {'a run' if self.config.exists() else 'files'}: "
                 f"choose another folder with --out, or remove this one."
             )
+
+    def _is_unused(self) -> bool:
+        """Whether there is nothing but what a start leaves that ended before it had begun."""
+        if not self.path.is_dir():
+            return False
+        parts = {self.checkpoints, self.logs, self.metric_parts}
+        left = [p for p in self.path.iterdir() if p.name != LOCK_NAME]
+        return all(p in parts and p.is_dir() and not any(p.iterdir()) for p in left)
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -91,6 +143,16 @@ class RunFolder:
         return self.path / "environment.json"
 
     @property
+    def facts(self) -> Path:
+        """Shape, classes and normalisation of the data."""
+        return self.path / "data.json"
+
+    @property
+    def history(self) -> Path:
+        """A JSON object a start: when, from which step, on how many stages, what had changed."""
+        return self.path / "history.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         """One folder a checkpoint."""
         return self.path / "checkpoints"
@@ -122,4 +184,13 @@ class RunFolder:
 
 
 def _write_json(path: Path, tree: Any) -> None:
-    path.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+    write_whole(path, (json.dumps(tree, indent=2) + "\n").encode())
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What the bits of a run depend on and has changed, in words."""
+    if not before:
+        return []
+    pairs = {key: (before.get(key), now.get(key)) for key in _COUNTS}
+    pairs["torch"] = tuple(e.get("packages", {}).get("torch") for e in (before, now))
+    return [f"{key} was {old!r}, is {new!r}" for key, (old, new) in pairs.items() if old != new]

@@ -2,18 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ppll.block import Block
-from ppll.checkpoint import commit, prune, step_folder, write_block
+from ppll.checkpoint import NonFiniteCheckpoint, check_finite, commit, step_folder, write_block
+from ppll.claim import Claim
 from ppll.message import NOTHING_SAVED
+from ppll.recovery import prune
 
-__all__ = ["Saver"]
+__all__ = ["SaveRules", "Saver"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SaveRules:
+    """What holds for all checkpoints of a run.
+
+    Attributes:
+        checkpoints: The run's folder of checkpoints.
+        num_blocks: Blocks of the whole network.
+        recipe: What the manifest says the blocks were trained by.
+        keep: How many of the newest checkpoints stay.
+        claim: The right to write; none for a double that nobody competes with.
+        passes_over_nonfinite: Whether a block with values that are not finite ends the run, or
+            only leaves out the checkpoint.
+        before_write: Called with the step in the thread that writes; a place for failures.
+    """
+
+    checkpoints: Path
+    num_blocks: int
+    recipe: dict[str, dict[str, Any]]
+    keep: int
+    claim: Claim | None = None
+    passes_over_nonfinite: bool = False
+    before_write: Callable[[int], None] | None = None
+
+
+@dataclass(frozen=True)
+class _BlockCopy:
+    """A block as it was when the mark passed."""
+
+    index: int
+    tensors: dict[str, Tensor]
+    optimizer_tensors: dict[str, Tensor]
+    transient: frozenset[str]
+
+    @classmethod
+    def of(cls, block: Block) -> _BlockCopy:
+        return cls(
+            block.index,
+            _copy(block.modules.named_tensors()),
+            _copy(block.optimizer_tensors()),
+            block.modules.transient_names(),
+        )
 
 
 class Saver:
@@ -23,19 +74,13 @@ class Saver:
     most one checkpoint is being written; the next mark waits for it, so that memory stays bounded.
 
     Args:
-        checkpoints: The run's folder of checkpoints.
-        num_blocks: Blocks of the whole network.
-        keep: How many of the newest checkpoints stay.
+        rules: What holds for all checkpoints of the run.
         commits: Whether this is the last stage, which writes manifests.
         saved_step: The checkpoint that the run started from.
     """
 
-    def __init__(
-        self, checkpoints: Path, num_blocks: int, keep: int, *, commits: bool, saved_step: int
-    ) -> None:
-        self._checkpoints = checkpoints
-        self._num_blocks = num_blocks
-        self._keep = keep
+    def __init__(self, rules: SaveRules, *, commits: bool, saved_step: int) -> None:
+        self._rules = rules
         self._commits = commits
         self._saved_step = saved_step
         self._upstream_step = NOTHING_SAVED
@@ -52,7 +97,8 @@ class Saver:
         """Take note of what the stages before this one have on disk; commit what became whole.
 
         Raises:
-            OSError: An earlier checkpoint could not be written.
+            OSError: A checkpoint could not be written.
+            CheckpointError: A block has values that are not finite, or another start took over.
         """
         self._upstream_step = upstream_step
         if self._writing is not None and self._writing.done():
@@ -65,12 +111,10 @@ class Saver:
 
         Raises:
             OSError: An earlier checkpoint could not be written.
+            CheckpointError: A block had values that are not finite, or another start took over.
         """
         self._finish_writing()
-        copies = [
-            (b.index, _copy(b.modules.named_tensors()), _copy(b.optimizer_tensors()))
-            for b in blocks
-        ]
+        copies = [_BlockCopy.of(block) for block in blocks]
         if self._commits:
             self._uncommitted.append(step)
         self._writing = self._thread.submit(self._write, step, copies)
@@ -80,6 +124,7 @@ class Saver:
 
         Raises:
             OSError: A checkpoint could not be written.
+            CheckpointError: A block has values that are not finite, or another start took over.
         """
         self._finish_writing()
         self.hear(self._upstream_step)
@@ -88,12 +133,21 @@ class Saver:
         """End the thread; what is being written is finished first."""
         self._thread.shutdown()
 
-    def _write(
-        self, step: int, copies: list[tuple[int, dict[str, Tensor], dict[str, Tensor]]]
-    ) -> None:
-        folder = step_folder(self._checkpoints, step)
-        for index, tensors, optimizer_tensors in copies:
-            write_block(folder, step, index, tensors, optimizer_tensors)
+    def _write(self, step: int, copies: Sequence[_BlockCopy]) -> None:
+        self._check_claim()
+        if self._rules.before_write is not None:
+            self._rules.before_write(step)
+        for copy in copies:
+            record = write_block(
+                step_folder(self._rules.checkpoints, step),
+                step,
+                copy.index,
+                copy.tensors,
+                copy.optimizer_tensors,
+                copy.transient,
+            )
+            if not self._rules.passes_over_nonfinite:
+                check_finite(record)
         self._saved_step = step
 
     def _finish_writing(self) -> None:
@@ -102,8 +156,21 @@ class Saver:
             writing.result()
 
     def _commit(self, step: int) -> None:
-        commit(step_folder(self._checkpoints, step), step, self._num_blocks)
-        prune(self._checkpoints, self._keep)
+        self._check_claim()
+        folder = step_folder(self._rules.checkpoints, step)
+        try:
+            commit(folder, step, self._rules.num_blocks, self._rules.recipe)
+        except NonFiniteCheckpoint as error:
+            if not self._rules.passes_over_nonfinite:
+                raise
+            _log.warning("%s", error)
+            shutil.rmtree(folder)
+        else:
+            prune(self._rules.checkpoints, self._rules.keep)
+
+    def _check_claim(self) -> None:
+        if self._rules.claim is not None:
+            self._rules.claim.check()
 
 
 def _copy(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:

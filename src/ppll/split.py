@@ -15,7 +15,8 @@ from functools import partial
 import torch
 from torch import nn
 
-from ppll.block import Block, BlockModules
+from ppll.block import Block
+from ppll.block_modules import BlockModules
 from ppll.config import Recipe, SplitConfig
 from ppll.errors import ModelError
 from ppll.losses.classification import cross_entropy
@@ -141,9 +142,7 @@ class Blueprint:
             BlockSite(index, len(ranges), input_shape, shapes[layers[-1]], num_classes)
             for index, layers in enumerate(ranges)
         )
-        num_steps = steps_per_epoch * recipe.train.epochs
-        if recipe.train.max_steps is not None:
-            num_steps = min(num_steps, recipe.train.max_steps)
+        num_steps = recipe.num_steps(steps_per_epoch)
         return cls(
             recipe, network, method, ranges, sites, tuple(shapes), steps_per_epoch, num_steps
         )
@@ -191,6 +190,7 @@ class Blueprint:
             device=device,
             autocast=torch.bfloat16 if train.precision == "bf16" else None,
             clip_norm=self.recipe.optimizer.clip_norm,
+            on_nonfinite=train.on_nonfinite,
         )
 
     def build_modules(self, index: int, device: torch.device) -> BlockModules:
@@ -199,6 +199,13 @@ class Blueprint:
         if self.sites[index].is_last:
             return BlockModules(tuple(layers), None)
         return BlockModules(tuple(layers), with_memory(self.build_auxiliary(index), device))
+
+    def outline(self, index: int) -> BlockModules:
+        """What one block computes with: the network's own layers, and an auxiliary network on the
+        meta device; to be looked at only."""
+        layers = tuple(self.network.layers[i] for i in self.ranges[index])
+        auxiliary = None if self.sites[index].is_last else self.build_auxiliary(index)
+        return BlockModules(layers, auxiliary)
 
     def build_auxiliary(self, index: int) -> nn.Module:
         """A block's auxiliary network on the meta device."""

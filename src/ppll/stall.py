@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from ppll.status import Activity, Status
 
-__all__ = ["describe", "find_stall", "is_stopped", "request_stacks"]
+__all__ = ["describe", "find_stall", "is_stopped", "request_stacks", "stall_cause"]
 
 _STACKS_TIMEOUT_S: Final = 0.3
 _START_TIMEOUT_S: Final = 120.0
@@ -24,6 +24,7 @@ def find_stall(
     now_s: float,
     timeout_s: float,
     stopped: Callable[[int], bool] = lambda _: False,
+    through: Container[int] = (),
 ) -> int | None:
     """The rank that keeps the others from going on, if none has moved for too long.
 
@@ -37,11 +38,12 @@ def find_stall(
         now_s: The machine's monotonic clock.
         timeout_s: How long a rank may take for one thing.
         stopped: Whether the operating system has stopped a rank.
+        through: Ranks that have said what they came to.
 
     Returns:
         The rank, or none while there is hope.
     """
-    unfinished = [r for r, s in enumerate(statuses) if s.activity is not Activity.FINISH]
+    unfinished = [r for r in range(len(statuses)) if r not in through]
     computing = [r for r in unfinished if not statuses[r].activity.waits]
     suspects = [r for r in computing or unfinished if _is_late(statuses[r], now_s, timeout_s)]
     if not suspects or (not computing and len(suspects) < len(unfinished)):
@@ -85,6 +87,11 @@ def request_stacks(pid: int, path: Path, number: signal.Signals) -> str:
         size = path.stat().st_size if path.exists() else 0
         time.sleep(0.02)
     return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def stall_cause(timeout_s: float) -> str:
+    """What is said of a rank that stands still."""
+    return f"no progress for {timeout_s:g} s (runtime.stall_timeout_s)"
 
 
 def describe(statuses: Sequence[Status], now_s: float) -> str:

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Final, Literal
 
 from ppll.status import Activity, Monitor
@@ -29,14 +30,18 @@ class Fault:
         rank: Who fails.
         step: When: training batches that have reached the rank.
         activity: Where, by name: ``"FORWARD"``, ``"SEND"``, ``"RECEIVE"``, ``"LEARN"``,
-            ``"SAVE"``, ``"EVALUATE"``.
+            ``"SAVE"``, ``"EVALUATE"``; or ``"WRITE"``, in the thread that writes a checkpoint.
         how: Raise an error, leave the process, be killed, stand still, or be stopped.
+        generation: Only in this start of the run, counted from 0; in every one without.
+        stamp: A file that gets the time of the failure, by the machine's monotonic clock.
     """
 
     rank: int
     step: int
     activity: str = "LEARN"
     how: Literal["raise", "exit", "kill", "hang", "stop"] = "raise"
+    generation: int | None = None
+    stamp: str | None = None
 
     def to_environment(self) -> dict[str, str]:
         """The environment in which ranks carry the failure out."""
@@ -48,8 +53,19 @@ class Fault:
         text = os.environ.get(FAULT_VARIABLE)
         return cls(**json.loads(text)) if text else None
 
+    def is_for(self, rank: int, generation: int) -> bool:
+        """Whether a rank fails in a start of the run."""
+        return self.rank == rank and self.generation in (None, generation)
+
+    def strike_at_write(self, rank: int, generation: int, step: int) -> None:
+        """Fail if this is the point, in the thread that writes a checkpoint."""
+        if self.activity == "WRITE" and self.step == step and self.is_for(rank, generation):
+            self.strike()
+
     def strike(self) -> None:
         """Fail."""
+        if self.stamp is not None:
+            Path(self.stamp).write_text(str(time.monotonic()), encoding="utf-8")
         match self.how:
             case "raise":
                 raise InjectedFault(f"asked for at step {self.step}")
@@ -77,8 +93,8 @@ class _FaultyMonitor(Monitor):
             self._fault.strike()
 
 
-def injected_monitor(fault: Fault | None, rank: int, monitor: Monitor) -> Monitor:
+def injected_monitor(fault: Fault | None, generation: int, rank: int, monitor: Monitor) -> Monitor:
     """The rank's monitor, or one that strikes where the fault says."""
-    if fault is None or fault.rank != rank:
+    if fault is None or not fault.is_for(rank, generation):
         return monitor
     return _FaultyMonitor(monitor, fault)

@@ -141,6 +141,8 @@ class Worker:
         """Do what a mark asks for, before it is sent on."""
         match message.kind:
             case Kind.CHECKPOINT if self._saver is not None:
+                # What was counted up to here must not be lost with a start that ends later.
+                self._write_training(message)
                 self.monitor.enter(Activity.SAVE, step=message.step)
                 self._saver.save(message.step, self.blocks)
             case Kind.EVALUATION_END:
@@ -155,7 +157,7 @@ class Worker:
     def _write_training(self, message: Message) -> None:
         for block in self.blocks:
             tally = block.counts.take()
-            if tally.samples:
+            if tally.samples or tally.skipped:
                 self.monitor.note(loss=tally.loss, accuracy=tally.accuracy)
                 self._write("train", message, block.index, tally)
         if self._metrics is not None:
@@ -182,6 +184,7 @@ class Worker:
                 samples=tally.samples,
                 loss=tally.loss,
                 accuracy=tally.accuracy,
+                **({"skipped": tally.skipped} if tally.skipped else {}),
             )
 
 

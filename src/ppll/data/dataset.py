@@ -149,6 +149,16 @@ class Dataset:
             mean, std = _channel_statistics(train_split.inputs)
         return cls(train_split, test_split, num_classes, mean, std)
 
+    def equals(self, other: Dataset) -> bool:
+        """Whether another data set has the same samples, labels, classes and normalisation."""
+        facts = [(d.num_classes, d.mean, d.std) for d in (self, other)]
+        pairs = [
+            (getattr(mine, field), getattr(theirs, field))
+            for mine, theirs in ((self.train, other.train), (self.test, other.test))
+            for field in ("inputs", "targets")
+        ]
+        return facts[0] == facts[1] and all(torch.equal(a, b) for a, b in pairs)
+
     def save(self, path: Path) -> None:
         """Write everything to one safetensors file, which ``load`` reads."""
         facts = {"num_classes": self.num_classes, "mean": self.mean, "std": self.std}

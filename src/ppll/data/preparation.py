@@ -9,10 +9,11 @@ import numpy.typing as npt
 
 from ppll.config import DataConfig
 from ppll.data.dataset import Dataset
+from ppll.data_facts import DataFacts
 from ppll.errors import DataError
 from ppll.randomness import fold, fold_array
 
-__all__ = ["PreparedData", "hold_out", "prepare"]
+__all__ = ["PreparedData", "facts_of", "hold_out", "prepare"]
 
 Samples = npt.NDArray[np.int64]
 
@@ -63,6 +64,14 @@ def prepare(dataset: Dataset, config: DataConfig) -> PreparedData:
             f"samples: choose 1 to {len(train)}."
         )
     return PreparedData(dataset, config, train, validation)
+
+
+def facts_of(data: PreparedData) -> DataFacts:
+    """What everybody must know of the data."""
+    dataset = data.dataset
+    return DataFacts(
+        dataset.input_shape, dataset.num_classes, data.steps_per_epoch, dataset.mean, dataset.std
+    )
 
 
 def hold_out(num_samples: int, num_held_out: int, purpose: str) -> tuple[Samples, Samples]:

@@ -9,7 +9,10 @@ from ppll.models import resnet, vit
 from ppll.models.network import Layer, Network, feature_shapes, initialise, qualified
 from ppll.registry import Registry
 
-__all__ = ["Layer", "Network", "feature_shapes", "initialise", "models", "qualified"]
+__all__ = ["OWN_MODEL", "Layer", "Network", "feature_shapes", "initialise", "models", "qualified"]
+
+OWN_MODEL = "(given from Python)"
+"""What ``model.name`` says of a network that no shelf has."""
 
 models: Registry[Network] = Registry("model", "model")
 

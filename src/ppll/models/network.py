@@ -139,6 +139,8 @@ def _check_names(layers: Sequence[Layer]) -> None:
             raise ModelError(f"{layer} needs a name: only a network of one layer may do without.")
         if "." in layer.name or (layer.name and hasattr(container, layer.name)):
             raise ModelError(f"{layer}: a name has no dot and is no attribute of nn.Sequential.")
+        if layer.name == "auxiliary":
+            raise ModelError(f"{layer}: the name is kept for auxiliary networks; take another.")
         if layer.name in seen:
             raise ModelError(f"two layers are called {layer.name!r}: give each a name of its own.")
         seen.add(layer.name)

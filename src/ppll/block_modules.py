@@ -1,0 +1,83 @@
+"""What a block computes with, under the names of the un-split network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from ppll.errors import ModelError
+from ppll.models.network import Layer, qualified
+
+__all__ = ["AUXILIARY", "BlockModules", "named_tensors"]
+
+AUXILIARY: Final = "auxiliary"
+"""First part of the names of auxiliary networks' parameters and buffers."""
+
+
+@dataclass(frozen=True)
+class BlockModules:
+    """What a block computes with.
+
+    Attributes:
+        layers: Consecutive layers of the network.
+        auxiliary: The method's auxiliary network; none in the last block.
+    """
+
+    layers: tuple[Layer, ...]
+    auxiliary: nn.Module | None
+
+    def named(self) -> Iterator[tuple[str, nn.Module]]:
+        """The modules with the prefix of their parameters' names.
+
+        Layers keep the names of the un-split network; the auxiliary network is named by the layer
+        that it stands behind, so that it is found again wherever the other cuts are.
+        """
+        for layer in self.layers:
+            yield layer.name, layer.module
+        if self.auxiliary is not None:
+            yield qualified(AUXILIARY, self.layers[-1].name), self.auxiliary
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters of layers and auxiliary network."""
+        for prefix, module in self.named():
+            for name, parameter in module.named_parameters():
+                yield qualified(prefix, name), parameter
+
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Parameters and buffers of layers and auxiliary network."""
+        for prefix, module in self.named():
+            yield from named_tensors(prefix, module).items()
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over saved parameters and buffers.
+
+        Raises:
+            ModelError: A tensor is missing or has another shape.
+        """
+        for name, tensor in self.named_tensors():
+            saved = tensors.get(name)
+            if saved is None or saved.shape != tensor.shape:
+                found = "missing" if saved is None else f"of shape {tuple(saved.shape)}"
+                wanted = tuple(tensor.shape)
+                raise ModelError(f"{name} is {found}, the network needs shape {wanted}.")
+            with torch.no_grad():
+                tensor.copy_(saved)
+
+    def transient_names(self) -> frozenset[str]:
+        """Names of buffers that do not belong in a state dict."""
+        return frozenset(
+            qualified(prefix, qualified(inner, name))
+            for prefix, module in self.named()
+            for inner, owner in module.named_modules()
+            for name in owner._non_persistent_buffers_set
+        )
+
+
+def named_tensors(prefix: str, module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of a layer or an auxiliary network by their whole names."""
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {qualified(prefix, name): tensor for name, tensor in tensors.items()}

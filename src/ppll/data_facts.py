@@ -1,0 +1,26 @@
+"""What everybody must know of the data, which only the first rank loads (no torch)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["DataFacts"]
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """Sizes and normalisation of a run's data.
+
+    Attributes:
+        input_shape: One sample's shape, without N.
+        num_classes: Classes to tell apart.
+        steps_per_epoch: Training batches of an epoch.
+        mean: Of every channel of uint8 images, 0 to 1; none for floating point.
+        std: Standard deviation of every channel, like ``mean``.
+    """
+
+    input_shape: tuple[int, ...]
+    num_classes: int
+    steps_per_epoch: int
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None

@@ -1,0 +1,101 @@
+"""The only stage of a run, in the calling process."""
+
+from __future__ import annotations
+
+import faulthandler
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from ppll.errors import Interrupted, WorkerError
+from ppll.failure import Failure
+from ppll.interrupts import Interrupts
+from ppll.job import Job, RankResult
+from ppll.launch import Watcher
+from ppll.rank import run_rank
+from ppll.stall import describe, find_stall, stall_cause
+from ppll.status import Monitor, StatusPage
+from ppll.testing import injected_monitor
+
+__all__ = ["run_here"]
+
+_TURN_S = 0.1
+
+
+def run_here(job: Job, interrupts: Interrupts, watch: Watcher | None) -> RankResult:
+    """Carry out a job of one stage.
+
+    Raises:
+        WorkerError: It failed, or stood still for too long.
+        Interrupted: A second signal came.
+    """
+    page = StatusPage()
+    monitor = injected_monitor(job.fault, job.generation, 0, Monitor(page))
+    ended = threading.Event()
+    looker = threading.Thread(target=_look, args=(job, page, watch, interrupts, ended), daemon=True)
+    looker.start()
+    try:
+        with _fresh_torch():
+            return run_rank(job, 0, monitor, lambda: interrupts.ends_early)
+    except (Interrupted, WorkerError):
+        raise
+    except Exception as error:
+        failure = Failure.of(error, 0, monitor.status, time.monotonic())
+        raise WorkerError(failure.message(), failure) from error
+    finally:
+        ended.set()
+        looker.join()
+        page.close()
+
+
+def _look(
+    job: Job,
+    page: StatusPage,
+    watch: Watcher | None,
+    interrupts: Interrupts,
+    ended: threading.Event,
+) -> None:
+    """Show the stage's status while it runs, and end a stage that stands still."""
+    timeout_s = job.recipe.runtime.stall_timeout_s
+    while not ended.wait(_TURN_S):
+        statuses = [page.read()]
+        if watch is not None:
+            watch(statuses)
+        now_s = time.monotonic()
+        if find_stall(statuses, now_s, timeout_s) is not None:
+            detail = f"{describe(statuses, now_s)}\n{_stacks()}"
+            failure = Failure.silent(0, statuses[0], now_s, stall_cause(timeout_s), detail)
+            interrupts.abort(WorkerError(failure.message(), failure))
+            return
+
+
+def _stacks() -> str:
+    """The stacks of all threads of this process."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        return file.read()
+
+
+@contextmanager
+def _fresh_torch() -> Iterator[None]:
+    """Torch's settings as a new process has them, and afterwards as they were: the bits count."""
+    num_threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    precision = torch.get_float32_matmul_precision()
+    try:
+        torch.set_default_dtype(torch.float32)
+        torch.set_float32_matmul_precision("highest")
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.enable_grad(),
+            torch.autocast("cpu", enabled=False),
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.set_default_dtype(dtype)
+        torch.set_num_threads(num_threads)

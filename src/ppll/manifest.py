@@ -1,0 +1,119 @@
+"""What a checkpoint says of itself: records of tensors, files, blocks and the whole (no torch).
+
+Everything is checked when it is read: a manifest names the files of its blocks and nothing else, so
+it cannot make a reader look outside its folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import pydantic
+
+from ppll.errors import CheckpointError
+
+__all__ = [
+    "OPTIMIZER_SUFFIX",
+    "BlockRecord",
+    "FileRecord",
+    "Manifest",
+    "TensorRecord",
+    "read_record",
+    "shard_names",
+]
+
+M = TypeVar("M", bound=pydantic.BaseModel)
+
+OPTIMIZER_SUFFIX = ".optimizer.safetensors"
+"""How the names of shards with optimizer state end."""
+
+FileName = Annotated[str, pydantic.Field(pattern=r"^block-\d{2,4}(\.optimizer)?\.safetensors$")]
+Count = Annotated[int, pydantic.Field(ge=0)]
+
+
+class _Record(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+
+class TensorRecord(_Record):
+    """One tensor of a shard.
+
+    Attributes:
+        dtype: Such as ``"float32"``.
+        shape: Its shape.
+        persistent: Whether it belongs in the network's state dict; some buffers do not.
+    """
+
+    dtype: str
+    shape: tuple[Count, ...]
+    persistent: bool = True
+
+
+class FileRecord(_Record):
+    """One shard: its size, its digest and what is in it."""
+
+    num_bytes: Count
+    sha256: str
+    tensors: dict[str, TensorRecord]
+
+
+class BlockRecord(_Record):
+    """What one block has written at one step.
+
+    Attributes:
+        step: Training batches so far.
+        block_index: The block.
+        files: Its shards by name.
+        nonfinite: A tensor that holds a value that is not finite; there are no files then.
+    """
+
+    step: Count
+    block_index: Count
+    files: dict[FileName, FileRecord]
+    nonfinite: str | None = None
+
+
+class Manifest(_Record):
+    """A whole checkpoint: which files hold which tensors of which step.
+
+    Attributes:
+        step: Training batches so far.
+        num_blocks: Blocks, each with two files.
+        recipe: What the blocks were trained by, as far as it changes the result.
+        files: Every shard by name.
+    """
+
+    format: Literal[2] = 2
+    step: Count
+    num_blocks: Annotated[int, pydantic.Field(ge=1)]
+    recipe: dict[str, dict[str, Any]]
+    files: dict[FileName, FileRecord]
+
+    @pydantic.model_validator(mode="after")
+    def _files_match_blocks(self) -> Self:
+        expected = {name for i in range(self.num_blocks) for name in shard_names(i)}
+        if set(self.files) != expected:
+            raise ValueError(f"the files are not those of {self.num_blocks} blocks")
+        return self
+
+
+def shard_names(block_index: int) -> tuple[str, str]:
+    """The files of a block: weights, and optimizer state."""
+    return f"block-{block_index:02d}.safetensors", f"block-{block_index:02d}{OPTIMIZER_SUFFIX}"
+
+
+def read_record(path: Path, model: type[M]) -> M:
+    """Read a record and check all of it.
+
+    Raises:
+        CheckpointError: It is missing, or not what it should be.
+    """
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}.") from None
+    except pydantic.ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(str(part) for part in problem["loc"])
+        raise CheckpointError(f"cannot read {path}: {place}: {problem['msg']}.") from None

@@ -1,0 +1,101 @@
+"""Which checkpoint a run goes on from, and which may go."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ppll.checkpoint import TensorReader, is_committed, step_folder, uncommit
+from ppll.errors import CheckpointError
+
+__all__ = ["Recovered", "newest_whole", "prune", "set_aside"]
+
+_DAMAGED = ".damaged"
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """The newest checkpoint whose every file is as its manifest says.
+
+    Attributes:
+        reader: Its tensors.
+        passed_over: Why newer ones are not it, a line each.
+    """
+
+    reader: TensorReader
+    passed_over: tuple[str, ...]
+
+    @property
+    def step(self) -> int:
+        """Training batches so far."""
+        return self.reader.manifest.step
+
+
+def newest_whole(checkpoints: Path) -> Recovered | None:
+    """Read committed checkpoints, the newest first, until one is whole; none where none is there.
+
+    Raises:
+        CheckpointError: There are some, and all are damaged.
+    """
+    passed_over: list[str] = []
+    for folder in reversed(_committed(checkpoints)):
+        try:
+            reader = TensorReader(folder)
+            reader.check()
+            _check_step(reader)
+        except CheckpointError as error:
+            passed_over.append(str(error))
+        else:
+            return Recovered(reader, tuple(passed_over))
+    if passed_over:
+        raise CheckpointError(
+            "no checkpoint is whole:\n" + "\n".join(passed_over) + "\nPut the files back from a "
+            "copy, or start again with another --out."
+        )
+    return None
+
+
+def _check_step(reader: TensorReader) -> None:
+    if reader.folder != step_folder(reader.folder.parent, reader.manifest.step):
+        raise CheckpointError(
+            f"{reader.folder} is damaged: its manifest is of step {reader.manifest.step}."
+        )
+
+
+def _folders(checkpoints: Path) -> Iterator[Path]:
+    """All folders of checkpoints, the oldest first."""
+    found = [f for f in checkpoints.glob("step-*") if f.name.removeprefix("step-").isdigit()]
+    yield from sorted(found, key=lambda f: int(f.name.removeprefix("step-")))
+
+
+def _committed(checkpoints: Path) -> list[Path]:
+    return [folder for folder in _folders(checkpoints) if is_committed(folder)]
+
+
+def set_aside(checkpoints: Path, step: int) -> None:
+    """Clear the way for a run that goes on from ``step``.
+
+    What is newer is unfinished and removed, or damaged and kept under another name.
+    """
+    for folder in list(_folders(checkpoints)):
+        if int(folder.name.removeprefix("step-")) <= step:
+            continue
+        if is_committed(folder):
+            aside = folder.with_name(folder.name + _DAMAGED)
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+        else:
+            shutil.rmtree(folder)
+
+
+def prune(checkpoints: Path, keep: int) -> None:
+    """Remove all but step 0 and the ``keep`` newest committed checkpoints.
+
+    The manifest goes first, so that what is left half-way is no checkpoint.
+    """
+    for folder in _committed(checkpoints)[:-keep]:
+        if folder != step_folder(checkpoints, 0):
+            uncommit(folder)
+            shutil.rmtree(folder)

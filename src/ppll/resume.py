@@ -1,0 +1,111 @@
+"""What may change between two starts of one run (no torch).
+
+A run may go on under another placement, in other folders, and longer where its schedule does not
+know its end. Everything else that stands in a recipe's training sections would make it another
+run, so it must be allowed by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ppll.config import Recipe
+from ppll.errors import RecipeError, unknown_name
+
+__all__ = ["Change", "changes", "refuse_changes", "training_sections"]
+
+_SECTIONS: Final = ("data", "model", "split", "method", "optimizer", "schedule", "train")
+_FREE: Final = frozenset({"data.root", "data.eval_batch_size", "train.evaluate_every"})
+_LENGTH: Final = frozenset({"train.epochs", "train.max_steps"})
+
+Tree = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A key that another value would train something else by.
+
+    Attributes:
+        key: ``SECTION.KEY``.
+        before: What the run was trained by; none where it was not given.
+        now: What the recipe says.
+    """
+
+    key: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.key} (was {self.before!r}, is {self.now!r})"
+
+
+def training_sections(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """The part of a recipe that changes the result, ready for JSON."""
+    tree = recipe.model_dump(mode="json")
+    return {section: tree[section] for section in _SECTIONS}
+
+
+def changes(before: Tree, now: Tree) -> list[Change]:
+    """Keys of two ``training_sections`` that differ and matter, in order."""
+    old, new = _flat(before), _flat(now)
+    defaults = _flat(training_sections(Recipe()))
+    found = [
+        Change(key, old.get(key, defaults.get(key)), new.get(key, defaults.get(key)))
+        for key in dict.fromkeys([*new, *old])
+        if key not in _FREE
+    ]
+    return [change for change in found if change.before != change.now]
+
+
+def _flat(tree: Tree) -> dict[str, Any]:
+    return {
+        f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()
+    }
+
+
+def refuse_changes(
+    found: Iterable[Change], allowed: Iterable[str], *, length_matters: bool
+) -> list[Change]:
+    """Let those changes pass that are allowed by name, or change only how long a run goes on.
+
+    Args:
+        found: What ``changes`` found.
+        allowed: Keys, or whole sections.
+        length_matters: Whether the steps so far would have been others in a run of another length.
+
+    Returns:
+        Those that were allowed by name.
+
+    Raises:
+        RecipeError: Others are left, or an allowed key does not exist.
+    """
+    found, allowed = list(found), set(allowed)
+    _check_known(allowed, found)
+    named = [c for c in found if {c.key, c.key.partition(".")[0]} & allowed]
+    left = [c for c in found if c not in named and (length_matters or c.key not in _LENGTH)]
+    if left:
+        raise RecipeError(_refusal(left))
+    return named
+
+
+def _check_known(allowed: set[str], found: list[Change]) -> None:
+    known = {*_SECTIONS, *_flat(training_sections(Recipe())), *(c.key for c in found)}
+    for key in sorted(allowed - known):
+        raise RecipeError(unknown_name("key of --allow-change", key, known))
+
+
+def _refusal(left: list[Change]) -> str:
+    listed = "\n".join(f"  {change}" for change in left)
+    ends = (
+        "\nThe cosine schedule ends with the run, so a longer run would have had other learning "
+        "rates from its start."
+        if any(c.key in _LENGTH for c in left)
+        else ""
+    )
+    options = " ".join(f"--allow-change {change.key}" for change in left)
+    return (
+        f"the run was trained by another recipe:\n{listed}{ends}\nGive it the old values, start a "
+        f"new run with another --out, or go on with the new ones all the same: {options}."
+    )

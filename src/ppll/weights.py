@@ -1,0 +1,72 @@
+"""Trained weights from a run or a file, to start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from ppll.block_modules import AUXILIARY
+from ppll.errors import ModelError
+from ppll.models.network import Network
+from ppll.recovery import newest_whole
+from ppll.run_folder import RunFolder
+
+__all__ = ["read_weights"]
+
+_MOST_NAMED = 5
+
+
+def read_weights(source: Path, network: Network) -> dict[str, Tensor]:
+    """Parameters and buffers by name, of a run's newest checkpoint or a safetensors file.
+
+    Auxiliary networks may differ from those of the run that is to come.
+
+    Raises:
+        ModelError: It is neither, cannot be read, or is of another network: a tensor is missing,
+            has another shape, or belongs nowhere.
+        CheckpointError: The run's checkpoints are damaged.
+    """
+    weights = _read(source)
+    _check(source, weights, network)
+    return weights
+
+
+def _read(source: Path) -> dict[str, Tensor]:
+    if source.is_dir():
+        found = newest_whole(RunFolder.open(source).checkpoints)
+        if found is None:
+            raise ModelError(f"model.weights: {source} has no whole checkpoint.")
+        return found.reader.all_weights()
+    if source.suffix != ".safetensors":
+        raise ModelError(
+            f"model.weights: {source} is neither a run folder nor a .safetensors file. Other "
+            f"formats are not read, since loading them may run what is in them."
+        )
+    try:
+        return safetensors.torch.load_file(source)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ModelError(f"model.weights: cannot read {source}: {error}.") from None
+
+
+def _check(source: Path, weights: dict[str, Tensor], network: Network) -> None:
+    wanted = {name: tuple(t.shape) for name, t in network.as_module().state_dict().items()}
+    found = {
+        name: tuple(t.shape) for name, t in weights.items() if not name.startswith(f"{AUXILIARY}.")
+    }
+    problems = [f"{n} is missing" for n in wanted if n not in found]
+    problems += [
+        f"{n} has shape {found[n]}, the network needs {wanted[n]}"
+        for n in wanted
+        if n in found and found[n] != wanted[n]
+    ]
+    transient = {name for name, _ in network.as_module().named_buffers()}
+    problems += [f"{n} belongs nowhere" for n in found if n not in wanted and n not in transient]
+    if problems:
+        more = f" and {len(problems) - _MOST_NAMED} more" if len(problems) > _MOST_NAMED else ""
+        raise ModelError(
+            f"model.weights: {source} is of another network: {'; '.join(problems[:_MOST_NAMED])}"
+            f"{more}. Give model the options that it was trained with."
+        )
