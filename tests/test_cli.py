@@ -223,6 +223,53 @@ def test_a_taken_run_folder_is_refused(tmp_path: Path, monkeypatch, capsys) -> N
     assert "already holds a run" in err
 
 
+def test_resume_needs_to_know_where(monkeypatch, capsys) -> None:
+    code, _, err = run_here(monkeypatch, capsys, "train", "digits-resnet", *TINY, "--resume")
+    assert code == 2
+    assert "--resume needs --out" in err
+
+
+def test_a_run_goes_on_and_is_exported(
+    tmp_path: Path, environment: dict[str, str], monkeypatch, capsys
+) -> None:
+    out, target = str(tmp_path / "run"), tmp_path / "model.safetensors"
+    monkeypatch.setenv("PPLL_CACHE", str(tmp_path / "cache"))
+    run = ("train", "digits-resnet", *TINY, "--set=train.epochs=1", "--quiet", "--out", out)
+    code, first, err = run_here(monkeypatch, capsys, *run)
+    assert code == 0, err
+    code, second, err = run_here(monkeypatch, capsys, *run, "--resume")
+    assert code == 0, err
+    sha = next(line for line in first.splitlines() if line.startswith("weights_sha256"))
+    assert sha in second
+    code, _, err = run_here(monkeypatch, capsys, *run, "--resume", "--set=train.seed=7")
+    assert code == 2
+    assert "--allow-change train.seed" in err
+    code, printed, err = run_here(monkeypatch, capsys, "export", out, "--to", str(target))
+    assert code == 0, err
+    assert "the network after step 5" in printed
+    assert target.exists()
+
+
+def test_the_doctor_says_what_a_machine_can_do(monkeypatch, capsys) -> None:
+    from ppll import doctor
+
+    good = doctor.Finding("disk", "ok", "room enough")
+    bad = doctor.Finding("memory", "problem", "none [left]", "get some")
+    monkeypatch.setattr(doctor, "examine", lambda: [good])
+    code, printed, _ = run_here(monkeypatch, capsys, "doctor")
+    assert (code, printed.split()) == (0, ["ok", "disk", "room", "enough"])
+    monkeypatch.setattr(doctor, "examine", lambda: [good, bad])
+    code, printed, _ = run_here(monkeypatch, capsys, "doctor", "--json")
+    assert code == 1
+    assert json.loads(printed)["rows"][1] == {
+        "name": "memory",
+        "state": "problem",
+        "found": "none [left]",
+        "advice": "get some",
+    }
+    assert "none [left]\n        get some" in run_here(monkeypatch, capsys, "doctor")[1]
+
+
 @pytest.mark.parametrize("command", ["methods", "models", "datasets", "recipes", "env"])
 def test_lists_are_tables_and_json(command: str, monkeypatch, capsys) -> None:
     assert run_here(monkeypatch, capsys, command)[1]

@@ -1,4 +1,4 @@
-"""A part of the fault matrix; ``python -m tests.faults`` runs all of it."""
+"""Failures: a part of the fault matrix; ``python -m tests.faults`` runs all of it."""
 
 from __future__ import annotations
 

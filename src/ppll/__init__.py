@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ppll.config import Recipe
     from ppll.data import Dataset
     from ppll.evaluation import evaluate
-    from ppll.export import export
+    from ppll.exporting import export
     from ppll.inference import TrainedNetwork, load
     from ppll.recipe_files import load_recipe
     from ppll.result import Result
@@ -39,7 +39,7 @@ _HOMES = {
     "TrainedNetwork": "ppll.inference",
     "Trainer": "ppll.trainer",
     "evaluate": "ppll.evaluation",
-    "export": "ppll.export",
+    "export": "ppll.exporting",
     "load": "ppll.inference",
     "load_recipe": "ppll.recipe_files",
 }

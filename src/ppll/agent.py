@@ -29,6 +29,7 @@ from ppll.fork_server import START_METHOD
 __all__ = ["Agent"]
 
 _MONITOR_INTERVAL_S = 0.05
+_LOGGERS = ("torch.distributed.elastic", "torch.multiprocessing", "torchelastic-events-null")
 
 
 class _OneHost(RendezvousHandler):
@@ -70,7 +71,7 @@ class Agent:
         self, entrypoint: Callable[..., Any], args: tuple[Any, ...], num_ranks: int, folder: Path
     ) -> None:
         # Its reports come late and name the rank that noticed; ours replace them.
-        for name in ("torch.distributed.elastic", "torch.multiprocessing"):
+        for name in _LOGGERS:
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
         spec = WorkerSpec(
             role="rank",

@@ -129,7 +129,7 @@ def export_run(
     to: Annotated[Path, typer.Option("--to", help="The .safetensors file to write.")],
 ) -> None:
     """Write the plain trained network, without auxiliary networks."""
-    from ppll.export import export
+    from ppll.exporting import export
 
     step = export(run, to)
     Console().print(f"{to}: the network after step {step}", highlight=False, soft_wrap=True)
@@ -147,7 +147,9 @@ def examine_machine(as_json: Json = False) -> None:
         _print_json({"rows": [asdict(finding) for finding in findings]})
     else:
         for finding in findings:
-            Console().print(finding.text(), highlight=False, soft_wrap=True)
+            advice = f"\n        {finding.advice}" if finding.advice else ""
+            line = f"{finding.state:<8}{finding.name:<25}{finding.found}{advice}"
+            Console().print(line, highlight=False, soft_wrap=True, markup=False)
     if any(finding.state == "problem" for finding in findings):
         raise typer.Exit(1)
 

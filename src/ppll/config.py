@@ -16,7 +16,7 @@ import pydantic
 from pydantic import Field
 
 from ppll.errors import RecipeError, unknown_name
-from ppll.recipe_text import apply_setting, write_toml
+from ppll.recipe_text import apply_setting, check_plain, write_toml
 
 __all__ = [
     "BlockOverride",
@@ -32,10 +32,22 @@ __all__ = [
     "TrainConfig",
 ]
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=2**63)]
+Number = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+
+_LONGEST_SHOWN = 200
+
+
+def _usable(path: Path) -> Path:
+    if "\0" in str(path):
+        raise ValueError(f"no path holds a zero byte, found {str(path)!r}")
+    return path
+
+
+UsablePath = Annotated[Path, pydantic.AfterValidator(_usable)]
 
 
 class _Section(pydantic.BaseModel):
@@ -60,7 +72,7 @@ class DataConfig(_NamedSection):
 
     name: str = "digits"
     """A data set; ``ppll datasets`` lists them."""
-    root: Path | None = None
+    root: UsablePath | None = None
     """Folder of local files; without it the environment variable PPLL_DATA is asked."""
     batch_size: Count = 128
     """Samples of a training batch."""
@@ -72,7 +84,7 @@ class DataConfig(_NamedSection):
     """Use only the first so many training samples."""
     drop_last: bool = False
     """Leave out a last training batch that is not full."""
-    crop: Annotated[int, Field(ge=0)] = 0
+    crop: Number = 0
     """Pad training images by so many pixels and crop them back at a random place."""
     flip: bool = False
     """Mirror every other training image, at random."""
@@ -80,10 +92,11 @@ class DataConfig(_NamedSection):
     @pydantic.field_validator("validation")
     @classmethod
     def _validation_is_share_or_number(cls, validation: int | float) -> int | float:
-        if validation < 0 or (validation >= 1 and validation != int(validation)):
+        is_number = 1 <= validation < 2**63 and validation == int(validation)
+        if not (0 <= validation < 1 or is_number):
             raise ValueError(
                 f"must be a share from 0 to below 1, or a whole number of samples, "
-                f"found {validation:g}"
+                f"found {_shown(validation)}"
             )
         return int(validation) if validation >= 1 else validation
 
@@ -93,7 +106,7 @@ class ModelConfig(_NamedSection):
 
     name: str = "resnet32"
     """A network; ``ppll models`` lists them."""
-    weights: Path | None = None
+    weights: UsablePath | None = None
     """Start from these values: a run folder, or a file of ``ppll export``."""
 
 
@@ -181,7 +194,7 @@ class TrainConfig(_Section):
     epochs: Count = 10
     max_steps: Count | None = None
     """Stop after so many training batches, whatever ``epochs`` says."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Number = 0
     threads_per_stage: Count = 1
     """Threads of one process; part of the result, since sums are ordered by it."""
     precision: Literal["float32", "bf16"] = "float32"
@@ -194,7 +207,7 @@ class TrainConfig(_Section):
     update, or nothing."""
     replicas: Literal[1] = 1
     label_smoothing: Share = 0.0
-    evaluate_every: Annotated[int, Field(ge=0)] = 1
+    evaluate_every: Number = 1
     """Evaluate after every so many epochs; 0 only at the end."""
 
 
@@ -262,6 +275,7 @@ class Recipe(_Section):
         Raises:
             RecipeError: A key is unknown or a value is not allowed.
         """
+        check_plain({k: v for k, v in tree.items() if not isinstance(v, _Section)})
         try:
             return cls.model_validate(tree)
         except pydantic.ValidationError as error:
@@ -286,13 +300,24 @@ class Recipe(_Section):
 def _explain(error: pydantic.ValidationError) -> str:
     """The first problem in words that name the key, what was found and what is allowed."""
     problem = error.errors()[0]
-    place = [str(part) for part in problem["loc"] if not str(part).startswith(("literal", "tuple"))]
+    whole = [str(part) for part in problem["loc"]]
+    # Behind section and key pydantic names the alternative that did not fit.
+    place = whole[:2] + [p for p in whole[2:] if not p.startswith(("literal[", "tuple["))]
     key = ".".join(place)
     if problem["type"] == "extra_forbidden":
         return unknown_name("key", key, _sibling_keys(place))
     message = problem["msg"].removeprefix("Value error, ")
-    found = "" if problem["type"] == "value_error" else f" (found {problem['input']!r})"
+    found = "" if problem["type"] == "value_error" else f" (found {_shown(problem['input'])})"
     return f"{key}: {message}{found}." if key else f"{message}{found}."
+
+
+def _shown(value: Any) -> str:
+    """What was found, cut short where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than some thousand digits.
+        return "a number of too many digits"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def _sibling_keys(place: list[str]) -> list[str]:

@@ -24,7 +24,7 @@ from typing import Final
 from ppll import fork_server, rank_process
 from ppll.agent import Agent
 from ppll.channels import sockets
-from ppll.errors import ChannelError, ChannelTimeout, Interrupted, WorkerError
+from ppll.errors import ChannelError, ChannelTimeout, Interrupted, ProtocolError, WorkerError
 from ppll.failure import Failure
 from ppll.interrupts import Interrupts
 from ppll.job import Job, RankResult
@@ -111,7 +111,7 @@ class Launcher:
     def _listen(self) -> None:
         for rank in range(self._job.num_stages):
             listener = sockets.listen(rank_process.line_path(self._job, rank))
-            self._selector.register(listener, selectors.EVENT_READ, data=None)
+            self._selector.register(listener, selectors.EVENT_READ, data=rank)
 
     def _hear(self, timeout_s: float) -> bool:
         """Take in what has come; whether anything has."""
@@ -121,18 +121,22 @@ class Launcher:
             if isinstance(key.data, LauncherEnd):
                 self._hear_rank(key.data)
             else:
-                self._accept(key.fileobj)
+                self._accept(key.fileobj, key.data)
         return bool(events)
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, listener: socket.socket, rank: int) -> None:
         with suppress(ChannelTimeout):
             connection = sockets.accept(listener, self._job.secret, _HANDSHAKE_S)
             self._selector.unregister(listener)
-            line = LauncherEnd(connection)
+            line = LauncherEnd(connection, rank)
             self._selector.register(connection, selectors.EVENT_READ, data=line)
 
     def _hear_rank(self, line: LauncherEnd) -> None:
-        is_there = line.receive()
+        try:
+            is_there = line.receive()
+        except ProtocolError as error:
+            self._give_up(line, error)
+            return
         if line.rank >= 0 and line.rank not in self._lines:
             self._lines[line.rank] = line
             line.welcome(self._pages[line.rank])
@@ -144,6 +148,13 @@ class Launcher:
             spoke = line.failure or line.result or line.is_aftermath
             if line.rank >= 0 and not spoke and self._failed_at is None:
                 self._note(self._silent(line.rank, _DIED))
+
+    def _give_up(self, line: LauncherEnd, error: ProtocolError) -> None:
+        """Part with a rank that talks nonsense; where its process is not known, it leaves itself."""
+        self._note(self._silent(line.expected_rank, f"{type(error).__name__}: {error}"))
+        self._selector.unregister(line.socket)
+        self._kill(line)
+        line.close()
 
     def _note(self, failure: Failure) -> None:
         if failure not in self._failures:
@@ -186,9 +197,12 @@ class Launcher:
 
     def _kill_all(self) -> None:
         for line in self._lines.values():
-            if line.is_open:
-                with suppress(ProcessLookupError):
-                    os.kill(line.pid, signal.SIGKILL)
+            self._kill(line)
+
+    def _kill(self, line: LauncherEnd) -> None:
+        if line.is_open and line.rank >= 0:
+            with suppress(ProcessLookupError):
+                os.kill(line.pid, signal.SIGKILL)
 
     def _end(self, agent: Agent) -> None:
         """Leave nothing behind, whatever went wrong; ranks that come late are heard and killed."""

@@ -17,11 +17,12 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, NoReturn
 
 import pydantic
+import pydantic_core
 
 from ppll.channels import sockets
 from ppll.errors import ProtocolError
@@ -32,7 +33,20 @@ from ppll.status import StatusPage
 __all__ = ["LauncherEnd", "RankEnd"]
 
 _CONNECT_TIMEOUT_S: Final = 60.0
+_PARENT_TURN_S: Final = 0.5
+_ORPHANS_PARENT: Final = 1
 _MAX_BYTES: Final = 1 << 26
+
+
+@dataclass(frozen=True)
+class _Hello:
+    """What a rank says first; its process may be killed, so it is none of the system's."""
+
+    hello: Annotated[int, pydantic.Field(ge=0)]
+    pid: Annotated[int, pydantic.Field(gt=1, lt=2**31)]
+
+
+_HELLO = pydantic.TypeAdapter(_Hello)
 _FAILURE = pydantic.TypeAdapter(Failure)
 _RESULT = pydantic.TypeAdapter(RankResult)
 
@@ -52,12 +66,15 @@ class RankEnd:
     ) -> None:
         self.ends_early = threading.Event()
         self._leftovers = leftovers
+        self._connected = threading.Event()
+        threading.Thread(target=self._watch_parent, name="parent watch", daemon=True).start()
         self._socket = sockets.connect(path, secret, _CONNECT_TIMEOUT_S)
         self._socket.setblocking(True)
         self._send(hello=rank, pid=os.getpid())
         _, descriptors, _, _ = socket.recv_fds(self._socket, 1, 1)
         if not descriptors:
-            os._exit(1)  # The launcher was gone before it answered.
+            self._leave()  # The launcher was gone before it answered.
+        self._connected.set()
         self.page = StatusPage(descriptors[0])
         threading.Thread(target=self._listen, name="lifeline", daemon=True).start()
 
@@ -81,6 +98,16 @@ class RankEnd:
         with suppress(OSError):
             while self._socket.recv(1):
                 self.ends_early.set()
+        self._leave()
+
+    def _watch_parent(self) -> None:
+        """Leave when the fork server, which ends with the launcher, is gone too early."""
+        parent = os.getppid()
+        while not self._connected.wait(_PARENT_TURN_S):
+            if os.getppid() != parent or parent == _ORPHANS_PARENT:
+                self._leave()
+
+    def _leave(self) -> NoReturn:
         for folder in self._leftovers:
             shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
@@ -91,10 +118,12 @@ class LauncherEnd:
 
     Args:
         connection: A connection that showed the run's secret.
+        expected_rank: Who is to be at its other end.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, expected_rank: int) -> None:
         self.socket = connection
+        self.expected_rank = expected_rank
         self.rank = -1
         self.pid = -1
         self.failure: Failure | None = None
@@ -115,14 +144,17 @@ class LauncherEnd:
             chunk = b""
         self._buffer += chunk
         if len(self._buffer) > _MAX_BYTES:
-            raise ProtocolError(f"rank {self.rank} sent over {_MAX_BYTES} bytes without an end.")
+            raise ProtocolError(
+                f"rank {self.expected_rank} sent over {_MAX_BYTES} bytes without an end."
+            )
         for line in self._lines():
             self._understand(line)
         return bool(chunk)
 
     def welcome(self, page: StatusPage) -> None:
-        """Give the rank its page."""
-        socket.send_fds(self.socket, [b"p"], [page.descriptor])
+        """Give the rank its page; nothing happens where it is gone."""
+        with suppress(OSError):
+            socket.send_fds(self.socket, [b"p"], [page.descriptor])
 
     def ask_to_end(self) -> None:
         """Ask the rank to end the run; nothing happens where it is gone."""
@@ -140,10 +172,10 @@ class LauncherEnd:
 
     def _understand(self, line: bytes) -> None:
         try:
-            message = json.loads(line)
+            # Unlike the standard library's, this parser refuses what is nested without an end.
+            message = pydantic_core.from_json(line)
             if "hello" in message:
-                self.rank = int(message["hello"])
-                self.pid = int(message["pid"])
+                self._meet(_HELLO.validate_python(message))
             elif "failure" in message:
                 self.failure = _FAILURE.validate_python(message["failure"])
             elif "result" in message:
@@ -151,4 +183,11 @@ class LauncherEnd:
             else:
                 self.is_aftermath = bool(message["aftermath"])
         except (ValueError, KeyError, TypeError) as error:
-            raise ProtocolError(f"rank {self.rank} sent {line[:80]!r}: {error}.") from None
+            raise ProtocolError(
+                f"rank {self.expected_rank} sent {line[:80]!r}: {error!s:.200}."
+            ) from None
+
+    def _meet(self, hello: _Hello) -> None:
+        if self.rank >= 0 or hello.hello != self.expected_rank:
+            raise ValueError(f"expected one hello of rank {self.expected_rank}")
+        self.rank, self.pid = hello.hello, hello.pid

@@ -57,7 +57,8 @@ def run_rank(
         if not job.evaluates_only:
             saver = _saver(job, rank, blueprint.num_blocks)
             metrics = MetricsFile(job.folder.metric_parts / f"rank-{rank}.jsonl")
-            stack.callback(saver.close)
+            # A rank that fails must say so at once.
+            stack.callback(saver.close, wait=job.sockets is None)
             stack.callback(metrics.close)
         worker = Worker(
             blocks,
@@ -170,9 +171,15 @@ def _saver(job: Job, rank: int, num_blocks: int) -> Saver:
         job.recipe.checkpoint.keep,
         claim=job.claim,
         passes_over_nonfinite=job.recipe.train.on_nonfinite == "ignore",
-        before_write=job.fault and partial(job.fault.strike_at_write, rank, job.generation),
+        before_write=_write_fault(job, rank),
     )
     return Saver(rules, commits=rank == job.num_stages - 1, saved_step=job.start_step)
+
+
+def _write_fault(job: Job, rank: int) -> Callable[[int], None] | None:
+    if job.fault is None:
+        return None
+    return partial(job.fault.strike_at_write, rank, job.generation)
 
 
 def _result(worker: Worker, device: torch.device) -> RankResult:

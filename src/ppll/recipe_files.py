@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 
 from ppll.config import Recipe
 from ppll.errors import RecipeError, unknown_name
-from ppll.recipe_text import apply_setting
+from ppll.recipe_text import apply_setting, read_toml
 
 __all__ = ["load_recipe", "shipped_recipes"]
 
@@ -29,8 +28,8 @@ def load_recipe(recipe: str | Path, settings: Iterable[str] = ()) -> Recipe:
     """
     text = _recipe_text(recipe)
     try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        tree = read_toml(text)
+    except ValueError as error:
         raise RecipeError(f"{recipe} is not TOML: {error}.") from None
     for setting in settings:
         apply_setting(tree, setting)
@@ -42,11 +41,11 @@ def load_recipe(recipe: str | Path, settings: Iterable[str] = ()) -> Recipe:
 
 def _recipe_text(recipe: str | Path) -> str:
     path = Path(recipe)
-    if path.suffix == ".toml" or path.is_file():
-        try:
+    try:
+        if path.suffix == ".toml" or path.is_file():
             return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"cannot read the recipe {path}: {error}.") from None
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"cannot read the recipe {recipe!s:.200}: {error!s:.200}.") from None
     shipped = shipped_recipes()
     if str(recipe) not in shipped:
         message = unknown_name("recipe", str(recipe), shipped)

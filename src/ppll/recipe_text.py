@@ -3,13 +3,69 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import tomllib
 from collections.abc import Mapping
-from typing import Any
+from pathlib import PurePath
+from typing import Any, Final
 
 from ppll.errors import RecipeError
 
-__all__ = ["apply_setting", "write_toml"]
+__all__ = ["apply_setting", "check_plain", "read_toml", "write_toml"]
+
+_BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
+_DEEPEST: Final = 16
+
+
+def read_toml(text: str) -> dict[str, Any]:
+    """TOML as nested dictionaries.
+
+    Raises:
+        ValueError: It is not TOML, or nests or counts further than anything that is meant.
+    """
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def check_plain(value: Any, key: str = "", depth: int = 0) -> None:
+    """Refuse what would not come back from TOML as it is.
+
+    Raises:
+        RecipeError: There is such a value; names its key.
+    """
+    if isinstance(value, Mapping | list | tuple):
+        if depth == _DEEPEST:
+            raise RecipeError(f"{key}: it is nested more than {_DEEPEST} deep.")
+        for name, inner in _named(value):
+            check_plain(name, f"a key of {key or 'the recipe'}", depth)
+            check_plain(inner, ".".join(filter(None, [key, name])), depth + 1)
+    elif (problem := _problem(value)) is not None:
+        raise RecipeError(f"{key}: {problem}.")
+
+
+def _named(value: Mapping[Any, Any] | list[Any] | tuple[Any, ...]) -> list[tuple[str, Any]]:
+    """The parts of a table by their keys; of a list without."""
+    if isinstance(value, Mapping):
+        return [(str(name), inner) for name, inner in value.items()]
+    return [("", inner) for inner in value]
+
+
+def _problem(value: Any) -> str | None:
+    """Why a value has no place in a recipe; none where it has one."""
+    if isinstance(value, str | PurePath):
+        is_text = not any("\ud800" <= letter <= "\udfff" for letter in str(value))
+        return None if is_text else f"{str(value)!r} is no text in UTF-8"
+    if isinstance(value, int):
+        return None if -(2**63) <= value < 2**63 else "the number has more than 64 bits"
+    if isinstance(value, float):
+        return None if math.isfinite(value) else f"{value} is not a finite number"
+    if value is None:
+        return None
+    kind = type(value).__name__
+    return f"a {kind} has no place here; give text, a number, true or false, a list or a table"
 
 
 def apply_setting(tree: dict[str, Any], setting: str) -> None:
@@ -24,19 +80,23 @@ def apply_setting(tree: dict[str, Any], setting: str) -> None:
     path = key.strip().split(".")
     if not separator or len(path) < 2 or not all(path):
         raise RecipeError(f"cannot read the setting {setting!r}: write SECTION.KEY=VALUE.")
+    value = _value(text.strip(), setting)
     for part in path[:-1]:
         tree = tree.setdefault(part, {})
         if not isinstance(tree, dict):
             raise RecipeError(f"cannot set {key!r}: {part!r} is a value, not a section.")
-    tree[path[-1]] = _value(text.strip())
+    tree[path[-1]] = value
 
 
-def _value(text: str) -> Any:
+def _value(text: str, setting: str) -> Any:
     """A TOML value, or the text itself where it is none."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        tree = read_toml(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    except ValueError as error:
+        raise RecipeError(f"cannot read the setting {setting[:200]!r}: {error}.") from None
+    return tree["value"] if len(tree) == 1 else text
 
 
 def write_toml(tree: Mapping[str, Mapping[str, Any]]) -> str:
@@ -46,8 +106,12 @@ def write_toml(tree: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _toml_section(name: str, section: Mapping[str, Any]) -> str:
     lines = [f"[{name}]"]
-    lines += [f"{k} = {_toml_value(v)}" for k, v in section.items()]
+    lines += [f"{_toml_key(k)} = {_toml_value(v)}" for k, v in section.items()]
     return "\n".join(lines) + "\n"
+
+
+def _toml_key(key: str) -> str:
+    return key if _BARE_KEY.fullmatch(key) else _toml_value(key)
 
 
 def _toml_value(value: Any) -> str:

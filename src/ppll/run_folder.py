@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from ppll.data_facts import DataFacts
 from ppll.durable import write_whole
 from ppll.environment import describe_environment
 from ppll.errors import RecipeError, RunFolderError
+from ppll.recipe_text import read_toml
 
 __all__ = ["RunFolder"]
 
@@ -124,7 +124,7 @@ class RunFolder:
             RunFolderError: It cannot be read.
         """
         try:
-            return Recipe.from_dict(tomllib.loads(self.config.read_text(encoding="utf-8")))
+            return Recipe.from_dict(read_toml(self.config.read_text(encoding="utf-8")))
         except (OSError, ValueError, RecipeError) as error:
             raise RunFolderError(f"cannot read {self.config}: {error}") from None
 

@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from ppll.block import Block
 from ppll.checkpoint import NonFiniteCheckpoint, check_finite, commit, step_folder, write_block
 from ppll.claim import Claim
+from ppll.errors import CheckpointError
 from ppll.message import NOTHING_SAVED
 from ppll.recovery import prune
 
@@ -129,9 +131,18 @@ class Saver:
         self._finish_writing()
         self.hear(self._upstream_step)
 
-    def close(self) -> None:
-        """End the thread; what is being written is finished first."""
-        self._thread.shutdown()
+    def close(self, *, wait: bool = True) -> None:
+        """End the thread.
+
+        Args:
+            wait: Finish what is being written and commit it if that makes it whole, also after a
+                failure. A process that is about to end need not: what is unfinished is no
+                checkpoint.
+        """
+        self._thread.shutdown(wait, cancel_futures=not wait)
+        if wait:
+            with suppress(OSError, CheckpointError):
+                self.finish()
 
     def _write(self, step: int, copies: Sequence[_BlockCopy]) -> None:
         self._check_claim()

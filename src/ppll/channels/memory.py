@@ -11,7 +11,6 @@ import mmap
 import os
 import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from ppll.channels.header import Field, Layout
 from ppll.errors import ChannelError, ProtocolError
+from ppll.limits import available_memory_bytes
 
 __all__ = ["Slots", "reserve"]
 
@@ -35,7 +35,7 @@ def reserve(num_bytes: int) -> int:
     Raises:
         ChannelError: There is not so much memory.
     """
-    available = _available_bytes()
+    available = available_memory_bytes()
     if available is not None and num_bytes > available:
         raise ChannelError(_shortage(num_bytes, available))
     fd = _anonymous_file()
@@ -63,16 +63,6 @@ def _shortage(num_bytes: int, available: int | None) -> str:
         f"cannot reserve {num_bytes / 2**20:,.0f} MiB of shared memory: there is {there}. "
         "Lower runtime.capacity or data.batch_size."
     )
-
-
-def _available_bytes() -> int | None:
-    """What the machine can still give; ``None`` where it does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    kibibytes = dict(line.split()[:2] for line in lines).get("MemAvailable:")
-    return None if kibibytes is None else int(kibibytes) * 1024
 
 
 class Slots:

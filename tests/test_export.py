@@ -1,0 +1,179 @@
+"""What a run leaves to others: a plain file, a module with exits, weights to start from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+import ppll
+from ppll.errors import ModelError, RunFolderError
+from ppll.models import models
+from tests.faults import recipe
+from tests.test_resuming import OWN, own_data, own_model
+
+OPTIONS = {
+    "resnet": {"depth": 14, "width": 4},
+    "vit": {"patch_size": 4, "width": 16, "depth": 4, "heads": 2},
+}
+
+
+@pytest.fixture(scope="module", params=["resnet", "vit"])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp(request.param) / "run"
+    tree = recipe().model_dump(exclude_unset=True)
+    tree["model"] = {"name": request.param, **OPTIONS[request.param]}
+    ppll.Trainer(tree, out=run).fit()
+    return run
+
+
+def unsplit(run: Path) -> nn.Module:
+    model = ppll.load_recipe(run / "config.toml").model
+    network = models.build(model.name, model.options, (1, 8, 8), 3)
+    return network.as_module().eval()
+
+
+def test_the_plain_network_gives_the_same_outputs(trained: Path, tmp_path: Path) -> None:
+    target = tmp_path / "model.safetensors"
+    assert ppll.export(trained, target) == 12
+    model = unsplit(trained)
+    model.load_state_dict(safetensors.torch.load_file(target))
+    network = ppll.load(trained)
+    inputs = torch.randn(7, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(model(inputs), network(inputs))
+        assert torch.equal(network(inputs), network.exits(inputs)[-1])
+
+
+def test_the_file_says_what_it_is(trained: Path, tmp_path: Path) -> None:
+    target = tmp_path / "model.safetensors"
+    ppll.export(trained, target)
+    with safetensors.safe_open(target, framework="pt") as file:
+        assert list(file.metadata()) == ["ppll"]
+        about = json.loads(file.metadata()["ppll"])
+    assert about["step"] == 12
+    assert about["model"]["name"] in OPTIONS
+    assert about["data"]["input_shape"] == [1, 8, 8]
+
+
+def test_exits_are_as_accurate_as_training_said(trained: Path) -> None:
+    network = ppll.load(trained)
+    result = json.loads((trained / "result.json").read_text())
+    test = ppll.evaluate(trained)
+    assert list(test.exit_accuracy) == result["exit_accuracy"]
+    assert len(network.exits(torch.randn(2, 1, 8, 8))) == 4
+    assert not network.training
+
+
+def test_bytes_are_normalised_as_in_training(tmp_path: Path) -> None:
+    inputs = torch.randint(0, 256, (60, 1, 8, 8), dtype=torch.uint8)
+    targets = (inputs.float().mean((1, 2, 3)) > 127).long()
+    data = ppll.Dataset.from_arrays(train=(inputs, targets), test=(inputs, targets))
+    run = tmp_path / "run"
+    result = ppll.Trainer(recipe().with_settings(["data.validation=0"]), data=data, out=run).fit()
+    network = ppll.load(run)
+    with torch.no_grad():
+        hits = network(inputs).argmax(1) == targets
+    assert hits.float().mean().item() == pytest.approx(result.test_accuracy)
+
+
+def test_bytes_are_refused_where_training_had_none(tmp_path: Path) -> None:
+    ppll.Trainer(OWN, model=own_model(), data=own_data(), out=tmp_path / "run").fit()
+    with pytest.raises(ModelError, match="trained on floating point, found uint8"):
+        ppll.load(tmp_path / "run", model=own_model())(torch.zeros(1, 2, 3, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("model.pt", "must end in .safetensors"),
+        ("nowhere/model.safetensors", "there is no folder"),
+        ("there.safetensors", "is there already"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused(
+    name: str, message: str, trained: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "there.safetensors").touch()
+    with pytest.raises(RunFolderError, match=message):
+        ppll.export(trained, tmp_path / name)
+    assert (tmp_path / "there.safetensors").stat().st_size == 0
+
+
+def test_a_model_of_one_s_own_is_exported_and_loaded(tmp_path: Path) -> None:
+    run, target = tmp_path / "run", tmp_path / "model.safetensors"
+    model = own_model()
+    ppll.Trainer(OWN, model=model, data=own_data(), out=run).fit()
+    ppll.export(run, target)
+    fresh = own_model()
+    fresh.load_state_dict(safetensors.torch.load_file(target))
+    inputs = torch.randn(5, 2, 3)
+    with torch.no_grad():
+        assert torch.equal(fresh(inputs), model(inputs))
+        assert torch.equal(ppll.load(run, model=own_model())(inputs), model(inputs))
+    with pytest.raises(ModelError, match="was given from Python"):
+        ppll.load(run)
+
+
+class WithTable(nn.Module):
+    """Holds a buffer that its state dict does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+        self.register_buffer("table", torch.full((6,), float("-inf")), persistent=False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.linear(inputs) + self.table.exp()
+
+
+def test_buffers_that_do_not_persist_stay_out_of_the_file(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Flatten(), WithTable(), nn.Linear(6, 2))
+    run, target = tmp_path / "run", tmp_path / "model.safetensors"
+    ppll.Trainer(OWN, model=model, data=own_data(), out=run).fit()
+    ppll.export(run, target)
+    assert set(safetensors.torch.load_file(target)) == set(model.state_dict())
+
+
+def test_a_run_starts_from_a_run_or_a_file(trained: Path, tmp_path: Path) -> None:
+    ppll.export(trained, tmp_path / "model.safetensors")
+    base = ppll.load_recipe(trained / "config.toml")
+    states = []
+    for source in (trained, tmp_path / "model.safetensors"):
+        # Too small a rate to change anything.
+        settings = [f"model.weights={source}", "optimizer.lr=1e-30", "optimizer.weight_decay=0"]
+        out = tmp_path / f"from-{source.name}"
+        ppll.Trainer(base.with_settings([*settings, "train.max_steps=1"]), out=out).fit()
+        states.append(dict(ppll.load(out).blocks.named_parameters()))
+    expected = dict(ppll.load(trained).blocks.named_parameters())
+    for state in states:
+        assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("model.width=8", "has shape"),
+        ("model.depth=20", "is missing"),
+        ("model.depth=8", "belongs nowhere"),
+    ],
+)
+def test_weights_of_another_network_are_refused(setting: str, message: str, tmp_path: Path) -> None:
+    ppll.Trainer(recipe(), out=tmp_path / "run").fit()
+    settings = [f"model.weights={tmp_path / 'run'}", setting, "split.blocks=2"]
+    with pytest.raises(ModelError, match=message):
+        ppll.Trainer(recipe().with_settings(settings), out=tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("name", ["model.pt", "nothing.safetensors", "noise.safetensors"])
+def test_weights_that_cannot_be_read_are_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "noise.safetensors").write_bytes(b"noise")
+    settings = [f"model.weights={tmp_path / name}"]
+    with pytest.raises(ModelError, match=name):
+        ppll.Trainer(recipe().with_settings(settings), out=tmp_path / "run")
