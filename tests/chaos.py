@@ -118,7 +118,8 @@ class Chaos:
         deadline = time.monotonic() + _ORPHANS_S
         while left := _session(self._job.pid):
             if time.monotonic() > deadline:
-                raise RuntimeError(f"still there after {_ORPHANS_S:g} s: {left}")
+                details = "\n".join(f"{role} {_details(pid)}" for pid, role in left.items())
+                raise RuntimeError(f"still there after {_ORPHANS_S:g} s:\n{details}")
             time.sleep(0.05)
 
 
@@ -131,6 +132,14 @@ def _session(session: int) -> dict[int, str]:
             if int(its_session) == session and state != "Z":
                 found[int(process.name)] = _role(process, session)
     return found
+
+
+def _details(pid: int) -> str:
+    process = Path("/proc", str(pid))
+    with suppress(OSError):
+        command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        return f"{(process / 'stat').read_text()[:40]} {command}"
+    return f"{pid} (gone)"
 
 
 def _role(process: Path, session: int) -> str:

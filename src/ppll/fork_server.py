@@ -13,7 +13,9 @@ START_METHOD = "forkserver"
 def warm_up() -> None:
     """Start the fork server, which imports torch while the caller goes on with its own work."""
     # The first optimizer of a process imports torch._dynamo, which takes as long as torch itself.
-    forkserver.set_forkserver_preload(["torch._dynamo", "ppll.rank_process"])
+    forkserver.set_forkserver_preload(
+        ["ppll.fork_server_guard", "torch._dynamo", "ppll.rank_process"]
+    )
     forkserver.ensure_running()
 
 

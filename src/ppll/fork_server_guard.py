@@ -1,0 +1,23 @@
+"""Imported by the fork server before anything else: it must not outlive its launcher.
+
+The fork server looks for its launcher's end only when it has imported everything, which takes
+seconds. Linux ends it at once where it asks for that; elsewhere it ends when it has looked.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from typing import Final
+
+__all__: list[str] = []
+
+_PR_SET_PDEATHSIG: Final = 1
+_INIT: Final = 1
+
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() == _INIT:  # It was gone before it could be asked for.
+        sys.exit(1)
