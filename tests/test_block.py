@@ -217,3 +217,99 @@ def test_what_was_saved_can_be_loaded() -> None:
     del tensors["0.weight"]
     with pytest.raises(ModelError, match=r"0\.weight is missing, the network needs shape \(6, 6\)"):
         other.load(tensors, {})
+
+
+def parts_of(message: Message, *sizes: int) -> list[Message]:
+    """A batch as messages of these sizes."""
+    total, start, parts = sum(sizes), 0, []
+    for index, size in enumerate(sizes):
+        tensors = {k: t[start : start + size].clone() for k, t in message.tensors.items()}
+        where = {"part": index, "num_parts": len(sizes), "share": size / total}
+        parts.append(replace(message, tensors=tensors, **where))
+        start += size
+    return parts
+
+
+@pytest.mark.parametrize("sizes", [(5,), (3, 2), (1, 1, 1, 1, 1), (4, 1)])
+def test_a_batch_in_parts_is_learned_from_as_a_whole(sizes: tuple[int, ...]) -> None:
+    """Up to the order of sums; without batch norm, which sees a message only."""
+    whole, _ = make_blocks(optimizer={"clip_norm": 0.1})
+    parted, _ = make_blocks(optimizer={"clip_norm": 0.1})
+    for step in (1, 2):
+        learn(whole, batch(step=step))
+        before = values(parted)
+        for part in parts_of(batch(step=step), *sizes):
+            assert all(map(torch.equal, before, values(parted)))
+            learn(parted, part)
+    torch.testing.assert_close(values(parted), values(whole), rtol=1e-5, atol=1e-7)
+    assert parted.counts.take().loss == pytest.approx(whole.counts.take().loss)
+
+
+def test_parts_of_a_batch_drop_differently() -> None:
+    first, _ = make_blocks(nn.Linear(WIDTH, WIDTH), nn.Dropout(0.5))
+    parts = parts_of(batch(), 2, 2)
+    zeros = []
+    for part in parts:
+        zeros.append(first.forward(replace(part, tensors=parts[0].tensors)).features == 0)
+        first.learn()
+    assert not torch.equal(*zeros)
+
+
+def nan_batch(step: int) -> Message:
+    return batch(step=step, scale=float("nan"))
+
+
+def with_norm(**tree: Any) -> Block:
+    return make_blocks(nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH), **tree)[0]
+
+
+@pytest.mark.parametrize("sizes", [(5,), (2, 3)])
+def test_a_skipped_batch_leaves_no_trace(sizes: tuple[int, ...]) -> None:
+    block = with_norm(on_nonfinite="skip")
+    learn(block, batch(step=1))
+    before = digest([block])
+    for part in parts_of(nan_batch(step=2), *sizes):
+        learn(block, part)
+    assert digest([block]) == before
+    assert block.counts.take().skipped == 5
+    learn(block, batch(step=3))
+    assert digest([block]) != before
+
+
+def test_a_part_that_is_skipped_skips_the_whole_batch() -> None:
+    block = with_norm(on_nonfinite="skip")
+    before = digest([block])
+    for part in (parts_of(nan_batch(step=1), 2, 3)[0], parts_of(batch(), 2, 3)[1]):
+        learn(block, part)
+    assert digest([block]) == before
+    assert block.counts.take().skipped == 5
+
+
+class HugeGradient(torch.autograd.Function):
+    """The identity, whose gradient is not finite."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor) -> Tensor:
+        return inputs.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * float("inf")
+
+
+class Explodes(nn.Module):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return HugeGradient.apply(inputs)
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_too() -> None:
+    block, _ = make_blocks(nn.Linear(WIDTH, WIDTH), Explodes(), on_nonfinite="skip")
+    before = digest([block])
+    learn(block, batch())
+    assert digest([block]) == before
+
+
+def test_a_loss_that_is_not_finite_may_be_ignored() -> None:
+    block, _ = make_blocks(on_nonfinite="ignore")
+    learn(block, nan_batch(step=1))
+    assert any(value.isnan().any() for value in values(block))

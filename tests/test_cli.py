@@ -177,6 +177,8 @@ def run_here(
         ("digits-resnet", ["data.batch_size=0"], "data.batch_size"),
         ("digits-resnet", ["data.batch_size=46"], "choose 1 to 45"),
         ("digits-resnet", ["data.batch_size=44"], "the last training batch of an epoch has one"),
+        ("digits-resnet", ["train.accumulate=10"], "training messages have one sample"),
+        ("digits-resnet", ["train.accumulate=11"], "ask for 1 to 10 parts"),
         ("digits-resnet", ["split.blocks=40"], "cannot make 40 blocks of 6 layers"),
         ("digits-resnet", ["runtime.stages=5"], "only 4 blocks"),
         ("digits-resnet", ["method.name=dlg"], "Did you mean 'dgl'"),

@@ -7,6 +7,7 @@ C: checkpoint, S: stop.
 from __future__ import annotations
 
 import pytest
+import torch
 
 from ppll.config import Recipe
 from ppll.message import Kind
@@ -101,3 +102,21 @@ def test_an_evaluation_passes_every_split_once() -> None:
     messages = list(evaluation_stream(Batches(2, BOTH), step=7))
     assert letters(messages) == "v|e|S"
     assert {m.step for m in messages} == {7}
+
+
+def test_a_batch_travels_in_parts_of_nearly_equal_size() -> None:
+    batches = MadeUpBatches(sizes=(7, 2))
+    recipe = Recipe.from_dict({"train": {"accumulate": 3}, "data": {"batch_size": 7}})
+    stream = [m for m in training_stream(batches, recipe, 2) if m.kind is Kind.TRAIN]
+    assert [(m.step, m.part, m.num_parts, len(m.targets)) for m in stream] == [
+        (1, 0, 3, 2),
+        (1, 1, 3, 2),
+        (1, 2, 3, 3),
+        (2, 0, 1, 2),  # a short batch is not cut as small as that
+    ]
+    assert [m.share for m in stream] == [2 / 7, 2 / 7, 3 / 7, 1]
+    assert [m.ends_batch for m in stream] == [False, False, True, True]
+    whole = batches.train_batch(0, 0)
+    for name in whole:
+        assert torch.equal(torch.cat([m.tensors[name] for m in stream[:3]]), whole[name])
+        assert all(m.tensors[name].data_ptr() % 64 == 0 for m in stream)

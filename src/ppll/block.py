@@ -62,7 +62,7 @@ class Block:
         autocast: Type of the forward's matrix products; none for float32.
         clip_norm: Largest norm of the block's gradient.
         on_nonfinite: What to do about a loss that is not finite. With ``"skip"`` a gradient that
-            is not finite is skipped, too, and the buffers stay as they were before the message.
+            is not finite is skipped, too, and the buffers stay as they were before the batch.
     """
 
     def __init__(
@@ -96,6 +96,7 @@ class Block:
         self._trained = [p for group in optimizer.param_groups for p in group["params"]]
         self._training: bool | None = None
         self._passage: _Passage | None = None
+        self._skips_batch = False
         self._buffers_before: list[Tensor] = []
 
     @property
@@ -113,8 +114,8 @@ class Block:
         self._set_mode(training=trains)
         inputs = message.features
         version = inputs._version
-        if trains and self._on_nonfinite == "skip":
-            self._buffers_before = [buffer.clone() for buffer in self._buffers()]
+        if trains and message.part == 0:
+            self._begin_batch()
         self._seed(_FORWARD if trains else _EVALUATE, message)
         with torch.set_grad_enabled(trains), self._autocast():
             features = inputs
@@ -125,7 +126,8 @@ class Block:
         return message.with_tensors(**{FEATURES: canonical(features.detach())})
 
     def learn(self) -> None:
-        """Learn from the message of the last ``forward``: local loss, backward, clip, update.
+        """Learn from the message of the last ``forward``: local loss, backward, and, if the batch
+        ends with the message, clip and update.
 
         Raises:
             NonFiniteLoss: The loss is infinite or not a number, and the run is to stop then;
@@ -140,20 +142,15 @@ class Block:
                 self.modules.auxiliary, passage.features, message, self._task_loss
             )
         self._refuse_in_place(passage)
-        if not self._may_learn_from(loss.value):
-            self._skip(message)
-            return
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.value.backward()  # type: ignore[no-untyped-call]
-        self._refuse_in_place(passage)
-        if self._on_nonfinite == "skip" and not self._gradient_is_finite():
-            self._skip(message)
-            return
-        if self._clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._trained, self._clip_norm)
-        self._set_learning_rate(message.step)
-        self.optimizer.step()
-        self.counts.add(loss.value, loss.logits, message.targets)
+        self._skips_batch = self._skips_batch or not self._may_learn_from(loss.value)
+        if self._skips_batch:
+            self.counts.skip(message.targets)
+        else:
+            _share_of(loss.value, message).backward()  # type: ignore[no-untyped-call]
+            self._refuse_in_place(passage)
+            self.counts.add(loss.value, loss.logits, message.targets)
+        if message.ends_batch:
+            self._update(message.step)
 
     def evaluate(self) -> None:
         """Count what the block's exit gets right on the message of the last ``forward``."""
@@ -188,7 +185,8 @@ class Block:
         """Make the default generator a function of seed, block and message."""
         position = message.sequence if phase is _EVALUATE else message.step
         # The CPU generator keeps no more than 32 bits of a seed.
-        seed = fold(self._random_key, phase, position) & 0xFFFFFFFF
+        part = (message.part,) if message.part else ()
+        seed = fold(self._random_key, phase, position, *part) & 0xFFFFFFFF
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
         torch.default_generator.manual_seed(seed)
@@ -225,12 +223,23 @@ class Block:
         gradients = [p.grad for p in self._trained if p.grad is not None]
         return bool(nn.utils.get_total_norm(gradients).isfinite())
 
-    def _skip(self, message: Message) -> None:
-        """Leave everything as it was before the message, but count it."""
-        with torch.no_grad():
-            for buffer, before in zip(self._buffers(), self._buffers_before, strict=True):
-                buffer.copy_(before)
-        self.counts.skip(message.targets)
+    def _begin_batch(self) -> None:
+        self._skips_batch = False
+        self.optimizer.zero_grad(set_to_none=True)
+        if self._on_nonfinite == "skip":
+            self._buffers_before = [buffer.clone() for buffer in self._buffers()]
+
+    def _update(self, step: int) -> None:
+        """Clip and update, or leave everything as it was before the batch."""
+        if self._skips_batch or (self._on_nonfinite == "skip" and not self._gradient_is_finite()):
+            with torch.no_grad():
+                for buffer, before in zip(self._buffers(), self._buffers_before, strict=True):
+                    buffer.copy_(before)
+            return
+        if self._clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._trained, self._clip_norm)
+        self._set_learning_rate(step)
+        self.optimizer.step()
 
     def _buffers(self) -> Iterator[Tensor]:
         for _, module in self.modules.named():
@@ -259,3 +268,8 @@ class Block:
             features = layer.module(features)
         yield "output", features
         self.method.exit(self.modules.auxiliary, features)
+
+
+def _share_of(loss: Tensor, message: Message) -> Tensor:
+    """What a message's mean loss adds to that of its batch."""
+    return loss if message.num_parts == 1 else loss * message.share

@@ -13,6 +13,7 @@ block with a value that is not finite writes a record that says so, and no check
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ppll.durable import make_folder, write_whole
+from ppll.durable import make_folder, open_plain, write_whole
 from ppll.errors import CheckpointError
 from ppll.manifest import (
     OPTIMIZER_SUFFIX,
@@ -139,7 +140,7 @@ def commit(
             )
         check_finite(record)
         files.update(record.files)
-    manifest = Manifest(step=step, num_blocks=num_blocks, recipe=dict(recipe), files=files)
+    manifest = Manifest(step=step, num_blocks=num_blocks, recipe=dict(recipe), files=files).sealed()
     write_whole(folder / _MANIFEST, manifest.model_dump_json(indent=1).encode())
     return manifest
 
@@ -175,12 +176,16 @@ class TensorReader:
         folder: A committed checkpoint.
 
     Raises:
-        CheckpointError: The manifest cannot be read.
+        CheckpointError: The manifest cannot be read, or is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.manifest = read_record(folder / _MANIFEST, Manifest)
+        if not self.manifest.is_whole:
+            raise CheckpointError(
+                f"{folder / _MANIFEST} is damaged: its SHA-256 is not the one that it names."
+            )
 
     def check(self) -> None:
         """Read every file and compare its digest.
@@ -236,10 +241,12 @@ class TensorReader:
         return tensors
 
     def _load(self, name: str, record: FileRecord) -> dict[str, Tensor]:
+        content = self._content(name, record)
         try:
-            tensors = safetensors.torch.load(self._content(name, record))
-        except safetensors.SafetensorError as error:
-            raise CheckpointError(f"cannot read {self.folder / name}: {error}.") from None
+            tensors = safetensors.torch.load(content)
+        # Beside its own errors come torch's about types and shapes that it does not know.
+        except (safetensors.SafetensorError, LookupError, RuntimeError, TypeError) as error:
+            raise CheckpointError(f"cannot read {self.folder / name}: {error!r:.200}.") from None
         found = {t: (_dtype_name(v), tuple(v.shape)) for t, v in tensors.items()}
         if found != {t: (r.dtype, r.shape) for t, r in record.tensors.items()}:
             raise CheckpointError(f"{self.folder / name} holds other tensors than its manifest.")
@@ -248,12 +255,14 @@ class TensorReader:
     def _content(self, name: str, record: FileRecord) -> bytes:
         path = self.folder / name
         try:
-            content = path.read_bytes()
+            with open_plain(path) as file:
+                num_bytes = os.fstat(file.fileno()).st_size
+                content = file.read() if num_bytes == record.num_bytes else b""
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror}.") from None
-        if len(content) != record.num_bytes:
+        if num_bytes != record.num_bytes:
             raise CheckpointError(
-                f"{path} is damaged: it has {len(content)} bytes, not {record.num_bytes}."
+                f"{path} is damaged: it has {num_bytes} bytes, not {record.num_bytes}."
             )
         if hashlib.sha256(content).hexdigest() != record.sha256:
             raise CheckpointError(f"{path} is damaged: its SHA-256 differs from the manifest's.")

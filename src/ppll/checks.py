@@ -14,7 +14,13 @@ from ppll.models import models
 from ppll.run_folder import RunFolder
 from ppll.split import Blueprint, build_method
 
-__all__ = ["check_devices", "check_disk", "check_last_batch", "check_names", "checkpoint_bytes"]
+__all__ = [
+    "check_devices",
+    "check_disk",
+    "check_names",
+    "check_smallest_message",
+    "checkpoint_bytes",
+]
 
 
 def check_devices(recipe: Recipe) -> None:
@@ -46,26 +52,40 @@ def check_names(recipe: Recipe, *, own_model: bool) -> None:
     datasets.check(recipe.data.name, recipe.data.options)
 
 
-def check_last_batch(blueprint: Blueprint, data: PreparedData) -> None:
-    """Refuse a last batch of one sample where there is batch norm, which cannot learn from it.
+def check_smallest_message(blueprint: Blueprint, data: PreparedData) -> None:
+    """Refuse messages of one sample where there is batch norm, which cannot learn from it.
 
     Raises:
-        DataError: There is such a batch.
+        DataError: There is such a message.
     """
-    num_train, batch_size = len(data.train_samples), data.config.batch_size
-    has_short_batch = num_train % batch_size != 0 and not data.config.drop_last
-    if (num_train % batch_size if has_short_batch else batch_size) != 1:
+    recipe, num_train = blueprint.recipe, len(data.train_samples)
+    batch_size = data.config.batch_size
+    last = 0 if data.config.drop_last else num_train % batch_size
+    smallest = {size: size // recipe.num_parts(size) for size in (batch_size, last) if size}
+    if 1 not in smallest.values() or not _has_batch_norm(blueprint):
         return
-    modules = [layer.module for layer in blueprint.network.layers]
-    modules += [blueprint.build_auxiliary(i) for i in range(blueprint.num_blocks - 1)]
-    if any(
-        isinstance(m, nn.modules.batchnorm._BatchNorm) for root in modules for m in root.modules()
-    ):
+    parts = f", each as {recipe.train.accumulate} messages" if recipe.train.accumulate > 1 else ""
+    if smallest[batch_size] == 1:
         raise DataError(
-            f"the last training batch of an epoch has one sample ({num_train} samples in "
-            f"batches of {batch_size}), which batch norm cannot learn from: "
-            f"set data.drop_last = true, or another data.batch_size."
+            f"training messages have one sample (data.batch_size = {batch_size}{parts}), which "
+            f"batch norm cannot learn from: set a larger data.batch_size, or a smaller "
+            f"train.accumulate."
         )
+    raise DataError(
+        f"the last training batch of an epoch has one sample ({num_train} samples in "
+        f"batches of {batch_size}{parts}), which batch norm cannot learn from: "
+        f"set data.drop_last = true, or another data.batch_size."
+    )
+
+
+def _has_batch_norm(blueprint: Blueprint) -> bool:
+    outlines = [blueprint.outline(index) for index in range(blueprint.num_blocks)]
+    return any(
+        isinstance(m, nn.modules.batchnorm._BatchNorm)
+        for outline in outlines
+        for _, root in outline.named()
+        for m in root.modules()
+    )
 
 
 def check_disk(blueprint: Blueprint, folder: RunFolder) -> None:

@@ -77,7 +77,7 @@ class DataConfig(_NamedSection):
     batch_size: Count = 128
     """Samples of a training batch."""
     eval_batch_size: Count | None = None
-    """Samples of an evaluation batch; without it, as many as in a training batch."""
+    """Samples of an evaluation batch; without it, as many as in a training message."""
     validation: int | float = 0
     """Part of the training set kept for validation: a share below 1 or a number of samples."""
     train_limit: Count | None = None
@@ -200,7 +200,9 @@ class TrainConfig(_Section):
     precision: Literal["float32", "bf16"] = "float32"
     """Type of the forward's matrix products; parameters stay float32."""
     compile: Literal[False] = False
-    accumulate: Literal[1] = 1
+    accumulate: Annotated[int, Field(ge=1, le=1024)] = 1
+    """A batch travels as so many messages, and a block updates after the last of them: less memory
+    a stage. Batch norm sees the samples of a message."""
     deterministic: Literal[True] = True
     on_nonfinite: Literal["stop", "skip", "ignore"] = "stop"
     """What to do when a block's loss is not finite: stop the run and name block and step, make no
@@ -256,6 +258,11 @@ class Recipe(_Section):
                 f"{self.split.blocks} blocks to place (split.blocks): "
                 f"ask for 1 to {self.split.blocks} stages, or for more blocks"
             )
+        if self.train.accumulate > self.data.batch_size:
+            raise ValueError(
+                f"train.accumulate = {self.train.accumulate} parts of data.batch_size = "
+                f"{self.data.batch_size} samples: ask for 1 to {self.data.batch_size} parts"
+            )
         for index in self.optimizer.blocks:
             if not 0 <= index < self.split.blocks:
                 raise ValueError(
@@ -267,6 +274,21 @@ class Recipe(_Section):
         """Training batches of the whole run."""
         num_steps = steps_per_epoch * self.train.epochs
         return min(num_steps, self.train.max_steps or num_steps)
+
+    @property
+    def message_size(self) -> int:
+        """Most samples of a training message."""
+        return -(-self.data.batch_size // self.train.accumulate)
+
+    def num_parts(self, num_samples: int) -> int:
+        """Messages that a training batch travels as; fewer than others where it is short."""
+        usual = self.data.batch_size // self.train.accumulate
+        return min(self.train.accumulate, -(-num_samples // usual))
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Samples of an evaluation batch."""
+        return self.data.eval_batch_size or self.message_size
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> Self:

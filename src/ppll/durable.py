@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ["make_folder", "write_whole"]
+__all__ = ["make_folder", "open_plain", "write_whole"]
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -27,6 +30,23 @@ def write_whole(path: Path, content: bytes) -> None:
             temporary.unlink()
         raise
     _sync_folder(path.parent)
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Open a file that lies itself where its name says: no link, which may lead anywhere, no pipe.
+
+    Raises:
+        OSError: It cannot be read, or is something else.
+    """
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "it is a link", str(path))
+    # Who puts a link there meanwhile, or a pipe that nobody writes to, gains nothing.
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
+    file = open(os.open(path, flags), "rb")  # noqa: SIM115 (the caller closes it)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return file
 
 
 def make_folder(path: Path) -> None:

@@ -150,7 +150,7 @@ class Launcher:
                 self._note(self._silent(line.rank, _DIED))
 
     def _give_up(self, line: LauncherEnd, error: ProtocolError) -> None:
-        """Part with a rank that talks nonsense; where its process is not known, it leaves itself."""
+        """Part with a rank that talks nonsense; one that cannot be killed yet leaves by itself."""
         self._note(self._silent(line.expected_rank, f"{type(error).__name__}: {error}"))
         self._selector.unregister(line.socket)
         self._kill(line)

@@ -6,11 +6,13 @@ it cannot make a reader look outside its folder.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import pydantic
 
+from ppll.durable import open_plain
 from ppll.errors import CheckpointError
 
 __all__ = [
@@ -29,7 +31,7 @@ OPTIMIZER_SUFFIX = ".optimizer.safetensors"
 """How the names of shards with optimizer state end."""
 
 FileName = Annotated[str, pydantic.Field(pattern=r"^block-\d{2,4}(\.optimizer)?\.safetensors$")]
-Count = Annotated[int, pydantic.Field(ge=0)]
+Count = Annotated[int, pydantic.Field(ge=0, lt=2**63)]
 
 
 class _Record(pydantic.BaseModel):
@@ -82,6 +84,7 @@ class Manifest(_Record):
         num_blocks: Blocks, each with two files.
         recipe: What the blocks were trained by, as far as it changes the result.
         files: Every shard by name.
+        sha256: Of all this, since nothing else tells whether the manifest itself is whole.
     """
 
     format: Literal[2] = 2
@@ -89,13 +92,28 @@ class Manifest(_Record):
     num_blocks: Annotated[int, pydantic.Field(ge=1)]
     recipe: dict[str, dict[str, Any]]
     files: dict[FileName, FileRecord]
+    sha256: str = ""
 
     @pydantic.model_validator(mode="after")
     def _files_match_blocks(self) -> Self:
-        expected = {name for i in range(self.num_blocks) for name in shard_names(i)}
-        if set(self.files) != expected:
+        # The blocks are counted first, since a number may be made up.
+        if len(self.files) != 2 * self.num_blocks or set(self.files) != {
+            name for i in range(self.num_blocks) for name in shard_names(i)
+        }:
             raise ValueError(f"the files are not those of {self.num_blocks} blocks")
         return self
+
+    def sealed(self) -> Self:
+        """The same with its digest."""
+        return self.model_copy(update={"sha256": self._digest()})
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it still says what it said when it was sealed."""
+        return self.sha256 == self._digest()
+
+    def _digest(self) -> str:
+        return hashlib.sha256(self.model_dump_json(exclude={"sha256"}).encode()).hexdigest()
 
 
 def shard_names(block_index: int) -> tuple[str, str]:
@@ -110,10 +128,11 @@ def read_record(path: Path, model: type[M]) -> M:
         CheckpointError: It is missing, or not what it should be.
     """
     try:
-        return model.model_validate_json(path.read_bytes())
+        with open_plain(path) as file:
+            return model.model_validate_json(file.read())
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}.") from None
     except pydantic.ValidationError as error:
         problem = error.errors()[0]
-        place = ".".join(str(part) for part in problem["loc"])
-        raise CheckpointError(f"cannot read {path}: {place}: {problem['msg']}.") from None
+        place = "".join(f"{part}: " for part in problem["loc"])
+        raise CheckpointError(f"cannot read {path}: {place}{problem['msg']}.") from None

@@ -63,6 +63,9 @@ class Message:
         step: Training batches up to and including this message.
         epoch: Epoch of the batch, from 0.
         split: The samples of an evaluation, such as ``"test"``; empty otherwise.
+        part: Position of the message among those that a training batch travels as, from 0.
+        num_parts: Messages that the batch travels as; a block updates after the last.
+        share: Share of the batch's samples that is in this message.
         saved_step: Newest checkpoint that the sender and all before it have on disk;
             ``NOTHING_SAVED`` where there is none.
         tensors: By field name: ``features`` (N, ...), ``targets`` (N), and what the method adds.
@@ -73,8 +76,16 @@ class Message:
     step: int
     epoch: int = 0
     split: str = ""
+    part: int = 0
+    num_parts: int = 1
+    share: float = 1.0
     saved_step: int = NOTHING_SAVED
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def ends_batch(self) -> bool:
+        """Whether it is the last of its batch, so that a block updates after it."""
+        return self.part == self.num_parts - 1
 
     @property
     def features(self) -> Tensor:

@@ -131,6 +131,7 @@ def _loader(job: Job, blueprint: Blueprint, ends_early: Callable[[], bool]) -> P
     batches = load_batches(
         job.recipe.data,
         seed=job.recipe.train.seed,
+        eval_batch_size=job.recipe.eval_batch_size,
         user_data=job.folder.user_data if job.user_data else None,
         fields=blueprint.method.fields,
     )
@@ -149,8 +150,7 @@ def _loader(job: Job, blueprint: Blueprint, ends_early: Callable[[], bool]) -> P
 
 def slot_layout(job: Job, blueprint: Blueprint, block_index: int) -> SlotLayout:
     """How large the fields of a message are that enters a block."""
-    data = job.recipe.data
-    num = max(data.batch_size, data.eval_batch_size or 0)
+    num = max(job.recipe.message_size, job.recipe.eval_batch_size)
     shape = blueprint.input_shape(block_index)
     float_bytes = torch.float32.itemsize
     field_bytes = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from ppll.errors import CheckpointError
 __all__ = ["Recovered", "newest_whole", "prune", "set_aside"]
 
 _DAMAGED = ".damaged"
+_NAME = re.compile("step-[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def _check_step(reader: TensorReader) -> None:
 
 def _folders(checkpoints: Path) -> Iterator[Path]:
     """All folders of checkpoints, the oldest first."""
-    found = [f for f in checkpoints.glob("step-*") if f.name.removeprefix("step-").isdigit()]
+    found = [f for f in checkpoints.glob("step-*") if _NAME.fullmatch(f.name) and f.is_dir()]
     yield from sorted(found, key=lambda f: int(f.name.removeprefix("step-")))
 
 

@@ -93,7 +93,8 @@ def _check_same_run(manifest: Manifest, beginning: Beginning) -> None:
 
 def _num_steps(manifest: Manifest, steps_per_epoch: int) -> int:
     """Length of the run that a checkpoint is of."""
-    return Recipe.from_dict({"train": manifest.recipe["train"]}).num_steps(steps_per_epoch)
+    train = manifest.recipe.get("train", {})
+    return Recipe.from_dict({"train": train}).num_steps(steps_per_epoch)
 
 
 def _save_data(beginning: Beginning) -> None:
@@ -101,7 +102,9 @@ def _save_data(beginning: Beginning) -> None:
     data, path = beginning.own_data, beginning.job.folder.user_data
     if data is None:
         return
-    if path.exists() and not Dataset.load(path).equals(data) and "data" not in beginning.allowed:
+    if path.exists() and "data" not in beginning.allowed:
+        if Dataset.load(path).equals(data):
+            return
         raise DataError(
             "the run was trained on other data than is given now: give it the same, start a new "
             'run with another out, or allow it with allow_change=("data",).'

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from torch import Tensor
 
 from ppll.config import Recipe
-from ppll.message import Kind, Message
+from ppll.message import TARGETS, Kind, Message, canonical
 
 __all__ = ["EVERYTHING_SAVED", "Batches", "evaluation_stream", "training_stream"]
 
 EVERYTHING_SAVED: Final = 2**62
 """``saved_step`` of the stream itself: nothing before the first stage has anything to save."""
 
-Draft = tuple[Kind, int, int, str, Mapping[str, Tensor]]
+Draft = Mapping[str, Any]
+"""The fields of a message but its number."""
 
 
 class Batches(Protocol):
@@ -70,20 +71,16 @@ def evaluation_stream(batches: Batches, step: int) -> Iterator[Message]:
     drafts = itertools.chain.from_iterable(
         _evaluation(batches, split, step, 0) for split in batches.splits
     )
-    return _numbered(itertools.chain(drafts, [(Kind.STOP, step, 0, "", {})]))
+    return _numbered(itertools.chain(drafts, [_mark(Kind.STOP, step, 0)]))
 
 
 def _numbered(drafts: Iterator[Draft]) -> Iterator[Message]:
-    for sequence, (kind, step, epoch, split, tensors) in enumerate(drafts):
-        yield Message(
-            kind=kind,
-            sequence=sequence,
-            step=step,
-            epoch=epoch,
-            split=split,
-            saved_step=EVERYTHING_SAVED,
-            tensors=tensors,
-        )
+    for sequence, draft in enumerate(drafts):
+        yield Message(sequence=sequence, saved_step=EVERYTHING_SAVED, **draft)
+
+
+def _mark(kind: Kind, step: int, epoch: int, split: str = "") -> Draft:
+    return {"kind": kind, "step": step, "epoch": epoch, "split": split}
 
 
 def _drafts(
@@ -99,26 +96,27 @@ def _drafts(
         yield from _epoch_end(batches, recipe, start_step)
     for step in range(start_step + 1, num_steps + 1):
         epoch, index = divmod(step - 1, per_epoch)
-        yield Kind.TRAIN, step, epoch, "", batches.train_batch(epoch, index)
+        for part in _parts(batches.train_batch(epoch, index), recipe):
+            yield {**_mark(Kind.TRAIN, step, epoch), **part}
         interrupted = step < num_steps and ends_early()
         if interrupted or step == num_steps or (every and step % every == 0):
-            yield Kind.CHECKPOINT, step, epoch, "", {}
+            yield _mark(Kind.CHECKPOINT, step, epoch)
         if interrupted:
-            yield Kind.STOP, step, epoch, "", {}
+            yield _mark(Kind.STOP, step, epoch)
             return
         if step % per_epoch == 0 and step < num_steps:
             yield from _epoch_end(batches, recipe, step)
     last_epoch = (num_steps - 1) // per_epoch
-    yield Kind.EPOCH_END, num_steps, last_epoch, "", {}
+    yield _mark(Kind.EPOCH_END, num_steps, last_epoch)
     for split in batches.splits:
         yield from _evaluation(batches, split, num_steps, last_epoch)
-    yield Kind.STOP, num_steps, last_epoch, "", {}
+    yield _mark(Kind.STOP, num_steps, last_epoch)
 
 
 def _epoch_end(batches: Batches, recipe: Recipe, step: int) -> Iterator[Draft]:
     """What follows the last batch of an epoch that is not the run's last."""
     num_epochs = step // batches.steps_per_epoch
-    yield Kind.EPOCH_END, step, num_epochs - 1, "", {}
+    yield _mark(Kind.EPOCH_END, step, num_epochs - 1)
     if recipe.train.evaluate_every and num_epochs % recipe.train.evaluate_every == 0:
         split = "validation" if "validation" in batches.splits else "test"
         yield from _evaluation(batches, split, step, num_epochs - 1)
@@ -126,5 +124,19 @@ def _epoch_end(batches: Batches, recipe: Recipe, step: int) -> Iterator[Draft]:
 
 def _evaluation(batches: Batches, split: str, step: int, epoch: int) -> Iterator[Draft]:
     for tensors in batches.evaluation_batches(split):
-        yield Kind.EVALUATE, step, epoch, split, tensors
-    yield Kind.EVALUATION_END, step, epoch, split, {}
+        yield {**_mark(Kind.EVALUATE, step, epoch, split), "tensors": tensors}
+    yield _mark(Kind.EVALUATION_END, step, epoch, split)
+
+
+def _parts(tensors: Mapping[str, Tensor], recipe: Recipe) -> Iterator[Draft]:
+    """A batch as the messages that it travels as, of nearly equal size."""
+    num_samples = tensors[TARGETS].shape[0]
+    num_parts = recipe.num_parts(num_samples)
+    bounds = [num_samples * i // num_parts for i in range(num_parts + 1)]
+    for part, (start, end) in enumerate(itertools.pairwise(bounds)):
+        yield {
+            "tensors": {name: canonical(t[start:end]) for name, t in tensors.items()},
+            "part": part,
+            "num_parts": num_parts,
+            "share": (end - start) / num_samples,
+        }

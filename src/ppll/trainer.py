@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ppll.checkpoint import step_folder
-from ppll.checks import check_devices, check_disk, check_last_batch, check_names
+from ppll.checks import check_devices, check_disk, check_names, check_smallest_message
 from ppll.claim import locked
 from ppll.config import Recipe
 from ppll.data import Dataset, load_dataset, prepare
@@ -91,7 +91,7 @@ class Trainer:
         self._facts = facts_of(prepared)
         self.blueprint = draw_blueprint(self.recipe, self._facts, self._own_network)
         self.blueprint.stage_blocks(self.recipe.runtime.stages)
-        check_last_batch(self.blueprint, prepared)
+        check_smallest_message(self.blueprint, prepared)
         check_disk(self.blueprint, RunFolder(self._out.absolute()))
         self._trained = self._read_weights()
 

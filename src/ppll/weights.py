@@ -26,7 +26,7 @@ def read_weights(source: Path, network: Network) -> dict[str, Tensor]:
 
     Raises:
         ModelError: It is neither, cannot be read, or is of another network: a tensor is missing,
-            has another shape, or belongs nowhere.
+            has another shape or kind of numbers, is not finite, or belongs nowhere.
         CheckpointError: The run's checkpoints are damaged.
     """
     weights = _read(source)
@@ -35,32 +35,37 @@ def read_weights(source: Path, network: Network) -> dict[str, Tensor]:
 
 
 def _read(source: Path) -> dict[str, Tensor]:
-    if source.is_dir():
-        found = newest_whole(RunFolder.open(source).checkpoints)
-        if found is None:
-            raise ModelError(f"model.weights: {source} has no whole checkpoint.")
-        return found.reader.all_weights()
-    if source.suffix != ".safetensors":
-        raise ModelError(
-            f"model.weights: {source} is neither a run folder nor a .safetensors file. Other "
-            f"formats are not read, since loading them may run what is in them."
-        )
     try:
-        return safetensors.torch.load_file(source)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ModelError(f"model.weights: cannot read {source}: {error}.") from None
+        if source.is_dir():
+            return _read_run(source)
+        if source.suffix == ".safetensors":
+            if source.exists() and not source.is_file():
+                raise OSError("it is no regular file")
+            return safetensors.torch.load_file(source)
+    # Beside safetensors' own errors come torch's about types and shapes that it does not know.
+    except (OSError, safetensors.SafetensorError, LookupError, RuntimeError, TypeError) as error:
+        raise ModelError(f"model.weights: cannot read {source}: {error!s:.200}.") from None
+    raise ModelError(
+        f"model.weights: {source} is neither a run folder nor a .safetensors file. Other "
+        f"formats are not read, since loading them may run what is in them."
+    )
+
+
+def _read_run(source: Path) -> dict[str, Tensor]:
+    found = newest_whole(RunFolder.open(source).checkpoints)
+    if found is None:
+        raise ModelError(f"model.weights: {source} has no whole checkpoint.")
+    return found.reader.all_weights()
 
 
 def _check(source: Path, weights: dict[str, Tensor], network: Network) -> None:
-    wanted = {name: tuple(t.shape) for name, t in network.as_module().state_dict().items()}
-    found = {
-        name: tuple(t.shape) for name, t in weights.items() if not name.startswith(f"{AUXILIARY}.")
-    }
+    wanted = network.as_module().state_dict()
+    found = {n: t for n, t in weights.items() if not n.startswith(f"{AUXILIARY}.")}
     problems = [f"{n} is missing" for n in wanted if n not in found]
     problems += [
-        f"{n} has shape {found[n]}, the network needs {wanted[n]}"
+        f"{n} {problem}"
         for n in wanted
-        if n in found and found[n] != wanted[n]
+        if n in found and (problem := _problem(found[n], wanted[n])) is not None
     ]
     transient = {name for name, _ in network.as_module().named_buffers()}
     problems += [f"{n} belongs nowhere" for n in found if n not in wanted and n not in transient]
@@ -70,3 +75,15 @@ def _check(source: Path, weights: dict[str, Tensor], network: Network) -> None:
             f"model.weights: {source} is of another network: {'; '.join(problems[:_MOST_NAMED])}"
             f"{more}. Give model the options that it was trained with."
         )
+
+
+def _problem(found: Tensor, wanted: Tensor) -> str | None:
+    """Why a tensor cannot take another's place; none where it can."""
+    if found.shape != wanted.shape:
+        return f"has shape {tuple(found.shape)}, the network needs {tuple(wanted.shape)}"
+    both_are_real = found.is_floating_point() and wanted.is_floating_point()
+    if found.dtype != wanted.dtype and not both_are_real:
+        return f"holds {found.dtype}, the network needs {wanted.dtype}"
+    if not found.float().isfinite().all():
+        return "holds a value that is not finite"
+    return None

@@ -121,7 +121,7 @@ class Worker:
             block.learn() if trains else block.evaluate()
         if trains:
             self.monitor.num_samples += message.targets.shape[0]
-            if message.step % self._log_every_steps == 0:
+            if message.ends_batch and message.step % self._log_every_steps == 0:
                 self._write_training(message)
 
     def _send(self, message: Message) -> Iterator[Waiting]:

@@ -52,23 +52,26 @@ def test_tensors_lie_one_after_the_other_on_boundaries() -> None:
     ("offset", "form", "value", "complaint"),
     [
         (0, "4s", b"HTTP", "magic is b'HTTP', expected b'PPLL'"),
-        (4, "<H", 2, "version is 2, expected 1"),
+        (4, "<H", 1, "version is 1, expected 2"),
         (6, "B", 0, r"kind is 0, expected one of \[1, 2"),
         (7, "B", 9, "number of tensors is 9, expected at most 8"),
         (8, "B", 2, "own-memory flag is 2"),
-        (48, "4s", b"te\xffst", "name is .* expected ASCII"),
-        (64, "16s", b"targets", "field names is .* all different"),
-        (64, "2s", b"\0b", "name is .* expected ASCII"),
-        (80, "B", 99, "dtype code of 'features' is 99"),
-        (81, "B", 9, "number of dimensions of 'features' is 9, expected at most 8"),
-        (88, "<q", -4, "shape of 'features'"),
-        (88, "<q", 2**62, "shape of 'features' is .* expected something smaller"),
-        (88, "<q", 5, "size of 'features' is 48, expected 60"),
-        (152, "<q", -3, "shape of 'features'"),
-        (152, "<q", 2**62, "strides of 'features'"),
-        (216, "<q", 8, "offset of 'features' is 8, expected a multiple of 64"),
-        (216, "<q", -64, "offset of 'features' is -64"),
-        (224, "<q", 47, "size of 'features' is 47, expected 48"),
+        (56, "4s", b"te\xffst", "name is .* expected ASCII"),
+        (10, "<H", 3, "part is 3, expected below 1"),
+        (16, "<d", 1.5, "share is 1.5, expected above 0, at most 1"),
+        (16, "<d", float("nan"), "share is nan"),
+        (72, "16s", b"targets", "field names is .* all different"),
+        (72, "2s", b"\0b", "name is .* expected ASCII"),
+        (88, "B", 99, "dtype code of 'features' is 99"),
+        (89, "B", 9, "number of dimensions of 'features' is 9, expected at most 8"),
+        (96, "<q", -4, "shape of 'features'"),
+        (96, "<q", 2**62, "shape of 'features' is .* expected something smaller"),
+        (96, "<q", 5, "size of 'features' is 48, expected 60"),
+        (160, "<q", -3, "shape of 'features'"),
+        (160, "<q", 2**62, "strides of 'features'"),
+        (224, "<q", 8, "offset of 'features' is 8, expected a multiple of 64"),
+        (224, "<q", -64, "offset of 'features' is -64"),
+        (232, "<q", 47, "size of 'features' is 47, expected 48"),
     ],
 )
 def test_complaint_names_what_was_found_and_expected(
@@ -82,7 +85,7 @@ def test_complaint_names_what_was_found_and_expected(
 
 def test_empty_tensor_with_dimensions_that_overflow_is_refused() -> None:
     header = packed(features=torch.rand(0, 3, 3))
-    struct.pack_into("<qq", header, 88 + 8, 2**40, 2**40)
+    struct.pack_into("<qq", header, 96 + 8, 2**40, 2**40)
     with pytest.raises(ProtocolError, match="something smaller"):
         unpacked(header)
 

@@ -2,8 +2,8 @@
 
 ::
 
-    prefix   magic, version, kind, number of fields, own memory, sequence, step, epoch,
-             saved step, split
+    prefix   magic, version, kind, number of fields, own memory, part, number of parts, share,
+             sequence, step, epoch, saved step, split
     field 0  name, dtype, number of dimensions, shape, strides, offset, bytes
     ...
     field 7
@@ -31,6 +31,7 @@ __all__ = [
     "MAGIC",
     "MAX_DIMENSIONS",
     "MAX_FIELDS",
+    "MAX_PARTS",
     "VERSION",
     "Field",
     "Header",
@@ -41,12 +42,13 @@ __all__ = [
 ]
 
 MAGIC: Final = b"PPLL"
-VERSION: Final = 1
+VERSION: Final = 2
+MAX_PARTS: Final = 2**16 - 1
 MAX_FIELDS: Final = 8
 MAX_DIMENSIONS: Final = 8
 _NAME_BYTES: Final = 16
 
-_PREFIX: Final = struct.Struct(f"<4sHBBB7xqqqq{_NAME_BYTES}s")
+_PREFIX: Final = struct.Struct(f"<4sHBBBxHH2xdqqqq{_NAME_BYTES}s")
 _FIELD: Final = struct.Struct(f"<{_NAME_BYTES}sBB6x{MAX_DIMENSIONS}q{MAX_DIMENSIONS}qqq")
 HEADER_BYTES: Final = _PREFIX.size + MAX_FIELDS * _FIELD.size
 
@@ -107,7 +109,7 @@ class Layout(NamedTuple):
 
 
 class Header(NamedTuple):
-    """A header as it was received; the first six are those of ``Message``.
+    """A header as it was received; the first nine are those of ``Message``.
 
     Attributes:
         layout: The tensors and where they lie.
@@ -120,6 +122,9 @@ class Header(NamedTuple):
     epoch: int
     saved_step: int
     split: str
+    part: int
+    num_parts: int
+    share: float
     layout: Layout
     own_memory: bool
 
@@ -131,6 +136,9 @@ class Header(NamedTuple):
             step=self.step,
             epoch=self.epoch,
             split=self.split,
+            part=self.part,
+            num_parts=self.num_parts,
+            share=self.share,
             saved_step=self.saved_step,
             tensors=tensors,
         )
@@ -217,6 +225,9 @@ def pack_header(
         message.kind,
         len(layout.fields),
         own_memory,
+        message.part,
+        message.num_parts,
+        message.share,
         message.sequence,
         message.step,
         message.epoch,
@@ -235,14 +246,15 @@ def unpack_header(buffer: memoryview) -> Header:
     Raises:
         ProtocolError: It is not a valid header.
     """
-    magic, version, kind, num_fields, own_memory, sequence, step, epoch, saved_step, split = (
-        _PREFIX.unpack_from(buffer)
-    )
+    magic, version, kind, num_fields, own_memory, *numbers, split = _PREFIX.unpack_from(buffer)
+    part, num_parts, share, sequence, step, epoch, saved_step = numbers
     _expect(magic == MAGIC, "magic", magic, MAGIC)
     _expect(version == VERSION, "version", version, VERSION)
     _expect(kind in _KINDS, "kind", kind, f"one of {list(_KINDS)}")
     _expect(num_fields <= MAX_FIELDS, "number of tensors", num_fields, f"at most {MAX_FIELDS}")
     _expect(own_memory <= 1, "own-memory flag", own_memory, "0 or 1")
+    _expect(part < num_parts, "part", part, f"below {num_parts}")
+    _expect(0 < share <= 1, "share", share, "above 0, at most 1")
     packed = bytes(buffer[_PREFIX.size : _PREFIX.size + num_fields * _FIELD.size])
     return Header(
         _KINDS[kind],
@@ -251,6 +263,9 @@ def unpack_header(buffer: memoryview) -> Header:
         epoch,
         saved_step,
         _unpack_name(split),
+        part,
+        num_parts,
+        share,
         _unpack_layout(packed),
         bool(own_memory),
     )
@@ -293,8 +308,7 @@ def _check_extent(field: Field) -> None:
         "something smaller",
     )
     size = math.prod(shape)
-    span = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-    _expect(size in (0, span), f"strides of {name!r}", strides, f"dense ones for {shape}")
+    _expect(_are_dense(shape, strides), f"strides of {name!r}", strides, f"dense ones for {shape}")
     _expect(
         num_bytes == size * dtype.itemsize, f"size of {name!r}", num_bytes, size * dtype.itemsize
     )
@@ -304,6 +318,16 @@ def _check_extent(field: Field) -> None:
         offset,
         f"a multiple of {ALIGNMENT}",
     )
+
+
+def _are_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether every element has a place of its own and none is left over."""
+    size = 1
+    for stride, n in sorted(zip(strides, shape, strict=True)):
+        if n > 1 and stride != size:
+            return 0 in shape
+        size *= n
+    return True
 
 
 @lru_cache(maxsize=256)

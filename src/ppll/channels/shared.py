@@ -47,7 +47,7 @@ from ppll.channels.header import (
 from ppll.channels.memory import Slots, reserve
 from ppll.channels.sockets import FrameReader
 from ppll.errors import ChannelClosed, ChannelError, ProtocolError
-from ppll.message import Message
+from ppll.message import ALIGNMENT, Message
 
 __all__ = ["MAX_CAPACITY", "SharedReceiveEnd", "SharedSendEnd"]
 
@@ -132,10 +132,11 @@ class SharedSendEnd(SendEnd):
         frame, fds = self._greeting.take()
         try:
             magic, version, capacity, slot_bytes = _GREETING.unpack(frame)
-            if (magic, version, len(fds)) != (MAGIC, VERSION, 1):
+            has_slots = 1 <= capacity <= MAX_CAPACITY and slot_bytes % ALIGNMENT == 0 < slot_bytes
+            if not has_slots or (magic, version, len(fds)) != (MAGIC, VERSION, 1):
                 raise ProtocolError(
-                    f"the receiver greets with {magic!r}, version {version} and {len(fds)} "
-                    f"descriptors, expected {MAGIC!r}, version {VERSION} and 1."
+                    f"the receiver greets with {magic!r}, version {version}, {capacity} slots of "
+                    f"{slot_bytes} bytes and {len(fds)} descriptors."
                 )
             self._slots = Slots(fds[0], slot_bytes, capacity)
         finally:
@@ -254,8 +255,7 @@ class SharedReceiveEnd(ReceiveEnd):
                 test catches whoever keeps a view of it.
 
         Raises:
-            ChannelError: The capacity is out of range, there is not so much shared memory, or
-                the path cannot be listened on.
+            ChannelError: The capacity is out of range, memory is short, or the path is no good.
         """
         if not 1 <= capacity <= MAX_CAPACITY:
             raise ChannelError(f"a channel has 1 to {MAX_CAPACITY} slots, not {capacity}.")

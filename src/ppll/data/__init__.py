@@ -49,6 +49,7 @@ def load_batches(
     config: DataConfig,
     *,
     seed: int,
+    eval_batch_size: int | None = None,
     user_data: Path | None = None,
     fields: Collection[str] = (),
 ) -> Loader:
@@ -57,6 +58,7 @@ def load_batches(
     Args:
         config: What the recipe says about its data.
         seed: The run's seed.
+        eval_batch_size: Samples of an evaluation batch; as ``config`` says without.
         user_data: A file of ``Dataset.save`` that takes the place of the set that is named.
         fields: Fields of a message that the method needs; of these, ``image`` is made here.
 
@@ -65,4 +67,6 @@ def load_batches(
         DataError: Data is missing or damaged, or does not fit the recipe.
     """
     dataset = load_dataset(config) if user_data is None else Dataset.load(user_data)
-    return Loader(prepare(dataset, config), seed=seed, fields=fields)
+    return Loader(
+        prepare(dataset, config), seed=seed, eval_batch_size=eval_batch_size, fields=fields
+    )

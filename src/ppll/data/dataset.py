@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ import safetensors.numpy
 import torch
 from torch import Tensor
 
+from ppll.durable import write_whole
 from ppll.errors import DataError
 
 __all__ = ["ArrayLike", "Dataset", "Split"]
@@ -97,6 +100,8 @@ class Dataset:
                 f"train samples are {_describe(train)} but test samples {_describe(test)}: "
                 "give both the same shape and type."
             )
+        if not isinstance(self.num_classes, int) or not 1 <= self.num_classes < 2**31:
+            raise DataError(f"num_classes must be a number of classes, found {self.num_classes!r}.")
         _check_labels("train", self.train.targets, self.num_classes)
         _check_labels("test", self.test.targets, self.num_classes)
         self._check_normalisation()
@@ -110,6 +115,8 @@ class Dataset:
                     f"{name} must hold {needed or 'no'} numbers for samples that are "
                     f"{_describe(self.train.inputs)}, found {values}."
                 )
+            if not all(map(_is_finite, values or ())):
+                raise DataError(f"{name} must hold finite numbers, found {values!r:.200}.")
         if self.std is not None and min(self.std) <= 0:
             raise DataError(f"std must be above 0 for every channel, found {self.std}.")
 
@@ -160,7 +167,11 @@ class Dataset:
         return facts[0] == facts[1] and all(torch.equal(a, b) for a, b in pairs)
 
     def save(self, path: Path) -> None:
-        """Write everything to one safetensors file, which ``load`` reads."""
+        """Write everything to one safetensors file, whole or not at all, which ``load`` reads.
+
+        Raises:
+            OSError: The disk is full or cannot be written.
+        """
         facts = {"num_classes": self.num_classes, "mean": self.mean, "std": self.std}
         arrays = {
             f"{name}.{field}": tensor.contiguous().numpy()
@@ -168,7 +179,8 @@ class Dataset:
             for field, tensor in (("inputs", split.inputs), ("targets", split.targets))
         }
         # As arrays, since safetensors refuses tensors that share memory, and parts may overlap.
-        safetensors.numpy.save_file(arrays, path, metadata={"ppll": json.dumps(facts)})
+        content = safetensors.numpy.save(arrays, metadata={"ppll": json.dumps(facts)})
+        write_whole(path, content)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -186,8 +198,23 @@ class Dataset:
                 )
             mean, std = (None if facts[k] is None else tuple(facts[k]) for k in ("mean", "std"))
             return cls(train, test, facts["num_classes"], mean, std)
-        except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise DataError(f"cannot read the data set {path}: {error}.") from None
+        # Beside safetensors' own errors come torch's about types and shapes that it does not know.
+        except (
+            OSError,
+            safetensors.SafetensorError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
+            raise DataError(f"cannot read the data set {path}: {error!s:.200}.") from None
+
+
+def _is_finite(value: object) -> bool:
+    try:
+        return isinstance(value, numbers.Real) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _describe(tensor: Tensor) -> str:

@@ -47,11 +47,21 @@ class Loader:
     Args:
         data: What the batches are made of.
         seed: The run's seed.
+        eval_batch_size: Samples of an evaluation batch; as the recipe says without.
         fields: Fields of a message that the method needs; of these, ``image`` is made here.
     """
 
-    def __init__(self, data: PreparedData, *, seed: int, fields: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        data: PreparedData,
+        *,
+        seed: int,
+        eval_batch_size: int | None = None,
+        fields: Collection[str] = (),
+    ) -> None:
         self.data = data
+        config = data.config
+        self._eval_batch_size = eval_batch_size or config.eval_batch_size or config.batch_size
         self._seed = seed
         self._with_image = IMAGE in fields
         self._order: tuple[int, Samples] | None = None
@@ -91,7 +101,7 @@ class Loader:
             "validation": (data.dataset.train, data.validation_samples),
             "test": (data.dataset.test, np.arange(len(data.dataset.test))),
         }[split]
-        size = data.config.eval_batch_size or data.config.batch_size
+        size = self._eval_batch_size
         for start in range(0, len(samples), size):
             yield self._fields(*_gather(part, samples[start : start + size]))
 

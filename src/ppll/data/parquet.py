@@ -95,20 +95,22 @@ def _read_table(file: Path, columns: ImageColumns) -> Any:
         with pa.parquet.ParquetFile(file) as parquet:
             _check_schema(parquet.schema_arrow, columns, str(file))
             return parquet.read(columns=[columns.image, columns.label])
-    except (OSError, pa.ArrowException) as error:
+    # It passes on whatever it cannot read: names that are no text, keys that come twice.
+    except (OSError, pa.ArrowException, ValueError, LookupError) as error:
         raise DataError(f"{file} is not a whole parquet file ({error}): fetch it again.") from None
 
 
 def _check_schema(schema: Any, columns: ImageColumns, source: str) -> None:
+    names = [field.name for field in schema]
     fields = {field.name: field.type for field in schema}
     for name in (columns.image, columns.label):
-        if name not in fields:
-            raise DataError(
-                f"{source} has no column {name!r}: found {', '.join(fields) or 'none'}."
-            )
+        if names.count(name) != 1:
+            number = "two columns" if name in names else "no column"
+            raise DataError(f"{source} has {number} {name!r}: found {', '.join(names) or 'none'}.")
     image, label = fields[columns.image], fields[columns.label]
-    inner = {field.name: field.type for field in image} if pa.types.is_struct(image) else {}
-    binary = inner.get("bytes", pa.null())
+    parts = list(image) if pa.types.is_struct(image) else []
+    found = [part.type for part in parts if part.name == "bytes"]
+    binary = found[0] if len(found) == 1 else pa.null()
     if not (pa.types.is_binary(binary) or pa.types.is_large_binary(binary)):
         raise DataError(
             f"{source}: column {columns.image!r} must be a struct with binary 'bytes', "

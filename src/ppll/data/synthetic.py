@@ -40,7 +40,7 @@ def synthetic(
             learn.
 
     Raises:
-        DataError: A size is below 1, or ``separation`` below 0.
+        DataError: A size is below 1 or too large, or ``separation`` below 0.
     """
     _check_sizes(
         shape=min(shape, default=0),
@@ -50,12 +50,15 @@ def synthetic(
     )
     if not 0 <= separation < float("inf"):
         raise DataError(f"data.separation must be 0 or more, found {separation}.")
-    points = separation * _noise("points", num_classes, shape)
-    return Dataset.from_arrays(
-        train=_samples(points, "train", num_train),
-        test=_samples(points, "test", num_test),
-        num_classes=num_classes,
-    )
+    try:
+        points = separation * _noise("points", num_classes, shape)
+        train, test = _samples(points, "train", num_train), _samples(points, "test", num_test)
+    except (MemoryError, ValueError):  # numpy counts no more bytes than 63 bits hold
+        raise DataError(
+            f"{num_train} and {num_test} samples of the shape {shape} do not fit into memory: "
+            f"lower data.num_train, data.num_test, data.num_classes or data.shape."
+        ) from None
+    return Dataset.from_arrays(train=train, test=test, num_classes=num_classes)
 
 
 def _samples(
