@@ -22,8 +22,15 @@ MODULES = {
 }
 LEARNING = ("block", "split", "optimization", "methods", "losses", "auxiliary", "models")
 TRANSPORT = ("channels",)
-PROCESSES = ("launch", "agent", "lifeline", "rank", "rank_process", "worker", "fork_server")
-TORCHLESS = ("config", "randomness", "errors", "registry", "status", "stall", "failure", "cli")
+PROCESSES = (
+    *("launch", "agent", "lifeline", "rank", "rank_process", "worker", "fork_server"),
+    *("in_process", "restarts", "starting", "trainer"),
+)
+TORCHLESS = (
+    *("config", "recipe_files", "resume", "manifest", "data_facts", "claim", "durable"),
+    *("randomness", "errors", "registry", "status", "stall", "failure", "cli"),
+    *("cuts", "placement", "costs", "balance", "simulate", "schedules", "plan", "rivals"),
+)
 
 
 def nodes_at_import(tree: ast.AST) -> Iterator[ast.AST]:

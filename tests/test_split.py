@@ -11,7 +11,8 @@ from ppll.config import Recipe, SplitConfig
 from ppll.errors import ModelError
 from ppll.models import models
 from ppll.models.network import Layer, Network, without_values
-from ppll.split import Blueprint, block_ranges, place
+from ppll.placement import place
+from ppll.split import Blueprint, block_ranges
 
 
 def network(num_layers: int, num_stem: int = 0, num_head: int = 0) -> Network:

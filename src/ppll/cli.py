@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
+from ppll.cli_options import (
+    Json,
+    RecipeArgument,
+    Settings,
+    Stages,
+    give_json,
+    give_rows,
+    load,
+    with_json_printed,
+)
+from ppll.cli_planning import bench, plan_recipe
 from ppll.errors import Interrupted, PpllError, UsageError
-
-if TYPE_CHECKING:
-    from ppll.config import Recipe
 
 __all__ = ["app", "main"]
 
@@ -27,22 +34,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-RecipeArgument = Annotated[
-    str, typer.Argument(help="A recipe file (.toml), or the name of a shipped recipe.")
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="SECTION.KEY=VALUE",
-        help="Change one key of the recipe; may be given many times.",
-    ),
-]
-Stages = Annotated[
-    int | None,
-    typer.Option("--stages", min=1, help="Number of processes; the result does not depend on it."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 
 
@@ -78,7 +69,7 @@ def train(
     """Train a recipe and print what it reached."""
     if resume and out is None:
         raise UsageError("--resume needs --out: the folder of the run to go on with.")
-    loaded = _load(recipe, stages, settings)
+    loaded = load(recipe, stages, settings)
     if (loaded.runtime.stages > 1 or max_restarts) and not dry_run:
         from ppll import fork_server
 
@@ -108,7 +99,7 @@ def train(
 def evaluate_run(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     stages: Stages = 1,
-    as_json: Json = False,
+    json: Json = None,
 ) -> None:
     """Evaluate every exit of a run's newest checkpoint."""
     from dataclasses import asdict
@@ -117,9 +108,7 @@ def evaluate_run(
     from ppll.live import show_result
 
     result = evaluate(run, stages or 1)
-    if as_json:
-        _print_json(asdict(result))
-    else:
+    if not give_json(json, asdict(result)):
         show_result(Console(), result)
 
 
@@ -136,16 +125,14 @@ def export_run(
 
 
 @app.command("doctor")
-def examine_machine(as_json: Json = False) -> None:
+def examine_machine(json: Json = None) -> None:
     """Check what this machine can do, and say how to mend what it cannot."""
     from dataclasses import asdict
 
     from ppll.doctor import examine
 
     findings = examine()
-    if as_json:
-        _print_json({"rows": [asdict(finding) for finding in findings]})
-    else:
+    if not give_json(json, {"rows": [asdict(finding) for finding in findings]}):
         for finding in findings:
             advice = f"\n        {finding.advice}" if finding.advice else ""
             line = f"{finding.state:<8}{finding.name:<25}{finding.found}{advice}"
@@ -154,35 +141,39 @@ def examine_machine(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
+app.command("plan")(plan_recipe)
+app.add_typer(bench, name="bench")
+
+
 @app.command("methods")
-def list_methods(as_json: Json = False) -> None:
+def list_methods(json: Json = None) -> None:
     """List the methods of local learning."""
     from ppll.methods import describe_methods
 
     rows = describe_methods()
-    _print_rows("Methods", rows, as_json)
+    give_rows("Methods", rows, json)
 
 
 @app.command("models")
-def list_models(as_json: Json = False) -> None:
+def list_models(json: Json = None) -> None:
     """List the networks."""
     from ppll.models import models
 
     rows = [{"name": e.name, "summary": e.summary, "options": sorted(e.options)} for e in models]
-    _print_rows("Models", rows, as_json)
+    give_rows("Models", rows, json)
 
 
 @app.command("datasets")
-def list_datasets(as_json: Json = False) -> None:
+def list_datasets(json: Json = None) -> None:
     """List the data sets."""
     from ppll.data import datasets
 
     rows = [{"name": e.name, "summary": e.summary, "options": sorted(e.options)} for e in datasets]
-    _print_rows("Data sets", rows, as_json)
+    give_rows("Data sets", rows, json)
 
 
 @app.command("recipes")
-def list_recipes(as_json: Json = False) -> None:
+def list_recipes(json: Json = None) -> None:
     """List the shipped recipes."""
     from ppll.recipe_files import load_recipe, shipped_recipes
 
@@ -198,29 +189,18 @@ def list_recipes(as_json: Json = False) -> None:
         }
         for name, r in recipes.items()
     ]
-    _print_rows("Recipes", rows, as_json)
+    give_rows("Recipes", rows, json)
 
 
 @app.command("env")
-def show_environment(as_json: Json = False) -> None:
+def show_environment(json: Json = None) -> None:
     """Print what a bug report needs."""
     from ppll.environment import describe_environment
 
     described = describe_environment()
-    if as_json:
-        _print_json(described)
-    else:
+    if not give_json(json, described):
         for key, value in described.items():
             Console().print(f"[bold]{key}[/bold]: {value}", soft_wrap=True)
-
-
-def _load(recipe: str, stages: int | None, settings: list[str] | None) -> Recipe:
-    from ppll.recipe_files import load_recipe
-
-    settings = list(settings or [])
-    if stages is not None:
-        settings.append(f"runtime.stages={stages}")
-    return load_recipe(recipe, settings)
 
 
 def _show_log(console: Console, *, quiet: bool) -> None:
@@ -235,26 +215,9 @@ def _show_log(console: Console, *, quiet: bool) -> None:
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
-def _print_rows(title: str, rows: list[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        _print_json({"rows": rows})
-        return
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for key in rows[0] if rows else ():
-        table.add_column(key)
-    for row in rows:
-        table.add_row(*(", ".join(v) if isinstance(v, list) else str(v) for v in row.values()))
-    Console().print(table)
-
-
-def _print_json(tree: Any) -> None:
-    sys.stdout.write(json.dumps(tree, indent=2) + "\n")
-
-
 def main() -> NoReturn:
     """Run the command and leave: 0 done, 1 the run failed, 2 it cannot be, 130 interrupted."""
+    sys.argv[1:] = with_json_printed(sys.argv[1:])
     try:
         app()  # ends in SystemExit, with code 2 for a command line that cannot be
     except UsageError as error:

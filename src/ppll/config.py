@@ -16,7 +16,7 @@ import pydantic
 from pydantic import Field
 
 from ppll.errors import RecipeError, unknown_name
-from ppll.recipe_text import apply_setting, check_plain, write_toml
+from ppll.recipe_text import apply_setting, check_plain, shown, without_none, write_toml
 
 __all__ = [
     "BlockOverride",
@@ -38,8 +38,6 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
-_LONGEST_SHOWN = 200
-
 
 def _usable(path: Path) -> Path:
     if "\0" in str(path):
@@ -48,6 +46,8 @@ def _usable(path: Path) -> Path:
 
 
 UsablePath = Annotated[Path, pydantic.AfterValidator(_usable)]
+
+Cuts = Literal["even", "balanced", "infopro", "infopro-memory", "contsup"] | tuple[Count, ...]
 
 
 class _Section(pydantic.BaseModel):
@@ -96,7 +96,7 @@ class DataConfig(_NamedSection):
         if not (0 <= validation < 1 or is_number):
             raise ValueError(
                 f"must be a share from 0 to below 1, or a whole number of samples, "
-                f"found {_shown(validation)}"
+                f"found {shown(validation)}"
             )
         return int(validation) if validation >= 1 else validation
 
@@ -115,12 +115,15 @@ class SplitConfig(_Section):
 
     blocks: Count = 4
     """Number of blocks (K in papers)."""
-    cuts: Literal["even"] | tuple[Count, ...] = "even"
-    """``"even"``, or the first layer of every block but the first, ascending."""
+    cuts: (
+        Literal["even", "balanced", "infopro", "infopro-memory", "contsup"] | tuple[Count, ...]
+    ) = "even"
+    """``"even"``; those of a paper by name; ``"balanced"``, which ``ppll plan`` writes out; or the
+    first layer of every block but the first, ascending."""
 
     @pydantic.model_validator(mode="after")
     def _cuts_match_blocks(self) -> Self:
-        if self.cuts == "even":
+        if isinstance(self.cuts, str):
             return self
         if list(self.cuts) != sorted(set(self.cuts)):
             raise ValueError(f"split.cuts must ascend, found {list(self.cuts)}")
@@ -297,6 +300,7 @@ class Recipe(_Section):
         Raises:
             RecipeError: A key is unknown or a value is not allowed.
         """
+        tree = {name: without_none(section) for name, section in tree.items()}
         check_plain({k: v for k, v in tree.items() if not isinstance(v, _Section)})
         try:
             return cls.model_validate(tree)
@@ -329,17 +333,8 @@ def _explain(error: pydantic.ValidationError) -> str:
     if problem["type"] == "extra_forbidden":
         return unknown_name("key", key, _sibling_keys(place))
     message = problem["msg"].removeprefix("Value error, ")
-    found = "" if problem["type"] == "value_error" else f" (found {_shown(problem['input'])})"
+    found = "" if problem["type"] == "value_error" else f" (found {shown(problem['input'])})"
     return f"{key}: {message}{found}." if key else f"{message}{found}."
-
-
-def _shown(value: Any) -> str:
-    """What was found, cut short where it is long."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python writes no number of more than some thousand digits.
-        return "a number of too many digits"
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def _sibling_keys(place: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["describe_environment"]
+__all__ = ["describe_environment", "describe_processor"]
 
 _PACKAGES = ("ppll", "torch", "numpy", "pydantic", "safetensors", "scikit-learn", "datasets")
 
@@ -22,7 +22,7 @@ def describe_environment() -> dict[str, Any]:
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": describe_processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "num_cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
         "memory_bytes": _memory_bytes(),
@@ -39,7 +39,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _processor() -> str:
+def describe_processor() -> str:
+    """What this machine's processor is called."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -75,6 +75,13 @@ class BlockRecord(_Record):
     files: dict[FileName, FileRecord]
     nonfinite: str | None = None
 
+    @pydantic.model_validator(mode="after")
+    def _files_match_block(self) -> Self:
+        expected = shard_names(self.block_index) if self.nonfinite is None else ()
+        if set(self.files) != set(expected):
+            raise ValueError(f"the files are not those of block {self.block_index}")
+        return self
+
 
 class Manifest(_Record):
     """A whole checkpoint: which files hold which tensors of which step.

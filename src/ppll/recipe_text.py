@@ -12,10 +12,11 @@ from typing import Any, Final
 
 from ppll.errors import RecipeError
 
-__all__ = ["apply_setting", "check_plain", "read_toml", "write_toml"]
+__all__ = ["apply_setting", "check_plain", "read_toml", "shown", "without_none", "write_toml"]
 
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 _DEEPEST: Final = 16
+_LONGEST_SHOWN: Final = 200
 
 
 def read_toml(text: str) -> dict[str, Any]:
@@ -28,6 +29,13 @@ def read_toml(text: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def without_none(section: Any) -> Any:
+    """TOML has no word for none, so a key that is none is one that was not given."""
+    if isinstance(section, Mapping):
+        return {key: value for key, value in section.items() if value is not None}
+    return section
 
 
 def check_plain(value: Any, key: str = "", depth: int = 0) -> None:
@@ -62,10 +70,17 @@ def _problem(value: Any) -> str | None:
         return None if -(2**63) <= value < 2**63 else "the number has more than 64 bits"
     if isinstance(value, float):
         return None if math.isfinite(value) else f"{value} is not a finite number"
-    if value is None:
-        return None
-    kind = type(value).__name__
+    kind = "none" if value is None else type(value).__name__
     return f"a {kind} has no place here; give text, a number, true or false, a list or a table"
+
+
+def shown(value: Any) -> str:
+    """What was found, cut short where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than some thousand digits.
+        return "a number of too many digits"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def apply_setting(tree: dict[str, Any], setting: str) -> None:

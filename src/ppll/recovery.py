@@ -89,15 +89,20 @@ def set_aside(checkpoints: Path, step: int) -> None:
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
         else:
-            shutil.rmtree(folder)
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """The manifest goes first, so that what is left half-way is no checkpoint."""
+    if folder.is_symlink():
+        folder.unlink()  # What it leads to is not the run's.
+    else:
+        uncommit(folder)
+        shutil.rmtree(folder)
 
 
 def prune(checkpoints: Path, keep: int) -> None:
-    """Remove all but step 0 and the ``keep`` newest committed checkpoints.
-
-    The manifest goes first, so that what is left half-way is no checkpoint.
-    """
+    """Remove all but step 0 and the ``keep`` newest committed checkpoints."""
     for folder in _committed(checkpoints)[:-keep]:
         if folder != step_folder(checkpoints, 0):
-            uncommit(folder)
-            shutil.rmtree(folder)
+            _remove(folder)

@@ -7,7 +7,6 @@ changes nothing but time.
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,13 +17,15 @@ from torch import nn
 from ppll.block import Block
 from ppll.block_modules import BlockModules
 from ppll.config import Recipe, SplitConfig
+from ppll.cuts import cut_starts
 from ppll.errors import ModelError
 from ppll.losses.classification import cross_entropy
-from ppll.methods import BlockSite, Method, methods
+from ppll.methods import BlockSite, Method, TaskLoss, methods
 from ppll.models.network import Layer, Network, feature_shapes, with_memory, without_values
 from ppll.optimization import Schedule, build_optimizer
+from ppll.placement import place
 
-__all__ = ["Blueprint", "block_ranges", "build_method", "place"]
+__all__ = ["Blueprint", "block_ranges", "build_method"]
 
 
 def block_ranges(network: Network, split: SplitConfig) -> tuple[range, ...]:
@@ -38,33 +39,8 @@ def block_ranges(network: Network, split: SplitConfig) -> tuple[range, ...]:
         ModelError: There are more blocks than layers to deal, or a cut lies outside the network.
     """
     num_layers = len(network.layers)
-    if split.cuts == "even":
-        body = num_layers - network.num_stem - network.num_head
-        if split.blocks > body:
-            raise ModelError(
-                f"cannot make {split.blocks} blocks of {body} layers: lower split.blocks to "
-                f"1 to {body}, or take a deeper network."
-            )
-        starts = [network.num_stem + r.start for r in place(body, split.blocks)][1:]
-    else:
-        starts = list(split.cuts)
-        if starts and starts[-1] >= num_layers:
-            raise ModelError(
-                f"split.cuts names layer {starts[-1]}, but the network has {num_layers} layers: "
-                f"a cut is the index of a block's first layer, 1 to {num_layers - 1}."
-            )
+    starts = cut_starts(split, num_layers, network.num_stem, network.num_head)
     return tuple(range(a, b) for a, b in zip([0, *starts], [*starts, num_layers], strict=True))
-
-
-def place(num_items: int, num_places: int) -> tuple[range, ...]:
-    """Deal a row into contiguous runs of nearly equal length, the later ones longer.
-
-    Example:
-        >>> [len(run) for run in place(15, 4)]
-        [3, 4, 4, 4]
-    """
-    bounds = [num_items * i // num_places for i in range(num_places + 1)]
-    return tuple(range(a, b) for a, b in itertools.pairwise(bounds))
 
 
 def build_method(recipe: Recipe) -> Method:
@@ -183,7 +159,7 @@ class Blueprint:
             self.sites[index],
             modules,
             self.method,
-            partial(cross_entropy, label_smoothing=train.label_smoothing),
+            self.build_task_loss(),
             build_optimizer(self.recipe.optimizer, index, roots),
             Schedule(self.recipe.schedule, self.num_steps, self.steps_per_epoch),
             seed=train.seed,
@@ -192,6 +168,10 @@ class Blueprint:
             clip_norm=self.recipe.optimizer.clip_norm,
             on_nonfinite=train.on_nonfinite,
         )
+
+    def build_task_loss(self) -> TaskLoss:
+        """The recipe's loss on logits and targets."""
+        return partial(cross_entropy, label_smoothing=self.recipe.train.label_smoothing)
 
     def build_modules(self, index: int, device: torch.device) -> BlockModules:
         """Build what one block computes with on ``device``, without values."""

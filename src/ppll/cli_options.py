@@ -1,0 +1,98 @@
+"""What several commands share: options, loading a recipe, printing rows (no torch)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from rich.console import Console
+
+from ppll.errors import UsageError
+
+if TYPE_CHECKING:
+    from ppll.config import Recipe
+
+__all__ = [
+    "Json",
+    "RecipeArgument",
+    "Settings",
+    "Stages",
+    "give_json",
+    "give_rows",
+    "load",
+    "with_json_printed",
+]
+
+RecipeArgument = Annotated[
+    str, typer.Argument(help="A recipe file (.toml), or the name of a shipped recipe.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="Change one key of the recipe; may be given many times.",
+    ),
+]
+Stages = Annotated[
+    int | None,
+    typer.Option("--stages", min=1, help="Number of processes; the result does not depend on it."),
+]
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="[FILE.json]", help="Print JSON, or write it to a file."),
+]
+
+_PRINTED: Final = "-"
+
+
+def load(recipe: str, stages: int | None, settings: list[str] | None) -> Recipe:
+    """The recipe that a command names, with its settings."""
+    from ppll.recipe_files import load_recipe
+
+    settings = list(settings or [])
+    if stages is not None:
+        settings.append(f"runtime.stages={stages}")
+    return load_recipe(recipe, settings)
+
+
+def with_json_printed(arguments: Sequence[str]) -> list[str]:
+    """Arguments in which a ``--json`` that no file follows says that it is to be printed."""
+    following = [*arguments[1:], ""]
+    return [
+        f"--json={_PRINTED}" if word == "--json" and not after.endswith(".json") else word
+        for word, after in zip(arguments, following, strict=True)
+    ]
+
+
+def give_json(file: Path | None, tree: Any) -> bool:
+    """Print a tree as JSON or write it to a file; whether it was printed, so nothing else is."""
+    if file is None:
+        return False
+    text = json.dumps(tree, indent=2) + "\n"
+    if str(file) == _PRINTED:
+        sys.stdout.write(text)
+        return True
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write {file}: {error.strerror}.") from None
+    return False
+
+
+def give_rows(title: str, rows: list[dict[str, Any]], file: Path | None) -> None:
+    """Print rows as a table, unless they are printed as JSON."""
+    if give_json(file, {"rows": rows}):
+        return
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for key in rows[0] if rows else ():
+        table.add_column(key)
+    for row in rows:
+        table.add_row(*(", ".join(v) if isinstance(v, list) else str(v) for v in row.values()))
+    Console().print(table)

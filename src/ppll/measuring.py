@@ -1,0 +1,308 @@
+"""Measure what the layers and auxiliary networks of a recipe take on this machine.
+
+Layers run in the order and with the sizes of training, one after the other, so that caches are as
+they are there. Every repeat runs the network twice: once with the gradients of all inputs, once
+with those of the parameters alone, as in the first layer of a block.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from ppll.block import Block
+from ppll.block_modules import BlockModules
+from ppll.config import Recipe, SplitConfig
+from ppll.costs import Costs, ExitCosts, LayerCosts, measured_for
+from ppll.data import Loader, load_dataset, prepare
+from ppll.data.preparation import facts_of
+from ppll.environment import describe_processor
+from ppll.job import draw_blueprint
+from ppll.message import FEATURES, TARGETS, Kind, Message
+from ppll.methods import BlockSite
+from ppll.models.network import Layer, Network, initialise, with_memory
+from ppll.optimization import build_optimizer
+from ppll.split import Blueprint
+
+__all__ = ["measure"]
+
+_WARM_UP: Final = 2
+
+
+@dataclass
+class _Times:
+    """Repeats of the times of one piece, in seconds."""
+
+    forward: list[float] = field(default_factory=list)
+    backward: list[float] = field(default_factory=list)
+    backward_first: list[float] = field(default_factory=list)
+    update: list[float] = field(default_factory=list)
+
+
+@dataclass
+class _Piece:
+    """A layer or an exit with what is needed to run it alone."""
+
+    run: Callable[[Tensor], Tensor]
+    module: nn.Module
+    optimizer: torch.optim.Optimizer | None
+    times: _Times = field(default_factory=_Times)
+    activation_bytes: int = 0
+    features_bytes: int = 0
+
+    @property
+    def parameter_bytes(self) -> int:
+        return sum(p.nbytes for p in self.module.parameters())
+
+
+def measure(recipe: Recipe, *, repeats: int = 7) -> Costs:
+    """Measure every layer, and the auxiliary network at every possible cut.
+
+    Args:
+        recipe: Its data is loaded; network, method, batch size, precision and optimizer count.
+        repeats: How often everything is measured, besides a warm-up.
+
+    Raises:
+        UsageError: The recipe's network or data cannot be had.
+    """
+    torch.set_num_threads(recipe.train.threads_per_stage)
+    # Wherever the recipe cuts, every cut is measured.
+    recipe = recipe.model_copy(update={"split": SplitConfig(blocks=1)})
+    data = prepare(load_dataset(recipe.data), recipe.data)
+    loader = Loader(data, seed=recipe.train.seed)
+    blueprint = draw_blueprint(recipe, facts_of(data), None)
+    start = time.perf_counter()
+    batch = loader.train_batch(0, 0)
+    size = recipe.message_size
+    load_s = (time.perf_counter() - start) / recipe.train.accumulate
+    inputs, targets = batch[FEATURES][:size].clone(), batch[TARGETS][:size].clone()
+    bench = _Bench(blueprint, inputs, targets)
+    for repeat in range(_WARM_UP + repeats):
+        if repeat == _WARM_UP:
+            bench.forget_times()
+        bench.run_layers()
+        bench.run_exits()
+    step_s, block_s = bench.overheads(repeats)
+    return Costs(
+        recipe=measured_for(recipe),
+        device=describe_processor(),
+        message_size=len(targets),
+        layers=tuple(
+            _layer_costs(layer.name, piece, step_s)
+            for layer, piece in zip(blueprint.network.layers, bench.layers, strict=True)
+        ),
+        exits=tuple(_exit_costs(piece, step_s) for piece in bench.exits),
+        block_s=block_s,
+        load_s=load_s,
+        num_stem=blueprint.network.num_stem,
+        num_head=blueprint.network.num_head,
+    )
+
+
+class _Bench:
+    def __init__(self, blueprint: Blueprint, inputs: Tensor, targets: Tensor) -> None:
+        self._blueprint = blueprint
+        self._inputs = inputs
+        self._targets = targets
+        self.layers = [self._layer(layer) for layer in blueprint.network.layers]
+        self._exit_by_shape: dict[tuple[int, ...], _Piece] = {}
+        self.exits = [self._exit(i) for i in range(len(self.layers))]
+
+    def forget_times(self) -> None:
+        """Begin to count."""
+        for piece in [*self.layers, *self.exits]:
+            piece.times = _Times()
+
+    def run_layers(self) -> None:
+        """Forward through all layers and back again, with and without gradients of inputs."""
+        for first in (False, True):
+            features, outputs = self._inputs, []
+            for piece in self.layers:
+                inputs = features.detach().requires_grad_(not first)
+                output = _forward(piece, inputs, counts_time=not first)
+                outputs.append(output)
+                features = output
+            for piece, output in zip(reversed(self.layers), reversed(outputs), strict=True):
+                times = piece.times.backward_first if first else piece.times.backward
+                times.append(_backward(output))
+                if not first:
+                    _update(piece)
+
+    def run_exits(self) -> None:
+        """Every exit on the features that its layer makes, and back to them."""
+        done: set[int] = set()
+        features = self._inputs
+        for layer, piece in zip(self.layers, self.exits, strict=True):
+            with torch.no_grad():
+                features = layer.run(features)
+            if id(piece) not in done:
+                done.add(id(piece))
+                loss = _forward(piece, features.detach().requires_grad_(), counts_time=True)
+                piece.times.backward.append(_backward(loss))
+                _update(piece)
+
+    def overheads(self, repeats: int) -> tuple[float, float]:
+        """Seconds of an optimizer step, and of a whole block's turn, with next to nothing in it."""
+        block, message = self._smallest_block()
+        steps, turns = [], []
+        for _ in range(_WARM_UP + 3 * repeats):
+            start = time.perf_counter()
+            block.forward(message)
+            block.learn()
+            turns.append(time.perf_counter() - start)
+            start = time.perf_counter()
+            block.optimizer.step()
+            steps.append(time.perf_counter() - start)
+        return statistics.median(steps[_WARM_UP:]), statistics.median(turns[_WARM_UP:])
+
+    def _smallest_block(self) -> tuple[Block, Message]:
+        num_classes = self._blueprint.sites[-1].num_classes
+        network = Network((Layer("linear", nn.Linear(1, num_classes)),))
+        recipe = self._blueprint.recipe
+        tiny = Blueprint.draw(
+            recipe.model_copy(update={"method": recipe.method.model_copy(update=_BACKPROP)}),
+            network,
+            input_shape=(1,),
+            num_classes=num_classes,
+            steps_per_epoch=1,
+        ).build_block(0, torch.device("cpu"))
+        tiny.modules.load(dict(BlockModules(network.layers, None).named_tensors()))
+        tensors = {FEATURES: torch.zeros(len(self._targets), 1), TARGETS: self._targets}
+        return tiny, Message(kind=Kind.TRAIN, sequence=0, step=1, tensors=tensors)
+
+    def _layer(self, layer: Layer) -> _Piece:
+        module = with_memory(copy.deepcopy(layer.module), torch.device("cpu"))
+        initialise(module, layer.name, 0)
+        module.train()
+        return _Piece(self._autocast(module), module, self._optimizer(module))
+
+    def _exit(self, index: int) -> _Piece:
+        shape = self._blueprint.shapes[index]
+        if index == len(self.layers) - 1:
+            task_loss = self._blueprint.build_task_loss()
+            nothing = nn.Identity()
+            return _Piece(lambda logits: task_loss(logits, self._targets), nothing, None)
+        if shape not in self._exit_by_shape:
+            self._exit_by_shape[shape] = self._auxiliary(shape)
+        return self._exit_by_shape[shape]
+
+    def _auxiliary(self, shape: tuple[int, ...]) -> _Piece:
+        last = self._blueprint.sites[-1]
+        site = BlockSite(0, 2, last.input_shape, shape, last.num_classes)
+        method, task_loss = self._blueprint.method, self._blueprint.build_task_loss()
+        module = with_memory(method.build_auxiliary(site), torch.device("cpu"))
+        initialise(module, "auxiliary", 0)
+        module.train()
+
+        def run(features: Tensor) -> Tensor:
+            return task_loss(method.exit(module, features), self._targets)
+
+        return _Piece(self._autocast(run), module, self._optimizer(module))
+
+    def _autocast(self, run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        dtype = torch.bfloat16 if self._blueprint.recipe.train.precision == "bf16" else None
+
+        def cast(inputs: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype, enabled=dtype is not None):
+                return run(inputs)
+
+        return cast
+
+    def _optimizer(self, module: nn.Module) -> torch.optim.Optimizer | None:
+        if not any(p.requires_grad for p in module.parameters()):
+            return None
+        return build_optimizer(self._blueprint.recipe.optimizer, 0, [module])
+
+
+_BACKPROP: Final = {"name": "backprop"}
+
+
+def _forward(piece: _Piece, inputs: Tensor, *, counts_time: bool) -> Tensor:
+    if not piece.activation_bytes:
+        piece.activation_bytes = _kept_bytes(piece, inputs)
+    start = time.perf_counter()
+    output = piece.run(inputs)
+    if counts_time:
+        piece.times.forward.append(time.perf_counter() - start)
+    piece.features_bytes = output.nbytes
+    return output
+
+
+def _kept_bytes(piece: _Piece, inputs: Tensor) -> int:
+    """Bytes that the forward keeps for the backward, parameters apart; shared memory once."""
+    own = {p.untyped_storage().data_ptr() for p in piece.module.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        piece.run(inputs)
+    return sum(kept.values())
+
+
+def _backward(output: Tensor) -> float:
+    """Seconds of the backward of a piece's output; none where nothing has a gradient."""
+    if not output.requires_grad:
+        return 0.0
+    gradient = torch.full_like(output, 1e-3)
+    start = time.perf_counter()
+    torch.autograd.backward(output, gradient)
+    return time.perf_counter() - start
+
+
+def _update(piece: _Piece) -> None:
+    if piece.optimizer is not None:
+        start = time.perf_counter()
+        piece.optimizer.step()
+        piece.times.update.append(time.perf_counter() - start)
+        piece.optimizer.zero_grad(set_to_none=True)
+
+
+def _layer_costs(name: str, piece: _Piece, step_s: float) -> LayerCosts:
+    times = piece.times
+    both = [f + b for f, b in zip(times.forward, times.backward, strict=True)]
+    return LayerCosts(
+        name=name,
+        forward_s=statistics.median(times.forward),
+        backward_s=statistics.median(times.backward),
+        backward_first_s=min(
+            statistics.median(times.backward_first), statistics.median(times.backward)
+        ),
+        update_s=_above(times.update, step_s),
+        features_bytes=piece.features_bytes,
+        activation_bytes=piece.activation_bytes,
+        parameter_bytes=piece.parameter_bytes,
+        spread=_spread(both),
+    )
+
+
+def _exit_costs(piece: _Piece, step_s: float) -> ExitCosts:
+    return ExitCosts(
+        forward_s=statistics.median(piece.times.forward),
+        backward_s=statistics.median(piece.times.backward),
+        update_s=_above(piece.times.update, step_s),
+        activation_bytes=piece.activation_bytes,
+        parameter_bytes=piece.parameter_bytes,
+    )
+
+
+def _above(update: Sequence[float], step_s: float) -> float:
+    """The part of an optimizer step that grows with what is updated."""
+    return max(0.0, statistics.median(update) - step_s) if update else 0.0
+
+
+def _spread(values: Sequence[float]) -> float:
+    quarters = statistics.quantiles(values, n=4) if len(values) > 1 else [0.0, 1.0, 0.0]
+    median = statistics.median(values)
+    return (quarters[2] - quarters[0]) / median if median else 0.0

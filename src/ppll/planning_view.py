@@ -1,0 +1,76 @@
+"""A plan as tables that a person can read (no torch)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from ppll.plan import Plan
+from ppll.rivals import Rival, recommend
+
+__all__ = ["show_plan"]
+
+
+def show_plan(console: Console, plan: Plan, rivals: Sequence[Rival]) -> None:
+    """Print blocks and stages, what they will take, the rivals, and what to take."""
+    console.print(_blocks(plan))
+    spread = sorted(layer.spread for layer in plan.costs.layers)[len(plan.costs.layers) // 2]
+    console.print(
+        f"\n{plan.samples_per_second:,.0f} samples/s predicted on {len(plan.stages)} stage(s): "
+        f"{plan.speedup:.2f} times one stage (bound of these cuts {plan.bound:.2f}); "
+        f"{plan.costs.device}, {plan.costs.message_size} samples a message, "
+        f"spread of the costs {spread:.0%}\n",
+        highlight=False,
+    )
+    console.print(_rivals(rivals))
+    console.print(f"\n{recommend(plan, rivals)}", highlight=False)
+
+
+def _table(columns: str, left: tuple[str, ...]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in columns.split():
+        title = name.replace("_", " ")
+        table.add_column(title, justify="left" if name in left else "right")
+    return table
+
+
+def _blocks(plan: Plan) -> Table:
+    table = _table("stage block layers forward learn auxiliary sends memory idle", ("layers",))
+    for row, block in zip(plan.rows(), plan.blocks, strict=True):
+        first_of_stage = plan.stages[row["stage"]].blocks.start == row["block"]
+        names = block.first if len(block.layers) == 1 else f"{block.first} .. {block.last}"
+        is_last = row["block"] == len(plan.blocks) - 1
+        table.add_row(
+            str(row["stage"]) if first_of_stage else "",
+            str(row["block"]),
+            names,
+            f"{1e3 * block.forward_s:.1f} ms",
+            f"{1e3 * block.learn_s:.1f} ms",
+            f"{block.auxiliary_share:.0%}",
+            "" if is_last else _size(block.features_bytes),
+            _size(row["stage_memory_bytes"]) if first_of_stage else "",
+            f"{row['stage_idle']:.0%}" if first_of_stage else "",
+        )
+    return table
+
+
+def _rivals(rivals: Sequence[Rival]) -> Table:
+    ours = rivals[0].samples_per_second
+    table = _table("predicted devices micro-batches samples/s PPLL_is idle memory", ("predicted",))
+    for rival in rivals:
+        table.add_row(
+            rival.system,
+            str(rival.devices),
+            str(rival.microbatches),
+            f"{rival.samples_per_second:,.0f}",
+            f"{ours / rival.samples_per_second:.2f}x",
+            f"{rival.idle:.0%}",
+            _size(rival.memory_bytes),
+        )
+    return table
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / 2**20:,.1f} MiB"

@@ -1,0 +1,350 @@
+"""What the rivals take for one optimizer step: end-to-end training of the same network (no torch).
+
+A pipeline schedule is, for every rank, a list of actions that it does in order. An action starts
+when its rank is free and its input has arrived; sends go on beside the work. The lists are those
+of ``torch.distributed.pipelining`` (2.13), which are those of the papers:
+
+- ``gpipe`` (Huang et al., 2018): all forward passes, then all backward passes;
+- ``1f1b`` (Narayanan et al., PipeDream, 2019): one of each in turn, at most p in flight;
+- ``interleaved`` (Narayanan et al., Megatron-LM, 2021): 1F1B with several chunks a rank;
+- ``zero-bubble`` (Qi et al., 2023, ZB1P): backward passes in two halves, of which the one for the
+  weights fills what would be bubbles.
+
+Beside them stand ``backprop`` and ``sequential`` (local learning) on one device, and ``ddp``. Steps
+follow each other without a barrier: a rank begins the next one after its own update.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, NamedTuple
+
+from ppll.errors import RecipeError, unknown_name
+from ppll.simulate import Link, check_amount
+
+__all__ = ["SCHEDULES", "Action", "PipelineWork", "Prediction", "pipeline_actions", "predict"]
+
+_BUCKET_BYTES: Final = 25 * 2**20
+"""DDP's ``bucket_cap_mb``: it reduces gradients in pieces of this size."""
+_MAX_STEPS: Final = 100
+_SAME: Final = 1e-9  # relative
+
+
+@dataclass(frozen=True)
+class PipelineWork:
+    """What a whole batch takes on one device, by chunk: what a pipeline moves as one.
+
+    Attributes:
+        forward_s: Forward pass.
+        backward_s: Whole backward pass.
+        update_s: Optimizer step.
+        features_bytes: Output, and gradient that comes back; the last chunk's does not travel.
+        parameter_bytes: Gradients that ``ddp`` reduces; nothing else asks for them.
+        weight_share: Share of a backward pass that is for the weights.
+        overhead_s: Of the host for every action, whatever its size.
+    """
+
+    forward_s: tuple[float, ...]
+    backward_s: tuple[float, ...]
+    update_s: tuple[float, ...]
+    features_bytes: tuple[float, ...]
+    parameter_bytes: tuple[float, ...] | None = None
+    weight_share: float = 0.5
+    overhead_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, row in self._rows().items():
+            if len(row) != self.num_chunks or not row:
+                raise RecipeError(
+                    f"{name} has {len(row)} entries and forward_s has {self.num_chunks}: give one "
+                    f"for every chunk, and one chunk or more."
+                )
+            for value in row:
+                check_amount(f"an entry of {name}", value)
+        check_amount("overhead_s", self.overhead_s)
+        if not 0 <= self.weight_share <= 1:
+            raise RecipeError(f"weight_share is {self.weight_share}: give a share, 0 to 1.")
+
+    @property
+    def num_chunks(self) -> int:
+        """Number of chunks."""
+        return len(self.forward_s)
+
+    def merged(self, num_chunks: int) -> PipelineWork:
+        """The same work in fewer chunks, each of equally many neighbours."""
+        size = self.num_chunks // num_chunks
+        parts: dict[str, Any] = {
+            name: tuple(sum(row[i : i + size]) for i in range(0, self.num_chunks, size))
+            for name, row in self._rows().items()
+        }
+        return replace(self, **{**parts, "features_bytes": self.features_bytes[size - 1 :: size]})
+
+    def _rows(self) -> dict[str, tuple[float, ...]]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, tuple)}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one of many optimizer steps takes.
+
+    Attributes:
+        seconds_per_batch: From step to step.
+        idle_fraction: Share of all ranks' time without computation.
+        peak_microbatches_held: Of every rank, most micro-batches (for ``ddp``, shares of the batch)
+            whose activations it holds at once; one of v chunks counts as 1/v.
+    """
+
+    seconds_per_batch: float
+    idle_fraction: float
+    peak_microbatches_held: tuple[float, ...]
+
+
+class Action(NamedTuple):
+    """One thing that a rank does.
+
+    Attributes:
+        kind: ``F`` forward, ``B`` backward, ``I`` its half for the input, ``W`` for the weights.
+        chunk: Of which chunk of the network.
+        microbatch: On which micro-batch.
+    """
+
+    kind: str
+    chunk: int
+    microbatch: int
+
+
+_Lists = tuple[tuple[Action, ...], ...]
+_Deal = Callable[[range, int, int], list[Action]]
+
+
+def predict(
+    schedule: str,
+    work: PipelineWork,
+    num_ranks: int = 1,
+    num_microbatches: int = 1,
+    link: Link | None = None,
+) -> Prediction:
+    """What a schedule takes for one batch.
+
+    Args:
+        schedule: One of ``SCHEDULES``. Where it has one chunk a rank, neighbours are merged.
+        work: Of the batch; with auxiliary networks for ``sequential``, without for the others.
+        num_ranks: Devices; 1 for ``backprop`` and ``sequential``.
+        num_microbatches: Pieces of the batch; 1 for all but the pipelines.
+        link: Between every two neighbours; one that takes no time without. With ``overlaps`` off,
+            ``ddp`` reduces after the backward pass and pipelines compute nothing while they send.
+
+    Raises:
+        RecipeError: There is no such schedule, or it cannot run so.
+    """
+    if schedule not in SCHEDULES:
+        raise RecipeError(unknown_name("schedule", schedule, SCHEDULES))
+    link = link or Link()
+    if schedule in _PIPELINES:
+        return _predict_pipeline(schedule, work, num_ranks, num_microbatches, link)
+    if num_microbatches != 1 or num_ranks < 1 or (schedule != "ddp" and num_ranks > 1):
+        allowed = "1 rank or more" if schedule == "ddp" else "1 rank"
+        raise RecipeError(
+            f"{schedule} cannot run on {num_ranks} rank(s) with {num_microbatches} micro-batches: "
+            f"give {allowed} and 1 micro-batch."
+        )
+    return _predict_data_parallel(work, num_ranks, link)
+
+
+def pipeline_actions(
+    schedule: str, num_ranks: int, num_chunks: int, num_microbatches: int
+) -> _Lists:
+    """What every rank of a pipeline does in one step; chunk c is on rank c modulo ``num_ranks``.
+
+    Raises:
+        RecipeError: The counts do not fit the schedule.
+    """
+    _check_pipeline(schedule, num_ranks, num_chunks, num_microbatches)
+    deal = _PIPELINES[schedule]
+    all_chunks = [range(rank, num_chunks, num_ranks) for rank in range(num_ranks)]
+    return tuple(tuple(deal(chunks, num_ranks, num_microbatches)) for chunks in all_chunks)
+
+
+def _gpipe(chunks: range, _num_ranks: int, num_microbatches: int) -> list[Action]:
+    return [Action(kind, chunks[0], i) for kind in "FB" for i in range(num_microbatches)]
+
+
+def _in_turn(hops: int, *, halves: bool = False) -> _Deal:
+    """The family of 1F1B: some forward passes ahead, then a backward pass after each.
+
+    Args:
+        hops: By how many forward passes a rank is further ahead than the next.
+        halves: Whether to put off the halves for the weights, on rank r by r backward passes.
+    """
+
+    def deal(chunks: range, num_ranks: int, num_microbatches: int) -> list[Action]:
+        rank = chunks[0]
+        size = num_microbatches // _num_rounds(num_ranks, num_microbatches)
+        everything = range(num_microbatches)
+        rounds = [everything[i : i + size] for i in everything[::size]]
+        forward = _pass("F", chunks, rounds)
+        backward = _pass("I" if halves else "B", chunks[::-1], rounds)
+        weights = _pass("W", chunks[::-1], rounds) if halves else []
+        ahead = (len(chunks) - 1) * size + hops * (num_ranks - 1 - rank)
+        actions = forward[:ahead]
+        for i, action in enumerate(backward):
+            actions += [*forward[ahead + i : ahead + i + 1], action]
+            actions += weights[max(0, i - rank) : max(0, i - rank + 1)]
+        return actions + weights[max(0, len(backward) - rank) :]
+
+    return deal
+
+
+def _pass(kind: str, chunks: range, rounds: Sequence[range]) -> list[Action]:
+    """Every chunk in turn for the micro-batches of a round, then of the next."""
+    return [Action(kind, chunk, i) for row in rounds for chunk in chunks for i in row]
+
+
+def _num_rounds(num_ranks: int, num_microbatches: int) -> int:
+    return max(1, num_microbatches // num_ranks)
+
+
+_PIPELINES: Final[dict[str, _Deal]] = {
+    "gpipe": _gpipe,
+    "1f1b": _in_turn(hops=1),
+    "interleaved": _in_turn(hops=2),
+    "zero-bubble": _in_turn(hops=1, halves=True),
+}
+_ONE_CHUNK_A_RANK: Final = ("gpipe", "1f1b")
+_IN_ROUNDS: Final = ("interleaved", "zero-bubble")
+SCHEDULES: Final = ("backprop", "sequential", "ddp", *_PIPELINES)
+"""Names that ``predict`` knows."""
+
+
+def _check_pipeline(schedule: str, num_ranks: int, num_chunks: int, num_microbatches: int) -> None:
+    if min(num_ranks, num_chunks, num_microbatches) < 1:
+        problem = "give 1 or more of each"
+    elif num_chunks % num_ranks:
+        problem = f"give a multiple of {num_ranks} chunks"
+    elif schedule in _ONE_CHUNK_A_RANK and num_chunks != num_ranks:
+        problem = "merge the chunks of a rank into one"
+    elif schedule == "1f1b" and num_microbatches < num_ranks:
+        problem = f"give at least {num_ranks} micro-batches"
+    elif schedule in _IN_ROUNDS and num_microbatches % _num_rounds(num_ranks, num_microbatches):
+        problem = f"give a multiple of {num_ranks} micro-batches"
+    else:
+        return
+    raise RecipeError(
+        f"{schedule} cannot deal {num_chunks} chunk(s) and {num_microbatches} micro-batch(es) to "
+        f"{num_ranks} rank(s): {problem}."
+    )
+
+
+def _predict_pipeline(
+    schedule: str, work: PipelineWork, num_ranks: int, num_microbatches: int, link: Link
+) -> Prediction:
+    if schedule in _ONE_CHUNK_A_RANK and num_ranks > 0 and work.num_chunks % num_ranks == 0:
+        work = work.merged(num_ranks)
+    actions = pipeline_actions(schedule, num_ranks, work.num_chunks, num_microbatches)
+    player = _Player(actions, work, num_microbatches, link)
+    seconds = player.period_s()
+    idle = 1 - player.busy_s / (num_ranks * seconds) if seconds else 0.0
+    ends = [itertools.accumulate((a.kind == "F") - (a.kind in "BW") for a in r) for r in actions]
+    held = tuple(max(row) * num_ranks / work.num_chunks for row in ends)
+    return Prediction(seconds, max(idle, 0.0), held)
+
+
+class _Player:
+    """Ranks that do their actions in order, each as soon as its input has arrived."""
+
+    def __init__(
+        self, actions: _Lists, work: PipelineWork, num_microbatches: int, link: Link
+    ) -> None:
+        self._actions, self._link, self._last = actions, link, work.num_chunks - 1
+        self._back = actions[0][-1].kind.replace("W", "I")
+        self._beginning = {Action("F", 0, i): 0.0 for i in range(num_microbatches)}
+        shares = {"F": 1.0, "B": 1.0, "I": 1 - work.weight_share, "W": work.weight_share}
+        self._seconds = {
+            (kind, chunk): share * seconds / num_microbatches + work.overhead_s
+            for kind, share in shares.items()
+            for chunk, seconds in enumerate(work.forward_s if kind == "F" else work.backward_s)
+        }
+        self._transfer_s = [link.transfer_s(b / num_microbatches) for b in work.features_bytes]
+        self._update_s = [sum(work.update_s[rank :: len(actions)]) for rank in range(len(actions))]
+        done = [self._seconds[action[:2]] for row in actions for action in row]
+        self.busy_s = sum(done) + sum(self._update_s)
+        """Seconds of computation of all ranks in a step."""
+
+    def period_s(self) -> float:
+        """Seconds from step to step once all ranks keep the same pace; longer ones come before."""
+        ends = [0.0] * len(self._actions)
+        for _ in range(_MAX_STEPS):
+            before, ends = ends, self._step(ends)
+            gaps = [b - a for a, b in zip(before, ends, strict=True)]
+            if max(gaps) - min(gaps) <= _SAME * max(gaps):
+                break
+        return max(gaps)
+
+    def _step(self, free: Sequence[float]) -> list[float]:
+        """When every rank is done with a step, by when it was done with the one before."""
+        self._free, self._arrived = list(free), self._beginning.copy()
+        self._wire_free: dict[tuple[int, int], float] = {}
+        left = [deque(row) for row in self._actions]
+        while any(left):
+            able = [r for r, row in enumerate(left) if row and row[0] in self._arrived]
+            assert able, f"no rank can go on: {[row[0] for row in left if row]}"
+            for rank in able:
+                self._do(rank, left[rank].popleft())
+        return [s + update_s for s, update_s in zip(self._free, self._update_s, strict=True)]
+
+    def _do(self, rank: int, action: Action) -> None:
+        start = max(self._free[rank], self._arrived[action])
+        end = self._free[rank] = start + self._seconds[action[:2]]
+        for following in self._following(action):
+            to = following.chunk % len(self._actions)
+            if to != rank:
+                start = max(self._free[rank], self._wire_free.get((rank, to), 0.0))
+                sent = start + self._transfer_s[min(action.chunk, following.chunk)]
+                self._wire_free[rank, to] = sent
+                self._free[rank] = end if self._link.overlaps else sent
+            self._arrived[following] = end if to == rank else sent + self._link.latency_s
+
+    def _following(self, action: Action) -> list[Action]:
+        """What an action makes possible."""
+        kind, chunk, i = action
+        if kind == "F" and chunk < self._last:
+            return [Action("F", chunk + 1, i)]
+        if kind == "F":
+            return [Action(self._back, chunk, i)]
+        own = [Action("W", chunk, i)] if kind == "I" else []
+        return own + ([Action(self._back, chunk - 1, i)] if kind != "W" and chunk > 0 else [])
+
+
+def _predict_data_parallel(work: PipelineWork, num_ranks: int, link: Link) -> Prediction:
+    """Every rank computes a share of the batch; a ring reduces gradients when they are ready."""
+    if work.parameter_bytes is None and num_ranks > 1:
+        raise RecipeError("ddp reduces gradients: give parameter_bytes, a number for every chunk.")
+    computed = (sum(work.forward_s) + sum(work.backward_s)) / num_ranks + 2 * work.overhead_s
+    reduced = 0.0
+    for ready, num_bytes in _buckets(work, num_ranks):
+        hop_s = link.transfer_s(num_bytes / num_ranks) + link.latency_s
+        reduced = max(reduced, ready if link.overlaps else computed) + 2 * (num_ranks - 1) * hop_s
+    update_s = sum(work.update_s)
+    seconds = max(computed, reduced) + update_s
+    idle = 1 - (computed + update_s) / seconds if seconds else 0.0
+    return Prediction(seconds, idle, (1.0,) * num_ranks)
+
+
+def _buckets(work: PipelineWork, num_ranks: int) -> Iterator[tuple[float, float]]:
+    """When gradients are ready to be reduced, the last chunk's first, and how many bytes."""
+    now = sum(work.forward_s) / num_ranks + 2 * work.overhead_s
+    waiting = 0.0
+    for chunk, num_bytes in reversed(tuple(enumerate(work.parameter_bytes or ()))):
+        num_pieces = max(1, math.ceil(num_bytes / _BUCKET_BYTES))
+        for _ in range(num_pieces):
+            now += work.backward_s[chunk] / num_ranks / num_pieces
+            waiting += num_bytes / num_pieces
+            if waiting >= _BUCKET_BYTES:
+                yield now, waiting
+                waiting = 0.0
+    if waiting:
+        yield now, waiting

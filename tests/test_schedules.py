@@ -1,0 +1,287 @@
+"""The rivals' schedules, against closed forms and the lists of torch itself."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+from torch.distributed.pipelining import schedules as torch_schedules
+
+from ppll.errors import RecipeError
+from ppll.schedules import PipelineWork, Prediction, pipeline_actions, predict
+from ppll.simulate import Link
+
+PIPELINES = ("gpipe", "1f1b", "interleaved", "zero-bubble")
+KINDS = {"FORWARD": "F", "FULL_BACKWARD": "B", "BACKWARD_INPUT": "I", "BACKWARD_WEIGHT": "W"}
+MIB = 2**20
+
+
+def even(num_chunks: int, forward_s=1.0, backward_s=2.0, **options: Any) -> PipelineWork:
+    """A network whose chunks are alike; seconds are those of all of it."""
+    rows = ((s / num_chunks,) * num_chunks for s in (forward_s, backward_s, 0.0))
+    return PipelineWork(*rows, features_bytes=(4.0,) * num_chunks, **options)
+
+
+def drawn(schedule: str, num_ranks: int, num_chunks: int, num_microbatches: int) -> list[str]:
+    lists = pipeline_actions(schedule, num_ranks, num_chunks, num_microbatches)
+    chunks = num_chunks > num_ranks
+    return [
+        " ".join(f"{a.kind}{a.microbatch}" + f".{a.chunk}" * chunks for a in row) for row in lists
+    ]
+
+
+def test_gpipe_looks_so() -> None:
+    assert drawn("gpipe", 2, 2, 3) == ["F0 F1 F2 B0 B1 B2"] * 2
+
+
+def test_1f1b_looks_so() -> None:
+    assert drawn("1f1b", 3, 3, 4) == [
+        "F0 F1 F2 B0 F3 B1 B2 B3",
+        "F0 F1 B0 F2 B1 F3 B2 B3",
+        "F0 B0 F1 B1 F2 B2 F3 B3",
+    ]
+
+
+def test_zero_bubble_looks_so() -> None:
+    assert drawn("zero-bubble", 3, 3, 4) == [
+        "F0 F1 F2 I0 W0 F3 I1 W1 I2 W2 I3 W3",
+        "F0 F1 I0 F2 I1 W0 F3 I2 W1 I3 W2 W3",
+        "F0 I0 F1 I1 F2 I2 W0 F3 I3 W1 W2 W3",
+    ]
+
+
+def test_interleaved_looks_so() -> None:
+    assert drawn("interleaved", 2, 4, 2) == [
+        "F0.0 F1.0 F0.2 F1.2 B0.2 B1.2 B0.0 B1.0",
+        "F0.1 F1.1 F0.3 B0.3 F1.3 B1.3 B0.1 B1.1",
+    ]
+
+
+def lists_of_torch(schedule: str, num_ranks: int, num_chunks: int, num_microbatches: int):
+    """What torch's own class deals, asked without stages and processes."""
+    classes = {
+        "interleaved": torch_schedules.ScheduleInterleaved1F1B,
+        "zero-bubble": torch_schedules.ScheduleInterleavedZeroBubble,
+    }
+    asked: Any = object.__new__(classes[schedule])
+    asked.pp_group_size, asked.n_local_stages = num_ranks, num_chunks // num_ranks
+    asked._n_microbatches = num_microbatches
+    asked.number_of_rounds = max(1, num_microbatches // num_ranks)
+    asked.microbatches_per_round = num_microbatches // asked.number_of_rounds
+    for rank in range(num_ranks):
+        row = asked._calculate_single_rank_operations(rank)
+        yield tuple((KINDS[a[1].name], a[0], a[2]) for a in row if a)
+
+
+@pytest.mark.parametrize("schedule", ["interleaved", "zero-bubble"])
+def test_lists_are_those_of_torch(schedule: str) -> None:
+    num_compared = 0
+    for num_ranks, num_local, num_microbatches in valid_counts(schedule):
+        counts = num_ranks, num_ranks * num_local, num_microbatches
+        assert pipeline_actions(schedule, *counts) == tuple(lists_of_torch(schedule, *counts))
+        num_compared += 1
+    assert num_compared > 100
+
+
+def valid_counts(schedule: str) -> list[tuple[int, int, int]]:
+    """Ranks, chunks a rank, micro-batches."""
+    rules = {"gpipe": lambda p, m: True, "1f1b": lambda p, m: m >= p}
+    fits = rules.get(schedule, lambda p, m: m % max(1, m // p) == 0)
+    most_local = 1 if schedule in rules else 3
+    counts = itertools.product(range(1, 6), range(1, most_local + 1), range(1, 17))
+    return [(p, v, m) for p, v, m in counts if fits(p, m)]
+
+
+@pytest.mark.parametrize("schedule", PIPELINES)
+def test_every_chunk_sees_every_microbatch_and_nobody_waits_for_ever(schedule: str) -> None:
+    kinds = "FIW" if schedule == "zero-bubble" else "FB"
+    for num_ranks, num_local, num_microbatches in valid_counts(schedule):
+        num_chunks = num_ranks * num_local
+        lists = pipeline_actions(schedule, num_ranks, num_chunks, num_microbatches)
+        done = Counter(tuple(action) for row in lists for action in row)
+        assert done == Counter(
+            (k, c, i) for k in kinds for c in range(num_chunks) for i in range(num_microbatches)
+        )
+        assert all(a.chunk % num_ranks == rank for rank, row in enumerate(lists) for a in row)
+        predict(schedule, even(num_chunks), num_ranks, num_microbatches, Link(1e3, 1e-3))
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+@pytest.mark.parametrize(("p", "m"), [(1, 1), (2, 2), (4, 8), (8, 64), (3, 5)])
+def test_the_bubble_is_that_of_filling_and_draining(schedule: str, p: int, m: int) -> None:
+    found = predict(schedule, even(p), p, m)
+    assert found.seconds_per_batch == pytest.approx((m + p - 1) / (m * p) * 3.0)
+    assert found.idle_fraction == pytest.approx((p - 1) / (m + p - 1))
+    held = [m] * p if schedule == "gpipe" else [min(m, p - rank) for rank in range(p)]
+    assert found.peak_microbatches_held == tuple(held)
+
+
+@pytest.mark.parametrize("v", [1, 2, 4])
+def test_interleaving_divides_the_bubble(v: int) -> None:
+    p, m = 4, 16
+    found = predict("interleaved", even(p * v), p, m)
+    assert found.idle_fraction == pytest.approx((p - 1) / (v * m + p - 1))
+    if v > 1:
+        assert max(found.peak_microbatches_held) > p
+
+
+@pytest.mark.parametrize(("p", "m"), [(2, 4), (4, 4), (4, 16), (8, 32)])
+@pytest.mark.parametrize("v", [1, 2])
+def test_zero_bubble_has_less_of_it(p: int, m: int, v: int) -> None:
+    """F + B - 2W of a bubble of F + B is left (Qi et al., table 1); equal halves leave a third."""
+    work = even(p * v)
+    halves, whole = (predict(s, work, p, m) for s in ("zero-bubble", "1f1b"))
+    assert halves.idle_fraction < 0.5 * whole.idle_fraction
+    if v == 1:
+        bubble_s = halves.seconds_per_batch - 3.0 / p
+        assert bubble_s == pytest.approx((p - 1) / (m * p) * 1.0)
+        assert max(halves.peak_microbatches_held) <= p
+
+
+SECONDS = st.floats(0, 4).map(lambda s: round(s, 2))
+
+
+@st.composite
+def asked(draw) -> tuple[str, PipelineWork, int, int]:
+    schedule = draw(st.sampled_from(PIPELINES))
+    num_ranks, num_local, num_microbatches = draw(st.sampled_from(valid_counts(schedule)))
+    num_chunks = num_ranks * num_local
+    rows = [draw(st.tuples(*[SECONDS] * num_chunks)) for _ in range(4)]
+    work = PipelineWork(
+        *rows,
+        weight_share=draw(st.sampled_from([0.3, 0.5])),
+        overhead_s=draw(st.sampled_from([0.0, 0.01])),
+    )
+    return schedule, work, num_ranks, num_microbatches
+
+
+@hypothesis.settings(deadline=None, derandomize=True, max_examples=150)
+@hypothesis.given(asked(), st.sampled_from([1.0, math.inf]), st.booleans())
+def test_no_rank_is_faster_than_its_work(asked, bandwidth: float, overlaps: bool) -> None:
+    schedule, work, num_ranks, num_microbatches = asked
+    found = predict(schedule, work, num_ranks, num_microbatches, Link(bandwidth, 0.1, overlaps))
+    rows = zip(work.forward_s, work.backward_s, work.update_s, strict=True)
+    seconds = [sum(row) for row in rows]
+    size = work.num_chunks // num_ranks
+    merges = schedule in ("gpipe", "1f1b")
+    of_ranks = [
+        sum(seconds[rank * size :][:size] if merges else seconds[rank::num_ranks])
+        for rank in range(num_ranks)
+    ]
+    assert found.seconds_per_batch >= max(of_ranks) * (1 - 1e-9)
+    assert 0 <= found.idle_fraction <= 1
+
+
+@hypothesis.settings(deadline=None, derandomize=True, max_examples=150)
+@hypothesis.given(asked(), st.booleans())
+def test_a_worse_link_is_never_faster(asked, overlaps: bool) -> None:
+    links = [Link(), Link(8.0), Link(8.0, 0.05), Link(8.0, 0.2), Link(2.0, 0.2), Link(1.0, 3.0)]
+    found = [predict(*asked, replace(link, overlaps=overlaps)) for link in links]
+    for better, worse in itertools.pairwise(found):
+        assert worse.seconds_per_batch >= better.seconds_per_batch * (1 - 1e-9)
+
+
+def test_steps_follow_without_a_barrier() -> None:
+    """Ranks end zero-bubble's step one after another and begin the next one so."""
+    found = predict("zero-bubble", even(4, forward_s=1.0, backward_s=2.0), 4, 64)
+    first_rank_s = 3.0 / 4 + 3 * (1.0 / 4 / 64)
+    assert found.seconds_per_batch == pytest.approx(first_rank_s)
+
+
+def test_a_step_ends_with_the_update() -> None:
+    work = replace(even(4), update_s=(0.5,) * 4)
+    for schedule in PIPELINES:
+        with_update, without = (
+            predict(schedule, w, 4, 8).seconds_per_batch for w in (work, even(4))
+        )
+        assert with_update == pytest.approx(without + 0.5)
+
+
+def test_overhead_makes_small_pieces_dear() -> None:
+    work = even(4, overhead_s=0.01)
+    few, many = (predict("gpipe", work, 4, m).seconds_per_batch for m in (16, 128))
+    assert many > few
+    assert few == pytest.approx((16 + 3) * (3.0 / 64 + 0.02))
+
+
+def test_neighbours_are_merged_where_a_rank_has_one_chunk() -> None:
+    work = PipelineWork((1.0, 2.0, 3.0, 4.0), (2.0,) * 4, (0.0,) * 4, (1.0, 9.0, 1.0, 0.0))
+    merged = PipelineWork((3.0, 7.0), (4.0, 4.0), (0.0, 0.0), (9.0, 0.0))
+    assert work.merged(2) == merged
+    assert predict("1f1b", work, 2, 4, Link(9.0)) == predict("1f1b", merged, 2, 4, Link(9.0))
+
+
+def test_one_device_takes_the_sum() -> None:
+    work = PipelineWork((1.0, 2.0), (2.0, 4.0), (0.5, 0.5), (8.0, 8.0))
+    for schedule in ("backprop", "sequential"):
+        assert predict(schedule, work) == Prediction(10.0, 0.0, (1.0,))
+
+
+def test_ddp_reduces_what_is_ready_while_it_computes() -> None:
+    """Four chunks of one bucket each: all but the first chunk's is hidden."""
+    link, size = Link(25 * MIB), 25 * MIB
+    work = even(4, forward_s=4.0, backward_s=16.0, parameter_bytes=(float(size),) * 4)
+    ring_s = 2 * 3 / 4 * 1.0
+    hidden = predict("ddp", replace(work, backward_s=(8.0,) * 4), 4, link=link)
+    assert hidden.seconds_per_batch == pytest.approx(1.0 + 8.0 + ring_s)
+    bound = predict("ddp", replace(work, backward_s=(4.0,) * 4), 4, link=link)
+    assert bound.seconds_per_batch == pytest.approx(1.0 + 1.0 + 4 * ring_s)
+    behind = predict("ddp", work, 4, link=replace(link, overlaps=False))
+    assert behind.seconds_per_batch == pytest.approx(1.0 + 4.0 + 4 * ring_s)
+    assert behind.idle_fraction == pytest.approx(6.0 / 11.0)
+    assert predict("ddp", work, 1, link=link).seconds_per_batch == pytest.approx(20.0)
+
+
+def test_ddp_gathers_small_gradients_and_pays_latency_once() -> None:
+    work = even(8, parameter_bytes=(100.0,) * 8)
+    found = predict("ddp", work, 2, link=Link(latency_s=0.25))
+    assert found.seconds_per_batch == pytest.approx(1.5 + 2 * 0.25)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (("gpip", even(2), 2, 2), "unknown schedule 'gpip'. Did you mean 'gpipe'"),
+        (("backprop", even(2), 2, 1), r"backprop cannot run on 2 rank\(s\).* give 1 rank and 1"),
+        (("sequential", even(2), 1, 4), "4 micro-batches: give 1 rank and 1 micro-batch"),
+        (("ddp", even(2), 0, 1), r"ddp cannot run on 0 rank\(s\).* give 1 rank or more"),
+        (("ddp", even(2), 2, 1), "give parameter_bytes, a number for every chunk"),
+        (("gpipe", even(2), 0, 1), "give 1 or more of each"),
+        (("gpipe", even(2), 2, 0), "give 1 or more of each"),
+        (("1f1b", even(5), 2, 4), r"5 chunk\(s\).* 2 rank\(s\): give a multiple of 2 chunks"),
+        (("1f1b", even(4), 4, 3), r"3 micro-batch\(es\).* give at least 4 micro-batches"),
+        (("interleaved", even(6), 4, 4), "give a multiple of 4 chunks"),
+        (("interleaved", even(8), 4, 9), "give a multiple of 4 micro-batches"),
+        (("zero-bubble", even(4), 4, 11), "give a multiple of 4 micro-batches"),
+    ],
+)
+def test_what_cannot_be_is_refused(call: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        predict(*call)
+
+
+def test_a_list_is_for_one_chunk_a_rank() -> None:
+    with pytest.raises(RecipeError, match="merge the chunks of a rank into one"):
+        pipeline_actions("gpipe", 2, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"forward_s": (1.0,)}, "backward_s has 2 entries and forward_s has 1"),
+        ({"update_s": (1.0, -1.0)}, "an entry of update_s is -1.0"),
+        ({"features_bytes": (math.nan, 0.0)}, "an entry of features_bytes is nan"),
+        ({"parameter_bytes": (1.0,)}, "parameter_bytes has 1 entries"),
+        ({"overhead_s": -1.0}, "overhead_s is -1.0"),
+        ({"weight_share": 1.1}, "weight_share is 1.1: give a share, 0 to 1"),
+    ],
+)
+def test_work_that_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        replace(even(2), **change)
