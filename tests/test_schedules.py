@@ -14,7 +14,8 @@ import pytest
 from torch.distributed.pipelining import schedules as torch_schedules
 
 from ppll.errors import RecipeError
-from ppll.schedules import PipelineWork, Prediction, pipeline_actions, predict
+from ppll.pipeline_work import PipelineWork
+from ppll.schedules import Prediction, pipeline_actions, predict
 from ppll.simulate import Link
 
 PIPELINES = ("gpipe", "1f1b", "interleaved", "zero-bubble")

@@ -18,17 +18,18 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from benchmarks.chain import Chain, RankReport, run_chain
 from benchmarks.report import new_parser, write_report
+
+from ppll.bench.chain import BlockTimes, Chain, RankReport, run_chain
 
 
 def main() -> None:
     options = _parse()
     reports = run_chain(
-        Chain(
-            num_stages=options.stages,
-            num_batches=options.messages,
-            payload_bytes=int(options.payload_kib * 1024),
+        Chain.even(
+            options.stages,
+            BlockTimes(payload_bytes=int(options.payload_kib * 1024)),
+            options.messages,
             capacity=options.capacity,
             footprint_steps=(options.first, options.messages),
         )

@@ -19,8 +19,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from benchmarks.chain import Chain, RankReport, run_chain
 from benchmarks.report import Spread, new_parser, write_report
+
+from ppll.bench.chain import BlockTimes, Chain, RankReport, run_chain
 
 TARGETS = {4: 1.03, 8: 1.05}
 
@@ -75,14 +76,10 @@ def _parse() -> argparse.Namespace:
 
 
 def _chain(options: argparse.Namespace, num_stages: int) -> Chain:
-    return Chain(
-        num_stages=num_stages,
-        num_batches=options.batches,
-        payload_bytes=int(options.payload_mib * 2**20),
-        capacity=options.capacity,
-        forward_s=options.forward_ms / 1e3,
-        learn_s=options.learn_ms / 1e3,
-        keeps_times=True,
+    payload_bytes = int(options.payload_mib * 2**20)
+    block = BlockTimes(options.forward_ms / 1e3, options.learn_ms / 1e3, payload_bytes)
+    return Chain.even(
+        num_stages, block, options.batches, capacity=options.capacity, keeps_times=True
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -12,6 +12,7 @@ from ppll.cli_options import Json, RecipeArgument, Settings, Stages, give_json, 
 from ppll.errors import RecipeError
 
 if TYPE_CHECKING:
+    from ppll.bench.emulate import Devices
     from ppll.config import Recipe
     from ppll.costs import Costs
     from ppll.simulate import Link
@@ -102,3 +103,81 @@ def _costs(recipe: Recipe, file: Path | None) -> Costs:
 
 
 bench = typer.Typer(help="Measure PPLL beside its rivals.", no_args_is_help=True)
+
+
+@bench.command("emulate")
+def bench_emulate(
+    stages: Annotated[int, typer.Option(min=1, max=64, help="Devices.")] = 4,
+    forward_ms: Annotated[float, typer.Option(help="Forward of a device's part.")] = 10.0,
+    backward_ms: Annotated[float, typer.Option(help="Backward of a device's part.")] = 20.0,
+    auxiliary_ms: Annotated[float, typer.Option(help="Of a block's auxiliary network.")] = 0.9,
+    payload_mib: Annotated[float, typer.Option(help="What crosses a boundary.")] = 4.0,
+    batches: Annotated[int, typer.Option(min=1, help="Batches that are timed.")] = 60,
+    systems: Annotated[
+        str, typer.Option(help="Separated by commas.")
+    ] = "ppll,sequential,gpipe,1f1b,interleaved,zero-bubble",
+    microbatches: Annotated[str, typer.Option(help="Separated by commas.")] = "4,8,16",
+    capacity: Annotated[int, typer.Option(min=1, max=64, help="Slots of a channel.")] = 4,
+    recipe: Annotated[
+        str | None, typer.Option(help="With --costs: the recipe that they were measured for.")
+    ] = None,
+    settings: Settings = None,
+    costs: CostsFile = None,
+    slow_down: Annotated[float, typer.Option(help="With --costs: longer times by so much.")] = 1.0,
+    json: Json = None,
+) -> None:
+    """Emulate devices by sleeping: PPLL and its rivals, measured and ideal."""
+    from ppll.bench.emulate import Devices, emulate, summary
+
+    if (recipe is None) != (costs is None):
+        raise RecipeError("--costs and --recipe go together: times of layers and their network.")
+    if recipe is not None:
+        devices = _devices_of(recipe, settings, costs, stages, slow_down)
+    else:
+        times = {"forward_s": forward_ms, "backward_s": backward_ms, "auxiliary_s": auxiliary_ms}
+        devices = Devices.even(
+            stages,
+            payload_bytes=int(payload_mib * 2**20),
+            **{name: ms / 1e3 for name, ms in times.items()},
+        )
+    console = Console(stderr=True)
+    rows = emulate(
+        devices,
+        systems.split(","),
+        num_batches=batches,
+        microbatches=_numbers(microbatches),
+        capacity=capacity,
+        seen=lambda row: console.print(_line(row.to_dict()), highlight=False),
+    )
+    tree = {"rows": [row.to_dict() for row in rows], "summary": summary(rows)}
+    if not give_json(json, tree):
+        Console().print(summary(rows), highlight=False)
+
+
+def _devices_of(
+    recipe: str, settings: list[str] | None, costs: Path | None, stages: int, slow_down: float
+) -> Devices:
+    """Devices as fast as measured costs say, one for each block of balanced cuts."""
+    from ppll.bench.emulate import Devices
+    from ppll.plan import draw_plan
+
+    cuts = [f"split.blocks={stages}", "split.cuts=balanced"]
+    loaded = load(recipe, None, [*cuts, *(settings or [])])
+    plan = draw_plan(loaded, _costs(loaded, costs), stages, _link(5.0, 50.0))
+    Console(stderr=True).print(f"sum of blocks to slowest block: {plan.bound:.3f}", highlight=False)
+    return Devices.of_plan(plan, slow_down)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise RecipeError(f"cannot read {text!r}: write whole numbers as in 4,8,16.") from None
+
+
+def _line(row: dict[str, Any]) -> str:
+    return (
+        f"{row['system']:<12} {row['stages']} device(s) {row['microbatches']:>3} micro-batches: "
+        f"{1e3 * row['seconds_per_batch']:8.2f} ms a batch, ideal "
+        f"{1e3 * row['ideal_seconds_per_batch']:8.2f}, efficiency {row['efficiency']:.3f}"
+    )

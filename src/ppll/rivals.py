@@ -10,11 +10,12 @@ from typing import Any, Final
 from ppll.balance import BlockCost, best_partition
 from ppll.costs import Costs
 from ppll.errors import PpllError
+from ppll.pipeline_work import PipelineWork
 from ppll.plan import Plan, optimizer_states
-from ppll.schedules import PipelineWork, Prediction, predict
+from ppll.schedules import Prediction, predict
 from ppll.simulate import Link
 
-__all__ = ["Rival", "predict_rivals", "recommend"]
+__all__ = ["Rival", "pipeline_work", "predict_rivals", "recommend"]
 
 _MICROBATCHES: Final = (4, 8, 16, 32, 64)
 _CHUNKS_A_RANK: Final = {"gpipe": 1, "1f1b": 1, "interleaved": 2, "zero-bubble": 2}
@@ -91,7 +92,7 @@ def _best(
     found = []
     for num_ranks, microbatches in tries:
         try:
-            work = _work(plan, num_ranks * chunks_a_rank)
+            work = pipeline_work(plan, num_ranks * chunks_a_rank)
             prediction = predict(system, work, num_ranks, microbatches, plan.link)
         except PpllError:
             continue
@@ -105,7 +106,7 @@ def _best(
         )
 
 
-def _work(plan: Plan, num_chunks: int) -> PipelineWork:
+def pipeline_work(plan: Plan, num_chunks: int) -> PipelineWork:
     """The network without auxiliary networks, in chunks balanced for an end-to-end pipeline."""
     parts = plan.recipe.train.accumulate
     chunks = _chunks(plan.costs, num_chunks)

@@ -22,7 +22,7 @@ __all__ = ["Arrays", "cache_folder", "cached"]
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 """Raised whenever the same sources are to give other arrays."""
 
 
@@ -72,7 +72,9 @@ def _fingerprint(sources: Iterable[Path | str]) -> str:
 def _checksum(arrays: Arrays) -> str:
     total = 0
     for name in sorted(arrays):
-        total = zlib.crc32(arrays[name].data, total)
+        array = arrays[name]
+        total = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), total)
+        total = zlib.crc32(array.data, total)
     return f"{total:08x}"
 
 
@@ -81,7 +83,8 @@ def _read(path: Path) -> Arrays | None:
         with safetensors.safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             expected = (file.metadata() or {}).get("crc32")
-    except (OSError, safetensors.SafetensorError):
+    # Beside safetensors' own errors come numpy's about types and shapes that it does not know.
+    except (OSError, safetensors.SafetensorError, LookupError, RuntimeError, TypeError, ValueError):
         return None
     return arrays if _checksum(arrays) == expected else None
 

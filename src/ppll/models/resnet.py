@@ -108,10 +108,11 @@ def resnet(
         RecipeError: The depth is not ``6n + 2``, the width is below 1, or samples are no images.
     """
     channels, _, _ = image_shape("resnet", input_shape)
-    check_counts(width=width)
+    num_per_stage = _layers_per_stage(depth)
+    check_counts(width=width, depth=depth)
     layers = (
         Layer("stem", Stem(channels, width)),
-        *_residual_layers(_layers_per_stage(depth), width),
+        *_residual_layers(num_per_stage, width),
         Layer("head", Head(4 * width, num_classes)),
     )
     return Network(layers, num_stem=1, num_head=1)

@@ -1,7 +1,7 @@
-"""A pipeline whose blocks compute nothing: what is left is the system around them.
+"""A pipeline whose blocks only take time: what is left is the system around them.
 
-Only the blocks are doubles. Processes (from the fork server), the prefetching thread, ``shared``
-channels, the worker and ``drain`` are the ones that train networks.
+Only the blocks are doubles: devices emulated by sleeping. Processes (from the fork server), the
+prefetching thread, ``shared`` channels, the worker and ``drain`` are the ones that train networks.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any, cast
 
 import torch
 
+from ppll.baselines.sleeping import Sleeper
 from ppll.block import Block
 from ppll.channels.base import Inbox, SendEnd, SlotLayout
 from ppll.channels.shared import SharedReceiveEnd, SharedSendEnd
@@ -30,9 +31,9 @@ from ppll.message import FEATURES, TARGETS, Kind, Message
 from ppll.metrics import Counts
 from ppll.prefetch import Prefetcher
 from ppll.status import Monitor
-from ppll.worker import Worker, drain
+from ppll.worker import Waiting, Worker, drain
 
-__all__ = ["Chain", "Footprint", "RankReport", "run_chain"]
+__all__ = ["BlockTimes", "Chain", "Footprint", "RankReport", "run_chain"]
 
 _CONNECT_TIMEOUT_S = 60.0
 _FLOAT_BYTES = torch.float32.itemsize
@@ -40,30 +41,49 @@ _BATCH = 64
 
 
 @dataclass(frozen=True)
+class BlockTimes:
+    """What an emulated block takes for a message.
+
+    Attributes:
+        forward_s: How long it sleeps in its forward.
+        learn_s: How long it sleeps in its learning step.
+        payload_bytes: Size of the features that it sends on.
+    """
+
+    forward_s: float = 0.0
+    learn_s: float = 0.0
+    payload_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class Chain:
     """A pipeline to run.
 
     Attributes:
-        num_stages: Processes, each with one block.
+        stages: The blocks of every process.
         num_batches: Training messages that pass through all of them.
-        payload_bytes: Size of a message's features.
         capacity: Slots of a channel.
-        forward_s: How long a block sleeps in its forward.
-        learn_s: How long a block sleeps in its learning step.
         keeps_times: Whether every rank reports when it had learned from each message.
         footprint_steps: Steps after which every rank looks at its memory.
         timeout_s: How long all of it may take.
     """
 
-    num_stages: int
+    stages: tuple[tuple[BlockTimes, ...], ...]
     num_batches: int
-    payload_bytes: int
     capacity: int = 4
-    forward_s: float = 0.0
-    learn_s: float = 0.0
     keeps_times: bool = False
     footprint_steps: tuple[int, ...] = ()
     timeout_s: float = 600.0
+
+    @classmethod
+    def even(cls, num_stages: int, block: BlockTimes, num_batches: int, **options: Any) -> Chain:
+        """A pipeline with the same block in every process."""
+        return cls(((block,),) * num_stages, num_batches, **options)
+
+    @property
+    def num_stages(self) -> int:
+        """Number of processes."""
+        return len(self.stages)
 
 
 @dataclass(frozen=True)
@@ -119,30 +139,41 @@ class RankReport:
 class SleepingBlock:
     """Has the face of a ``ppll.block.Block`` and sleeps where that one computes."""
 
-    def __init__(self, index: int, chain: Chain, report: RankReport) -> None:
+    def __init__(self, index: int, times: BlockTimes, sleeper: Sleeper) -> None:
         self.index = index
         self.counts = Counts(torch.device("cpu"))
-        self._chain = chain
-        self._report = report
-        self._step = 0
-        self._features = torch.zeros(chain.payload_bytes // _FLOAT_BYTES)
+        self._times = times
+        self._sleeper = sleeper
+        self._features = torch.zeros(times.payload_bytes // _FLOAT_BYTES)
 
     def forward(self, message: Message) -> Message:
         """Hand on features of its own, as a block that computes does, after a while."""
-        self._step = message.step
-        _sleep(self._chain.forward_s)
+        self._sleeper(self._times.forward_s)
         return message.with_tensors(**{FEATURES: self._features})
 
     def learn(self) -> None:
-        """Take the time of a learning step and note what was asked for."""
-        _sleep(self._chain.learn_s)
-        if self._chain.keeps_times:
-            self._report.times_s.append(time.monotonic())
-        if self._step in self._chain.footprint_steps:
-            self._report.footprints.append(Footprint.now(self._step))
+        """Take the time of a learning step."""
+        self._sleeper(self._times.learn_s)
 
     def evaluate(self) -> None:
         """Nothing is evaluated."""
+
+
+class _Observed(Worker):
+    """A worker that notes when it has learned from a message, and what it holds then."""
+
+    def __init__(self, chain: Chain, report: RankReport, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._chain = chain
+        self._report = report
+
+    def _handle(self, message: Message) -> Iterator[Waiting]:
+        yield from super()._handle(message)
+        if message.kind is Kind.TRAIN:
+            if self._chain.keeps_times:
+                self._report.times_s.append(time.monotonic())
+            if message.step in self._chain.footprint_steps:
+                self._report.footprints.append(Footprint.now(message.step))
 
 
 def run_chain(chain: Chain) -> list[RankReport]:
@@ -203,8 +234,10 @@ def _run_rank(chain: Chain, rank: int, folder: Path, secret: bytes, result: Conn
         inbox, outbox = _connect(chain, rank, folder, secret, stack.callback)
         if chain.footprint_steps:
             Footprint.now(0)  # the first look takes memory of its own
-        block = cast(Block, SleepingBlock(rank, chain, report))
-        drain(Worker([block], inbox, outbox, monitor=monitor).run())
+        sleeper = Sleeper()
+        blocks = [SleepingBlock(i, times, sleeper) for i, times in enumerate(chain.stages[rank])]
+        worker = _Observed(chain, report, cast(list[Block], blocks), inbox, outbox, monitor=monitor)
+        drain(worker.run())
         report.busy_fraction = monitor.busy_fraction()
         report.activity_s = {a.name.lower(): s for a, s in monitor.seconds.items()}
         result.send(report)
@@ -214,9 +247,10 @@ def _connect(
     chain: Chain, rank: int, folder: Path, secret: bytes, at_end: Callable[..., Any]
 ) -> tuple[Inbox, SendEnd | None]:
     """As ``ppll.rank`` does: listen, then connect, then accept."""
-    layout = SlotLayout({FEATURES: chain.payload_bytes, TARGETS: _BATCH * torch.int64.itemsize})
     receiver = outbox = None
     if rank > 0:
+        payload_bytes = chain.stages[rank - 1][-1].payload_bytes
+        layout = SlotLayout({FEATURES: payload_bytes, TARGETS: _BATCH * torch.int64.itemsize})
         receiver = SharedReceiveEnd.listen(folder / str(rank), layout, chain.capacity, secret)
         at_end(receiver.close)
     if rank + 1 < chain.num_stages:
@@ -232,14 +266,9 @@ def _connect(
 
 def _messages(chain: Chain) -> Iterator[Message]:
     tensors = {
-        FEATURES: torch.zeros(chain.payload_bytes // _FLOAT_BYTES),
+        FEATURES: torch.zeros(1),
         TARGETS: torch.zeros(_BATCH, dtype=torch.int64),
     }
     for step in range(1, chain.num_batches + 1):
         yield Message(kind=Kind.TRAIN, sequence=step - 1, step=step, tensors=tensors)
     yield Message(kind=Kind.STOP, sequence=chain.num_batches, step=chain.num_batches)
-
-
-def _sleep(seconds: float) -> None:
-    if seconds > 0:
-        time.sleep(seconds)

@@ -1,0 +1,305 @@
+"""A recipe's own network, data, loss, optimizer and schedule, for a rival to train.
+
+All parameters start from the values that PPLL starts from: they are a function of the recipe's
+seed and their name, wherever the network is cut.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.autograd.function import once_differentiable
+
+from ppll.baselines.feed import Feed, check_batches
+from ppll.baselines.systems import Layout
+from ppll.baselines.work import Batch, Part, Workload
+from ppll.block import NonFiniteLoss
+from ppll.config import MethodConfig, Recipe, SplitConfig
+from ppll.data import load_batches, load_dataset, prepare
+from ppll.data_facts import DataFacts
+from ppll.errors import RecipeError
+from ppll.job import draw_blueprint
+from ppll.losses.classification import cross_entropy, num_correct
+from ppll.message import FEATURES, TARGETS
+from ppll.models.network import Network, initialise, qualified, with_memory
+from ppll.optimization import Schedule, build_optimizer
+from ppll.randomness import fold
+from ppll.split import Blueprint, block_ranges
+
+__all__ = ["RecipeWork", "accuracy_of"]
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class RecipeWork(Workload):
+    """What a recipe says, trained end to end.
+
+    The sections ``split``, ``method`` and ``runtime`` do not matter to a rival, nor do overrides
+    of the optimizer for single blocks. Batch norm sees a micro-batch where PPLL sees a batch, and
+    dropout draws other masks; without both a rival's updates are those of plain backpropagation.
+
+    Attributes:
+        recipe: The recipe.
+        cuts: First layer of every chunk but the first; none for chunks of equal length.
+        facts: What every rank must know of the data; found by ``prepared``.
+        shapes: One sample's shape at the output of every layer; found by ``prepared``.
+        dtypes: Type of every layer's output; found by ``prepared``.
+    """
+
+    recipe: Recipe
+    cuts: tuple[int, ...] | None = None
+    facts: DataFacts | None = None
+    shapes: tuple[tuple[int, ...], ...] | None = None
+    dtypes: tuple[torch.dtype, ...] = ()
+
+    def prepared(self, layout: Layout) -> Self:
+        """A copy that knows the data and the network's shapes."""
+        _check_recipe(self.recipe)
+        data = prepare(load_dataset(self.recipe.data), self.recipe.data)
+        check_batches(self.recipe, data, layout)
+        facts = DataFacts(data.dataset.input_shape, data.dataset.num_classes, data.steps_per_epoch)
+        work = replace(self, facts=facts)
+        blueprint = work.blueprint()
+        if layout.num_batches > blueprint.num_steps:
+            raise RecipeError(
+                f"the recipe trains on {blueprint.num_steps} batches, found {layout.num_batches}: "
+                f"ask for fewer, or raise train.epochs or train.max_steps."
+            )
+        work.ranges(blueprint.network, layout)
+        return replace(work, shapes=blueprint.shapes, dtypes=_dtypes(blueprint))
+
+    def part(self, layout: Layout, rank: int) -> Part:
+        """The rank's layers with their first values, its optimizer and its data."""
+        return _RecipePart(self, layout, rank)
+
+    def blueprint(self) -> Blueprint:
+        """The network without values."""
+        assert self.facts is not None
+        # As PPLL's own control has it: one block, whatever the recipe's method says.
+        recipe = self.recipe.model_copy(update={"method": MethodConfig(name="backprop")})
+        return draw_blueprint(recipe, self.facts, None, self.shapes)
+
+    def ranges(self, network: Network, layout: Layout) -> tuple[range, ...]:
+        """The layers of every chunk.
+
+        Raises:
+            RecipeError: The network cannot be cut into as many chunks as the rival needs.
+        """
+        num_layers, num_chunks = len(network.layers), layout.num_chunks
+        if layout.system.kind != "pipeline":
+            return (range(num_layers),)
+        if self.cuts is None:
+            body = num_layers - network.num_stem - network.num_head
+            _check_enough_layers(layout, body)
+            return block_ranges(network, SplitConfig(blocks=num_chunks))
+        bounds = (0, *self.cuts, num_layers)
+        if len(self.cuts) != num_chunks - 1 or any(a >= b for a, b in pairwise(bounds)):
+            _check_enough_layers(layout, num_layers)
+            raise RecipeError(
+                f"{layout.system.name} on {layout.num_ranks} ranks needs {num_chunks - 1} "
+                f"ascending cuts from 1 to {num_layers - 1}, found {list(self.cuts)}."
+            )
+        return tuple(range(a, b) for a, b in pairwise(bounds))
+
+
+def _check_enough_layers(layout: Layout, num_layers: int) -> None:
+    if layout.num_chunks > num_layers:
+        most = num_layers // layout.system.chunks_per_rank
+        raise RecipeError(
+            f"{layout.system.name} on {layout.num_ranks} ranks needs {layout.num_chunks} chunks, "
+            f"but there are only {num_layers} layers to deal: ask for at most {most} ranks, or "
+            f"take a deeper network."
+        )
+
+
+def _check_recipe(recipe: Recipe) -> None:
+    if recipe.model.weights is not None:
+        raise RecipeError("model.weights: a rival starts from the recipe's seed; leave it out.")
+    if recipe.train.on_nonfinite == "skip":
+        raise RecipeError(
+            'train.on_nonfinite = "skip": the ranks of a rival do not know each other\'s loss '
+            'before they update; choose "stop" or "ignore".'
+        )
+
+
+def _autocast(recipe: Recipe) -> AbstractContextManager[None]:
+    return torch.autocast("cpu", torch.bfloat16, enabled=recipe.train.precision == "bf16")
+
+
+def _dtypes(blueprint: Blueprint) -> tuple[torch.dtype, ...]:
+    """Type of every layer's output, found by a trial run where it is not plain."""
+    if blueprint.recipe.train.precision == "float32":
+        return (torch.float32,) * len(blueprint.network.layers)
+    dtypes = []
+    features = torch.zeros((1, *blueprint.input_shape(0)))
+    with torch.no_grad(), torch.random.fork_rng(devices=()):
+        for layer in blueprint.network.layers:
+            module = with_memory(copy.deepcopy(layer.module), _CPU).eval()
+            with _autocast(blueprint.recipe):
+                features = module(features)
+            dtypes.append(features.dtype)
+    return tuple(dtypes)
+
+
+class _Chunk(nn.Module):
+    """Consecutive layers: one tensor (N, ...) to one that is dense and no view."""
+
+    def __init__(self, layers: Mapping[str, nn.Module], recipe: Recipe, *, is_first: bool) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(OrderedDict(layers))
+        self._recipe = recipe
+        self._is_first = is_first
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The features behind the last layer."""
+        if not self._is_first:
+            features = _DenseGradient.apply(features)  # type: ignore[no-untyped-call]
+        with _autocast(self._recipe):
+            features = self.layers(features)
+        # Gloo sends dense tensors only, and torch cuts outputs off their graph in place.
+        return features.clone() if features._is_view() else features.contiguous()
+
+
+class _DenseGradient(torch.autograd.Function):
+    """The identity; its gradient is dense, so that gloo can send it."""
+
+    @staticmethod
+    def forward(_ctx: Any, features: Tensor) -> Tensor:
+        return features.view_as(features)
+
+    @staticmethod
+    @once_differentiable
+    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.contiguous()
+
+
+class _RecipePart(Part):
+    """One rank's chunks of a recipe's network, with the optimizer over all of them."""
+
+    def __init__(self, work: RecipeWork, layout: Layout, rank: int) -> None:
+        recipe = work.recipe
+        torch.set_num_threads(recipe.train.threads_per_stage)
+        torch.manual_seed(fold(recipe.train.seed, "baseline", rank) & 0xFFFFFFFF)
+        self._work, self._layout = work, layout
+        self._blueprint = work.blueprint()
+        self._ranges = work.ranges(self._blueprint.network, layout)
+        self.chunks = {index: self._chunk(index) for index in layout.chunks_of(rank)}
+        self._parameters = [p for _, p in self._named_parameters() if p.requires_grad]
+        config = recipe.optimizer.model_copy(update={"blocks": {}})
+        self._optimizer = None
+        if self._parameters:
+            self._optimizer = build_optimizer(config, 0, self.chunks.values())
+        steps = self._blueprint.num_steps, self._blueprint.steps_per_epoch
+        self._schedule = Schedule(recipe.schedule, *steps)
+        self._loss = partial(cross_entropy, label_smoothing=recipe.train.label_smoothing)
+        self._feed = Feed(recipe, layout, rank)
+
+    def batches(self) -> Iterator[Batch]:
+        """The recipe's batches, or what the rank needs of them."""
+        return self._feed.batches()
+
+    def examples(self, chunk: int) -> tuple[Tensor, Tensor]:
+        """Features before and behind a chunk, of a micro-batch."""
+        layers = self._ranges[chunk]
+        return self._example(layers.start - 1), self._example(layers.stop - 1)
+
+    def _example(self, layer: int) -> Tensor:
+        assert self._work.shapes is not None
+        num_samples = self._work.recipe.data.batch_size // self._layout.num_slices
+        if layer < 0:
+            return torch.empty((num_samples, *self._blueprint.input_shape(0)))
+        return torch.empty((num_samples, *self._work.shapes[layer]), dtype=self._work.dtypes[layer])
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The recipe's loss."""
+        with _autocast(self._work.recipe):
+            return self._loss(outputs, targets)
+
+    def check(self, loss: float) -> None:
+        """Stop the run where the recipe says so.
+
+        Raises:
+            NonFiniteLoss: The loss is infinite or not a number.
+        """
+        if self._work.recipe.train.on_nonfinite == "stop" and not math.isfinite(loss):
+            raise NonFiniteLoss(f"the loss is {loss}: lower optimizer.lr or clip gradients.")
+
+    def update(self, step: int) -> None:
+        """Clip by the norm over all ranks, set the learning rate, update, clear the gradients."""
+        if self._work.recipe.optimizer.clip_norm is not None:
+            self._clip(self._work.recipe.optimizer.clip_norm)
+        if self._optimizer is not None:
+            for group in self._optimizer.param_groups:
+                group["lr"] = self._work.recipe.optimizer.lr * self._schedule.factor(step)
+            self._optimizer.step()
+            self._optimizer.zero_grad(set_to_none=True)
+
+    def _clip(self, clip_norm: float) -> None:
+        norm = nn.utils.get_total_norm(p.grad for p in self._parameters if p.grad is not None)
+        if self._layout.system.kind == "pipeline":
+            squared = norm.square().reshape(1)
+            dist.all_reduce(squared)
+            norm = squared.sqrt().squeeze()
+        nn.utils.clip_grads_with_norm_(self._parameters, clip_norm, norm)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers of the rank's layers."""
+        return {
+            qualified(name, key): value
+            for name, module in self._named_layers()
+            for key, value in module.state_dict().items()
+        }
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Gradients of the rank's layers, before they are clipped."""
+        return {n: p.grad.clone() for n, p in self._named_parameters() if p.grad is not None}
+
+    def _chunk(self, index: int) -> _Chunk:
+        layers: dict[str, nn.Module] = {}
+        for layer in (self._blueprint.network.layers[i] for i in self._ranges[index]):
+            layers[layer.name] = with_memory(copy.deepcopy(layer.module), _CPU)
+            initialise(layers[layer.name], layer.name, self._work.recipe.train.seed)
+        return _Chunk(layers, self._work.recipe, is_first=index == 0)
+
+    def _named_layers(self) -> Iterator[tuple[str, nn.Module]]:
+        for chunk in self.chunks.values():
+            assert isinstance(chunk, _Chunk)
+            yield from chunk.layers.named_children()
+
+    def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for prefix, module in self._named_layers():
+            for name, parameter in module.named_parameters():
+                yield qualified(prefix, name), parameter
+
+
+def accuracy_of(recipe: Recipe, weights: Mapping[str, Tensor]) -> float:
+    """Share of the recipe's test samples that a network with these weights gets right, 0 to 1.
+
+    Args:
+        recipe: Names the network and the data.
+        weights: Parameters and buffers by their name in the whole network.
+    """
+    batches = load_batches(recipe.data, seed=recipe.train.seed)
+    dataset = batches.data.dataset
+    facts = DataFacts(dataset.input_shape, dataset.num_classes, batches.steps_per_epoch)
+    network = RecipeWork(recipe, facts=facts).blueprint().network
+    model = with_memory(network.as_module(), _CPU).eval()
+    model.load_state_dict(dict(weights))
+    correct = samples = 0
+    with torch.no_grad(), _autocast(recipe):
+        for batch in batches.evaluation_batches("test"):
+            correct += int(num_correct(model(batch[FEATURES]), batch[TARGETS]))
+            samples += len(batch[TARGETS])
+    return correct / samples

@@ -1,0 +1,220 @@
+"""Devices emulated by sleeping, everything else real: PPLL and its rivals on any number of them.
+
+Processes, channels or gloo, and tensors of the true size are those of training; only computation is
+a sleep, so two cores are enough for many devices. Every system has an ideal: the same times on
+links that take none, with nothing around them. What is measured above the ideal is the system's
+runtime; what the ideals differ by is its algorithm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from ppll.baselines import EmulatedWork, run_baseline
+from ppll.bench.chain import BlockTimes, Chain, run_chain
+from ppll.errors import RecipeError, unknown_name
+from ppll.pipeline_work import PipelineWork
+from ppll.plan import Plan
+from ppll.rivals import pipeline_work
+from ppll.schedules import predict
+
+__all__ = ["SYSTEMS", "Devices", "Row", "emulate", "summary"]
+
+SYSTEMS: Final = ("ppll", "sequential", "ddp", "gpipe", "1f1b", "interleaved", "zero-bubble")
+"""What can be emulated."""
+
+_CHUNKS_A_RANK: Final = {"gpipe": 1, "1f1b": 1, "interleaved": 2, "zero-bubble": 2}
+_LOCAL: Final = ("ppll", "sequential")
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What is emulated.
+
+    Attributes:
+        blocks: Of local learning, one a device: auxiliary networks included.
+        work: Of end-to-end training in so many chunks: without auxiliary networks.
+    """
+
+    blocks: tuple[BlockTimes, ...]
+    work: Callable[[int], PipelineWork]
+
+    @classmethod
+    def even(
+        cls,
+        num_stages: int,
+        *,
+        forward_s: float,
+        backward_s: float,
+        auxiliary_s: float,
+        payload_bytes: int,
+    ) -> Devices:
+        """Devices that are all alike; the last block needs no auxiliary network.
+
+        Args:
+            num_stages: Devices.
+            forward_s: Of a device's part of the network.
+            backward_s: Of the same.
+            auxiliary_s: Of a block's auxiliary network, forward and backward.
+            payload_bytes: What crosses every boundary.
+        """
+        block = BlockTimes(forward_s, backward_s + auxiliary_s, payload_bytes)
+        blocks = (block,) * (num_stages - 1) + (BlockTimes(forward_s, backward_s, payload_bytes),)
+
+        def work(num_chunks: int) -> PipelineWork:
+            share = num_stages / num_chunks
+            return PipelineWork(
+                (forward_s * share,) * num_chunks,
+                (backward_s * share,) * num_chunks,
+                (0.0,) * num_chunks,
+                (float(payload_bytes),) * num_chunks,
+                (0.0,) * num_chunks,
+            )
+
+        return cls(blocks, work)
+
+    @classmethod
+    def of_plan(cls, plan: Plan, slow_down: float) -> Devices:
+        """Devices as fast as the costs of a plan say, times ``slow_down``."""
+        blocks = tuple(
+            BlockTimes(b.forward_s * slow_down, b.learn_s * slow_down, b.features_bytes)
+            for b in plan.blocks
+        )
+        return cls(blocks, lambda num_chunks: pipeline_work(plan, num_chunks).scaled(slow_down))
+
+    @property
+    def num_stages(self) -> int:
+        """Number of devices of a pipeline."""
+        return len(self.blocks)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a system took.
+
+    Attributes:
+        system: Its name.
+        stages: Devices that it used.
+        microbatches: Pieces of a batch.
+        seconds_per_batch: Measured, in steady state.
+        ideal_seconds_per_batch: On links that take no time, with nothing around the work.
+    """
+
+    system: str
+    stages: int
+    microbatches: int
+    seconds_per_batch: float
+    ideal_seconds_per_batch: float
+
+    @property
+    def efficiency(self) -> float:
+        """Ideal to measured: 1 where the runtime costs nothing."""
+        return self.ideal_seconds_per_batch / self.seconds_per_batch
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {**asdict(self), "efficiency": self.efficiency}
+
+
+def emulate(
+    devices: Devices,
+    systems: Sequence[str],
+    *,
+    num_batches: int = 60,
+    warm_up: int = 10,
+    microbatches: Sequence[int] = (4, 8, 16),
+    capacity: int = 4,
+    seen: Callable[[Row], None] = lambda _: None,
+) -> list[Row]:
+    """Measure systems one after the other.
+
+    Args:
+        devices: What is emulated.
+        systems: Some of ``SYSTEMS``.
+        num_batches: Batches that are timed.
+        warm_up: Batches before them.
+        microbatches: Numbers of micro-batches that every pipeline is tried with.
+        capacity: Slots of PPLL's channels.
+        seen: Is shown every row as it comes.
+
+    Raises:
+        RecipeError: A system is unknown, or a number cannot be.
+    """
+    for system in systems:
+        if system not in SYSTEMS:
+            raise RecipeError(unknown_name("system", system, SYSTEMS))
+    rows = []
+    for system in systems:
+        for count in microbatches if system in _CHUNKS_A_RANK else (1,):
+            if system in _LOCAL:
+                row = _local(devices, system, num_batches, warm_up, capacity)
+            else:
+                row = _end_to_end(devices, system, num_batches, warm_up, count)
+            seen(row)
+            rows.append(row)
+    return rows
+
+
+def _local(devices: Devices, system: str, num_batches: int, warm_up: int, capacity: int) -> Row:
+    blocks = devices.blocks
+    stages = tuple((b,) for b in blocks) if system == "ppll" else (blocks,)
+    # The pipeline fills first.
+    warm_up += capacity * len(stages)
+    chain = Chain(stages, num_batches + warm_up, capacity, keeps_times=True)
+    times = run_chain(chain)[-1].times_s
+    seconds = (times[-1] - times[warm_up - 1]) / num_batches
+    ideal = max(sum(b.forward_s + b.learn_s for b in stage) for stage in stages)
+    return Row(system, len(stages), 1, seconds, ideal)
+
+
+def _end_to_end(
+    devices: Devices, system: str, num_batches: int, warm_up: int, microbatches: int
+) -> Row:
+    num = devices.num_stages
+    work = devices.work(num * _CHUNKS_A_RANK.get(system, 1))
+    ideal = predict(system, work, num, microbatches).seconds_per_batch
+    measured = run_baseline(
+        system,
+        EmulatedWork(
+            work.forward_s,
+            work.backward_s,
+            work.update_s,
+            tuple(int(b) for b in work.features_bytes),
+            tuple(int(b) for b in work.parameter_bytes or (0,) * work.num_chunks),
+        ),
+        num_ranks=num,
+        num_microbatches=microbatches,
+        num_batches=num_batches + warm_up,
+        warm_up=warm_up,
+        keeps_weights=False,
+    )
+    mean = sum(measured.seconds_per_batch) / len(measured.seconds_per_batch)
+    return Row(system, num, microbatches, mean, ideal)
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """How far PPLL is ahead of its best rival, and which part of it is what."""
+    ours = next((row for row in rows if row.system == "ppll"), None)
+    rivals = [row for row in rows if row.system not in _LOCAL]
+    if ours is None or not rivals:
+        return ""
+    best = min(rivals, key=lambda row: row.seconds_per_batch)
+    ideal = min(rivals, key=lambda row: row.ideal_seconds_per_batch)
+    ahead = best.seconds_per_batch / ours.seconds_per_batch
+    algorithm = best.ideal_seconds_per_batch / ours.ideal_seconds_per_batch
+    return (
+        f"PPLL is {ahead:.2f} times as fast as its best rival as measured ({_name(best)}): "
+        f"{algorithm:.2f} is the algorithm (their ideals), {ahead / algorithm:.2f} its runtime on "
+        f"gloo. Beside the best ideal, {_name(ideal)}'s without any runtime, PPLL as measured is "
+        f"{ideal.ideal_seconds_per_batch / ours.seconds_per_batch:.2f} times as fast."
+    )
+
+
+def _name(row: Row) -> str:
+    return (
+        f"{row.system} with {row.microbatches} micro-batches"
+        if row.microbatches > 1
+        else row.system
+    )
