@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ppll.cli import main
+from ppll.recipe_files import load_recipe
 from ppll.testing import Fault
 
 pytestmark = pytest.mark.processes
@@ -250,6 +251,72 @@ def test_a_run_goes_on_and_is_exported(
     assert code == 0, err
     assert "the network after step 5" in printed
     assert target.exists()
+
+
+def planned(tmp_path: Path, monkeypatch, capsys, *args: str) -> tuple[int, str, str]:
+    monkeypatch.setenv("PPLL_CACHE", str(tmp_path / "cache"))
+    costs = f"--costs={tmp_path / 'costs.json'}"
+    return run_here(monkeypatch, capsys, "plan", "digits-resnet", *TINY, costs, *args)
+
+
+def test_a_plan_predicts_and_writes_balanced_cuts(tmp_path: Path, monkeypatch, capsys) -> None:
+    target, file = tmp_path / "new.toml", tmp_path / "plan.json"
+    args = ("--set=split.cuts=balanced", "--stages=2", f"--write={target}")
+    code, printed, err = planned(tmp_path, monkeypatch, capsys, *args)
+    assert code == 0, err
+    for word in ("auxiliary", "samples/s", "zero-bubble", "Use "):
+        assert word in printed
+    assert (tmp_path / "costs.json").exists()
+    code, printed, err = planned(tmp_path, monkeypatch, capsys, "--json", str(file))
+    assert code == 0, err
+    assert len(json.loads(file.read_text())["rows"]) == 4
+    code, printed, _ = planned(tmp_path, monkeypatch, capsys, "--set=split.cuts=balanced", "--json")
+    cuts = json.loads(printed)["cuts"]
+    assert load_recipe(target).split.cuts == tuple(cuts)
+    code, _, err = run_here(monkeypatch, capsys, "train", str(target), "--dry-run", *TINY)
+    assert code == 0, err
+    code, _, err = run_here(
+        monkeypatch, capsys, "train", "digits-resnet", *TINY, "--set=split.cuts=balanced"
+    )
+    assert code == 2
+    assert "ppll plan RECIPE --write" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--set=model.width=8"], "measured for model.width = 4"),
+        (["--stages=5"], "ask for 1 to 4"),
+        (["--bandwidth=0"], "bandwidth"),
+        (["--latency=-1"], "latency"),
+        (["--set=split.blocks=99", "--set=split.cuts=balanced"], "blocks"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(
+    args: list[str], message: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    assert planned(tmp_path, monkeypatch, capsys)[0] == 0
+    code, _, err = planned(tmp_path, monkeypatch, capsys, *args)
+    assert code == 2, err
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--systems=ppl"], "Did you mean 'ppll'"),
+        (["--forward-ms=-1"], "forward"),
+        (["--microbatches=4,x"], "cannot read '4,x'"),
+        (["--systems=gpipe", "--microbatches=0"], "micro-batch"),
+        (["--costs=nothing.json"], "--costs and --recipe go together"),
+    ],
+)
+def test_what_cannot_be_emulated_is_refused(
+    args: list[str], message: str, monkeypatch, capsys
+) -> None:
+    code, _, err = run_here(monkeypatch, capsys, "bench", "emulate", "--batches=1", *args)
+    assert code == 2, err
+    assert message in err
 
 
 def test_the_doctor_says_what_a_machine_can_do(monkeypatch, capsys) -> None:

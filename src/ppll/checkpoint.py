@@ -188,13 +188,13 @@ class TensorReader:
             )
 
     def check(self) -> None:
-        """Read every file and compare its digest.
+        """Read every file, and compare its digest and what is in it.
 
         Raises:
-            CheckpointError: A file is missing or damaged.
+            CheckpointError: A file is missing, damaged, or holds other tensors.
         """
         for name, record in self.manifest.files.items():
-            self._content(name, record)
+            self._load(name, record)
 
     def records(self) -> dict[str, TensorRecord]:
         """What there is to read by ``weights``, by name."""

@@ -72,17 +72,21 @@ def measure(recipe: Recipe, *, repeats: int = 7) -> Costs:
     Raises:
         UsageError: The recipe's network or data cannot be had.
     """
-    torch.set_num_threads(recipe.train.threads_per_stage)
     # Wherever the recipe cuts, every cut is measured.
     recipe = recipe.model_copy(update={"split": SplitConfig(blocks=1)})
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(recipe.train.threads_per_stage)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return _measure(recipe, repeats)
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def _measure(recipe: Recipe, repeats: int) -> Costs:
     data = prepare(load_dataset(recipe.data), recipe.data)
-    loader = Loader(data, seed=recipe.train.seed)
     blueprint = draw_blueprint(recipe, facts_of(data), None)
-    start = time.perf_counter()
-    batch = loader.train_batch(0, 0)
-    size = recipe.message_size
-    load_s = (time.perf_counter() - start) / recipe.train.accumulate
-    inputs, targets = batch[FEATURES][:size].clone(), batch[TARGETS][:size].clone()
+    inputs, targets, load_s = _message(recipe, Loader(data, seed=recipe.train.seed))
     bench = _Bench(blueprint, inputs, targets)
     for repeat in range(_WARM_UP + repeats):
         if repeat == _WARM_UP:
@@ -90,20 +94,31 @@ def measure(recipe: Recipe, *, repeats: int = 7) -> Costs:
         bench.run_layers()
         bench.run_exits()
     step_s, block_s = bench.overheads(repeats)
+    network = blueprint.network
     return Costs(
         recipe=measured_for(recipe),
         device=describe_processor(),
         message_size=len(targets),
         layers=tuple(
             _layer_costs(layer.name, piece, step_s)
-            for layer, piece in zip(blueprint.network.layers, bench.layers, strict=True)
+            for layer, piece in zip(network.layers, bench.layers, strict=True)
         ),
         exits=tuple(_exit_costs(piece, step_s) for piece in bench.exits),
         block_s=block_s,
         load_s=load_s,
-        num_stem=blueprint.network.num_stem,
-        num_head=blueprint.network.num_head,
+        num_stem=network.num_stem,
+        num_head=network.num_head,
     )
+
+
+def _message(recipe: Recipe, loader: Loader) -> tuple[Tensor, Tensor, float]:
+    """Inputs and targets of a training message, and the seconds that it takes to make them."""
+    loader.train_batch(0, 0)  # The first one fills caches.
+    start = time.perf_counter()
+    batch = loader.train_batch(0, 0)
+    seconds = (time.perf_counter() - start) / recipe.train.accumulate
+    size = recipe.message_size
+    return batch[FEATURES][:size].clone(), batch[TARGETS][:size].clone(), seconds
 
 
 class _Bench:
@@ -125,7 +140,7 @@ class _Bench:
         for first in (False, True):
             features, outputs = self._inputs, []
             for piece in self.layers:
-                inputs = features.detach().requires_grad_(not first)
+                inputs = _leaf(features, needs_gradient=not first)
                 output = _forward(piece, inputs, counts_time=not first)
                 outputs.append(output)
                 features = output
@@ -144,7 +159,7 @@ class _Bench:
                 features = layer.run(features)
             if id(piece) not in done:
                 done.add(id(piece))
-                loss = _forward(piece, features.detach().requires_grad_(), counts_time=True)
+                loss = _forward(piece, _leaf(features, needs_gradient=True), counts_time=True)
                 piece.times.backward.append(_backward(loss))
                 _update(piece)
 
@@ -233,6 +248,12 @@ def _forward(piece: _Piece, inputs: Tensor, *, counts_time: bool) -> Tensor:
         piece.times.forward.append(time.perf_counter() - start)
     piece.features_bytes = output.nbytes
     return output
+
+
+def _leaf(features: Tensor, *, needs_gradient: bool) -> Tensor:
+    """A copy with no history, as what comes out of a channel."""
+    with torch.no_grad():
+        return features.clone().requires_grad_(needs_gradient)
 
 
 def _kept_bytes(piece: _Piece, inputs: Tensor) -> int:

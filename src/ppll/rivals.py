@@ -7,18 +7,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from ppll.actions import chunks_of_ranks
 from ppll.balance import BlockCost, best_partition
 from ppll.costs import Costs
 from ppll.errors import PpllError
 from ppll.pipeline_work import PipelineWork
 from ppll.plan import Plan, optimizer_states
-from ppll.schedules import Prediction, predict
+from ppll.schedules import CHUNKS_A_RANK, Prediction, predict
 from ppll.simulate import Link
 
 __all__ = ["Rival", "pipeline_work", "predict_rivals", "recommend"]
 
 _MICROBATCHES: Final = (4, 8, 16, 32, 64)
-_CHUNKS_A_RANK: Final = {"gpipe": 1, "1f1b": 1, "interleaved": 2, "zero-bubble": 2}
 _CLEARLY: Final = 1.05
 """Predictions are not so exact that less than this would decide."""
 
@@ -78,7 +78,7 @@ def _end_to_end(plan: Plan) -> Iterator[Rival]:
     yield from _best(plan, "backprop", [(1, 1)], 1)
     if num > 1:
         yield from _best(plan, "ddp", [(num, 1)], 1)
-        for schedule, chunks in _CHUNKS_A_RANK.items():
+        for schedule, chunks in CHUNKS_A_RANK.items():
             samples = plan.costs.message_size * plan.recipe.train.accumulate
             yield from _best(
                 plan, schedule, [(num, m) for m in _MICROBATCHES if m <= samples], chunks
@@ -155,10 +155,12 @@ def _memory(
     copies = 2 + optimizer_states(plan.recipe)
     samples = plan.recipe.train.accumulate  # of messages
     layers = plan.costs.layers
-    chunks = _chunks(plan.costs, num_ranks * chunks_a_rank if system != "ddp" else 1)
+    num_chunks = num_ranks * chunks_a_rank if system in CHUNKS_A_RANK else 1
+    dealt = chunks_of_ranks(system, num_ranks, num_chunks) if num_chunks > 1 else ((0,),) * num_ranks
+    chunks = _chunks(plan.costs, num_chunks)
     sizes = []
     for rank in range(num_ranks):
-        own = chunks[rank::num_ranks] if system != "ddp" else chunks
+        own = [chunks[i] for i in dealt[rank]]
         parameters = sum(layers[i].parameter_bytes for chunk in own for i in chunk)
         activations = samples * sum(layers[i].activation_bytes for chunk in own for i in chunk)
         share = 1 / num_ranks if system == "ddp" else 1 / microbatches
@@ -192,7 +194,7 @@ def recommend(plan: Plan, rivals: Sequence[Rival]) -> str:
 
 
 def _name(rival: Rival) -> str:
-    if rival.system in _CHUNKS_A_RANK:
+    if rival.system in CHUNKS_A_RANK:
         return f"{rival.system} with {rival.microbatches} micro-batches"
     return {"ddp": "DDP", "backprop": "backprop on one device"}.get(rival.system, rival.system)
 

@@ -1,16 +1,9 @@
 """What the rivals take for one optimizer step: end-to-end training of the same network (no torch).
 
-A pipeline schedule is, for every rank, a list of actions that it does in order. An action starts
-when its rank is free and its input has arrived; sends go on beside the work. The lists are those
-of ``torch.distributed.pipelining`` (2.13), which are those of the papers:
+A pipeline schedule is, for every rank, a list of actions that it does in order (``ppll.actions``).
+An action starts when its rank is free and its input has arrived; sends go on beside the work.
 
-- ``gpipe`` (Huang et al., 2018): all forward passes, then all backward passes;
-- ``1f1b`` (Narayanan et al., PipeDream, 2019): one of each in turn, at most p in flight;
-- ``interleaved`` (Narayanan et al., Megatron-LM, 2021): 1F1B with several chunks a rank;
-- ``zero-bubble`` (Qi et al., 2023, ZB1P): backward passes in two halves, of which the one for the
-  weights fills what would be bubbles.
-
-Beside them stand ``backprop`` and ``sequential`` (local learning) on one device, and ``ddp``. Steps
+Beside the pipelines stand ``backprop`` and ``sequential`` (local learning) on one device, and ``ddp``. Steps
 follow each other without a barrier: a rank begins the next one after its own update.
 """
 
@@ -19,15 +12,19 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
+from ppll.actions import CHUNKS_A_RANK, Action, Lists, pipeline_actions
 from ppll.errors import RecipeError, unknown_name
 from ppll.pipeline_work import PipelineWork
 from ppll.simulate import Link
 
-__all__ = ["SCHEDULES", "Action", "Prediction", "pipeline_actions", "predict"]
+__all__ = ["CHUNKS_A_RANK", "SCHEDULES", "Prediction", "predict"]
+
+SCHEDULES: Final = ("backprop", "sequential", "ddp", *CHUNKS_A_RANK)
+"""Names that ``predict`` knows."""
 
 _BUCKET_BYTES: Final = 25 * 2**20
 """DDP's ``bucket_cap_mb``: it reduces gradients in pieces of this size."""
@@ -49,24 +46,6 @@ class Prediction:
     seconds_per_batch: float
     idle_fraction: float
     peak_microbatches_held: tuple[float, ...]
-
-
-class Action(NamedTuple):
-    """One thing that a rank does.
-
-    Attributes:
-        kind: ``F`` forward, ``B`` backward, ``I`` its half for the input, ``W`` for the weights.
-        chunk: Of which chunk of the network.
-        microbatch: On which micro-batch.
-    """
-
-    kind: str
-    chunk: int
-    microbatch: int
-
-
-_Lists = tuple[tuple[Action, ...], ...]
-_Deal = Callable[[range, int, int], list[Action]]
 
 
 def predict(
@@ -92,7 +71,7 @@ def predict(
     if schedule not in SCHEDULES:
         raise RecipeError(unknown_name("schedule", schedule, SCHEDULES))
     link = link or Link()
-    if schedule in _PIPELINES:
+    if schedule in CHUNKS_A_RANK:
         return _predict_pipeline(schedule, work, num_ranks, num_microbatches, link)
     if num_microbatches != 1 or num_ranks < 1 or (schedule != "ddp" and num_ranks > 1):
         allowed = "1 rank or more" if schedule == "ddp" else "1 rank"
@@ -103,94 +82,11 @@ def predict(
     return _predict_data_parallel(work, num_ranks, link)
 
 
-def pipeline_actions(
-    schedule: str, num_ranks: int, num_chunks: int, num_microbatches: int
-) -> _Lists:
-    """What every rank of a pipeline does in one step; chunk c is on rank c modulo ``num_ranks``.
-
-    Raises:
-        RecipeError: The counts do not fit the schedule.
-    """
-    _check_pipeline(schedule, num_ranks, num_chunks, num_microbatches)
-    deal = _PIPELINES[schedule]
-    all_chunks = [range(rank, num_chunks, num_ranks) for rank in range(num_ranks)]
-    return tuple(tuple(deal(chunks, num_ranks, num_microbatches)) for chunks in all_chunks)
-
-
-def _gpipe(chunks: range, _num_ranks: int, num_microbatches: int) -> list[Action]:
-    return [Action(kind, chunks[0], i) for kind in "FB" for i in range(num_microbatches)]
-
-
-def _in_turn(hops: int, *, halves: bool = False) -> _Deal:
-    """The family of 1F1B: some forward passes ahead, then a backward pass after each.
-
-    Args:
-        hops: By how many forward passes a rank is further ahead than the next.
-        halves: Whether to put off the halves for the weights, on rank r by r backward passes.
-    """
-
-    def deal(chunks: range, num_ranks: int, num_microbatches: int) -> list[Action]:
-        rank = chunks[0]
-        size = num_microbatches // _num_rounds(num_ranks, num_microbatches)
-        everything = range(num_microbatches)
-        rounds = [everything[i : i + size] for i in everything[::size]]
-        forward = _pass("F", chunks, rounds)
-        backward = _pass("I" if halves else "B", chunks[::-1], rounds)
-        weights = _pass("W", chunks[::-1], rounds) if halves else []
-        ahead = (len(chunks) - 1) * size + hops * (num_ranks - 1 - rank)
-        actions = forward[:ahead]
-        for i, action in enumerate(backward):
-            actions += [*forward[ahead + i : ahead + i + 1], action]
-            actions += weights[max(0, i - rank) : max(0, i - rank + 1)]
-        return actions + weights[max(0, len(backward) - rank) :]
-
-    return deal
-
-
-def _pass(kind: str, chunks: range, rounds: Sequence[range]) -> list[Action]:
-    """Every chunk in turn for the micro-batches of a round, then of the next."""
-    return [Action(kind, chunk, i) for row in rounds for chunk in chunks for i in row]
-
-
-def _num_rounds(num_ranks: int, num_microbatches: int) -> int:
-    return max(1, num_microbatches // num_ranks)
-
-
-_PIPELINES: Final[dict[str, _Deal]] = {
-    "gpipe": _gpipe,
-    "1f1b": _in_turn(hops=1),
-    "interleaved": _in_turn(hops=2),
-    "zero-bubble": _in_turn(hops=1, halves=True),
-}
-_ONE_CHUNK_A_RANK: Final = ("gpipe", "1f1b")
-_IN_ROUNDS: Final = ("interleaved", "zero-bubble")
-SCHEDULES: Final = ("backprop", "sequential", "ddp", *_PIPELINES)
-"""Names that ``predict`` knows."""
-
-
-def _check_pipeline(schedule: str, num_ranks: int, num_chunks: int, num_microbatches: int) -> None:
-    if min(num_ranks, num_chunks, num_microbatches) < 1:
-        problem = "give 1 or more of each"
-    elif num_chunks % num_ranks:
-        problem = f"give a multiple of {num_ranks} chunks"
-    elif schedule in _ONE_CHUNK_A_RANK and num_chunks != num_ranks:
-        problem = "merge the chunks of a rank into one"
-    elif schedule == "1f1b" and num_microbatches < num_ranks:
-        problem = f"give at least {num_ranks} micro-batches"
-    elif schedule in _IN_ROUNDS and num_microbatches % _num_rounds(num_ranks, num_microbatches):
-        problem = f"give a multiple of {num_ranks} micro-batches"
-    else:
-        return
-    raise RecipeError(
-        f"{schedule} cannot deal {num_chunks} chunk(s) and {num_microbatches} micro-batch(es) to "
-        f"{num_ranks} rank(s): {problem}."
-    )
-
-
 def _predict_pipeline(
     schedule: str, work: PipelineWork, num_ranks: int, num_microbatches: int, link: Link
 ) -> Prediction:
-    if schedule in _ONE_CHUNK_A_RANK and num_ranks > 0 and work.num_chunks % num_ranks == 0:
+    has_one = CHUNKS_A_RANK[schedule] == 1
+    if has_one and num_ranks > 0 and work.num_chunks % num_ranks == 0:
         work = work.merged(num_ranks)
     actions = pipeline_actions(schedule, num_ranks, work.num_chunks, num_microbatches)
     player = _Player(actions, work, num_microbatches, link)
@@ -205,7 +101,7 @@ class _Player:
     """Ranks that do their actions in order, each as soon as its input has arrived."""
 
     def __init__(
-        self, actions: _Lists, work: PipelineWork, num_microbatches: int, link: Link
+        self, actions: Lists, work: PipelineWork, num_microbatches: int, link: Link
     ) -> None:
         self._actions, self._link, self._last = actions, link, work.num_chunks - 1
         self._back = actions[0][-1].kind.replace("W", "I")
@@ -217,7 +113,10 @@ class _Player:
             for chunk, seconds in enumerate(work.forward_s if kind == "F" else work.backward_s)
         }
         self._transfer_s = [link.transfer_s(b / num_microbatches) for b in work.features_bytes]
-        self._update_s = [sum(work.update_s[rank :: len(actions)]) for rank in range(len(actions))]
+        self._rank_of = {a.chunk: rank for rank, row in enumerate(actions) for a in row}
+        self._update_s = [0.0] * len(actions)
+        for chunk, seconds in enumerate(work.update_s):
+            self._update_s[self._rank_of[chunk]] += seconds
         done = [self._seconds[action[:2]] for row in actions for action in row]
         self.busy_s = sum(done) + sum(self._update_s)
         """Seconds of computation of all ranks in a step."""
@@ -248,7 +147,7 @@ class _Player:
         start = max(self._free[rank], self._arrived[action])
         end = self._free[rank] = start + self._seconds[action[:2]]
         for following in self._following(action):
-            to = following.chunk % len(self._actions)
+            to = self._rank_of[following.chunk]
             if to != rank:
                 start = max(self._free[rank], self._wire_free.get((rank, to), 0.0))
                 sent = start + self._transfer_s[min(action.chunk, following.chunk)]

@@ -1,0 +1,62 @@
+"""Costs as they are measured: what must be true of them on any machine."""
+
+from __future__ import annotations
+
+import torch
+
+from ppll.costs import Costs
+from ppll.measuring import measure
+from ppll.methods import BlockSite
+from ppll.plan import draw_plan
+from ppll.simulate import Link
+from ppll.split import build_method
+from tests.faults import recipe
+
+
+def measured(*settings: str) -> Costs:
+    return measure(recipe().with_settings(settings), repeats=2)
+
+
+def test_every_layer_and_every_exit_is_measured() -> None:
+    costs = measured()
+    names = [layer.name for layer in costs.layers]
+    assert (names[0], names[-1], len(names)) == ("stem", "head", 8)
+    assert (costs.num_stem, costs.num_head, costs.message_size) == (1, 1, 10)
+    for layer in costs.layers:
+        assert min(layer.forward_s, layer.backward_s, layer.backward_first_s) > 0
+        assert layer.backward_first_s <= layer.backward_s
+    assert all(behind.forward_s > 0 < behind.backward_s for behind in costs.exits)
+
+
+def test_sizes_are_those_of_the_tensors() -> None:
+    costs = measured()
+    layers = {layer.name: layer for layer in costs.layers}
+    assert layers["stage1_0"].features_bytes == 10 * 4 * 8 * 8 * 4
+    assert layers["head"].features_bytes == 10 * 3 * 4
+    assert layers["head"].parameter_bytes == (16 * 3 + 3) * 4
+    site = BlockSite(0, 2, (1, 8, 8), (4, 8, 8), 3)
+    auxiliary = build_method(recipe()).build_auxiliary(site)
+    expected = sum(p.nbytes for p in auxiliary.parameters())
+    assert costs.exits[1].parameter_bytes == expected
+    assert costs.exits[-1].parameter_bytes == 0
+    # A residual layer keeps its input, two convolutions' outputs and their norms', at least.
+    assert layers["stage1_0"].activation_bytes > 3 * layers["stage1_0"].features_bytes
+
+
+def test_parts_of_a_batch_are_measured_as_they_travel() -> None:
+    assert measured("train.accumulate=5").message_size == 2
+
+
+def test_measuring_needs_no_resolved_cuts_and_makes_them() -> None:
+    base = recipe().with_settings(["split.cuts=balanced"])
+    plan = draw_plan(base, measure(base, repeats=1), 4, Link())
+    assert len(plan.blocks) == 4
+    assert isinstance(plan.recipe.split.cuts, tuple)
+
+
+def test_measuring_leaves_the_generator_alone() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    measured()
+    assert torch.equal(torch.rand(1), expected)

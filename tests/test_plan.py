@@ -1,0 +1,201 @@
+"""Plans from costs that are made up, so that everything can be worked out by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppll.config import Recipe
+from ppll.costs import Costs, ExitCosts, LayerCosts, measured_for
+from ppll.errors import ModelError, RecipeError
+from ppll.plan import balanced_cuts, draw_plan
+from ppll.rivals import predict_rivals, recommend
+from ppll.simulate import Link
+
+MIB = 2**20
+FREE = Link()
+
+
+def layer(ms: float, name: str = "layer", **changes: Any) -> LayerCosts:
+    """One third forward, two thirds backward; a block's first layer saves a quarter of that."""
+    values: dict[str, Any] = {
+        "name": name,
+        "forward_s": ms / 3e3,
+        "backward_s": 2 * ms / 3e3,
+        "backward_first_s": 1.5 * ms / 3e3,
+        "update_s": 0.0,
+        "features_bytes": MIB,
+        "activation_bytes": 3 * MIB,
+        "parameter_bytes": 10,
+    }
+    return LayerCosts(**{**values, **changes})
+
+
+def exits(ms: float) -> ExitCosts:
+    return ExitCosts(
+        forward_s=ms / 2e3, backward_s=ms / 2e3, update_s=0, activation_bytes=MIB, parameter_bytes=5
+    )
+
+
+def recipe(**split: Any) -> Recipe:
+    return Recipe.from_dict(
+        {"data": {"batch_size": 8}, "split": split, "optimizer": {"name": "adamw"}}
+    )
+
+
+def costs_of(layers: list[LayerCosts], auxiliary_ms: list[float], base: Recipe) -> Costs:
+    return Costs(
+        recipe=measured_for(base),
+        device="made up",
+        message_size=8,
+        layers=tuple(layers),
+        exits=tuple(exits(ms) for ms in auxiliary_ms),
+        block_s=0.0,
+        load_s=0.0,
+    )
+
+
+def even_costs(base: Recipe, num_layers: int = 8, **changes: Any) -> Costs:
+    layers = [layer(3, f"layer{i}", **changes) for i in range(num_layers)]
+    return costs_of(layers, [0.5] * (num_layers - 1) + [0.1], base)
+
+
+def test_blocks_and_stages_by_hand() -> None:
+    base = recipe(blocks=4, cuts=[2, 4, 6])
+    plan = draw_plan(base, even_costs(base), 4, FREE)
+    first, *_, last = plan.blocks
+    assert (first.first, first.last) == ("layer0", "layer1")
+    assert first.forward_s == pytest.approx(2e-3)
+    assert first.learn_s == pytest.approx(1.5e-3 + 2e-3 + 0.5e-3)
+    assert last.learn_s == pytest.approx(1.5e-3 + 2e-3 + 0.1e-3)
+    assert first.auxiliary_share == pytest.approx(0.5 / 6)
+    assert plan.seconds_per_message == pytest.approx(6e-3)
+    assert plan.one_stage_s == pytest.approx(3 * 6e-3 + 5.6e-3)
+    assert plan.speedup == pytest.approx(plan.bound) == pytest.approx(23.6 / 6)
+    assert plan.samples_per_second == pytest.approx(8 / 6e-3)
+    # AdamW: parameters, gradients and two states; activations; four slots of what comes in.
+    assert plan.stages[0].memory_bytes == 4 * 25 + 7 * MIB
+    assert plan.stages[1].memory_bytes == 4 * 25 + 7 * MIB + 4 * MIB
+    assert plan.stages[3].idle == pytest.approx(0.4 / 6, abs=0.01)
+
+
+def test_fewer_stages_run_several_blocks() -> None:
+    base = recipe(blocks=4, cuts=[2, 4, 6])
+    plan = draw_plan(base, even_costs(base), 2, FREE)
+    assert [list(stage.blocks) for stage in plan.stages] == [[0, 1], [2, 3]]
+    assert plan.seconds_per_message == pytest.approx(12e-3)
+
+
+def test_balanced_cuts_count_the_auxiliary_network_at_the_cut() -> None:
+    """Evenly cut, the auxiliary network of 9 ms would make the first block slowest."""
+    base = recipe(blocks=2, cuts="balanced")
+    costs = costs_of([layer(3, f"layer{i}") for i in range(4)], [0.5, 9, 0.5, 0.1], base)
+    assert balanced_cuts(base, costs, FREE) in ((1,), (3,))
+    plan = draw_plan(base, costs, 2, FREE)
+    assert plan.recipe.split.cuts == balanced_cuts(base, costs, FREE)
+
+
+def test_balanced_cuts_count_the_transfer() -> None:
+    base = recipe(blocks=2, cuts="balanced")
+    layers = [layer(3, f"layer{i}") for i in range(4)]
+    layers[1] = layer(3, "layer1", features_bytes=100 * MIB)
+    costs = costs_of(layers, [0.5, 0.5, 0.5, 0.1], base)
+    assert balanced_cuts(base, costs, FREE) == (2,)
+    assert balanced_cuts(base, costs, Link(bandwidth_bytes_s=1e9)) != (2,)
+
+
+def test_balanced_cuts_heed_the_memory() -> None:
+    base = recipe(blocks=2, cuts="balanced")
+    costs = even_costs(base, num_layers=4)
+    with pytest.raises(ModelError, match="memory"):
+        balanced_cuts(base, costs, FREE, memory_limit_bytes=MIB)
+
+
+def test_accumulation_updates_less_often() -> None:
+    base = recipe(blocks=2, cuts=[4])
+    parted = base.with_settings(["train.accumulate=4"])
+    one, four = (draw_plan(r, even_costs(r, update_s=1e-3), 2, FREE) for r in (base, parted))
+    assert one.blocks[0].learn_s - four.blocks[0].learn_s == pytest.approx(4 * 0.75e-3)
+
+
+def test_rivals_stand_beside_it() -> None:
+    base = recipe(blocks=4, cuts=[2, 4, 6])
+    plan = draw_plan(base, even_costs(base, 16), 4, FREE)
+    rivals = {rival.system: rival for rival in predict_rivals(plan)}
+    assert {"ppll", "sequential", "backprop", "ddp", "gpipe", "1f1b", "zero-bubble"} <= set(rivals)
+    assert rivals["ppll"].samples_per_second == plan.samples_per_second
+    assert rivals["backprop"].devices == rivals["sequential"].devices == 1
+    # Eight samples make no more than eight micro-batches: (p - 1) / (m + p - 1) of bubble.
+    assert rivals["gpipe"].microbatches == 8
+    assert rivals["gpipe"].idle == pytest.approx(3 / 11, abs=0.02)
+    assert rivals["1f1b"].memory_bytes < rivals["gpipe"].memory_bytes
+    assert rivals["sequential"].memory_bytes < rivals["backprop"].memory_bytes
+
+
+def test_the_recommendation_may_be_a_rival() -> None:
+    base = recipe(blocks=2, cuts=[1])
+    uneven = costs_of([layer(1, "a"), *(layer(9, f"b{i}") for i in range(3))], [2, 2, 2, 0.1], base)
+    plan = draw_plan(base, uneven, 2, FREE)
+    text = recommend(plan, predict_rivals(plan))
+    assert text.startswith("Use DDP")
+
+
+def test_a_slow_link_speaks_for_local_learning() -> None:
+    base = recipe(blocks=4, cuts=[2, 4, 6])
+    costs = even_costs(base, parameter_bytes=4 * MIB)
+    plan = draw_plan(base, costs, 4, Link(bandwidth_bytes_s=1e9, latency_s=1e-3))
+    assert recommend(plan, predict_rivals(plan)).startswith("Use PPLL")
+
+
+@pytest.mark.parametrize(
+    ("setting", "key"),
+    [
+        ("model.name=resnet110", "model.name"),
+        ("data.batch_size=9", "data.batch_size"),
+        ("method.name=greedy", "method.name"),
+        ("train.precision=bf16", "train.precision"),
+    ],
+)
+def test_costs_of_another_recipe_are_refused(setting: str, key: str) -> None:
+    base = recipe(blocks=2, cuts=[4])
+    with pytest.raises(RecipeError, match=f"measured for {key}"):
+        draw_plan(base.with_settings([setting]), even_costs(base), 2, FREE)
+
+
+def test_what_changes_no_time_may_differ() -> None:
+    base = recipe(blocks=2, cuts=[4])
+    other = base.with_settings(["optimizer.lr=3", "train.seed=9", "train.epochs=1"])
+    assert draw_plan(other, even_costs(base), 2, FREE)
+
+
+def test_more_stages_than_blocks_are_refused() -> None:
+    base = recipe(blocks=2, cuts=[4])
+    with pytest.raises(RecipeError, match="ask for 1 to 2"):
+        draw_plan(base, even_costs(base), 3, FREE)
+
+
+def test_costs_are_read_as_they_were_written(tmp_path: Path) -> None:
+    costs = even_costs(recipe(blocks=2))
+    costs.write(tmp_path / "costs.json")
+    assert Costs.read(tmp_path / "costs.json") == costs
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tree: tree["layers"][0].update(forward_s=-1), "layers.0.forward_s"),
+        (lambda tree: tree["layers"][0].pop("backward_s"), "layers.0.backward_s"),
+        (lambda tree: tree["exits"].pop(), "8 layers have 7 exits"),
+        (lambda tree: tree.update(layers=[]), "0 layers"),
+        (lambda tree: tree.update(load_s="fast"), "load_s"),
+    ],
+)
+def test_costs_that_cannot_be_are_refused(change: Any, message: str, tmp_path: Path) -> None:
+    tree = json.loads(even_costs(recipe(blocks=2)).model_dump_json())
+    change(tree)
+    (tmp_path / "costs.json").write_text(json.dumps(tree))
+    with pytest.raises(RecipeError, match=message):
+        Costs.read(tmp_path / "costs.json")
