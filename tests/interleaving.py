@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,9 +15,11 @@ from ppll.block import Block
 from ppll.channels.local import local_channel
 from ppll.checkpoint import tensor_digest
 from ppll.config import Recipe
+from ppll.ends import Ends
 from ppll.job import DataFacts, draw_blueprint
 from ppll.message import FEATURES, TARGETS, Kind, Message
 from ppll.models.network import initialise
+from ppll.slow import SlowParameters
 from ppll.split import Blueprint
 from ppll.stream import training_stream
 from ppll.worker import Worker
@@ -116,6 +119,10 @@ def built_blocks(blueprint: Blueprint) -> list[Block]:
     for block in blocks:
         for prefix, module in block.modules.named():
             initialise(module, prefix, blueprint.recipe.train.seed)
+    if blueprint.method.slow_from is not None:
+        for reader, block in itertools.pairwise(blocks):
+            first = block.first_layer_parameters()
+            reader.slow = SlowParameters(first.expand(blueprint.method.lag, -1).clone())
     return blocks
 
 
@@ -163,13 +170,26 @@ def make_workers(
     kept = [message for message in stream if message.kind in kinds]
     inbox: Any = ListInbox(replace(m, sequence=i) for i, m in enumerate(kept))
     stages = blueprint.stage_blocks(num_stages)
-    workers = []
+    workers: list[Worker] = []
+    late_inbox = slow_outbox = None
     for stage, indices in enumerate(stages):
         is_last = stage == num_stages - 1
-        outbox, next_inbox = (None, None) if is_last else local_channel(capacity, poison=True)
-        workers.append(Worker([blocks[i] for i in indices], inbox, outbox))
-        inbox = next_inbox
+        outbox, next_inbox = channel(not is_last, capacity)
+        late_outbox, next_late_inbox = channel(
+            not is_last and bool(blueprint.method.late_fields), capacity
+        )
+        next_slow_outbox, slow_inbox = channel(
+            not is_last and blueprint.method.slow_from is not None, blueprint.method.lag + 1
+        )
+        ends = Ends(inbox, outbox, late_inbox, late_outbox, slow_inbox, slow_outbox)
+        workers.append(Worker([blocks[i] for i in indices], ends))
+        inbox, late_inbox, slow_outbox = next_inbox, next_late_inbox, next_slow_outbox
     return workers
+
+
+def channel(is_there: bool, capacity: int) -> tuple[Any, Any]:
+    """Both ends of a poisoned local channel, or nothing."""
+    return local_channel(capacity, poison=True) if is_there else (None, None)
 
 
 def digest(blocks: Sequence[Block]) -> str:

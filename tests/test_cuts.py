@@ -6,10 +6,10 @@ import itertools
 
 import pytest
 
-from ppll.config import SplitConfig
 from ppll.cuts import NAMED_CUTS, cut_starts
 from ppll.errors import ModelError
 from ppll.models import models
+from ppll.sections import SplitConfig
 
 R32, R110 = 1 + 15 + 1, 1 + 54 + 1
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from ppll.config import OptimizerConfig, ScheduleConfig
 from ppll.optimization import Schedule, build_optimizer, named_state, restore_state
+from ppll.sections import OptimizerConfig, ScheduleConfig
 
 
 def factors(num_steps: int, steps_per_epoch: int, **config) -> list[float]:

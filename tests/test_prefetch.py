@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from ppll.config import DataConfig
 from ppll.data import load_batches
 from ppll.errors import ChannelClosed, ChannelError, ChannelTimeout
 from ppll.message import Kind, Message
 from ppll.prefetch import Prefetcher
+from ppll.sections import DataConfig
 
 
 def message(sequence: int) -> Message:

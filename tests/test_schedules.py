@@ -13,12 +13,14 @@ import hypothesis.strategies as st
 import pytest
 from torch.distributed.pipelining import schedules as torch_schedules
 
+from ppll.actions import chunks_of_ranks, pipeline_actions
+from ppll.baselines import SYSTEMS, Layout
 from ppll.errors import RecipeError
 from ppll.pipeline_work import PipelineWork
-from ppll.schedules import Prediction, pipeline_actions, predict
+from ppll.schedules import CHUNKS_A_RANK, Prediction, predict
 from ppll.simulate import Link
 
-PIPELINES = ("gpipe", "1f1b", "interleaved", "zero-bubble")
+PIPELINES = tuple(CHUNKS_A_RANK)
 KINDS = {"FORWARD": "F", "FULL_BACKWARD": "B", "BACKWARD_INPUT": "I", "BACKWARD_WEIGHT": "W"}
 MIB = 2**20
 
@@ -64,15 +66,33 @@ def test_interleaved_looks_so() -> None:
     ]
 
 
+def test_zero_bubble_v_looks_so() -> None:
+    assert drawn("zero-bubble-v", 2, 4, 3) == [
+        "F0.0 F1.0 F2.0 F0.3 I0.3 W0.3 F1.3 I1.3 W1.3 I0.0 W0.0 F2.3 I2.3 W2.3 I1.0 W1.0 I2.0 W2.0",
+        "F0.1 F0.2 F1.1 F1.2 I0.2 W0.2 F2.1 I0.1 W0.1 F2.2 I1.2 W1.2 I1.1 I2.2 I2.1 W1.1 W2.2 W2.1",
+    ]
+
+
+@pytest.mark.parametrize("schedule", PIPELINES)
+def test_chunks_lie_as_the_rival_lays_them(schedule: str) -> None:
+    system = SYSTEMS[schedule]
+    assert system.chunks_per_rank == CHUNKS_A_RANK[schedule]
+    for num_ranks in (2, 3, 4):
+        layout = Layout(system, num_ranks, num_microbatches=num_ranks, num_batches=1)
+        dealt = chunks_of_ranks(schedule, num_ranks, layout.num_chunks)
+        assert dealt == tuple(layout.chunks_of(rank) for rank in range(num_ranks))
+
+
 def lists_of_torch(schedule: str, num_ranks: int, num_chunks: int, num_microbatches: int):
     """What torch's own class deals, asked without stages and processes."""
     classes = {
         "interleaved": torch_schedules.ScheduleInterleaved1F1B,
         "zero-bubble": torch_schedules.ScheduleInterleavedZeroBubble,
+        "zero-bubble-v": torch_schedules.ScheduleZBVZeroBubble,
     }
     asked: Any = object.__new__(classes[schedule])
     asked.pp_group_size, asked.n_local_stages = num_ranks, num_chunks // num_ranks
-    asked._n_microbatches = num_microbatches
+    asked.num_stages, asked._n_microbatches = num_chunks, num_microbatches
     asked.number_of_rounds = max(1, num_microbatches // num_ranks)
     asked.microbatches_per_round = num_microbatches // asked.number_of_rounds
     for rank in range(num_ranks):
@@ -80,28 +100,31 @@ def lists_of_torch(schedule: str, num_ranks: int, num_chunks: int, num_microbatc
         yield tuple((KINDS[a[1].name], a[0], a[2]) for a in row if a)
 
 
-@pytest.mark.parametrize("schedule", ["interleaved", "zero-bubble"])
-def test_lists_are_those_of_torch(schedule: str) -> None:
+@pytest.mark.parametrize(
+    ("schedule", "at_least"), [("interleaved", 100), ("zero-bubble", 100), ("zero-bubble-v", 80)]
+)
+def test_lists_are_those_of_torch(schedule: str, at_least: int) -> None:
     num_compared = 0
     for num_ranks, num_local, num_microbatches in valid_counts(schedule):
         counts = num_ranks, num_ranks * num_local, num_microbatches
         assert pipeline_actions(schedule, *counts) == tuple(lists_of_torch(schedule, *counts))
         num_compared += 1
-    assert num_compared > 100
+    assert num_compared >= at_least
 
 
 def valid_counts(schedule: str) -> list[tuple[int, int, int]]:
     """Ranks, chunks a rank, micro-batches."""
     rules = {"gpipe": lambda p, m: True, "1f1b": lambda p, m: m >= p}
+    rules["zero-bubble-v"] = rules["gpipe"]
     fits = rules.get(schedule, lambda p, m: m % max(1, m // p) == 0)
-    most_local = 1 if schedule in rules else 3
-    counts = itertools.product(range(1, 6), range(1, most_local + 1), range(1, 17))
+    local = [CHUNKS_A_RANK[schedule]] if schedule in rules else [1, 2, 3]
+    counts = itertools.product(range(1, 6), local, range(1, 17))
     return [(p, v, m) for p, v, m in counts if fits(p, m)]
 
 
 @pytest.mark.parametrize("schedule", PIPELINES)
 def test_every_chunk_sees_every_microbatch_and_nobody_waits_for_ever(schedule: str) -> None:
-    kinds = "FIW" if schedule == "zero-bubble" else "FB"
+    kinds = "FIW" if schedule.startswith("zero-bubble") else "FB"
     for num_ranks, num_local, num_microbatches in valid_counts(schedule):
         num_chunks = num_ranks * num_local
         lists = pipeline_actions(schedule, num_ranks, num_chunks, num_microbatches)
@@ -109,7 +132,8 @@ def test_every_chunk_sees_every_microbatch_and_nobody_waits_for_ever(schedule: s
         assert done == Counter(
             (k, c, i) for k in kinds for c in range(num_chunks) for i in range(num_microbatches)
         )
-        assert all(a.chunk % num_ranks == rank for rank, row in enumerate(lists) for a in row)
+        dealt = chunks_of_ranks(schedule, num_ranks, num_chunks)
+        assert tuple(tuple(sorted({a.chunk for a in row})) for row in lists) == dealt
         predict(schedule, even(num_chunks), num_ranks, num_microbatches, Link(1e3, 1e-3))
 
 
@@ -145,6 +169,21 @@ def test_zero_bubble_has_less_of_it(p: int, m: int, v: int) -> None:
         assert max(halves.peak_microbatches_held) <= p
 
 
+@pytest.mark.parametrize(("m", "period_s"), [(4, 37.5), (8, 30.0), (16, 30.0)])
+def test_a_v_has_no_bubble_when_it_is_full_and_its_parts_are_equal(m: int, period_s: float) -> None:
+    """F = I = W on four ranks: whole from 2p - 1 = 7 micro-batches on (Qi et al., section 6)."""
+    work = even(8, forward_s=40.0, backward_s=80.0)
+    found = predict("zero-bubble-v", work, 4, m)
+    assert found.seconds_per_batch == pytest.approx(period_s)
+    assert max(found.peak_microbatches_held) <= 4
+
+
+def test_the_middle_of_a_v_does_not_travel() -> None:
+    """The last rank hands chunk p - 1 to itself, and the first has the loss beside the input."""
+    free = PipelineWork((1.0,) * 4, (2.0,) * 4, (0.0,) * 4, (0.0, 9.0, 0.0, 9.0))
+    assert predict("zero-bubble-v", free, 2, 4, Link(1.0)) == predict("zero-bubble-v", free, 2, 4)
+
+
 SECONDS = st.floats(0, 4).map(lambda s: round(s, 2))
 
 
@@ -169,12 +208,8 @@ def test_no_rank_is_faster_than_its_work(asked, bandwidth: float, overlaps: bool
     found = predict(schedule, work, num_ranks, num_microbatches, Link(bandwidth, 0.1, overlaps))
     rows = zip(work.forward_s, work.backward_s, work.update_s, strict=True)
     seconds = [sum(row) for row in rows]
-    size = work.num_chunks // num_ranks
-    merges = schedule in ("gpipe", "1f1b")
-    of_ranks = [
-        sum(seconds[rank * size :][:size] if merges else seconds[rank::num_ranks])
-        for rank in range(num_ranks)
-    ]
+    dealt = chunks_of_ranks(schedule, num_ranks, work.num_chunks)
+    of_ranks = [sum(seconds[chunk] for chunk in chunks) for chunks in dealt]
     assert found.seconds_per_batch >= max(of_ranks) * (1 - 1e-9)
     assert 0 <= found.idle_fraction <= 1
 
@@ -196,11 +231,10 @@ def test_steps_follow_without_a_barrier() -> None:
 
 
 def test_a_step_ends_with_the_update() -> None:
-    work = replace(even(4), update_s=(0.5,) * 4)
-    for schedule in PIPELINES:
-        with_update, without = (
-            predict(schedule, w, 4, 8).seconds_per_batch for w in (work, even(4))
-        )
+    for schedule, num_local in CHUNKS_A_RANK.items():
+        plain = even(4 * num_local)
+        work = replace(plain, update_s=(0.5 / num_local,) * plain.num_chunks)
+        with_update, without = (predict(schedule, w, 4, 8).seconds_per_batch for w in (work, plain))
         assert with_update == pytest.approx(without + 0.5)
 
 
@@ -260,6 +294,8 @@ def test_ddp_gathers_small_gradients_and_pays_latency_once() -> None:
         (("interleaved", even(6), 4, 4), "give a multiple of 4 chunks"),
         (("interleaved", even(8), 4, 9), "give a multiple of 4 micro-batches"),
         (("zero-bubble", even(4), 4, 11), "give a multiple of 4 micro-batches"),
+        (("zero-bubble-v", even(4), 4, 4), r"4 chunk\(s\).* 4 rank\(s\): give 8 chunks"),
+        (("zero-bubble-v", even(9), 3, 4), r"9 chunk\(s\).* 3 rank\(s\): give 6 chunks"),
     ],
 )
 def test_what_cannot_be_is_refused(call: tuple[Any, ...], message: str) -> None:

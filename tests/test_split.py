@@ -7,11 +7,12 @@ import hypothesis.strategies as st
 import pytest
 from torch import nn
 
-from ppll.config import Recipe, SplitConfig
+from ppll.config import Recipe
 from ppll.errors import ModelError
 from ppll.models import models
 from ppll.models.network import Layer, Network, without_values
 from ppll.placement import place
+from ppll.sections import SplitConfig
 from ppll.split import Blueprint, block_ranges
 
 

@@ -8,7 +8,7 @@ one place that detaches features: no gradient crosses a boundary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -20,10 +20,11 @@ from ppll.block_modules import BlockModules
 from ppll.errors import ModelError, PpllError
 from ppll.in_place import first_in_place
 from ppll.message import FEATURES, Kind, Message, canonical
-from ppll.methods.base import BlockSite, Method, TaskLoss
+from ppll.methods.base import PREVIOUS, BlockSite, Lesson, Method, TaskLoss
 from ppll.metrics import Counts
 from ppll.optimization import Schedule, named_state, restore_state
 from ppll.randomness import fold
+from ppll.slow import SlowParameters
 
 __all__ = ["Block", "NonFiniteLoss", "OnNonFinite"]
 
@@ -42,6 +43,7 @@ class _Passage:
     """What a block remembers of a message between its forward and its learning step."""
 
     message: Message
+    inputs: Tensor
     features: Tensor
     input_version: int
     feature_version: int
@@ -87,6 +89,8 @@ class Block:
         self.schedule = schedule
         self.device = device or torch.device("cpu")
         self.counts = Counts(self.device)
+        self.slow: SlowParameters | None = None
+        """What it reads of the next block, where the method asks for that."""
         self._task_loss = task_loss
         self._clip_norm = clip_norm
         self._on_nonfinite = on_nonfinite
@@ -112,22 +116,31 @@ class Block:
         """
         trains = message.kind is Kind.TRAIN
         self._set_mode(training=trains)
-        inputs = message.features
-        version = inputs._version
+        inputs, version = message.features, message.features._version
         if trains and message.part == 0:
             self._begin_batch()
+        if trains and self.method.needs_input_gradient:
+            inputs = inputs.view_as(inputs).requires_grad_()
         self._seed(_FORWARD if trains else _EVALUATE, message)
         with torch.set_grad_enabled(trains), self._autocast():
-            features = inputs
-            for layer in self.modules.layers:
-                features = layer.module(features)
-        self._passage = _Passage(message, features, version, features._version)
+            features = self.modules(inputs, message.tensors)
+        self._passage = _Passage(message, inputs, features, version, features._version)
         self._refuse_in_place(self._passage)
-        return message.with_tensors(**{FEATURES: canonical(features.detach())})
+        carried = {PREVIOUS: message.features} if self.method.carries_input else {}
+        return message.with_tensors(**{FEATURES: canonical(features.detach())}, **carried)
 
-    def learn(self) -> None:
+    def learn(
+        self, late: Mapping[str, Tensor] | None = None, slow: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Learn from the message of the last ``forward``: local loss, backward, and, if the batch
         ends with the message, clip and update.
+
+        Args:
+            late: The second part of the message, where the method has one.
+            slow: Parameters of the next block's first layer, where the method asks for them.
+
+        Returns:
+            The second part of the message for the next block.
 
         Raises:
             NonFiniteLoss: The loss is infinite or not a number, and the run is to stop then;
@@ -136,11 +149,14 @@ class Block:
         """
         passage = self._take_passage()
         message = passage.message
+        lesson = Lesson(
+            passage.inputs, passage.features, message.targets, message.tensors, late or {}
+        )
+        if slow is not None and self.modules.auxiliary is not None:
+            self.method.take_slow(self.modules.auxiliary, slow)
         self._seed(_LEARN, message)
         with self._autocast():
-            loss = self.method.local_loss(
-                self.modules.auxiliary, passage.features, message, self._task_loss
-            )
+            loss = self.method.local_loss(self.modules.auxiliary, lesson, self._task_loss)
         self._refuse_in_place(passage)
         self._skips_batch = self._skips_batch or not self._may_learn_from(loss.value)
         if self._skips_batch:
@@ -151,6 +167,7 @@ class Block:
             self.counts.add(loss.value, loss.logits, message.targets)
         if message.ends_batch:
             self._update(message.step)
+        return self.method.late_part(lesson, loss)
 
     def evaluate(self) -> None:
         """Count what the block's exit gets right on the message of the last ``forward``."""
@@ -158,9 +175,15 @@ class Block:
         targets = passage.message.targets
         with torch.no_grad(), self._autocast():
             logits = self.method.exit(self.modules.auxiliary, passage.features)
-            loss = self._task_loss(logits, targets)
+            loss = None if logits is None else self._task_loss(logits, targets)
         self._refuse_in_place(passage)
         self.counts.add(loss, logits, targets)
+
+    def first_layer_parameters(self) -> Tensor:
+        """Values of all parameters of the block's first layer, one after the other."""
+        with torch.no_grad():
+            values = [p.flatten() for p in self.modules.layers[0].module.parameters()]
+            return torch.cat(values) if values else torch.zeros(0, device=self.device)
 
     def optimizer_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The optimizer's state under the names of the parameters."""

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from ppll.errors import ModelError
 from ppll.models.network import Layer, qualified
 
-__all__ = ["AUXILIARY", "BlockModules", "named_tensors"]
+__all__ = ["AUXILIARY", "CONTEXT", "BlockModules", "named_tensors"]
 
 AUXILIARY: Final = "auxiliary"
 """First part of the names of auxiliary networks' parameters and buffers."""
+CONTEXT: Final = "context"
+"""First part of the names of what adds to a block's input."""
 
 
 @dataclass(frozen=True)
@@ -25,21 +27,43 @@ class BlockModules:
     Attributes:
         layers: Consecutive layers of the network.
         auxiliary: The method's auxiliary network; none in the last block.
+        context: Adds to the block's input from a message's fields; none for most methods.
     """
 
     layers: tuple[Layer, ...]
     auxiliary: nn.Module | None
+    context: nn.Module | None = None
+
+    def __call__(self, inputs: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
+        """The block's features (N, ...) from its input (N, ...) and a message's fields."""
+        features = inputs if self.context is None else inputs + self.context(fields)
+        for layer in self.layers:
+            features = layer.module(features)
+        return features
 
     def named(self) -> Iterator[tuple[str, nn.Module]]:
         """The modules with the prefix of their parameters' names.
 
         Layers keep the names of the un-split network; the auxiliary network is named by the layer
-        that it stands behind, so that it is found again wherever the other cuts are.
+        that it stands behind, the context by the one that it stands before, so that they are found
+        again wherever the other cuts are.
         """
+        if self.context is not None:
+            yield qualified(CONTEXT, self.layers[0].name), self.context
         for layer in self.layers:
             yield layer.name, layer.module
         if self.auxiliary is not None:
-            yield qualified(AUXILIARY, self.layers[-1].name), self.auxiliary
+            yield self.auxiliary_name, self.auxiliary
+
+    @property
+    def auxiliary_name(self) -> str:
+        """Prefix of the auxiliary network's names."""
+        return qualified(AUXILIARY, self.layers[-1].name)
+
+    @property
+    def slow_name(self) -> str:
+        """What a checkpoint calls the parameters of the next block that are on their way."""
+        return f"{self.auxiliary_name}.slow"
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The parameters of layers and auxiliary network."""

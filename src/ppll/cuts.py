@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from ppll.config import SplitConfig
 from ppll.errors import ModelError
 from ppll.placement import place
+from ppll.sections import SplitConfig
 
 __all__ = ["NAMED_CUTS", "cut_starts"]
 

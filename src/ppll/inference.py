@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from ppll.block_modules import BlockModules
 from ppll.data.augment import normalise
+from ppll.data.loader import IMAGE
 from ppll.data_facts import DataFacts
 from ppll.errors import ModelError, RunFolderError
 from ppll.job import draw_blueprint
 from ppll.methods import Method
+from ppll.methods.base import PREVIOUS
 from ppll.models import OWN_MODEL
 from ppll.models.network import Network
 from ppll.recovery import newest_whole
@@ -42,6 +44,8 @@ class TrainedNetwork(nn.Module):
             nn.Sequential(*(layer.module for layer in block.layers)) for block in blocks
         )
         self.auxiliaries = nn.ModuleList(block.auxiliary or nn.Identity() for block in blocks)
+        self.contexts = nn.ModuleList(block.context or nn.Identity() for block in blocks)
+        self._modules_of = tuple(blocks)
         self._method = method
         self.eval()
 
@@ -52,27 +56,32 @@ class TrainedNetwork(nn.Module):
             inputs: uint8 images (N, C, H, W), which are normalised as in training; or what the
                 network was trained on, in floating point (N, ...).
         """
-        features = self._normalised(inputs)
-        for block in self.blocks:
-            features = block(features)
+        *_, features = self._outputs(inputs)
         return features
 
-    def exits(self, inputs: Tensor) -> list[Tensor]:
+    def exits(self, inputs: Tensor) -> list[Tensor | None]:
         """Logits (N, classes) of every block's exit, the final output last.
+
+        None stands for a block whose method makes no prediction.
 
         Args:
             inputs: As for ``forward``.
         """
-        features, logits = self._normalised(inputs), []
-        last = len(self.blocks) - 1
-        for index, block in enumerate(self.blocks):
-            features = block(features)
-            auxiliary = None if index == last else self.auxiliaries[index]
-            logits.append(self._method.exit(auxiliary, features))
-        return logits
+        pairs = zip(self._modules_of, self._outputs(inputs), strict=True)
+        return [self._method.exit(block.auxiliary, features) for block, features in pairs]
+
+    def _outputs(self, inputs: Tensor) -> Iterator[Tensor]:
+        """Every block's features."""
+        features = self._normalised(inputs)
+        fields = {IMAGE: inputs}
+        for block in self._modules_of:
+            before, features = features, block(features, fields)
+            fields[PREVIOUS] = before
+            yield features
 
     def _normalised(self, inputs: Tensor) -> Tensor:
         if inputs.dtype != torch.uint8:
+            self._refuse_missing_image()
             return inputs
         if self.facts.mean is None or self.facts.std is None:
             raise ModelError(
@@ -80,6 +89,14 @@ class TrainedNetwork(nn.Module):
                 "the training data was."
             )
         return normalise(inputs, self.facts.mean, self.facts.std)
+
+    def _refuse_missing_image(self) -> None:
+        has_context = any(block.context is not None for block in self._modules_of)
+        if has_context and IMAGE in self._method.fields and self.facts.mean is not None:
+            raise ModelError(
+                "blocks of this network read the image as it was before normalisation: give uint8 "
+                "images, which are normalised here."
+            )
 
 
 def load(

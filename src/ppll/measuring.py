@@ -19,16 +19,17 @@ from torch import Tensor, nn
 
 from ppll.block import Block
 from ppll.block_modules import BlockModules
-from ppll.config import Recipe, SplitConfig
+from ppll.config import Recipe
 from ppll.costs import Costs, ExitCosts, LayerCosts, measured_for
 from ppll.data import Loader, load_dataset, prepare
 from ppll.data.preparation import facts_of
 from ppll.environment import describe_processor
 from ppll.job import draw_blueprint
 from ppll.message import FEATURES, TARGETS, Kind, Message
-from ppll.methods import BlockSite
+from ppll.methods import BlockSite, Lesson
 from ppll.models.network import Layer, Network, initialise, with_memory
 from ppll.optimization import build_optimizer
+from ppll.sections import SplitConfig
 from ppll.split import Blueprint
 
 __all__ = ["measure"]
@@ -86,8 +87,9 @@ def measure(recipe: Recipe, *, repeats: int = 7) -> Costs:
 def _measure(recipe: Recipe, repeats: int) -> Costs:
     data = prepare(load_dataset(recipe.data), recipe.data)
     blueprint = draw_blueprint(recipe, facts_of(data), None)
-    inputs, targets, load_s = _message(recipe, Loader(data, seed=recipe.train.seed))
-    bench = _Bench(blueprint, inputs, targets)
+    loader = Loader(data, seed=recipe.train.seed, fields=blueprint.method.fields)
+    message, load_s = _message(recipe, loader)
+    bench = _Bench(blueprint, message)
     for repeat in range(_WARM_UP + repeats):
         if repeat == _WARM_UP:
             bench.forget_times()
@@ -98,7 +100,7 @@ def _measure(recipe: Recipe, repeats: int) -> Costs:
     return Costs(
         recipe=measured_for(recipe),
         device=describe_processor(),
-        message_size=len(targets),
+        message_size=len(message[TARGETS]),
         layers=tuple(
             _layer_costs(layer.name, piece, step_s)
             for layer, piece in zip(network.layers, bench.layers, strict=True)
@@ -111,21 +113,22 @@ def _measure(recipe: Recipe, repeats: int) -> Costs:
     )
 
 
-def _message(recipe: Recipe, loader: Loader) -> tuple[Tensor, Tensor, float]:
-    """Inputs and targets of a training message, and the seconds that it takes to make them."""
+def _message(recipe: Recipe, loader: Loader) -> tuple[dict[str, Tensor], float]:
+    """The fields of a training message, and the seconds that it takes to make them."""
     loader.train_batch(0, 0)  # The first one fills caches.
     start = time.perf_counter()
     batch = loader.train_batch(0, 0)
     seconds = (time.perf_counter() - start) / recipe.train.accumulate
     size = recipe.message_size
-    return batch[FEATURES][:size].clone(), batch[TARGETS][:size].clone(), seconds
+    return {name: tensor[:size].clone() for name, tensor in batch.items()}, seconds
 
 
 class _Bench:
-    def __init__(self, blueprint: Blueprint, inputs: Tensor, targets: Tensor) -> None:
+    def __init__(self, blueprint: Blueprint, fields: dict[str, Tensor]) -> None:
         self._blueprint = blueprint
-        self._inputs = inputs
-        self._targets = targets
+        self._fields = fields
+        self._inputs = fields[FEATURES]
+        self._targets = fields[TARGETS]
         self.layers = [self._layer(layer) for layer in blueprint.network.layers]
         self._exit_by_shape: dict[tuple[int, ...], _Piece] = {}
         self.exits = [self._exit(i) for i in range(len(self.layers))]
@@ -204,20 +207,31 @@ class _Bench:
             task_loss = self._blueprint.build_task_loss()
             nothing = nn.Identity()
             return _Piece(lambda logits: task_loss(logits, self._targets), nothing, None)
+        if self._blueprint.method.copies_layers:
+            return self._auxiliary(index)
         if shape not in self._exit_by_shape:
-            self._exit_by_shape[shape] = self._auxiliary(shape)
+            self._exit_by_shape[shape] = self._auxiliary(index)
         return self._exit_by_shape[shape]
 
-    def _auxiliary(self, shape: tuple[int, ...]) -> _Piece:
+    def _auxiliary(self, index: int) -> _Piece:
         last = self._blueprint.sites[-1]
-        site = BlockSite(0, 2, last.input_shape, shape, last.num_classes)
+        site = BlockSite(
+            0,
+            2,
+            last.input_shape,
+            self._blueprint.shapes[index],
+            last.num_classes,
+            last.input_shape,
+            self._blueprint.network.layers[index + 1 :],
+        )
         method, task_loss = self._blueprint.method, self._blueprint.build_task_loss()
         module = with_memory(method.build_auxiliary(site), torch.device("cpu"))
         initialise(module, "auxiliary", 0)
         module.train()
 
         def run(features: Tensor) -> Tensor:
-            return task_loss(method.exit(module, features), self._targets)
+            lesson = Lesson(self._inputs, features, self._targets, self._fields)
+            return method.local_loss(module, lesson, task_loss).value
 
         return _Piece(self._autocast(run), module, self._optimizer(module))
 

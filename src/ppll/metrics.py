@@ -48,12 +48,17 @@ class Counts:
         self.samples = 0
         self.skipped = 0
 
-    def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
-        """Count a batch: mean loss (scalar), logits (N, classes), targets (N)."""
+    def add(self, loss: Tensor | None, logits: Tensor | None, targets: Tensor) -> None:
+        """Count a batch: mean loss (scalar), logits (N, classes), targets (N).
+
+        Without a loss or logits, as of a block that makes no prediction, the means are NaN.
+        """
         num = targets.shape[0]
         with torch.no_grad():
-            correct = (logits.argmax(dim=1) == targets).sum()
-            self._sums += torch.stack([loss.double() * num, correct.double()])
+            nothing = self._sums.new_full((), math.nan)
+            correct = nothing if logits is None else (logits.argmax(dim=1) == targets).sum()
+            total = nothing if loss is None else loss.double() * num
+            self._sums += torch.stack([total, correct.double()])
         self.samples += num
 
     def skip(self, targets: Tensor) -> None:

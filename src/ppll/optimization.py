@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn, optim
 
-from ppll.config import OptimizerConfig, ScheduleConfig
+from ppll.sections import OptimizerConfig, ScheduleConfig
 
 __all__ = ["Schedule", "build_optimizer", "named_state", "restore_state"]
 

@@ -7,32 +7,26 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ppll.block import Block
 from ppll.block_modules import named_tensors
-from ppll.channels.base import Inbox, SendEnd, SlotLayout
-from ppll.channels.shared import SharedReceiveEnd, SharedSendEnd
 from ppll.checkpoint import TensorReader, step_folder, tensor_digest
-from ppll.data import load_batches
+from ppll.connections import connect
+from ppll.errors import ModelError
 from ppll.job import Job, RankResult
-from ppll.message import FEATURES, TARGETS
 from ppll.metrics import MetricsFile
-from ppll.models.network import initialise
-from ppll.prefetch import Prefetcher
+from ppll.models.network import initialise, qualified
 from ppll.resume import training_sections
 from ppll.saving import Saver, SaveRules
+from ppll.slow import SlowParameters
 from ppll.split import Blueprint
 from ppll.status import Monitor
-from ppll.stream import evaluation_stream, training_stream
 from ppll.worker import Worker, drain
 
 __all__ = ["run_rank"]
-
-_CONNECT_TIMEOUT_S = 60.0
 
 
 def run_rank(
@@ -51,7 +45,7 @@ def run_rank(
     torch.set_num_threads(job.recipe.train.threads_per_stage)
     blueprint = job.blueprint()
     with ExitStack() as stack:
-        inbox, outbox = _connect(job, rank, blueprint, ends_early, stack)
+        ends = connect(job, rank, blueprint, ends_early, stack)
         blocks = build_blocks(job, rank, blueprint, device)
         saver = metrics = None
         if not job.evaluates_only:
@@ -62,8 +56,7 @@ def run_rank(
             stack.callback(metrics.close)
         worker = Worker(
             blocks,
-            inbox,
-            outbox,
+            ends,
             saver=saver,
             metrics=metrics,
             monitor=monitor,
@@ -79,11 +72,11 @@ def build_blocks(job: Job, rank: int, blueprint: Blueprint, device: torch.device
     blocks = [blueprint.build_block(index, device) for index in indices]
     reader = TensorReader(step_folder(job.folder.checkpoints, job.start_step))
     for block in blocks:
-        _load_block(job, block, reader)
+        _load_block(job, blueprint, block, reader)
     return blocks
 
 
-def _load_block(job: Job, block: Block, reader: TensorReader) -> None:
+def _load_block(job: Job, blueprint: Blueprint, block: Block, reader: TensorReader) -> None:
     tensors: dict[str, Tensor] = {}
     for prefix, module in block.modules.named():
         if prefix in job.fresh:
@@ -91,76 +84,27 @@ def _load_block(job: Job, block: Block, reader: TensorReader) -> None:
             tensors |= named_tensors(prefix, module)
     names = {name for name, _ in block.modules.named_tensors()} - tensors.keys()
     parameters = {name for name, _ in block.modules.named_parameters()} & names
-    state = reader.optimizer_state(parameters) if job.keeps_optimizer else {}
-    block.load(tensors | reader.weights(names), state)
+    state = reader.optimizer_state({*parameters, block.modules.auxiliary_name})
+    in_flight = state.pop(block.modules.slow_name, None)
+    block.load(tensors | reader.weights(names), state if job.keeps_optimizer else {})
+    if block.method.slow_from is not None and not block.site.is_last:
+        block.slow = SlowParameters(_copies(job, blueprint, block, reader, in_flight))
 
 
-def _connect(
-    job: Job,
-    rank: int,
-    blueprint: Blueprint,
-    ends_early: Callable[[], bool],
-    stack: ExitStack,
-) -> tuple[Inbox, SendEnd | None]:
-    """Listen before connecting, so that neighbours may come up in any order."""
-    capacity = job.recipe.runtime.capacity
-    receiver = None
-    if rank > 0:
-        first_block = blueprint.stage_blocks(job.num_stages)[rank].start
-        layout = slot_layout(job, blueprint, first_block)
-        receiver = SharedReceiveEnd.listen(_socket(job, rank), layout, capacity, job.secret)
-        stack.callback(receiver.close)
-    outbox = None
-    if rank + 1 < job.num_stages:
-        outbox = SharedSendEnd.connect(_socket(job, rank + 1), job.secret, _CONNECT_TIMEOUT_S)
-        stack.callback(outbox.close)
-    if receiver is not None:
-        receiver.accept(_CONNECT_TIMEOUT_S)
-        return receiver, outbox
-    loader = _loader(job, blueprint, ends_early)
-    stack.callback(loader.close)
-    return loader, outbox
-
-
-def _socket(job: Job, rank: int) -> Path:
-    assert job.sockets is not None
-    return job.sockets / f"features-{rank}"
-
-
-def _loader(job: Job, blueprint: Blueprint, ends_early: Callable[[], bool]) -> Prefetcher:
-    batches = load_batches(
-        job.recipe.data,
-        seed=job.recipe.train.seed,
-        eval_batch_size=job.recipe.eval_batch_size,
-        user_data=job.folder.user_data if job.user_data else None,
-        fields=blueprint.method.fields,
-    )
-    if job.evaluates_only:
-        stream = evaluation_stream(batches, job.start_step)
-    else:
-        stream = training_stream(
-            batches,
-            job.recipe,
-            blueprint.num_steps,
-            start_step=job.start_step,
-            ends_early=ends_early,
-        )
-    return Prefetcher(stream, capacity=job.recipe.runtime.capacity)
-
-
-def slot_layout(job: Job, blueprint: Blueprint, block_index: int) -> SlotLayout:
-    """How large the fields of a message are that enters a block."""
-    num = max(job.recipe.message_size, job.recipe.eval_batch_size)
-    shape = blueprint.input_shape(block_index)
-    float_bytes = torch.float32.itemsize
-    field_bytes = {
-        FEATURES: num * torch.Size(shape).numel() * float_bytes,
-        TARGETS: num * torch.int64.itemsize,
-    }
-    for name in blueprint.method.fields:
-        # A field of the loader's is a copy of the input in bytes or less.
-        field_bytes[name] = num * torch.Size(job.facts.input_shape).numel() * float_bytes
-    return SlotLayout(field_bytes)
+def _copies(
+    job: Job, blueprint: Blueprint, block: Block, reader: TensorReader, in_flight: Tensor | None
+) -> Tensor:
+    """What is on its way to a block: as it was saved, or the next block's values at the start."""
+    layer = blueprint.outline(block.index + 1).layers[0]
+    if layer.name in job.fresh:
+        raise ModelError(f"{layer.name} starts afresh, but the block before it reads its values.")
+    names = [qualified(layer.name, name) for name, _ in layer.module.named_parameters()]
+    saved = reader.weights(names)
+    first = torch.cat([saved[name].flatten() for name in names])
+    expected = (block.method.lag, len(first))
+    if in_flight is not None and tuple(in_flight.shape) == expected:
+        return in_flight
+    return first.expand(expected).clone()
 
 
 def _saver(job: Job, rank: int, num_blocks: int) -> Saver:

@@ -16,7 +16,7 @@ from ppll.plan import Plan, optimizer_states
 from ppll.schedules import CHUNKS_A_RANK, Prediction, predict
 from ppll.simulate import Link
 
-__all__ = ["Rival", "pipeline_work", "predict_rivals", "recommend"]
+__all__ = ["Rival", "end_to_end_cuts", "pipeline_work", "predict_rivals", "recommend"]
 
 _MICROBATCHES: Final = (4, 8, 16, 32, 64)
 _CLEARLY: Final = 1.05
@@ -126,15 +126,23 @@ def pipeline_work(plan: Plan, num_chunks: int) -> PipelineWork:
     )
 
 
-def _chunks(costs: Costs, num_chunks: int) -> list[range]:
+def end_to_end_cuts(costs: Costs, num_chunks: int) -> tuple[int, ...]:
+    """First layer of every chunk but the first, balanced without auxiliary networks.
+
+    Raises:
+        ModelError: There are more chunks than layers.
+    """
     layers = costs.layers
 
     def cost(start: int, stop: int) -> BlockCost:
         run = range(start, stop)
         return BlockCost(sum(layers[i].forward_s + _backward_s(costs, i) for i in run))
 
-    cuts = best_partition(len(layers), num_chunks, cost).cuts
-    bounds = [0, *cuts, len(layers)]
+    return best_partition(len(layers), num_chunks, cost).cuts
+
+
+def _chunks(costs: Costs, num_chunks: int) -> list[range]:
+    bounds = [0, *end_to_end_cuts(costs, num_chunks), len(costs.layers)]
     return [range(a, b) for a, b in itertools.pairwise(bounds)]
 
 
@@ -155,12 +163,13 @@ def _memory(
     copies = 2 + optimizer_states(plan.recipe)
     samples = plan.recipe.train.accumulate  # of messages
     layers = plan.costs.layers
-    num_chunks = num_ranks * chunks_a_rank if system in CHUNKS_A_RANK else 1
-    dealt = chunks_of_ranks(system, num_ranks, num_chunks) if num_chunks > 1 else ((0,),) * num_ranks
-    chunks = _chunks(plan.costs, num_chunks)
+    dealt: Sequence[Sequence[int]] = ((0,),) * num_ranks
+    if system in CHUNKS_A_RANK:
+        dealt = chunks_of_ranks(system, num_ranks, num_ranks * chunks_a_rank)
+    chunks = _chunks(plan.costs, len({i for indices in dealt for i in indices}))
     sizes = []
-    for rank in range(num_ranks):
-        own = [chunks[i] for i in dealt[rank]]
+    for rank, indices in enumerate(dealt):
+        own = [chunks[i] for i in indices]
         parameters = sum(layers[i].parameter_bytes for chunk in own for i in chunk)
         activations = samples * sum(layers[i].activation_bytes for chunk in own for i in chunk)
         share = 1 / num_ranks if system == "ddp" else 1 / microbatches

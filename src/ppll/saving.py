@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -20,6 +21,7 @@ from ppll.claim import Claim
 from ppll.errors import CheckpointError
 from ppll.message import NOTHING_SAVED
 from ppll.recovery import prune
+from ppll.slow import InFlight
 
 __all__ = ["SaveRules", "Saver"]
 
@@ -58,6 +60,8 @@ class _BlockCopy:
     tensors: dict[str, Tensor]
     optimizer_tensors: dict[str, Tensor]
     transient: frozenset[str]
+    slow_name: str
+    in_flight: InFlight | None
 
     @classmethod
     def of(cls, block: Block) -> _BlockCopy:
@@ -66,7 +70,20 @@ class _BlockCopy:
             _copy(block.modules.named_tensors()),
             _copy(block.optimizer_tensors()),
             block.modules.transient_names(),
+            block.modules.slow_name,
+            block.slow.snapshot() if block.slow is not None else None,
         )
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether everything that belongs to it has come."""
+        return self.in_flight is None or self.in_flight.is_complete
+
+    def state(self) -> dict[str, Tensor]:
+        """The optimizer's tensors, and the parameters of the next block that were on their way."""
+        if self.in_flight is None:
+            return self.optimizer_tensors
+        return {**self.optimizer_tensors, self.slow_name: self.in_flight.stacked()}
 
 
 class Saver:
@@ -89,6 +106,7 @@ class Saver:
         self._uncommitted: list[int] = []
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saver")
         self._writing: Future[None] | None = None
+        self._held: deque[tuple[int, list[_BlockCopy]]] = deque()  # parameters are on their way
 
     @property
     def saved_step(self) -> int:
@@ -103,6 +121,7 @@ class Saver:
             CheckpointError: A block has values that are not finite, or another start took over.
         """
         self._upstream_step = upstream_step
+        self._write_what_is_whole()
         if self._writing is not None and self._writing.done():
             self._finish_writing()
         while self._uncommitted and self._uncommitted[0] <= self.saved_step:
@@ -110,6 +129,8 @@ class Saver:
 
     def save(self, step: int, blocks: Sequence[Block]) -> None:
         """Copy the blocks as they are now and begin to write them.
+
+        Where parameters of the next block are on their way, they are written when these have come.
 
         Raises:
             OSError: An earlier checkpoint could not be written.
@@ -119,7 +140,8 @@ class Saver:
         copies = [_BlockCopy.of(block) for block in blocks]
         if self._commits:
             self._uncommitted.append(step)
-        self._writing = self._thread.submit(self._write, step, copies)
+        self._held.append((step, copies))
+        self._write_what_is_whole()
 
     def finish(self) -> None:
         """Wait until everything is on disk and committed as far as it can be.
@@ -128,6 +150,7 @@ class Saver:
             OSError: A checkpoint could not be written.
             CheckpointError: A block has values that are not finite, or another start took over.
         """
+        self._write_what_is_whole()
         self._finish_writing()
         self.hear(self._upstream_step)
 
@@ -144,6 +167,12 @@ class Saver:
             with suppress(OSError, CheckpointError):
                 self.finish()
 
+    def _write_what_is_whole(self) -> None:
+        """Begin to write the copies that nothing is missing of."""
+        while self._held and all(copy.is_whole for copy in self._held[0][1]):
+            self._finish_writing()
+            self._writing = self._thread.submit(self._write, *self._held.popleft())
+
     def _write(self, step: int, copies: Sequence[_BlockCopy]) -> None:
         self._check_claim()
         if self._rules.before_write is not None:
@@ -154,7 +183,7 @@ class Saver:
                 step,
                 copy.index,
                 copy.tensors,
-                copy.optimizer_tensors,
+                copy.state(),
                 copy.transient,
             )
             if not self._rules.passes_over_nonfinite:

@@ -3,8 +3,8 @@
 A pipeline schedule is, for every rank, a list of actions that it does in order (``ppll.actions``).
 An action starts when its rank is free and its input has arrived; sends go on beside the work.
 
-Beside the pipelines stand ``backprop`` and ``sequential`` (local learning) on one device, and ``ddp``. Steps
-follow each other without a barrier: a rank begins the next one after its own update.
+Beside the pipelines stand ``backprop`` and ``sequential`` (local learning) on one device, and
+``ddp``. Steps follow each other without a barrier: a rank begins the next one after its own update.
 """
 
 from __future__ import annotations

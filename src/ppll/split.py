@@ -16,7 +16,7 @@ from torch import nn
 
 from ppll.block import Block
 from ppll.block_modules import BlockModules
-from ppll.config import Recipe, SplitConfig
+from ppll.config import Recipe
 from ppll.cuts import cut_starts
 from ppll.errors import ModelError
 from ppll.losses.classification import cross_entropy
@@ -24,6 +24,7 @@ from ppll.methods import BlockSite, Method, TaskLoss, methods
 from ppll.models.network import Layer, Network, feature_shapes, with_memory, without_values
 from ppll.optimization import Schedule, build_optimizer
 from ppll.placement import place
+from ppll.sections import SplitConfig
 
 __all__ = ["Blueprint", "block_ranges", "build_method"]
 
@@ -50,8 +51,9 @@ def build_method(recipe: Recipe) -> Method:
         RecipeError: It is unknown, or has no such option.
     """
     options = recipe.method.options
-    if recipe.method.auxiliary is not None:
-        options["auxiliary"] = recipe.method.auxiliary
+    for key in ("auxiliary", "lag"):
+        if getattr(recipe.method, key) is not None:
+            options[key] = getattr(recipe.method, key)
     return methods.build(recipe.method.name, options)
 
 
@@ -115,7 +117,15 @@ class Blueprint:
                 f"{num_classes} classes: it must be ({num_classes},)."
             )
         sites = tuple(
-            BlockSite(index, len(ranges), input_shape, shapes[layers[-1]], num_classes)
+            BlockSite(
+                index,
+                len(ranges),
+                input_shape,
+                shapes[layers[-1]],
+                num_classes,
+                shapes[layers[0] - 1] if index else input_shape,
+                network.layers[layers.stop :],
+            )
             for index, layers in enumerate(ranges)
         )
         num_steps = recipe.num_steps(steps_per_epoch)
@@ -175,17 +185,19 @@ class Blueprint:
 
     def build_modules(self, index: int, device: torch.device) -> BlockModules:
         """Build what one block computes with on ``device``, without values."""
-        layers = [self._empty_layer(self.network.layers[i], device) for i in self.ranges[index]]
-        if self.sites[index].is_last:
-            return BlockModules(tuple(layers), None)
-        return BlockModules(tuple(layers), with_memory(self.build_auxiliary(index), device))
+        outline = self.outline(index)
+        layers = tuple(self._empty_layer(layer, device) for layer in outline.layers)
+        added = [m and with_memory(m, device) for m in (outline.auxiliary, outline.context)]
+        return BlockModules(layers, *added)
 
     def outline(self, index: int) -> BlockModules:
-        """What one block computes with: the network's own layers, and an auxiliary network on the
-        meta device; to be looked at only."""
+        """What one block computes with: the network's own layers, to be looked at only, and what
+        the method adds, on the meta device."""
         layers = tuple(self.network.layers[i] for i in self.ranges[index])
         auxiliary = None if self.sites[index].is_last else self.build_auxiliary(index)
-        return BlockModules(layers, auxiliary)
+        with without_values():
+            context = self.method.build_context(self.sites[index]) if index else None
+        return BlockModules(layers, auxiliary, context)
 
     def build_auxiliary(self, index: int) -> nn.Module:
         """A block's auxiliary network on the meta device."""

@@ -16,25 +16,22 @@ the workers of all stages in one process in any order it likes.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from torch import Tensor
 
 from ppll.block import Block
-from ppll.channels.base import Inbox, SendEnd
-from ppll.message import Kind, Message
+from ppll.channels.base import ReceiveEnd
+from ppll.ends import PARAMETERS, Ends, SlowInbox, Waiting
+from ppll.errors import ProtocolError
+from ppll.message import Kind, Message, canonical
 from ppll.metrics import MetricsFile, Tally
 from ppll.saving import Saver
+from ppll.slow import SlowParameters
 from ppll.status import Activity, Monitor
 
-__all__ = ["Waiting", "Worker", "drain"]
-
-
-class Waiting(Protocol):
-    """What a worker waits for: an end of a channel, or the data loader."""
-
-    def wait(self, timeout_s: float | None = None) -> bool:
-        """Block until there is something to do or the time is over."""
-        ...
+__all__ = ["Worker", "drain"]
 
 
 class Worker:
@@ -42,8 +39,7 @@ class Worker:
 
     Args:
         blocks: The stage's blocks, in order.
-        inbox: Where messages come from.
-        outbox: Where they go; none for the last stage.
+        ends: Where messages come from and go to.
         saver: Writes checkpoints; none where nothing is saved.
         metrics: Takes the blocks' numbers; none where nobody asks for them.
         monitor: Is told what the worker does.
@@ -53,8 +49,7 @@ class Worker:
     def __init__(
         self,
         blocks: Sequence[Block],
-        inbox: Inbox,
-        outbox: SendEnd | None,
+        ends: Ends,
         *,
         saver: Saver | None = None,
         metrics: MetricsFile | None = None,
@@ -69,11 +64,13 @@ class Worker:
         self.evaluation_s = 0.0
         """Seconds from the first batch of an evaluation to its end, summed over evaluations."""
         self._evaluates_since: float | None = None
-        self._inbox = inbox
-        self._outbox = outbox
+        self._ends = ends
+        self._inbox = ends.inbox
+        self._outbox = ends.outbox
         self._saver = saver
         self._metrics = metrics
         self._log_every_steps = log_every_steps
+        self._num_learned = 0
 
     def run(self) -> Iterator[Waiting]:
         """Work until the stop has passed; yield what is waited for, instead of waiting.
@@ -104,7 +101,7 @@ class Worker:
         if message.kind in (Kind.TRAIN, Kind.EVALUATE):
             yield from self._pass_batch(message)
         else:
-            self._obey(message)
+            yield from self._obey(message)
             yield from self._send(message)
 
     def _pass_batch(self, message: Message) -> Iterator[Waiting]:
@@ -112,32 +109,98 @@ class Worker:
         self.monitor.note(epoch=message.epoch, inbox_fill=self._inbox.fill)
         if trains:
             self.exits.clear()  # They were those of other weights.
+        late: Mapping[str, Tensor] = {}
         for block in self.blocks:
             self.monitor.enter(Activity.FORWARD, block=block.index, step=message.step)
             message = block.forward(message)
             if block is self.blocks[-1]:
                 yield from self._send(message)
-            self.monitor.enter(Activity.LEARN if trains else Activity.EVALUATE, block=block.index)
-            block.learn() if trains else block.evaluate()
+            if trains:
+                late = yield from self._learn(block, message, late)
+            else:
+                self.monitor.enter(Activity.EVALUATE, block=block.index)
+                block.evaluate()
         if trains:
+            self._num_learned += 1
             self.monitor.num_samples += message.targets.shape[0]
             if message.ends_batch and message.step % self._log_every_steps == 0:
                 self._write_training(message)
 
+    def _learn(
+        self, block: Block, message: Message, late: Mapping[str, Tensor]
+    ) -> Generator[Waiting, None, dict[str, Tensor]]:
+        """One block's learning step, with what comes late and slowly; its own late part."""
+        received = None
+        if block is self.blocks[0] and self._ends.late_inbox is not None:
+            received = yield from self._receive_late(self._ends.late_inbox, message)
+            late = received.tensors
+        slow = None
+        if block.slow is not None:
+            yield from self._wait_for_slow(block, block.slow, lambda s: s.has_next)
+            slow = block.slow.take()
+        self.monitor.enter(Activity.LEARN, block=block.index)
+        own = block.learn(late, slow)
+        yield from self._publish(block, message)
+        if block is self.blocks[-1] and self._ends.late_outbox is not None:
+            part = self._side_message(message, own)
+            yield from self._wait(self._ends.late_outbox, Activity.SEND_WAIT)
+            self._ends.late_outbox.send(part)
+            self._ends.late_outbox.flush()
+        if received is not None and self._ends.late_inbox is not None:
+            self._ends.late_inbox.release(received)
+        return own
+
+    def _wait_for_slow(
+        self, block: Block, slow: SlowParameters, is_over: Callable[[SlowParameters], bool]
+    ) -> Iterator[Waiting]:
+        inbox = self._ends.slow_inbox if block is self.blocks[-1] else None
+        yield from self._wait(SlowInbox(slow, inbox, lambda: is_over(slow)), Activity.SEND_WAIT)
+
+    def _receive_late(
+        self, inbox: ReceiveEnd, message: Message
+    ) -> Generator[Waiting, None, Message]:
+        yield from self._wait(inbox, Activity.RECEIVE)
+        received = inbox.recv()
+        if (received.step, received.part) != (message.step, message.part):
+            raise ProtocolError(
+                f"the second part of step {received.step}, message {received.part}, came with the "
+                f"first of step {message.step}, message {message.part}."
+            )
+        return received
+
+    def _publish(self, block: Block, message: Message) -> Iterator[Waiting]:
+        """Hand a block's first layer to the block before it, if that one reads it."""
+        position = self.blocks.index(block)
+        if position and (reader := self.blocks[position - 1].slow) is not None:
+            reader.put(block.first_layer_parameters())
+        elif not position and (outbox := self._ends.slow_outbox) is not None:
+            values = {PARAMETERS: block.first_layer_parameters()}
+            yield from self._wait(outbox, Activity.SEND_WAIT)
+            outbox.send(self._side_message(message, values))
+            outbox.flush()
+
+    def _side_message(self, message: Message, tensors: Mapping[str, Tensor]) -> Message:
+        """What goes beside a training message, numbered for itself."""
+        canonical_tensors = {name: canonical(tensor) for name, tensor in tensors.items()}
+        return replace(message, sequence=self._num_learned, tensors=canonical_tensors)
+
+    def _wait(self, end: Waiting, activity: Activity) -> Iterator[Waiting]:
+        if not end.ready():
+            self.monitor.enter(activity)
+            while not end.ready():
+                yield end
+
     def _send(self, message: Message) -> Iterator[Waiting]:
         if self._outbox is None:
             return
-        if not self._outbox.ready():
-            self.monitor.enter(Activity.SEND_WAIT)
-            while not self._outbox.ready():
-                yield self._outbox
+        yield from self._wait(self._outbox, Activity.SEND_WAIT)
         self.monitor.enter(Activity.SEND)
         if self._saver is not None:
             message = message.with_saved_step(self._saver.saved_step)
         self._outbox.send(message)
         self.monitor.note(outbox_fill=self._outbox.fill)
 
-    def _obey(self, message: Message) -> None:
+    def _obey(self, message: Message) -> Iterator[Waiting]:
         """Do what a mark asks for, before it is sent on."""
         match message.kind:
             case Kind.CHECKPOINT if self._saver is not None:
@@ -150,7 +213,11 @@ class Worker:
             case Kind.EPOCH_END:
                 self._write_training(message)
             case Kind.STOP if self._saver is not None:
-                # The last checkpoint is whole only when every stage has it on disk.
+                # The last checkpoint is whole only when every stage has it on disk, with the
+                # parameters that are on their way.
+                for block in self.blocks:
+                    if block.slow is not None:
+                        yield from self._wait_for_slow(block, block.slow, lambda s: s.is_whole)
                 self.monitor.enter(Activity.SAVE)
                 self._saver.finish()
 

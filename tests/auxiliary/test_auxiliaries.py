@@ -11,13 +11,18 @@ from ppll.auxiliary import auxiliaries
 from ppll.auxiliary.mlp_sr import TokenGrid, _average_pool, _reduced
 from ppll.errors import ModelError
 from ppll.models import initialise
+from ppll.site import BlockSite
 
 NAMES = ["linear", "mlp-sr"]
 SHAPES = [(16, 8, 8), (8, 4, 6), (8, 1, 1), (65, 12), (64, 12), (7, 12), (12,)]
 
 
 def build(name: str, feature_shape: tuple[int, ...]) -> nn.Module:
-    return auxiliaries.build(name, {}, feature_shape, 10)
+    return auxiliaries.build(name, {}, site_of(feature_shape))
+
+
+def site_of(feature_shape: tuple[int, ...]) -> BlockSite:
+    return BlockSite(0, 2, (3, 8, 8), feature_shape, 10)
 
 
 def num_parameters(module: nn.Module) -> int:

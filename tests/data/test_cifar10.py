@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from ppll import data
-from ppll.config import DataConfig
 from ppll.data import Dataset, load_dataset
 from ppll.errors import DataError
+from ppll.sections import DataConfig
 
 from .conftest import encoded, random_images, write_parquet
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from ppll.config import DataConfig
 from ppll.data import load_dataset
 from ppll.errors import DataError
+from ppll.sections import DataConfig
 
 
 def test_all_digits_are_there() -> None:

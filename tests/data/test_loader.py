@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ppll.config import DataConfig
 from ppll.data import Dataset, Loader, load_batches, prepare
 from ppll.data.augment import normalise
 from ppll.data.loader import epoch_order
 from ppll.message import ALIGNMENT
+from ppll.sections import DataConfig
 
 NUM_TRAIN, NUM_TEST = 50, 23
 

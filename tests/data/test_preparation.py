@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppll.config import DataConfig
 from ppll.data import Dataset, PreparedData, prepare
 from ppll.data.preparation import hold_out
 from ppll.errors import DataError
+from ppll.sections import DataConfig
 
 
 def prepared(num_train: int = 100, **config: Any) -> PreparedData:

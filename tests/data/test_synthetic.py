@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from ppll.config import DataConfig
 from ppll.data import Dataset, datasets, load_dataset
 from ppll.errors import DataError, RecipeError
+from ppll.sections import DataConfig
 
 
 def synthetic(**options: Any) -> Dataset:

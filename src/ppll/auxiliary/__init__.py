@@ -1,8 +1,7 @@
 """Shelf of auxiliary networks, which turn a block's features into a local prediction.
 
-A builder takes the shape of one sample's features at the cut, (C, H, W), (T, D) or (D), and the
-number of classes, and its options by keyword. No auxiliary network changes its input in place:
-the next block reads the same tensor.
+A builder takes the site of the cut, and its options by keyword. No auxiliary network changes its
+input in place: the next block reads the same tensor.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ppll.auxiliary.features import unreadable
+from ppll.site import BlockSite
 
 __all__ = ["linear"]
 
@@ -43,21 +44,21 @@ class TokenHead(nn.Module):
         return logits
 
 
-def linear(feature_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+def linear(site: BlockSite) -> nn.Module:
     """A linear layer on the mean of a map, on the class token, or on a vector as it is.
 
     Args:
-        feature_shape: Of one sample at the cut: (C, H, W), (T, D) or (D).
-        num_classes: Length of the logits.
+        site: The cut; features are (C, H, W), (T, D) or (D).
 
     Raises:
         ModelError: Features have another number of dimensions.
     """
-    match feature_shape:
+    num_classes = site.num_classes
+    match site.feature_shape:
         case (channels, _, _):
             return MapHead(channels, num_classes)
         case (_, width):
             return TokenHead(width, num_classes)
         case (width,):
             return nn.Linear(width, num_classes)
-    raise unreadable("linear", feature_shape)
+    raise unreadable("linear", site.feature_shape)

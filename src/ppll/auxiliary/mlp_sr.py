@@ -27,6 +27,7 @@ from typing import Final
 from torch import Tensor, nn
 
 from ppll.auxiliary.features import unreadable
+from ppll.site import BlockSite
 
 __all__ = ["mlp_sr"]
 
@@ -59,24 +60,24 @@ class MeanToken(nn.Module):
         return tokens.mean(1)
 
 
-def mlp_sr(feature_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+def mlp_sr(site: BlockSite) -> nn.Module:
     """MLP-SR for what one sample's features look like at a cut.
 
     Args:
-        feature_shape: Of one sample: (C, H, W), (T, D) or (D).
-        num_classes: Length of the logits.
+        site: The cut; features are (C, H, W), (T, D) or (D).
 
     Raises:
         ModelError: Features have another number of dimensions.
     """
-    match feature_shape:
+    num_classes = site.num_classes
+    match site.feature_shape:
         case (channels, height, width):
             return _on_maps(channels, (height, width), num_classes)
         case (num_tokens, width):
             return _on_tokens(num_tokens, width, num_classes)
         case (width,):
             return _mlp(width, num_classes, nn.BatchNorm1d)
-    raise unreadable("mlp-sr", feature_shape)
+    raise unreadable("mlp-sr", site.feature_shape)
 
 
 def _on_maps(channels: int, size: tuple[int, int], num_classes: int) -> nn.Sequential:

@@ -25,7 +25,7 @@ from ppll.baselines.feed import Feed, check_batches
 from ppll.baselines.systems import Layout
 from ppll.baselines.work import Batch, Part, Workload
 from ppll.block import NonFiniteLoss
-from ppll.config import MethodConfig, Recipe, SplitConfig
+from ppll.config import Recipe
 from ppll.data import load_batches, load_dataset, prepare
 from ppll.data_facts import DataFacts
 from ppll.errors import RecipeError
@@ -35,6 +35,7 @@ from ppll.message import FEATURES, TARGETS
 from ppll.models.network import Network, initialise, qualified, with_memory
 from ppll.optimization import Schedule, build_optimizer
 from ppll.randomness import fold
+from ppll.sections import MethodConfig, SplitConfig
 from ppll.split import Blueprint, block_ranges
 
 __all__ = ["RecipeWork", "accuracy_of"]

@@ -21,17 +21,19 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from ppll.baselines.sleeping import Sleeper
 from ppll.block import Block
 from ppll.channels.base import Inbox, SendEnd, SlotLayout
 from ppll.channels.shared import SharedReceiveEnd, SharedSendEnd
+from ppll.ends import Ends, Waiting
 from ppll.fork_server import warm_up
 from ppll.message import FEATURES, TARGETS, Kind, Message
 from ppll.metrics import Counts
 from ppll.prefetch import Prefetcher
 from ppll.status import Monitor
-from ppll.worker import Waiting, Worker, drain
+from ppll.worker import Worker, drain
 
 __all__ = ["BlockTimes", "Chain", "Footprint", "RankReport", "run_chain"]
 
@@ -151,9 +153,12 @@ class SleepingBlock:
         self._sleeper(self._times.forward_s)
         return message.with_tensors(**{FEATURES: self._features})
 
-    def learn(self) -> None:
+    slow = None
+
+    def learn(self, *_: object) -> dict[str, Tensor]:
         """Take the time of a learning step."""
         self._sleeper(self._times.learn_s)
+        return {}
 
     def evaluate(self) -> None:
         """Nothing is evaluated."""
@@ -236,7 +241,8 @@ def _run_rank(chain: Chain, rank: int, folder: Path, secret: bytes, result: Conn
             Footprint.now(0)  # the first look takes memory of its own
         sleeper = Sleeper()
         blocks = [SleepingBlock(i, times, sleeper) for i, times in enumerate(chain.stages[rank])]
-        worker = _Observed(chain, report, cast(list[Block], blocks), inbox, outbox, monitor=monitor)
+        ends = Ends(inbox, outbox)
+        worker = _Observed(chain, report, cast(list[Block], blocks), ends, monitor=monitor)
         drain(worker.run())
         report.busy_fraction = monitor.busy_fraction()
         report.activity_s = {a.name.lower(): s for a, s in monitor.seconds.items()}

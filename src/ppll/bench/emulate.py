@@ -12,20 +12,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from ppll.baselines import SYSTEMS as RIVALS
 from ppll.baselines import EmulatedWork, run_baseline
 from ppll.bench.chain import BlockTimes, Chain, run_chain
 from ppll.errors import RecipeError, unknown_name
 from ppll.pipeline_work import PipelineWork
 from ppll.plan import Plan
 from ppll.rivals import pipeline_work
-from ppll.schedules import predict
+from ppll.schedules import CHUNKS_A_RANK, predict
+from ppll.simulate import check_amount
 
 __all__ = ["SYSTEMS", "Devices", "Row", "emulate", "summary"]
 
-SYSTEMS: Final = ("ppll", "sequential", "ddp", "gpipe", "1f1b", "interleaved", "zero-bubble")
+SYSTEMS: Final = ("ppll", "sequential", "ddp", *CHUNKS_A_RANK)
 """What can be emulated."""
 
-_CHUNKS_A_RANK: Final = {"gpipe": 1, "1f1b": 1, "interleaved": 2, "zero-bubble": 2}
 _LOCAL: Final = ("ppll", "sequential")
 
 
@@ -59,7 +60,13 @@ class Devices:
             backward_s: Of the same.
             auxiliary_s: Of a block's auxiliary network, forward and backward.
             payload_bytes: What crosses every boundary.
+
+        Raises:
+            RecipeError: A time or a size is negative or no number.
         """
+        amounts = {"forward_s": forward_s, "backward_s": backward_s, "auxiliary_s": auxiliary_s}
+        for name, amount in {**amounts, "payload_bytes": payload_bytes}.items():
+            check_amount(name, amount)
         block = BlockTimes(forward_s, backward_s + auxiliary_s, payload_bytes)
         blocks = (block,) * (num_stages - 1) + (BlockTimes(forward_s, backward_s, payload_bytes),)
 
@@ -77,7 +84,12 @@ class Devices:
 
     @classmethod
     def of_plan(cls, plan: Plan, slow_down: float) -> Devices:
-        """Devices as fast as the costs of a plan say, times ``slow_down``."""
+        """Devices that take ``slow_down`` times as long as the costs of a plan say.
+
+        Raises:
+            RecipeError: ``slow_down`` is negative or no number.
+        """
+        check_amount("slow_down", slow_down)
         blocks = tuple(
             BlockTimes(b.forward_s * slow_down, b.learn_s * slow_down, b.features_bytes)
             for b in plan.blocks
@@ -145,9 +157,14 @@ def emulate(
     for system in systems:
         if system not in SYSTEMS:
             raise RecipeError(unknown_name("system", system, SYSTEMS))
+    if min(num_batches, capacity) < 1 or warm_up < 0:
+        raise RecipeError(
+            f"cannot time {num_batches} batches after {warm_up} others with capacity {capacity}: "
+            f"give 1 or more, 0 or more, and 1 or more."
+        )
     rows = []
     for system in systems:
-        for count in microbatches if system in _CHUNKS_A_RANK else (1,):
+        for count in microbatches if system in CHUNKS_A_RANK else (1,):
             if system in _LOCAL:
                 row = _local(devices, system, num_batches, warm_up, capacity)
             else:
@@ -173,17 +190,11 @@ def _end_to_end(
     devices: Devices, system: str, num_batches: int, warm_up: int, microbatches: int
 ) -> Row:
     num = devices.num_stages
-    work = devices.work(num * _CHUNKS_A_RANK.get(system, 1))
+    work = devices.work(num * CHUNKS_A_RANK.get(system, 1))
     ideal = predict(system, work, num, microbatches).seconds_per_batch
     measured = run_baseline(
         system,
-        EmulatedWork(
-            work.forward_s,
-            work.backward_s,
-            work.update_s,
-            tuple(int(b) for b in work.features_bytes),
-            tuple(int(b) for b in work.parameter_bytes or (0,) * work.num_chunks),
-        ),
+        _emulated(system, work, microbatches),
         num_ranks=num,
         num_microbatches=microbatches,
         num_batches=num_batches + warm_up,
@@ -192,6 +203,19 @@ def _end_to_end(
     )
     mean = sum(measured.seconds_per_batch) / len(measured.seconds_per_batch)
     return Row(system, num, microbatches, mean, ideal)
+
+
+def _emulated(system: str, work: PipelineWork, microbatches: int) -> EmulatedWork:
+    """The same work as sleep, of which every action has the overhead that its ideal has."""
+    overhead_s = work.overhead_s * microbatches  # a row is of all micro-batches
+    num_backwards = 2 if RIVALS[system].splits else 1
+    return EmulatedWork(
+        tuple(seconds + overhead_s for seconds in work.forward_s),
+        tuple(seconds + num_backwards * overhead_s for seconds in work.backward_s),
+        work.update_s,
+        tuple(int(b) for b in work.features_bytes),
+        tuple(int(b) for b in work.parameter_bytes or (0,) * work.num_chunks),
+    )
 
 
 def summary(rows: Sequence[Row]) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from ppll.config import DataConfig
 from ppll.data.cifar10 import cifar10
 from ppll.data.dataset import Dataset, Split
 from ppll.data.digits import digits
@@ -16,6 +15,7 @@ from ppll.data.loader import Loader
 from ppll.data.preparation import PreparedData, prepare
 from ppll.data.synthetic import synthetic
 from ppll.registry import Registry
+from ppll.sections import DataConfig
 
 __all__ = [
     "Dataset",

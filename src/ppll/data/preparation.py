@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ppll.config import DataConfig
 from ppll.data.dataset import Dataset
 from ppll.data_facts import DataFacts
 from ppll.errors import DataError
 from ppll.randomness import fold, fold_array
+from ppll.sections import DataConfig
 
 __all__ = ["PreparedData", "facts_of", "hold_out", "prepare"]
 

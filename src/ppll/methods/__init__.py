@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from ppll.methods.backprop import Backprop
-from ppll.methods.base import BlockSite, LocalLoss, Method, Paper, TaskLoss
+from ppll.methods.base import BlockSite, Lesson, LocalLoss, Method, Paper, TaskLoss
 from ppll.methods.dgl import DGL
 from ppll.methods.greedy import Greedy
 from ppll.methods.heads import HeadMethod
@@ -14,6 +14,7 @@ from ppll.registry import Registry
 __all__ = [
     "BlockSite",
     "HeadMethod",
+    "Lesson",
     "LocalLoss",
     "Method",
     "Paper",

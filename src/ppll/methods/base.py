@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Final, Literal
 
 from torch import Tensor, nn
 
-from ppll.message import Message
+from ppll.site import BlockSite
 
-__all__ = ["BlockSite", "LocalLoss", "Method", "Paper", "TaskLoss"]
+__all__ = ["PREVIOUS", "BlockSite", "Lesson", "LocalLoss", "Method", "Paper", "TaskLoss"]
+
+PREVIOUS: Final = "previous"
+"""Field with the input of the block before."""
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
 """Logits (N, classes) and targets (N) to a scalar."""
@@ -27,27 +30,22 @@ class Paper:
 
 
 @dataclass(frozen=True)
-class BlockSite:
-    """Where a block stands in its network; all that an auxiliary network may depend on.
+class Lesson:
+    """One message, as a block learns from it.
 
     Attributes:
-        block_index: Position of the block, from 0.
-        num_blocks: Blocks of the network.
-        input_shape: One sample's shape at the network's input, without N.
-        feature_shape: One sample's shape at the block's output, without N.
-        num_classes: Classes to tell apart.
+        inputs: The block's input (N, ...); it takes a gradient where the method asks for one.
+        features: The block's output (N, ...), with its gradient history.
+        targets: What is to be predicted: (N) class indices.
+        fields: Whatever else travels in the message, by name.
+        late: The second part of the message, by name; empty in the first block.
     """
 
-    block_index: int
-    num_blocks: int
-    input_shape: tuple[int, ...]
-    feature_shape: tuple[int, ...]
-    num_classes: int
-
-    @property
-    def is_last(self) -> bool:
-        """Whether the block ends in the network's own output."""
-        return self.block_index == self.num_blocks - 1
+    inputs: Tensor
+    features: Tensor
+    targets: Tensor
+    fields: Mapping[str, Tensor] = field(default_factory=dict)
+    late: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,11 +54,11 @@ class LocalLoss:
 
     Attributes:
         value: Scalar; its gradient is the block's only one.
-        logits: The exit's prediction (N, classes).
+        logits: The exit's prediction (N, classes); none where a block makes none.
     """
 
     value: Tensor
-    logits: Tensor
+    logits: Tensor | None
 
 
 class Method(ABC):
@@ -74,7 +72,19 @@ class Method(ABC):
     end_to_end: ClassVar[bool] = False
     """Whether the whole network is one block, however the recipe would cut it."""
     fields: ClassVar[tuple[str, ...]] = ()
-    """Fields of a message that it needs besides features and targets."""
+    """Fields of a message that the loader makes for it besides features and targets."""
+    late_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields of a message's second part, which exists when a block has learned."""
+    carries_input: ClassVar[bool] = False
+    """Whether a block's own input travels on to the next one, as the field ``previous``."""
+    needs_input_gradient: ClassVar[bool] = False
+    """Whether the loss asks for a gradient with respect to the block's input."""
+    copies_layers: ClassVar[bool] = False
+    """Whether auxiliary networks depend on the layers behind the block."""
+    slow_from: ClassVar[Literal["next"] | None] = None
+    """Whose parameters reach a block over the side channel: the next block's first layer's."""
+    lag: int = 0
+    """Training messages by which these parameters are behind; part of the algorithm."""
 
     @abstractmethod
     def build_auxiliary(self, site: BlockSite) -> nn.Module:
@@ -84,24 +94,54 @@ class Method(ABC):
             ModelError: The method cannot work on such features.
         """
 
+    def build_context(self, site: BlockSite) -> nn.Module | None:
+        """What adds to a block's input from a message's fields, and stays in the network.
+
+        It takes the fields by name and returns (N, ...) of the input's shape. None for most methods
+        and for the first block.
+        """
+        del site
+        return None
+
     def local_loss(
-        self, auxiliary: nn.Module | None, features: Tensor, message: Message, task_loss: TaskLoss
+        self, auxiliary: nn.Module | None, lesson: Lesson, task_loss: TaskLoss
     ) -> LocalLoss:
         """The loss that a block minimises.
 
         Args:
             auxiliary: What ``build_auxiliary`` made, or none in the last block, whose features
                 are the network's logits.
-            features: The block's output (N, ...), with its gradient history.
-            message: What the block received: its input features, the targets, the fields.
+            lesson: The message from the block's point of view.
             task_loss: The recipe's loss on logits and targets.
         """
-        logits = self.exit(auxiliary, features)
-        return LocalLoss(task_loss(logits, message.targets), logits)
+        logits = self.exit(auxiliary, lesson.features)
+        assert logits is not None  # methods without exits have a loss of their own
+        return LocalLoss(task_loss(logits, lesson.targets), logits)
 
-    def exit(self, auxiliary: nn.Module | None, features: Tensor) -> Tensor:
-        """The block's own prediction (N, classes) from its features (N, ...)."""
+    def exit(self, auxiliary: nn.Module | None, features: Tensor) -> Tensor | None:
+        """The block's own prediction (N, classes) from its features (N, ...), if it makes one."""
         if auxiliary is None:
             return features
         logits: Tensor = auxiliary(features)
         return logits
+
+    def late_part(self, lesson: Lesson, loss: LocalLoss) -> dict[str, Tensor]:
+        """The ``late_fields`` for the next block, once the loss's gradients are there."""
+        del lesson, loss
+        return {}
+
+    def late_shapes(self, site: BlockSite) -> dict[str, tuple[int, ...]]:
+        """One sample's shape of each of the ``late_fields`` that a block sends."""
+        del site
+        return {}
+
+    def take_slow(self, auxiliary: nn.Module, parameters: Tensor) -> None:
+        """Let the auxiliary network see the next block's first layer, before it learns.
+
+        Args:
+            auxiliary: Of the block that learns.
+            parameters: Values of all parameters of that layer, one after the other, as they were
+                ``lag`` training messages ago.
+        """
+        del auxiliary, parameters
+        raise AssertionError("the method declares no slow_from")

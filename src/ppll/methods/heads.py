@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -17,14 +17,18 @@ class HeadMethod(Method):
 
     Args:
         auxiliary: Name of the auxiliary network; the method's own where it is not given.
+        auxiliary_options: Options of that network, where it has some.
     """
 
     default_auxiliary: ClassVar[str]
 
-    def __init__(self, *, auxiliary: str | None = None) -> None:
+    def __init__(
+        self, *, auxiliary: str | None = None, auxiliary_options: dict[str, Any] | None = None
+    ) -> None:
         self.auxiliary = auxiliary or self.default_auxiliary
-        auxiliaries.check(self.auxiliary, {})
+        self.auxiliary_options = auxiliary_options or {}
+        auxiliaries.check(self.auxiliary, self.auxiliary_options)
 
     def build_auxiliary(self, site: BlockSite) -> nn.Module:
         """The classifier for the features at this site."""
-        return auxiliaries.build(self.auxiliary, {}, site.feature_shape, site.num_classes)
+        return auxiliaries.build(self.auxiliary, self.auxiliary_options, site)

@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 _DRAWS: Final = (Tensor.normal_, Tensor.uniform_)
+_KEPT_NAMES: Final = ("auxiliary", "context")
 _NUM_SAMPLES: Final = 2
 """Samples of a trial run: with one, a layer that mixes up its dimensions could go unnoticed."""
 
@@ -139,8 +140,8 @@ def _check_names(layers: Sequence[Layer]) -> None:
             raise ModelError(f"{layer} needs a name: only a network of one layer may do without.")
         if "." in layer.name or (layer.name and hasattr(container, layer.name)):
             raise ModelError(f"{layer}: a name has no dot and is no attribute of nn.Sequential.")
-        if layer.name == "auxiliary":
-            raise ModelError(f"{layer}: the name is kept for auxiliary networks; take another.")
+        if layer.name in _KEPT_NAMES:
+            raise ModelError(f"{layer}: the name is kept for what methods add; take another.")
         if layer.name in seen:
             raise ModelError(f"two layers are called {layer.name!r}: give each a name of its own.")
         seen.add(layer.name)
