@@ -30,7 +30,7 @@ def locked(run: Path) -> Iterator[None]:
     Raises:
         RunFolderError: Another one does.
     """
-    with (run / LOCK_NAME).open("a+", encoding="utf-8") as file:
+    with (run / LOCK_NAME).open("a+", encoding="utf-8", errors="replace") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -71,10 +71,10 @@ class Claim:
             CheckpointError: It has.
         """
         try:
-            found = (self.run / _CLAIM_NAME).read_text(encoding="utf-8")
+            found = (self.run / _CLAIM_NAME).read_bytes()
         except OSError as error:
             raise CheckpointError(f"the run's claim is gone: {error}.") from None
-        if found != self.token:
+        if found != self.token.encode():
             raise CheckpointError(
                 "another start of this run has taken over, so this one saves nothing any more."
             )

@@ -181,3 +181,75 @@ def _line(row: dict[str, Any]) -> str:
         f"{1e3 * row['seconds_per_batch']:8.2f} ms a batch, ideal "
         f"{1e3 * row['ideal_seconds_per_batch']:8.2f}, efficiency {row['efficiency']:.3f}"
     )
+
+
+@bench.command("compare")
+def bench_compare(
+    recipe: RecipeArgument,
+    stages: Stages = 2,
+    settings: Settings = None,
+    systems: Annotated[str | None, typer.Option(help="Separated by commas; all without.")] = None,
+    microbatches: Annotated[str, typer.Option(help="Of pipelines, separated by commas.")] = "2,4,8",
+    accumulate: Annotated[str, typer.Option(help="Messages a batch of PPLL.")] = "2,4",
+    repeats: Annotated[int, typer.Option(help="How often all are timed, in turn.")] = 3,
+    batches: Annotated[int, typer.Option(help="Batches that are timed.")] = 20,
+    warm_up: Annotated[int, typer.Option(help="Batches before them.")] = 3,
+    epochs: Annotated[
+        int | None, typer.Option(help="Train by every system for so long, too, and test it.")
+    ] = None,
+    costs: CostsFile = None,
+    json: Json = None,
+) -> None:
+    """Train for real by PPLL and its rivals, side by side."""
+    from ppll.bench.compare import SYSTEMS, compare, summary
+
+    loaded = load(recipe, None, settings)
+    console = Console(stderr=True)
+    rows = compare(
+        loaded,
+        stages or 2,
+        systems.split(",") if systems else SYSTEMS,
+        microbatches=_numbers(microbatches),
+        accumulate=_numbers(accumulate),
+        repeats=repeats,
+        num_batches=batches,
+        warm_up=warm_up,
+        epochs=epochs,
+        costs=None if costs is None else _costs(loaded, costs),
+        noted=lambda note: console.print(note, highlight=False),
+    )
+    tree = {"rows": [row.to_dict() for row in rows], "summary": summary(rows)}
+    if not give_json(json, tree):
+        from ppll.planning_view import comparison
+
+        Console().print(comparison(rows))
+        Console().print(f"\n{summary(rows)}", highlight=False)
+
+
+@bench.command("channels")
+def bench_channels(
+    sizes: Annotated[str | None, typer.Option(help="KiB, separated by commas.")] = None,
+    capacity: Annotated[int, typer.Option(min=1, max=64, help="Messages in flight.")] = 8,
+    repeats: Annotated[int, typer.Option(min=1, help="How often all are timed.")] = 3,
+    json: Json = None,
+) -> None:
+    """Time a message between two processes: PPLL's channel and what there is otherwise."""
+    from ppll.bench.channels import SIZES, measure_channels
+
+    console = Console(stderr=True)
+    rows = measure_channels(
+        [1024 * size for size in _numbers(sizes)] if sizes else SIZES,
+        capacity=capacity,
+        repeats=repeats,
+        seen=lambda row: console.print(_channel_line(row.to_dict()), highlight=False),
+    )
+    give_json(json, {"rows": [row.to_dict() for row in rows]})
+
+
+def _channel_line(row: dict[str, Any]) -> str:
+    return (
+        f"{row['transport']:<22} {row['bytes'] / 1024:>8,.0f} KiB: "
+        f"alone {row['microseconds']:8.1f} us, "
+        f"streaming {row['microseconds_per_message']:8.1f} us a message, "
+        f"{row['gigabytes_per_second']:6.2f} GB/s"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -10,7 +11,10 @@ from rich.table import Table
 from ppll.plan import Plan
 from ppll.rivals import Rival, recommend
 
-__all__ = ["show_plan"]
+if TYPE_CHECKING:
+    from ppll.bench.compare import CompareRow
+
+__all__ = ["comparison", "show_plan"]
 
 
 def show_plan(console: Console, plan: Plan, rivals: Sequence[Rival]) -> None:
@@ -26,6 +30,25 @@ def show_plan(console: Console, plan: Plan, rivals: Sequence[Rival]) -> None:
     )
     console.print(_rivals(rivals))
     console.print(f"\n{recommend(plan, rivals)}", highlight=False)
+
+
+def comparison(rows: Sequence[CompareRow]) -> Table:
+    """What was measured of every system."""
+    columns = "system ranks pieces samples/s over_one_stage peak_memory sent_a_batch accuracy"
+    table = _table(columns, ("system",))
+    for row in rows:
+        tree = row.to_dict()
+        table.add_row(
+            row.system,
+            str(row.stages),
+            str(row.microbatches),
+            f"{tree['samples_per_second']:,.1f}",
+            f"{tree['speedup']:.2f}x" if tree["speedup"] else "",
+            _size(max(row.peak_memory_bytes)),
+            _size(sum(row.bytes_sent)),
+            f"{row.accuracy:.2%}" if row.accuracy is not None else "",
+        )
+    return table
 
 
 def _table(columns: str, left: tuple[str, ...]) -> Table:

@@ -1,0 +1,289 @@
+"""Who takes part in a comparison: PPLL on one or several stages, and every rival, timed alike."""
+
+from __future__ import annotations
+
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Final, Self
+
+from ppll.baselines import RecipeWork, accuracy_of, run_baseline, system_named
+from ppll.baselines.systems import Layout
+from ppll.config import Recipe
+from ppll.costs import Costs
+from ppll.data import load_dataset, prepare
+from ppll.data.preparation import facts_of
+from ppll.errors import RecipeError
+from ppll.job import draw_blueprint
+from ppll.measuring import measure
+from ppll.message import FEATURES
+from ppll.plan import balanced_cuts
+from ppll.rivals import end_to_end_cuts
+from ppll.simulate import Link
+from ppll.split import Blueprint
+from ppll.status import Activity, Status
+from ppll.trainer import Trainer
+
+__all__ = ["Entrant", "Race", "Timing"]
+
+_LINK: Final = Link(bandwidth_bytes_s=5e9, latency_s=50e-6)
+"""Between two processes of one machine; balanced cuts ask for it."""
+_TIMEOUT_S: Final = 7 * 24 * 3600.0
+_FLOAT_BYTES: Final = 4
+_TARGET_BYTES: Final = 8
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One timed run.
+
+    Attributes:
+        rate: Samples a second in steady state.
+        peak_memory_bytes: Of each rank.
+        base_memory_bytes: Of each rank, before it built anything, where it is known.
+        bytes_sent: Of each rank for a batch, where it was counted.
+        busy_fraction: Of each stage; PPLL only.
+        weights_sha256: PPLL only.
+    """
+
+    rate: float
+    peak_memory_bytes: tuple[int, ...]
+    base_memory_bytes: tuple[int, ...] | None = None
+    bytes_sent: tuple[int, ...] = ()
+    busy_fraction: tuple[float, ...] | None = None
+    weights_sha256: str | None = None
+
+
+class Entrant(ABC):
+    """One system as it takes part.
+
+    Attributes:
+        system: Its name.
+        stages: Processes that train.
+        microbatches: Pieces that a batch travels in.
+        bytes_sent: Of each rank for a batch, where it is known beforehand.
+    """
+
+    system: str
+    stages: int
+    microbatches: int
+    bytes_sent: tuple[int, ...] = ()
+
+    @abstractmethod
+    def timed(self) -> Timing:
+        """Train some batches."""
+
+    @abstractmethod
+    def accuracy(self, epochs: int) -> float:
+        """Train for so many epochs; share of test samples that the final output gets right."""
+
+
+class Local(Entrant):
+    """PPLL on some stages."""
+
+    def __init__(self, race: Race, system: str, stages: int, accumulate: int) -> None:
+        self.system, self.stages, self.microbatches = system, stages, accumulate
+        self._race = race
+        settings = [f"runtime.stages={stages}", f"train.accumulate={accumulate}"]
+        self._recipe = race.recipe.with_settings(settings)
+        self.bytes_sent = _bytes_sent(race.blueprint, stages)
+
+    def timed(self) -> Timing:
+        """Train as many batches as are timed, and those of the warm-up, filling and draining."""
+        margin = self._recipe.runtime.capacity * self.stages + 1
+        first = self._race.warm_up + margin
+        last = first + self._race.num_batches
+        recipe = self._recipe.with_settings([f"train.max_steps={last + margin}"])
+        marks = _Marks(first, last)
+        with tempfile.TemporaryDirectory(prefix="ppll-compare-") as folder:
+            result = Trainer(recipe, out=Path(folder) / "run", watch=marks).fit()
+        return Timing(
+            marks.batches_per_second() * recipe.data.batch_size,
+            result.peak_memory_bytes,
+            busy_fraction=result.busy_fraction,
+            weights_sha256=result.weights_sha256,
+        )
+
+    def accuracy(self, epochs: int) -> float:
+        """Train for so many epochs; share of test samples that the final output gets right."""
+        recipe = self._recipe.with_settings([f"train.epochs={epochs}"])
+        with tempfile.TemporaryDirectory(prefix="ppll-compare-") as folder:
+            accuracy = Trainer(recipe, out=Path(folder) / "run").fit().test_accuracy
+        assert accuracy is not None
+        return accuracy
+
+
+class _Marks:
+    """Where the last stage was in its loop, and since when, as often as it was seen.
+
+    The launcher looks twenty times a second, but the page says since when.
+    """
+
+    def __init__(self, first: int, last: int) -> None:
+        self._steps = range(first, last + 1)
+        self._seen: dict[tuple[Activity, int], dict[int, float]] = {}
+
+    def __call__(self, statuses: Sequence[Status]) -> None:
+        status = statuses[-1]
+        if status.step in self._steps and not status.activity.waits:
+            place = self._seen.setdefault((status.activity, status.block), {})
+            place.setdefault(status.step, status.since)
+
+    def batches_per_second(self) -> float:
+        """Between the two steps farthest apart that were seen at the same point of the loop."""
+        marks = max(self._seen.values(), key=lambda place: max(place) - min(place), default={})
+        if len(marks) < 2:
+            raise RecipeError("too few batches were seen: time more of them, or larger ones.")
+        first, last = min(marks), max(marks)
+        return (last - first) / (marks[last] - marks[first])
+
+
+class EndToEnd(Entrant):
+    """A rival."""
+
+    def __init__(self, race: Race, system: str, ranks: int, microbatches: int) -> None:
+        self.system, self.stages, self.microbatches = system, ranks, microbatches
+        self._race = race
+
+    def _work(self, recipe: Recipe) -> RecipeWork:
+        chunks = system_named(self.system).chunks_per_rank * self.stages
+        is_cut = system_named(self.system).kind == "pipeline"
+        return RecipeWork(recipe, self._race.end_to_end_cuts(chunks) if is_cut else None)
+
+    def timed(self) -> Timing:
+        """Train as many batches as are timed, and those of the warm-up."""
+        race = self._race
+        result = run_baseline(
+            self.system,
+            self._work(race.recipe),
+            num_ranks=self.stages,
+            num_microbatches=self.microbatches,
+            num_batches=race.warm_up + race.num_batches,
+            warm_up=race.warm_up,
+            keeps_weights=False,
+        )
+        mean_s = sum(result.seconds_per_batch) / len(result.seconds_per_batch)
+        return Timing(
+            race.recipe.data.batch_size / mean_s,
+            result.peak_memory_bytes,
+            result.base_memory_bytes,
+            result.bytes_sent,
+        )
+
+    def accuracy(self, epochs: int) -> float:
+        """Train for so many epochs; share of test samples that the final output gets right."""
+        recipe = self._race.recipe.with_settings([f"train.epochs={epochs}"])
+        result = run_baseline(
+            self.system,
+            self._work(recipe),
+            num_ranks=self.stages,
+            num_microbatches=self.microbatches,
+            num_batches=epochs * self._race.steps_per_epoch,
+            timeout_s=_TIMEOUT_S,
+        )
+        return accuracy_of(recipe, result.weights)
+
+
+@dataclass(frozen=True)
+class Race:
+    """What all entrants have in common.
+
+    Attributes:
+        recipe: With PPLL's cuts written out, and no evaluation or short batch on the way.
+        blueprint: Its network cut into blocks.
+        costs: What cuts are balanced by.
+        steps_per_epoch: Training batches of an epoch.
+        num_stages: Processes of whoever can have several.
+        num_batches: Batches that are timed.
+        warm_up: Batches before them.
+    """
+
+    recipe: Recipe
+    blueprint: Blueprint
+    costs: Costs
+    steps_per_epoch: int
+    num_stages: int
+    num_batches: int
+    warm_up: int
+
+    @classmethod
+    def prepared(
+        cls,
+        recipe: Recipe,
+        num_stages: int,
+        num_batches: int,
+        warm_up: int,
+        costs: Costs | None = None,
+    ) -> Self:
+        """Write out the cuts and see that the recipe can be trained so.
+
+        Raises:
+            UsageError: It cannot.
+        """
+        blocks = max(recipe.split.blocks, num_stages)
+        settings = ["train.evaluate_every=0", "data.drop_last=true", "train.accumulate=1"]
+        if blocks != recipe.split.blocks:
+            settings += [f"split.blocks={blocks}", "split.cuts=balanced"]
+        recipe = recipe.with_settings([*settings, f"train.epochs={10**6}"])
+        costs = costs or measure(recipe)
+        costs.check_recipe(recipe)
+        if recipe.split.cuts == "balanced":
+            cuts = list(balanced_cuts(recipe, costs, _LINK))
+            recipe = recipe.with_settings([f"split.cuts={cuts}"])
+        facts = facts_of(prepare(load_dataset(recipe.data), recipe.data))
+        blueprint = draw_blueprint(recipe, facts, None)
+        blueprint.stage_blocks(num_stages)
+        return cls(
+            recipe, blueprint, costs, facts.steps_per_epoch, num_stages, num_batches, warm_up
+        )
+
+    def entrants(
+        self,
+        systems: Sequence[str],
+        microbatches: Sequence[int],
+        accumulate: Sequence[int],
+        noted: Callable[[str], None],
+    ) -> Iterator[Entrant]:
+        """Every system in every number of pieces that it can take a batch in."""
+        for system in systems:
+            if system == "ppll":
+                for parts in (1, *accumulate):
+                    yield Local(self, system, self.num_stages, parts)
+            elif system == "sequential":
+                yield Local(self, system, 1, 1)
+            else:
+                yield from self._rivals(system, microbatches, noted)
+
+    def _rivals(
+        self, system: str, microbatches: Sequence[int], noted: Callable[[str], None]
+    ) -> Iterator[Entrant]:
+        kind = system_named(system).kind
+        for count in microbatches if kind == "pipeline" else (1,):
+            ranks = 1 if kind == "single" else self.num_stages
+            entrant = EndToEnd(self, system, ranks, count)
+            try:
+                layout = Layout(system_named(system), ranks, count, self.num_batches)
+                entrant._work(self.recipe).prepared(layout)
+            except RecipeError as error:
+                noted(f"{system} with {count} micro-batches is left out: {error}")
+            else:
+                yield entrant
+
+    def end_to_end_cuts(self, num_chunks: int) -> tuple[int, ...]:
+        """Cuts that are balanced for a rival."""
+        return end_to_end_cuts(self.costs, num_chunks)
+
+
+def _bytes_sent(blueprint: Blueprint, num_stages: int) -> tuple[int, ...]:
+    """What each stage hands on for a batch: features, targets, and fields of the method."""
+    samples = blueprint.recipe.data.batch_size
+    sent = []
+    for blocks in blueprint.stage_blocks(num_stages)[:-1]:
+        shape = blueprint.input_shape(blocks.stop)
+        fields = {FEATURES: _FLOAT_BYTES * prod(shape)}
+        fields |= {name: prod(blueprint.sites[0].input_shape) for name in blueprint.method.fields}
+        sent.append(samples * (sum(fields.values()) + _TARGET_BYTES))
+    return (*sent, 0)
