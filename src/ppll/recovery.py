@@ -42,16 +42,21 @@ def newest_whole(checkpoints: Path) -> Recovered | None:
         CheckpointError: There are some, and all are damaged.
     """
     passed_over: list[str] = []
-    for folder in reversed(_committed(checkpoints)):
+    is_damaged = False
+    for folder in reversed(list(_folders(checkpoints))):
+        if not is_committed(folder):
+            passed_over.append(f"{folder} has no manifest: it was not finished.")
+            continue
         try:
             reader = TensorReader(folder)
             reader.check()
             _check_step(reader)
         except CheckpointError as error:
+            is_damaged = True
             passed_over.append(str(error))
         else:
             return Recovered(reader, tuple(passed_over))
-    if passed_over:
+    if is_damaged:
         raise CheckpointError(
             "no checkpoint is whole:\n" + "\n".join(passed_over) + "\nPut the files back from a "
             "copy, or start again with another --out."

@@ -92,7 +92,7 @@ def decode_table(table: Any, columns: ImageColumns, source: str) -> tuple[Pixels
 
 def _read_table(file: Path, columns: ImageColumns) -> Any:
     try:
-        with pa.parquet.ParquetFile(file) as parquet:
+        with pa.parquet.ParquetFile(file, page_checksum_verification=True) as parquet:
             _check_schema(parquet.schema_arrow, columns, str(file))
             return parquet.read(columns=[columns.image, columns.label])
     # It passes on whatever it cannot read: names that are no text, keys that come twice.
@@ -143,6 +143,8 @@ def _decode(encoded: bytes | None, size: tuple[int, int]) -> Pixels:
         with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
             # Asked before anything is decoded, since a small file may be a huge image.
             _check_image(image, size)
+            image.verify()  # Decoding stops at the last pixel and looks at no checksum of a PNG.
+        with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
             return np.asarray(image).transpose(2, 0, 1)
     except DataError:
         raise
