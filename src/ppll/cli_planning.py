@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -112,10 +114,11 @@ def bench_emulate(
     backward_ms: Annotated[float, typer.Option(help="Backward of a device's part.")] = 20.0,
     auxiliary_ms: Annotated[float, typer.Option(help="Of a block's auxiliary network.")] = 0.9,
     payload_mib: Annotated[float, typer.Option(help="What crosses a boundary.")] = 4.0,
+    parameter_mib: Annotated[float, typer.Option(help="Of a device's part, for ddp.")] = 16.0,
     batches: Annotated[int, typer.Option(min=1, help="Batches that are timed.")] = 60,
     systems: Annotated[
         str, typer.Option(help="Separated by commas.")
-    ] = "ppll,sequential,gpipe,1f1b,interleaved,zero-bubble",
+    ] = "ppll,sequential,gpipe,1f1b,interleaved,zero-bubble,zero-bubble-v",
     microbatches: Annotated[str, typer.Option(help="Separated by commas.")] = "4,8,16",
     capacity: Annotated[int, typer.Option(min=1, max=64, help="Slots of a channel.")] = 4,
     recipe: Annotated[
@@ -138,6 +141,7 @@ def bench_emulate(
         devices = Devices.even(
             stages,
             payload_bytes=int(payload_mib * 2**20),
+            parameter_bytes=int(parameter_mib * 2**20),
             **{name: ms / 1e3 for name, ms in times.items()},
         )
     console = Console(stderr=True)
@@ -149,7 +153,7 @@ def bench_emulate(
         capacity=capacity,
         seen=lambda row: console.print(_line(row.to_dict()), highlight=False),
     )
-    tree = {"rows": [row.to_dict() for row in rows], "summary": summary(rows)}
+    tree = _measured([row.to_dict() for row in rows], summary(rows))
     if not give_json(json, tree):
         Console().print(summary(rows), highlight=False)
 
@@ -166,6 +170,19 @@ def _devices_of(
     plan = draw_plan(loaded, _costs(loaded, costs), stages, _link(5.0, 50.0))
     Console(stderr=True).print(f"sum of blocks to slowest block: {plan.bound:.3f}", highlight=False)
     return Devices.of_plan(plan, slow_down)
+
+
+def _measured(rows: list[dict[str, Any]], summary: str = "") -> dict[str, Any]:
+    """Rows with what they say, the command that made them, and the machine."""
+    from ppll.environment import describe_environment
+
+    load = list(os.getloadavg())
+    return {
+        "summary": summary,
+        "rows": rows,
+        "command": ["ppll", *sys.argv[1:]],
+        "environment": {**describe_environment(), "load_average": load},
+    }
 
 
 def _numbers(text: str) -> list[int]:
@@ -218,7 +235,7 @@ def bench_compare(
         costs=None if costs is None else _costs(loaded, costs),
         noted=lambda note: console.print(note, highlight=False),
     )
-    tree = {"rows": [row.to_dict() for row in rows], "summary": summary(rows)}
+    tree = _measured([row.to_dict() for row in rows], summary(rows))
     if not give_json(json, tree):
         from ppll.planning_view import comparison
 
@@ -243,7 +260,7 @@ def bench_channels(
         repeats=repeats,
         seen=lambda row: console.print(_channel_line(row.to_dict()), highlight=False),
     )
-    give_json(json, {"rows": [row.to_dict() for row in rows]})
+    give_json(json, _measured([row.to_dict() for row in rows]))
 
 
 def _channel_line(row: dict[str, Any]) -> str:

@@ -51,6 +51,7 @@ class Devices:
         backward_s: float,
         auxiliary_s: float,
         payload_bytes: int,
+        parameter_bytes: int = 0,
     ) -> Devices:
         """Devices that are all alike; the last block needs no auxiliary network.
 
@@ -60,6 +61,7 @@ class Devices:
             backward_s: Of the same.
             auxiliary_s: Of a block's auxiliary network, forward and backward.
             payload_bytes: What crosses every boundary.
+            parameter_bytes: Gradients of a device's part, which only ``ddp`` exchanges.
 
         Raises:
             RecipeError: A time or a size is negative or no number.
@@ -77,7 +79,7 @@ class Devices:
                 (backward_s * share,) * num_chunks,
                 (0.0,) * num_chunks,
                 (float(payload_bytes),) * num_chunks,
-                (0.0,) * num_chunks,
+                (parameter_bytes * share,) * num_chunks,
             )
 
         return cls(blocks, work)
