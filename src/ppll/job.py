@@ -109,6 +109,7 @@ class RankResult:
         evaluation_s: Seconds of them in which it evaluated.
         busy_fraction: Share of them in which it did not wait for another rank.
         peak_memory_bytes: Most memory its process had.
+        training_peak_bytes: The same before it first saved anything; 0 where it saved nothing.
         exits: Accuracy by split and block index, of the last evaluation of each.
         digests: One line a tensor; see ``checkpoint.tensor_digest``.
     """
@@ -120,5 +121,6 @@ class RankResult:
     evaluation_s: float
     busy_fraction: float
     peak_memory_bytes: int
+    training_peak_bytes: int
     exits: dict[str, dict[int, float]]
     digests: tuple[str, ...]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -23,7 +21,7 @@ from ppll.resume import training_sections
 from ppll.saving import Saver, SaveRules
 from ppll.slow import SlowParameters
 from ppll.split import Blueprint
-from ppll.status import Monitor
+from ppll.status import Monitor, resident_peak_bytes
 from ppll.worker import Worker, drain
 
 __all__ = ["run_rank"]
@@ -138,6 +136,7 @@ def _result(worker: Worker, device: torch.device) -> RankResult:
         evaluation_s=worker.evaluation_s,
         busy_fraction=worker.monitor.busy_fraction(),
         peak_memory_bytes=_peak_memory_bytes(device),
+        training_peak_bytes=worker.monitor.training_peak_bytes,
         exits={
             split: {index: tally.accuracy for index, tally in tallies.items()}
             for split, tallies in worker.exits.items()
@@ -150,5 +149,4 @@ def _peak_memory_bytes(device: torch.device) -> int:
     """Most memory this process has had: on a GPU the device's, else resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return resident_peak_bytes()

@@ -28,6 +28,7 @@ class Result:
         num_stages: Processes that trained it.
         busy_fraction: Of every stage, the share of time in which it did not wait for another.
         peak_memory_bytes: Of every stage, the most memory its process had.
+        training_peak_bytes: The same before it first saved anything: what training alone takes.
         weights_sha256: Of all blocks' parameters and buffers; the same on every placement.
         run_folder: Where everything is.
     """
@@ -43,6 +44,7 @@ class Result:
     num_stages: int
     busy_fraction: tuple[float, ...]
     peak_memory_bytes: tuple[int, ...]
+    training_peak_bytes: tuple[int, ...]
     weights_sha256: str
     run_folder: str
 
@@ -73,6 +75,7 @@ def merge_results(job: Job, results: Sequence[RankResult], num_blocks: int) -> R
         num_stages=job.num_stages,
         busy_fraction=tuple(r.busy_fraction for r in results),
         peak_memory_bytes=tuple(r.peak_memory_bytes for r in results),
+        training_peak_bytes=tuple(r.training_peak_bytes for r in results),
         weights_sha256=hashlib.sha256("\n".join(lines).encode()).hexdigest(),
         run_folder=str(job.folder.path),
     )

@@ -9,13 +9,21 @@ from __future__ import annotations
 import enum
 import mmap
 import os
+import resource
 import struct
+import sys
 import tempfile
 import time
 import zlib
 from typing import Final, NamedTuple
 
-__all__ = ["Activity", "Monitor", "Status", "StatusPage"]
+__all__ = ["Activity", "Monitor", "Status", "StatusPage", "resident_peak_bytes"]
+
+
+def resident_peak_bytes() -> int:
+    """Most resident memory that this process has had."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 class Activity(enum.IntEnum):
@@ -146,6 +154,8 @@ class Monitor:
         self.seconds = dict.fromkeys(Activity, 0.0)
         self.num_samples = 0
         self.started_s = 0.0
+        self.training_peak_bytes = 0
+        """Most memory of the process before it first saved anything."""
         self._status = _beginning()
         self.page.write(self._status)
 
@@ -166,6 +176,10 @@ class Monitor:
     def note(self, **fields: int | float) -> None:
         """Change other fields of the page; it shows them from the next ``enter`` on."""
         self._status = self._status._replace(**fields)  # type: ignore[arg-type]
+
+    def note_peak(self) -> None:
+        """Take note of the process's memory so far, before it saves for the first time."""
+        self.training_peak_bytes = self.training_peak_bytes or resident_peak_bytes()
 
     @property
     def status(self) -> Status:

@@ -206,6 +206,7 @@ class Worker:
             case Kind.CHECKPOINT if self._saver is not None:
                 # What was counted up to here must not be lost with a start that ends later.
                 self._write_training(message)
+                self.monitor.note_peak()
                 self.monitor.enter(Activity.SAVE, step=message.step)
                 self._saver.save(message.step, self.blocks)
             case Kind.EVALUATION_END:

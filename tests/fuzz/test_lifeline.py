@@ -41,6 +41,7 @@ RESULT = RankResult(
     evaluation_s=0.5,
     busy_fraction=0.75,
     peak_memory_bytes=2**30,
+    training_peak_bytes=2**29,
     exits={"test": {0: 0.5, 1: 0.25}},
     digests=("a.weight float32 [2] 00",),
 )

@@ -44,7 +44,8 @@ class CompareRow:
         microbatches: Pieces that a batch travels in; ``train.accumulate`` of PPLL.
         rates: Samples a second in steady state, of every repeat.
         speedups: The same by that of one stage in the same repeat; empty where that was not run.
-        peak_memory_bytes: Of each rank, the most memory that its process had in any repeat.
+        peak_memory_bytes: Of each rank, the most memory that training took in any repeat; nothing
+            is saved before that.
         base_memory_bytes: Of each rank, what of it was there before it built anything, if known.
         bytes_sent: Of each rank, for a batch: features and targets, or features and gradients, or
             the gradients of parameters.

@@ -102,7 +102,7 @@ class Local(Entrant):
             result = Trainer(recipe, out=Path(folder) / "run", watch=marks).fit()
         return Timing(
             marks.batches_per_second() * recipe.data.batch_size,
-            result.peak_memory_bytes,
+            result.training_peak_bytes,  # rivals save nothing
             busy_fraction=result.busy_fraction,
             weights_sha256=result.weights_sha256,
         )
