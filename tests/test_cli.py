@@ -308,7 +308,7 @@ def test_a_plan_that_cannot_be_is_refused(
         (["--forward-ms=-1"], "forward"),
         (["--microbatches=4,x"], "cannot read '4,x'"),
         (["--systems=gpipe", "--microbatches=0"], "micro-batch"),
-        (["--costs=nothing.json"], "--costs and --recipe go together"),
+        (["--costs=nothing.json"], "cannot read the costs nothing.json"),
     ],
 )
 def test_what_cannot_be_emulated_is_refused(

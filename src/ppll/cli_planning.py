@@ -122,7 +122,7 @@ def bench_emulate(
     microbatches: Annotated[str, typer.Option(help="Separated by commas.")] = "4,8,16",
     capacity: Annotated[int, typer.Option(min=1, max=64, help="Slots of a channel.")] = 4,
     recipe: Annotated[
-        str | None, typer.Option(help="With --costs: the recipe that they were measured for.")
+        str | None, typer.Option(help="With --costs: the recipe to measure them for.")
     ] = None,
     settings: Settings = None,
     costs: CostsFile = None,
@@ -132,9 +132,7 @@ def bench_emulate(
     """Emulate devices by sleeping: PPLL and its rivals, measured and ideal."""
     from ppll.bench.emulate import Devices, emulate, summary
 
-    if (recipe is None) != (costs is None):
-        raise RecipeError("--costs and --recipe go together: times of layers and their network.")
-    if recipe is not None:
+    if recipe is not None or costs is not None:
         devices = _devices_of(recipe, settings, costs, stages, slow_down)
     else:
         times = {"forward_s": forward_ms, "backward_s": backward_ms, "auxiliary_s": auxiliary_ms}
@@ -159,15 +157,23 @@ def bench_emulate(
 
 
 def _devices_of(
-    recipe: str, settings: list[str] | None, costs: Path | None, stages: int, slow_down: float
+    recipe: str | None, settings: list[str] | None, file: Path | None, stages: int, slow_down: float
 ) -> Devices:
     """Devices as fast as measured costs say, one for each block of balanced cuts."""
     from ppll.bench.emulate import Devices
+    from ppll.config import Recipe
+    from ppll.costs import Costs
     from ppll.plan import draw_plan
 
     cuts = [f"split.blocks={stages}", "split.cuts=balanced"]
-    loaded = load(recipe, None, [*cuts, *(settings or [])])
-    plan = draw_plan(loaded, _costs(loaded, costs), stages, _link(5.0, 50.0))
+    if recipe is not None:
+        loaded = load(recipe, None, [*cuts, *(settings or [])])
+        costs = _costs(loaded, file)
+    else:
+        assert file is not None
+        costs = Costs.read(file)
+        loaded = Recipe.from_dict(costs.recipe).with_settings(cuts)
+    plan = draw_plan(loaded, costs, stages, _link(5.0, 50.0))
     Console(stderr=True).print(f"sum of blocks to slowest block: {plan.bound:.3f}", highlight=False)
     return Devices.of_plan(plan, slow_down)
 

@@ -223,6 +223,7 @@ class _Bench:
             last.num_classes,
             last.input_shape,
             self._blueprint.network.layers[index + 1 :],
+            self._blueprint.shapes[index + 1 :],
         )
         method, task_loss = self._blueprint.method, self._blueprint.build_task_loss()
         module = with_memory(method.build_auxiliary(site), torch.device("cpu"))

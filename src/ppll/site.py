@@ -21,6 +21,7 @@ class BlockSite:
         num_classes: Classes to tell apart.
         block_input_shape: One sample's shape at the block's input.
         layers_behind: The network's layers behind the block, to be looked at and copied only.
+        shapes_behind: One sample's shape at the output of each of them.
     """
 
     block_index: int
@@ -30,6 +31,7 @@ class BlockSite:
     num_classes: int
     block_input_shape: tuple[int, ...] = ()
     layers_behind: tuple[Layer, ...] = field(default=(), repr=False, compare=False)
+    shapes_behind: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
 
     @property
     def is_last(self) -> bool:

@@ -125,6 +125,7 @@ class Blueprint:
                 num_classes,
                 shapes[layers[0] - 1] if index else input_shape,
                 network.layers[layers.stop :],
+                tuple(shapes[layers.stop :]),
             )
             for index, layers in enumerate(ranges)
         )

@@ -9,6 +9,8 @@ from ppll.methods.base import BlockSite, Lesson, LocalLoss, Method, Paper, TaskL
 from ppll.methods.dgl import DGL
 from ppll.methods.greedy import Greedy
 from ppll.methods.heads import HeadMethod
+from ppll.methods.man import MAN, MANPlusPlus
+from ppll.methods.zerolock import ZeroLock
 from ppll.registry import Registry
 
 __all__ = [
@@ -27,6 +29,9 @@ methods: Registry[Method] = Registry("method", "method")
 methods.register("backprop", "end-to-end backpropagation, the control: one block")(Backprop)
 methods.register("greedy", "a pooled linear classifier behind every block")(Greedy)
 methods.register("dgl", "a small pooled network (MLP-SR) behind every block")(DGL)
+methods.register("man", "a layer like the next block's first, learned and followed")(MAN)
+methods.register("manpp", "man with a learned scale between the two")(MANPlusPlus)
+methods.register("zerolock", "a head, drawn towards the prediction of the block before")(ZeroLock)
 
 
 def describe_methods() -> list[dict[str, Any]]:
@@ -40,7 +45,11 @@ def describe_methods() -> list[dict[str, Any]]:
                 "summary": entry.summary,
                 "paper": f"{method.paper.title} ({method.paper.source})",
                 "year": method.paper.year,
-                "travels": ["features", "targets", *method.fields],
+                "travels": [
+                    *("features", "targets", *method.fields),
+                    *(f"{name} (second part)" for name in method.late_fields),
+                    *(["next block's first layer (side channel)"] if method.slow_from else []),
+                ],
                 "options": sorted(entry.options),
             }
         )

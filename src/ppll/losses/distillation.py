@@ -1,0 +1,26 @@
+"""Losses between two predictions."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["kl_divergence"]
+
+
+def kl_divergence(logits: Tensor, reference: Tensor) -> Tensor:
+    """Mean over the batch of KL(p || q), p the softmax of the logits, q that of the reference.
+
+    Args:
+        logits: (N, classes), not normalised.
+        reference: (N, classes), not normalised.
+
+    Returns:
+        A scalar, in nats.
+    """
+    return F.kl_div(
+        F.log_softmax(reference, dim=1),
+        F.log_softmax(logits, dim=1),
+        reduction="batchmean",
+        log_target=True,
+    )
