@@ -16,22 +16,20 @@ after them, since then the stages in front have nothing left to do.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ppll.baselines import SYSTEMS as RIVALS
-from ppll.bench.entrants import Entrant, Race, Timing
+from ppll.bench.entrants import LOCAL, Entrant, Race, Timing, name_of
 from ppll.config import Recipe
 from ppll.costs import Costs
 from ppll.errors import RecipeError, unknown_name
 
 __all__ = ["SYSTEMS", "CompareRow", "compare", "summary"]
 
-SYSTEMS: Final = ("ppll", "sequential", *RIVALS)
+SYSTEMS: Final = (*LOCAL, *RIVALS)
 """What can be compared; ``sequential`` is PPLL on one stage."""
-
-_LOCAL: Final = ("ppll", "sequential")
 
 
 @dataclass(frozen=True)
@@ -70,12 +68,11 @@ class CompareRow:
     @property
     def name(self) -> str:
         """The system and in how many pieces it takes a batch."""
-        pieces = "messages" if self.system in _LOCAL else "micro-batches"
-        return self.system + (f" with {self.microbatches} {pieces}" * (self.microbatches > 1))
+        return name_of(self.system, self.microbatches)
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON; of rates and speed-ups, the median, the least and the most."""
-        tree = {k: v for k, v in vars(self).items() if k not in ("rates", "speedups")}
+        """Ready for JSON; of rates and speed-ups also the median, the least and the most."""
+        tree = dict(vars(self))
         for key, values in (("samples_per_second", self.rates), ("speedup", self.speedups)):
             tree[key] = statistics.median(values) if values else None
             tree[f"{key}_min"] = min(values, default=None)
@@ -129,6 +126,8 @@ def compare(
             raise RecipeError(f"{what} must be at least 1, found {number}.")
     race = Race.prepared(recipe, num_stages, num_batches, warm_up, costs)
     entrants = list(race.entrants(systems, microbatches, accumulate, noted))
+    if not entrants:
+        raise RecipeError("nothing is left to compare: ask for other systems or micro-batches.")
     rows: list[CompareRow] = [_row(entrant) for entrant in entrants]
     for _ in range(repeats):
         timings = [entrant.timed() for entrant in entrants]
@@ -169,24 +168,92 @@ def _joined(row: CompareRow, timing: Timing, alone: float | None) -> CompareRow:
 
 
 def summary(rows: Sequence[CompareRow]) -> str:
-    """How much PPLL gains over one stage, and how it stands beside its best rival."""
+    """How PPLL stands beside one stage and its best rival, and what the numbers say of why."""
     ours = [row for row in rows if row.system == "ppll"]
-    rivals = [row for row in rows if row.system not in _LOCAL and row.stages > 1]
     if not ours:
         return ""
     best = max(ours, key=_rate)
-    parts = []
-    if best.speedups:
-        gain = statistics.median(best.speedups)
-        parts.append(f"{best.name} trains {gain:.2f} times as fast as one stage.")
-    if best.busy_fraction:
-        busy = " ".join(f"{share:.0%}" for share in best.busy_fraction)
-        parts.append(f"Its stages are busy {busy} of the time.")
-    if rivals:
-        rival = max(rivals, key=_rate)
-        ratio = _rate(best) / _rate(rival)
-        parts.append(f"It is {ratio:.2f} times as fast as the best rival, {rival.name}.")
-    return " ".join(parts)
+    rivals = [row for row in rows if row.system not in LOCAL]
+    parts = [*_beside_one_stage(best), *_beside_rival(best, rivals), *_reasons(ours, rows)]
+    return " ".join([*parts, *_memory(ours, rows)])
+
+
+def _beside_one_stage(best: CompareRow) -> Iterator[str]:
+    if not best.speedups:
+        return
+    gain = statistics.median(best.speedups)
+    yield f"{best.name} trains {gain:.2f} times as fast as one stage{_spread(best.speedups)}."
+    if best.busy_fraction and best.stages > 1:
+        busy = " and ".join(f"{share:.0%}" for share in best.busy_fraction)
+        bound = sum(best.busy_fraction) / max(best.busy_fraction)
+        yield (
+            f"Its stages are busy {busy} of the time, which makes {bound:.2f} at most; "
+            f"{gain / bound:.2f} of that is left where all compute at once."
+        )
+
+
+def _beside_rival(best: CompareRow, rivals: Sequence[CompareRow]) -> Iterator[str]:
+    if not rivals:
+        return
+    rival = max(rivals, key=_rate)
+    ratios = _ratios(best, rival)
+    ahead = statistics.median(ratios)
+    if min(ratios) < 1 < max(ratios):
+        how = f"as fast as its best rival, {rival.name}, within the noise: {ahead:.2f} times"
+    else:
+        how = f"{ahead:.2f} times as fast as its best rival, {rival.name}"
+    yield f"It is {how}{_spread(ratios)}."
+
+
+def _reasons(ours: Sequence[CompareRow], rows: Sequence[CompareRow]) -> Iterator[str]:
+    """What auxiliary networks, small pieces and schedules cost, each beside the same without."""
+    plain, alone = _only(rows, "backprop"), _only(rows, "sequential")
+    if plain and alone:
+        share = statistics.median(_ratios(plain, alone))
+        yield (
+            f"On one device local learning takes {share:.2f} times as long as backprop: auxiliary "
+            f"networks, less what short backward passes save."
+        )
+    pipelines = [r for r in rows if r.system in RIVALS and RIVALS[r.system].kind == "pipeline"]
+    if plain and pipelines:
+        pipeline = max(pipelines, key=_rate)
+        gain = statistics.median(_ratios(pipeline, plain))
+        yield (
+            f"The best pipeline, {pipeline.name}, trains {gain:.2f} times as fast as backprop on "
+            f"one device: its bubble, small pieces and transport take the rest."
+        )
+    whole, cut = min(ours, key=_pieces), max(ours, key=_pieces)
+    if cut is not whole:
+        kept = statistics.median(_ratios(cut, whole))
+        few, many = _pieces(whole), _pieces(cut)
+        yield f"In {many} pieces a batch PPLL has {kept:.2f} of its speed in {few}."
+
+
+def _memory(ours: Sequence[CompareRow], rows: Sequence[CompareRow]) -> Iterator[str]:
+    """Of the fullest ranks, where a batch comes in as many pieces."""
+    others = {row.microbatches: row for row in rows if row.system == "1f1b"}
+    if shared := [row for row in ours if row.microbatches in others]:
+        row = max(shared, key=_pieces)
+        num = _pieces(row)
+        own, other = (f"{max(r.peak_memory_bytes) / 2**20:,.0f} MiB" for r in (row, others[num]))
+        yield f"In {num} pieces a batch its fullest rank takes {own}, that of 1f1b {other}."
+
+
+def _only(rows: Sequence[CompareRow], system: str) -> CompareRow | None:
+    return next((row for row in rows if row.system == system), None)
+
+
+def _ratios(row: CompareRow, other: CompareRow) -> list[float]:
+    """Of their rates, in every repeat."""
+    return [a / b for a, b in zip(row.rates, other.rates, strict=True)]
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
+
+
+def _pieces(row: CompareRow) -> int:
+    return row.microbatches
 
 
 def _rate(row: CompareRow) -> float:

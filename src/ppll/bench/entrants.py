@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -12,27 +12,28 @@ from typing import Final, Self
 
 from ppll.baselines import RecipeWork, accuracy_of, run_baseline, system_named
 from ppll.baselines.systems import Layout
+from ppll.bench.steady import Marks
 from ppll.config import Recipe
 from ppll.costs import Costs
 from ppll.data import load_dataset, prepare
 from ppll.data.preparation import facts_of
-from ppll.errors import RecipeError
+from ppll.errors import UsageError
 from ppll.job import draw_blueprint
 from ppll.measuring import measure
-from ppll.message import FEATURES
 from ppll.plan import balanced_cuts
 from ppll.rivals import end_to_end_cuts
 from ppll.simulate import Link
 from ppll.split import Blueprint
-from ppll.status import Activity, Status
 from ppll.trainer import Trainer
 
-__all__ = ["Entrant", "Race", "Timing"]
+__all__ = ["LOCAL", "Entrant", "Race", "Timing", "name_of"]
+
+LOCAL: Final = ("ppll", "sequential")
+"""Local learning on several stages and on one; all others train end to end."""
 
 _LINK: Final = Link(bandwidth_bytes_s=5e9, latency_s=50e-6)
 """Between two processes of one machine; balanced cuts ask for it."""
 _TIMEOUT_S: Final = 7 * 24 * 3600.0
-_FLOAT_BYTES: Final = 4
 _TARGET_BYTES: Final = 8
 
 
@@ -57,6 +58,12 @@ class Timing:
     weights_sha256: str | None = None
 
 
+def name_of(system: str, microbatches: int) -> str:
+    """A system and in how many pieces it takes a batch."""
+    pieces = "messages" if system in LOCAL else "micro-batches"
+    return system + (f" with {microbatches} {pieces}" * (microbatches > 1))
+
+
 class Entrant(ABC):
     """One system as it takes part.
 
@@ -71,6 +78,19 @@ class Entrant(ABC):
     stages: int
     microbatches: int
     bytes_sent: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The system and in how many pieces it takes a batch."""
+        return name_of(self.system, self.microbatches)
+
+    @abstractmethod
+    def check(self) -> None:
+        """See that there is nothing in the way; nothing is started.
+
+        Raises:
+            UsageError: It cannot take part so.
+        """
 
     @abstractmethod
     def timed(self) -> Timing:
@@ -87,21 +107,33 @@ class Local(Entrant):
     def __init__(self, race: Race, system: str, stages: int, accumulate: int) -> None:
         self.system, self.stages, self.microbatches = system, stages, accumulate
         self._race = race
-        settings = [f"runtime.stages={stages}", f"train.accumulate={accumulate}"]
-        self._recipe = race.recipe.with_settings(settings)
-        self.bytes_sent = _bytes_sent(race.blueprint, stages)
+        self.bytes_sent = _bytes_sent(race, stages)
+
+    @property
+    def _recipe(self) -> Recipe:
+        settings = [f"runtime.stages={self.stages}", f"train.accumulate={self.microbatches}"]
+        return self._race.recipe.with_settings(settings)
+
+    def check(self) -> None:
+        """See that there is nothing in the way; nothing is started."""
+        with tempfile.TemporaryDirectory(prefix="ppll-compare-") as folder:
+            Trainer(self._recipe, out=Path(folder) / "run")
 
     def timed(self) -> Timing:
         """Train as many batches as are timed, and those of the warm-up, filling and draining."""
-        margin = self._recipe.runtime.capacity * self.stages + 1
+        # As many for one stage, so that it ends with the same weights.
+        margin = self._recipe.runtime.capacity * self._race.num_stages + 1
         first = self._race.warm_up + margin
         last = first + self._race.num_batches
         recipe = self._recipe.with_settings([f"train.max_steps={last + margin}"])
-        marks = _Marks(first, last)
+        marks = Marks(first, last, recipe.data.batch_size)
         with tempfile.TemporaryDirectory(prefix="ppll-compare-") as folder:
-            result = Trainer(recipe, out=Path(folder) / "run", watch=marks).fit()
+            # With a restart allowed, one stage has a process of its own, as all others have.
+            restarts = int(self.stages == 1)
+            out = Path(folder) / "run"
+            result = Trainer(recipe, out=out, watch=marks, max_restarts=restarts).fit()
         return Timing(
-            marks.batches_per_second() * recipe.data.batch_size,
+            marks.samples_per_second(),
             result.training_peak_bytes,  # rivals save nothing
             busy_fraction=result.busy_fraction,
             weights_sha256=result.weights_sha256,
@@ -116,31 +148,6 @@ class Local(Entrant):
         return accuracy
 
 
-class _Marks:
-    """Where the last stage was in its loop, and since when, as often as it was seen.
-
-    The launcher looks twenty times a second, but the page says since when.
-    """
-
-    def __init__(self, first: int, last: int) -> None:
-        self._steps = range(first, last + 1)
-        self._seen: dict[tuple[Activity, int], dict[int, float]] = {}
-
-    def __call__(self, statuses: Sequence[Status]) -> None:
-        status = statuses[-1]
-        if status.step in self._steps and not status.activity.waits:
-            place = self._seen.setdefault((status.activity, status.block), {})
-            place.setdefault(status.step, status.since)
-
-    def batches_per_second(self) -> float:
-        """Between the two steps farthest apart that were seen at the same point of the loop."""
-        marks = max(self._seen.values(), key=lambda place: max(place) - min(place), default={})
-        if len(marks) < 2:
-            raise RecipeError("too few batches were seen: time more of them, or larger ones.")
-        first, last = min(marks), max(marks)
-        return (last - first) / (marks[last] - marks[first])
-
-
 class EndToEnd(Entrant):
     """A rival."""
 
@@ -152,6 +159,13 @@ class EndToEnd(Entrant):
         chunks = system_named(self.system).chunks_per_rank * self.stages
         is_cut = system_named(self.system).kind == "pipeline"
         return RecipeWork(recipe, self._race.end_to_end_cuts(chunks) if is_cut else None)
+
+    def check(self) -> None:
+        """See that there is nothing in the way; nothing is started."""
+        num_batches = self._race.warm_up + self._race.num_batches
+        system = system_named(self.system)
+        layout = Layout(system, self.stages, self.microbatches, num_batches, self._race.warm_up)
+        self._work(self._race.recipe).prepared(layout)
 
     def timed(self) -> Timing:
         """Train as many batches as are timed, and those of the warm-up."""
@@ -225,9 +239,9 @@ class Race:
         """
         blocks = max(recipe.split.blocks, num_stages)
         settings = ["train.evaluate_every=0", "data.drop_last=true", "train.accumulate=1"]
-        if blocks != recipe.split.blocks:
-            settings += [f"split.blocks={blocks}", "split.cuts=balanced"]
-        recipe = recipe.with_settings([*settings, f"train.epochs={10**6}"])
+        settings += [f"split.blocks={blocks}", f"train.epochs={10**6}"]
+        train = recipe.train.model_copy(update={"max_steps": None})
+        recipe = recipe.model_copy(update={"train": train}).with_settings(settings)
         costs = costs or measure(recipe)
         costs.check_recipe(recipe)
         if recipe.split.cuts == "balanced":
@@ -248,42 +262,43 @@ class Race:
         noted: Callable[[str], None],
     ) -> Iterator[Entrant]:
         """Every system in every number of pieces that it can take a batch in."""
-        for system in systems:
-            if system == "ppll":
-                for parts in (1, *accumulate):
-                    yield Local(self, system, self.num_stages, parts)
-            elif system == "sequential":
-                yield Local(self, system, 1, 1)
+        for system in dict.fromkeys(systems):
+            if system in LOCAL:
+                stages = self.num_stages if system == "ppll" else 1
+                Local(self, system, stages, 1).check()  # without it there is nothing to compare
+                pieces = dict.fromkeys((1, *accumulate) if system == "ppll" else (1,))
+                yield from _able((Local(self, system, stages, p) for p in pieces), noted)
             else:
-                yield from self._rivals(system, microbatches, noted)
+                yield from _able(self._rivals(system, microbatches), noted)
 
-    def _rivals(
-        self, system: str, microbatches: Sequence[int], noted: Callable[[str], None]
-    ) -> Iterator[Entrant]:
+    def _rivals(self, system: str, microbatches: Sequence[int]) -> Iterator[Entrant]:
         kind = system_named(system).kind
-        for count in microbatches if kind == "pipeline" else (1,):
-            ranks = 1 if kind == "single" else self.num_stages
-            entrant = EndToEnd(self, system, ranks, count)
-            try:
-                layout = Layout(system_named(system), ranks, count, self.num_batches)
-                entrant._work(self.recipe).prepared(layout)
-            except RecipeError as error:
-                noted(f"{system} with {count} micro-batches is left out: {error}")
-            else:
-                yield entrant
+        ranks = 1 if kind == "single" else self.num_stages
+        for count in dict.fromkeys(microbatches) if kind == "pipeline" else (1,):
+            yield EndToEnd(self, system, ranks, count)
 
     def end_to_end_cuts(self, num_chunks: int) -> tuple[int, ...]:
         """Cuts that are balanced for a rival."""
         return end_to_end_cuts(self.costs, num_chunks)
 
 
-def _bytes_sent(blueprint: Blueprint, num_stages: int) -> tuple[int, ...]:
+def _able(entrants: Iterable[Entrant], noted: Callable[[str], None]) -> Iterator[Entrant]:
+    """Those that can take part; of the others it is said why not."""
+    for entrant in entrants:
+        try:
+            entrant.check()
+        except UsageError as error:
+            noted(f"{entrant.name} is left out: {error}")
+        else:
+            yield entrant
+
+
+def _bytes_sent(race: Race, num_stages: int) -> tuple[int, ...]:
     """What each stage hands on for a batch: features, targets, and fields of the method."""
-    samples = blueprint.recipe.data.batch_size
+    blueprint, samples = race.blueprint, race.recipe.data.batch_size
+    fields = len(blueprint.method.fields) * prod(blueprint.sites[0].input_shape)
     sent = []
     for blocks in blueprint.stage_blocks(num_stages)[:-1]:
-        shape = blueprint.input_shape(blocks.stop)
-        fields = {FEATURES: _FLOAT_BYTES * prod(shape)}
-        fields |= {name: prod(blueprint.sites[0].input_shape) for name in blueprint.method.fields}
-        sent.append(samples * (sum(fields.values()) + _TARGET_BYTES))
+        features = race.costs.layers[blueprint.ranges[blocks.stop].start - 1].features_bytes
+        sent.append(features + samples * (fields + _TARGET_BYTES))
     return (*sent, 0)
