@@ -15,6 +15,7 @@ from ppll.block import Block
 from ppll.channels.local import local_channel
 from ppll.checkpoint import tensor_digest
 from ppll.config import Recipe
+from ppll.data.loader import IMAGE
 from ppll.ends import Ends
 from ppll.job import DataFacts, draw_blueprint
 from ppll.message import FEATURES, TARGETS, Kind, Message
@@ -49,7 +50,9 @@ class MadeUpBatches:
         for size in sizes:
             targets = torch.randint(NUM_CLASSES, (size,), generator=generator)
             noise = torch.randn(size, *shape, generator=generator)
-            self._batches.append({FEATURES: means[targets] + 0.5 * noise, TARGETS: targets})
+            inputs = means[targets] + 0.5 * noise
+            image = (inputs * 40 + 128).clamp(0, 255).to(torch.uint8)
+            self._batches.append({FEATURES: inputs, TARGETS: targets, IMAGE: image})
 
     @property
     def steps_per_epoch(self) -> int:

@@ -45,7 +45,8 @@ def show_result(console: Console, result: Result) -> None:
     for index, accuracy in enumerate(result.exit_accuracy):
         last = index == result.num_blocks - 1
         name = "final output" if last else f"exit of block {index}"
-        console.print(f"test accuracy, {name}: {accuracy:.2%}", highlight=False)
+        shown = "no prediction" if accuracy is None else f"{accuracy:.2%}"
+        console.print(f"test accuracy, {name}: {shown}", highlight=False)
     if result.validation_accuracy is not None:
         console.print(f"validation accuracy: {result.validation_accuracy:.2%}", highlight=False)
     if result.samples_per_second:

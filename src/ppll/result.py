@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,8 @@ class Result:
         samples_per_second: Training samples per second of ``train_seconds``.
         test_accuracy: Share of test samples that the final output gets right; none where the run
             was interrupted before the test.
-        exit_accuracy: The same for every block's exit, the final output last.
+        exit_accuracy: The same for every block's exit, the final output last; none for a block that
+            makes no prediction.
         validation_accuracy: The final output's on the validation part, where there is one.
         num_blocks: Blocks of the network.
         num_stages: Processes that trained it.
@@ -38,7 +40,7 @@ class Result:
     train_seconds: float
     samples_per_second: float
     test_accuracy: float | None
-    exit_accuracy: tuple[float, ...]
+    exit_accuracy: tuple[float | None, ...]
     validation_accuracy: float | None
     num_blocks: int
     num_stages: int
@@ -59,7 +61,7 @@ def merge_results(job: Job, results: Sequence[RankResult], num_blocks: int) -> R
     for rank_result in results:
         for split, tallies in rank_result.exits.items():
             exits.setdefault(split, {}).update(tallies)
-    test = [exits["test"][i] for i in range(num_blocks)] if "test" in exits else []
+    test = [_known(exits["test"][i]) for i in range(num_blocks)] if "test" in exits else []
     validation = exits.get("validation", {}).get(num_blocks - 1)
     lines = sorted(line for r in results for line in r.digests)
     step = results[0].step
@@ -79,3 +81,8 @@ def merge_results(job: Job, results: Sequence[RankResult], num_blocks: int) -> R
         weights_sha256=hashlib.sha256("\n".join(lines).encode()).hexdigest(),
         run_folder=str(job.folder.path),
     )
+
+
+def _known(accuracy: float) -> float | None:
+    """None where nothing was predicted."""
+    return None if math.isnan(accuracy) else accuracy

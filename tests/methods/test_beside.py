@@ -6,6 +6,7 @@ The methods here are made up, so that what must come out can be said exactly.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,9 +20,12 @@ from torch import Tensor, nn
 import ppll
 from ppll.block import Block
 from ppll.config import Recipe
-from ppll.errors import RecipeError, WorkerError
+from ppll.data import load_dataset
+from ppll.data.loader import IMAGE
+from ppll.errors import ModelError, RecipeError, WorkerError
 from ppll.message import Kind
 from ppll.methods import Lesson, LocalLoss, Paper, TaskLoss, methods
+from ppll.methods.base import PREVIOUS
 from ppll.methods.greedy import Greedy
 from ppll.registry import Entry
 from ppll.saving import Saver, SaveRules
@@ -104,10 +108,75 @@ class Watches(Greedy):
         auxiliary.count += 1
 
 
+class SeesImage(nn.Module):
+    """A number a sample from the image and from what the block before has read."""
+
+    def __init__(self, num_dimensions: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(2))
+        self._ones = (1,) * (num_dimensions - 1)
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.weight, 0.1)
+
+    def forward(self, fields: Mapping[str, Tensor]) -> Tensor:
+        image = fields[IMAGE].float().flatten(1).mean(1) / 255
+        previous = fields[PREVIOUS].flatten(1).mean(1)
+        seen = self.weight[0] * image + self.weight[1] * previous
+        return seen.view(-1, *self._ones, 1)
+
+
+class Sees(Greedy):
+    """Every block but the first reads the image, and the input of the block before."""
+
+    paper = Paper("none", 2026, "here")
+    fields = (IMAGE,)
+    carries_input = True
+
+    def build_context(self, site: BlockSite) -> nn.Module:
+        return SeesImage(len(site.block_input_shape))
+
+
+class Calm(Greedy):
+    """Keeps the loss flat around the block's input: asks for a gradient, twice differentiated."""
+
+    paper = Paper("none", 2026, "here")
+    needs_input_gradient = True
+
+    def local_loss(
+        self, auxiliary: nn.Module | None, lesson: Lesson, task_loss: TaskLoss
+    ) -> LocalLoss:
+        loss = super().local_loss(auxiliary, lesson, task_loss)
+        (gradient,) = torch.autograd.grad(loss.value, lesson.inputs, create_graph=True)
+        return LocalLoss(loss.value + gradient.square().sum(), loss.logits)
+
+
+class Silent(Greedy):
+    """Blocks but the last predict nothing: they keep their features small."""
+
+    paper = Paper("none", 2026, "here")
+
+    def exit(self, auxiliary: nn.Module | None, features: Tensor) -> Tensor | None:
+        return features if auxiliary is None else None
+
+    def local_loss(
+        self, auxiliary: nn.Module | None, lesson: Lesson, task_loss: TaskLoss
+    ) -> LocalLoss:
+        if auxiliary is None:
+            return super().local_loss(auxiliary, lesson, task_loss)
+        # The head takes part with nothing, so that every parameter has a gradient.
+        nothing = 0 * auxiliary(lesson.features).sum()
+        return LocalLoss(lesson.features.square().mean() + nothing, None)
+
+
 def trained(
-    method: Greedy, num_stages: int, capacity: int = 1, choose=lambda num_able: num_able - 1
+    method: Greedy,
+    num_stages: int,
+    capacity: int = 1,
+    choose=lambda num_able: num_able - 1,
+    network: str = "vit",
 ) -> list[Block]:
-    recipe: Recipe = small_recipe("vit", "greedy", epochs=3)
+    recipe: Recipe = small_recipe(network, "greedy", epochs=3)
     batches = MadeUpBatches()
     blueprint = dataclasses.replace(blueprint_of(recipe, batches), method=method)
     blocks = built_blocks(blueprint)
@@ -119,6 +188,13 @@ def trained(
 @pytest.mark.parametrize(("num_stages", "capacity"), [(2, 1), (4, 1), (4, 8)])
 def test_the_same_bits_on_every_placement(method: Greedy, num_stages: int, capacity: int) -> None:
     assert digest(trained(method, num_stages, capacity)) == digest(trained(method, 1))
+
+
+@pytest.mark.parametrize("method", [Sees(), Calm(), Silent()])
+def test_context_and_input_gradients_give_the_same_bits_too(method: Greedy) -> None:
+    digests = {digest(trained(method, n, network="resnet")) for n in (1, 2, 4)}
+    assert len(digests) == 1
+    assert digests != {digest(trained(Greedy(), 1, network="resnet"))}
 
 
 @hypothesis.settings(max_examples=15, deadline=None, derandomize=True)
@@ -183,11 +259,14 @@ def test_a_snapshot_waits_for_what_is_on_its_way() -> None:
     assert snapshot.stacked().flatten().tolist() == [3.0, 4.0, 5.0]
 
 
+SHELVED = {"follows": Follows, "watches": Watches, "sees": Sees, "silent": Silent}
+
+
 @pytest.fixture
 def shelved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The made-up methods as if they stood on the shelf."""
     monkeypatch.setenv("PPLL_CACHE", str(tmp_path / "cache"))
-    entries = {n: Entry(n, "made up", b) for n, b in (("follows", Follows), ("watches", Watches))}
+    entries = {n: Entry(n, "made up", b) for n, b in SHELVED.items()}
     monkeypatch.setattr(methods, "_entries", {**methods._entries, **entries})
 
 
@@ -231,3 +310,38 @@ def test_a_stage_saves_its_blocks_when_all_that_is_on_its_way_has_come(tmp_path:
 def test_a_lag_that_cannot_be_is_refused(setting: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         build_method(recipe().with_settings(["method.name=dgl", setting]))
+
+
+@pytest.mark.usefixtures("shelved")
+def test_context_stays_in_the_network(tmp_path: Path) -> None:
+    run, target = tmp_path / "run", tmp_path / "model.safetensors"
+    base = recipe().with_settings(["method.name=sees"])
+    result = ppll.Trainer(base, out=run).fit()
+    network = ppll.load(run)
+    test = load_dataset(base.data).test
+    with torch.no_grad():
+        hits = [e.argmax(1) == test.targets for e in network.exits(test.inputs)]
+        outputs = network(test.inputs)
+    accuracies = [hit.float().mean().item() for hit in hits]
+    assert accuracies == pytest.approx(list(result.exit_accuracy))
+    assert outputs.shape == (10, 3)
+    with pytest.raises(ModelError, match="give uint8 images"):
+        network(torch.rand(1, 1, 8, 8))
+    ppll.export(run, target)
+    names = safetensors.torch.load_file(target)
+    assert [n for n in names if n.startswith("context.")] == [
+        f"context.{layer}.weight" for layer in ("stage1_1", "stage2_1", "stage3_0")
+    ]
+    assert not any(n.startswith("auxiliary.") for n in names)
+
+
+@pytest.mark.usefixtures("shelved")
+def test_a_block_that_predicts_nothing_has_no_accuracy(tmp_path: Path) -> None:
+    base = recipe().with_settings(["method.name=silent"])
+    result = ppll.Trainer(base, out=tmp_path / "run").fit()
+    assert result.exit_accuracy[:3] == (None, None, None)
+    assert result.exit_accuracy[3] == result.test_accuracy
+    saved = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert saved["exit_accuracy"][:3] == [None, None, None]
+    exits = ppll.load(tmp_path / "run").exits(torch.zeros(2, 1, 8, 8))
+    assert [e is None for e in exits] == [True, True, True, False]

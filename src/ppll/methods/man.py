@@ -29,7 +29,9 @@ class MAN(HeadMethod):
         momentum: Of their moving average, 0 to below 1.
     """
 
-    paper = Paper("Momentum Auxiliary Network for Supervised Local Learning", 2024, "arXiv 2407.05623")
+    paper = Paper(
+        "Momentum Auxiliary Network for Supervised Local Learning", 2024, "arXiv 2407.05623"
+    )
     default_auxiliary = "mlp-sr"
     slow_from = "next"
     copies_layers = True
