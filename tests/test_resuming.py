@@ -185,6 +185,36 @@ def test_a_longer_run_goes_on_where_the_schedule_has_no_end(tmp_path: Path) -> N
         fit(tmp_path / "cosine", resume=True)
 
 
+def test_a_run_cannot_go_on_to_less_than_it_has(tmp_path: Path) -> None:
+    constant = "schedule.name=constant"
+    fit(tmp_path / "run", constant)
+    with pytest.raises(RecipeError, match="has 12 steps behind it, but the recipe ends after 5"):
+        fit(tmp_path / "run", constant, "train.max_steps=5", resume=True)
+
+
+def test_a_finished_run_keeps_what_it_measured(tmp_path: Path) -> None:
+    first = fit(tmp_path / "run")
+    fit(tmp_path / "run", resume=True)
+    saved = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert saved["samples_per_second"] == first.samples_per_second > 0
+
+
+def test_weights_are_not_forgotten_where_no_checkpoint_was_finished(tmp_path: Path) -> None:
+    source = fit(tmp_path / "source")
+    settings = (f"model.weights={tmp_path / 'source'}", "optimizer.lr=1e-30", "train.seed=9")
+    out = tmp_path / "run"
+    broken(out, 1, *settings)
+    (out / "checkpoints" / "step-00000000" / "manifest.json").unlink()
+    fit(out, *settings, "optimizer.weight_decay=0", resume=True)
+    pairs = zip(
+        ppll.load(out).blocks.parameters(),
+        ppll.load(tmp_path / "source").blocks.parameters(),
+        strict=True,
+    )
+    assert all(torch.equal(now, trained) for now, trained in pairs)
+    assert source.step == 12
+
+
 def test_another_environment_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     out = tmp_path / "run"
     broken(out, 5)

@@ -150,6 +150,7 @@ def bench_emulate(
         microbatches=_numbers(microbatches),
         capacity=capacity,
         seen=lambda row: console.print(_line(row.to_dict()), highlight=False),
+        noted=lambda note: console.print(note, highlight=False),
     )
     tree = _measured([row.to_dict() for row in rows], summary(rows))
     if not give_json(json, tree):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from multiprocessing import forkserver, util
 from pathlib import Path
 
-__all__ = ["START_METHOD", "temporary_folder", "warm_up"]
+__all__ = ["LAUNCHER_VARIABLE", "START_METHOD", "temporary_folder", "warm_up"]
 
 START_METHOD = "forkserver"
+LAUNCHER_VARIABLE = "PPLL_LAUNCHER"
+"""Environment variable that tells the fork server who started it."""
 
 
 def warm_up() -> None:
@@ -16,6 +19,7 @@ def warm_up() -> None:
     forkserver.set_forkserver_preload(
         ["ppll.fork_server_guard", "torch._dynamo", "ppll.rank_process"]
     )
+    os.environ[LAUNCHER_VARIABLE] = str(os.getpid())
     forkserver.ensure_running()
 
 

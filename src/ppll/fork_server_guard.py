@@ -12,12 +12,14 @@ import signal
 import sys
 from typing import Final
 
+from ppll.fork_server import LAUNCHER_VARIABLE
+
 __all__: list[str] = []
 
 _PR_SET_PDEATHSIG: Final = 1
-_INIT: Final = 1
 
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() == _INIT:  # It was gone before it could be asked for.
+    launcher = os.environ.get(LAUNCHER_VARIABLE)
+    if launcher is not None and launcher != str(os.getppid()):  # It was gone too soon.
         sys.exit(1)

@@ -34,7 +34,6 @@ __all__ = ["LauncherEnd", "RankEnd"]
 
 _CONNECT_TIMEOUT_S: Final = 60.0
 _PARENT_TURN_S: Final = 0.5
-_ORPHANS_PARENT: Final = 1
 _MAX_BYTES: Final = 1 << 26
 
 
@@ -104,7 +103,7 @@ class RankEnd:
         """Leave when the fork server, which ends with the launcher, is gone too early."""
         parent = os.getppid()
         while not self._connected.wait(_PARENT_TURN_S):
-            if os.getppid() != parent or parent == _ORPHANS_PARENT:
+            if os.getppid() != parent:
                 self._leave()
 
     def _leave(self) -> NoReturn:

@@ -19,9 +19,6 @@ from ppll.durable import write_whole
 
 __all__ = ["Counts", "MetricsFile", "Tally", "cut_back", "merge_metrics"]
 
-_EARLIER = "earlier.jsonl"
-"""Rows of earlier starts of a run."""
-
 
 @dataclass(frozen=True)
 class Tally:
@@ -113,13 +110,8 @@ def cut_back(parts: Path, step: int) -> None:
 
     An evaluation at that step follows the checkpoint, so it comes again, too.
     """
-    files = sorted(parts.glob("*.jsonl"))
-    rows = [row for part in files for row in _rows(part) if _is_before(row, step)]
-    kept = parts / _EARLIER
-    _write_rows(kept, rows)
-    for part in files:
-        if part != kept:
-            part.unlink()
+    for part in sorted(parts.glob("*.jsonl")):
+        _write_rows(part, [row for row in _rows(part) if _is_before(row, step)])
 
 
 def _is_before(row: dict[str, Any], step: int) -> bool:

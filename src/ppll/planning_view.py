@@ -55,7 +55,9 @@ def _table(columns: str, left: tuple[str, ...]) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in columns.split():
         title = name.replace("_", " ")
-        table.add_column(title, justify="left" if name in left else "right", no_wrap=name in left)
+        table.add_column(
+            title, justify="left" if name in left else "right", no_wrap=name == "system"
+        )
     return table
 
 

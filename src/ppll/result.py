@@ -19,7 +19,8 @@ class Result:
     Attributes:
         step: Training batches that every block has learned from.
         epoch: Whole epochs among them.
-        train_seconds: From the first batch to the stop, without the evaluations.
+        train_seconds: From the first batch to the stop, without the evaluations; of a run that went
+            on, since its last start.
         samples_per_second: Training samples per second of ``train_seconds``.
         test_accuracy: Share of test samples that the final output gets right; none where the run
             was interrupted before the test.

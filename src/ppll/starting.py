@@ -13,7 +13,7 @@ from ppll.block_modules import BlockModules, named_tensors
 from ppll.claim import Claim
 from ppll.config import Recipe
 from ppll.data import Dataset
-from ppll.errors import DataError, ModelError, RunFolderError
+from ppll.errors import DataError, ModelError, RecipeError, RunFolderError
 from ppll.first_values import write_first_checkpoint
 from ppll.job import Job
 from ppll.manifest import Manifest, TensorRecord
@@ -84,6 +84,12 @@ def begin(beginning: Beginning) -> None:
 def _check_same_run(manifest: Manifest, beginning: Beginning) -> None:
     recipe, per_epoch = beginning.job.recipe, beginning.job.facts.steps_per_epoch
     found = changes(manifest.recipe, training_sections(recipe))
+    if manifest.step > recipe.num_steps(per_epoch):
+        raise RecipeError(
+            f"the run has {manifest.step} steps behind it, but the recipe ends after "
+            f"{recipe.num_steps(per_epoch)}: ask for at least as many (train.epochs, "
+            f"train.max_steps)."
+        )
     length_matters = recipe.schedule.knows_end and _num_steps(
         manifest, per_epoch
     ) != recipe.num_steps(per_epoch)

@@ -25,6 +25,7 @@ from ppll.metrics import merge_metrics
 from ppll.models import OWN_MODEL
 from ppll.models.network import Network
 from ppll.recipe_files import load_recipe
+from ppll.recovery import newest_whole
 from ppll.restarts import run_with_restarts
 from ppll.result import Result, merge_results
 from ppll.run_folder import RunFolder
@@ -114,9 +115,15 @@ class Trainer:
 
     def _read_weights(self) -> dict[str, Tensor] | None:
         source = self.recipe.model.weights
-        if source is None or self._resumes:
+        if source is None or self._goes_on():
             return None
         return read_weights(source, self.blueprint.network)
+
+    def _goes_on(self) -> bool:
+        """Whether there is a checkpoint, so that first values do not matter."""
+        return (
+            self._resumes and newest_whole(RunFolder(self._out.absolute()).checkpoints) is not None
+        )
 
     def _beginning(self, folder: RunFolder) -> Beginning:
         stages = self.recipe.runtime.stages
@@ -144,7 +151,8 @@ class Trainer:
             finally:
                 merge_metrics(folder.metric_parts, folder.metrics)
         result = merge_results(beginning.job, results, self.blueprint.num_blocks)
-        folder.write_result(dataclasses.asdict(result))
+        if results[0].samples or not folder.result.exists():  # else it was only looked at again
+            folder.write_result(dataclasses.asdict(result))
         if interrupts.ends_early and result.step < self.blueprint.num_steps:
             raise Interrupted(f"interrupted at step {result.step}; saved in {folder.path}.")
         if self._own_network is not None:

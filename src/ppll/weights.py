@@ -8,7 +8,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from ppll.block_modules import AUXILIARY
+from ppll.block_modules import AUXILIARY, CONTEXT
 from ppll.errors import ModelError
 from ppll.models.network import Network
 from ppll.recovery import newest_whole
@@ -60,7 +60,8 @@ def _read_run(source: Path) -> dict[str, Tensor]:
 
 def _check(source: Path, weights: dict[str, Tensor], network: Network) -> None:
     wanted = network.as_module().state_dict()
-    found = {n: t for n, t in weights.items() if not n.startswith(f"{AUXILIARY}.")}
+    extra = (f"{AUXILIARY}.", f"{CONTEXT}.")
+    found = {n: t for n, t in weights.items() if not n.startswith(extra)}
     problems = [f"{n} is missing" for n in wanted if n not in found]
     problems += [
         f"{n} {problem}"

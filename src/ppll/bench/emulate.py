@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from ppll.baselines import SYSTEMS as RIVALS
-from ppll.baselines import EmulatedWork, run_baseline
+from ppll.baselines import EmulatedWork, Layout, run_baseline, system_named
 from ppll.bench.chain import BlockTimes, Chain, run_chain
-from ppll.errors import RecipeError, unknown_name
+from ppll.errors import PpllError, RecipeError, unknown_name
 from ppll.pipeline_work import PipelineWork
 from ppll.plan import Plan
 from ppll.rivals import pipeline_work
@@ -141,6 +141,7 @@ def emulate(
     microbatches: Sequence[int] = (4, 8, 16),
     capacity: int = 4,
     seen: Callable[[Row], None] = lambda _: None,
+    noted: Callable[[str], None] = lambda _: None,
 ) -> list[Row]:
     """Measure systems one after the other.
 
@@ -152,6 +153,7 @@ def emulate(
         microbatches: Numbers of micro-batches that every pipeline is tried with.
         capacity: Slots of PPLL's channels.
         seen: Is shown every row as it comes.
+        noted: Is told what is left out, and why.
 
     Raises:
         RecipeError: A system is unknown, or a number cannot be.
@@ -164,16 +166,38 @@ def emulate(
             f"cannot time {num_batches} batches after {warm_up} others with capacity {capacity}: "
             f"give 1 or more, 0 or more, and 1 or more."
         )
+    tries = [(s, m) for s in systems for m in (microbatches if s in CHUNKS_A_RANK else (1,))]
+    notes: list[str] = []
+    able = [each for each in tries if _is_able(devices, *each, notes.append)]
+    if not able:
+        raise RecipeError("none of these can run: " + " ".join(notes))
+    for note in notes:
+        noted(note)
     rows = []
-    for system in systems:
-        for count in microbatches if system in CHUNKS_A_RANK else (1,):
-            if system in _LOCAL:
-                row = _local(devices, system, num_batches, warm_up, capacity)
-            else:
-                row = _end_to_end(devices, system, num_batches, warm_up, count)
-            seen(row)
-            rows.append(row)
+    for system, count in able:
+        if system in _LOCAL:
+            row = _local(devices, system, num_batches, warm_up, capacity)
+        else:
+            row = _end_to_end(devices, system, num_batches, warm_up, count)
+        seen(row)
+        rows.append(row)
     return rows
+
+
+def _is_able(
+    devices: Devices, system: str, microbatches: int, noted: Callable[[str], None]
+) -> bool:
+    """Whether a system can run so; if not, why not is noted."""
+    if system in _LOCAL:
+        return True
+    try:
+        Layout(system_named(system), devices.num_stages, microbatches, 1)
+        work = devices.work(devices.num_stages * CHUNKS_A_RANK.get(system, 1))
+        predict(system, work, devices.num_stages, microbatches)
+    except PpllError as error:
+        noted(f"{system} with {microbatches} micro-batches is left out: {error}")
+        return False
+    return True
 
 
 def _local(devices: Devices, system: str, num_batches: int, warm_up: int, capacity: int) -> Row:
