@@ -149,7 +149,7 @@ def test_the_summary_needs_somebody_to_compare() -> None:
         ({"num_batches": 0}, "cannot time 0 batches"),
         ({"warm_up": -1}, "after -1 others"),
         ({"capacity": 0}, "capacity 0"),
-        ({"systems": ["1f1b"], "microbatches": [1]}, "give at least 2 micro-batches"),
+        ({"systems": ["1f1b"], "microbatches": [1]}, "ask for 2 or more"),
         ({"systems": ["zero-bubble"], "microbatches": [3]}, "multiple of the number of ranks"),
     ],
 )
