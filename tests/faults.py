@@ -134,7 +134,8 @@ def nothing_left_behind() -> Iterator[None]:
 
 
 def _shared_names() -> set[str]:
-    return set(os.listdir("/dev/shm"))
+    """What lies in shared memory; joblib's semaphores are none of ours, whoever made them."""
+    return {name for name in os.listdir("/dev/shm") if not name.startswith("sem.loky-")}
 
 
 def _is_of_others(name: str) -> bool:
