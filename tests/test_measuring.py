@@ -60,3 +60,8 @@ def test_measuring_leaves_the_generator_alone() -> None:
     torch.manual_seed(3)
     measured()
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_options_of_a_method_do_not_stand_in_the_way() -> None:
+    assert measured("method.auxiliary=linear").block_s > 0
+    assert measured("method.name=man", "method.lag=3").exits[1].parameter_bytes > 0

@@ -29,7 +29,7 @@ from ppll.message import FEATURES, TARGETS, Kind, Message
 from ppll.methods import BlockSite, Lesson
 from ppll.models.network import Layer, Network, initialise, with_memory
 from ppll.optimization import build_optimizer
-from ppll.sections import SplitConfig
+from ppll.sections import MethodConfig, SplitConfig
 from ppll.split import Blueprint
 
 __all__ = ["measure"]
@@ -185,7 +185,7 @@ class _Bench:
         network = Network((Layer("linear", nn.Linear(1, num_classes)),))
         recipe = self._blueprint.recipe
         tiny = Blueprint.draw(
-            recipe.model_copy(update={"method": recipe.method.model_copy(update=_BACKPROP)}),
+            recipe.model_copy(update={"method": MethodConfig(name="backprop")}),
             network,
             input_shape=(1,),
             num_classes=num_classes,
@@ -249,9 +249,6 @@ class _Bench:
         if not any(p.requires_grad for p in module.parameters()):
             return None
         return build_optimizer(self._blueprint.recipe.optimizer, 0, [module])
-
-
-_BACKPROP: Final = {"name": "backprop"}
 
 
 def _forward(piece: _Piece, inputs: Tensor, *, counts_time: bool) -> Tensor:
