@@ -94,7 +94,7 @@ def test_transport_knows_no_losses(module: str) -> None:
     assert not found & {*LEARNING, *PROCESSES}
 
 
-def test_features_are_detached_in_one_place() -> None:
+def test_what_leaves_a_block_is_detached_in_one_place() -> None:
     """A socket's ``detach`` hands over a descriptor and is no concern of learning."""
     found = [
         (module, ast.unparse(node))
@@ -103,7 +103,7 @@ def test_features_are_detached_in_one_place() -> None:
         if isinstance(node, ast.Attribute) and node.attr in ("detach", "detach_")
     ]
     of_tensors = [(m, text) for m, text in found if not text.endswith("socket.detach")]
-    assert of_tensors == [("ppll.block", "features.detach")]
+    assert of_tensors == [("ppll.block", "tensor.detach")]
 
 
 @pytest.mark.parametrize("module", MODULES)

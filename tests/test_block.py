@@ -13,7 +13,7 @@ from ppll.block import Block, NonFiniteLoss
 from ppll.config import Recipe
 from ppll.errors import ModelError
 from ppll.message import FEATURES, TARGETS, Kind, Message
-from ppll.methods import Method, Paper
+from ppll.methods import Lesson, LocalLoss, Method, Paper
 from ppll.models.network import Network
 from ppll.split import Blueprint
 from tests.interleaving import built_blocks, digest
@@ -90,6 +90,24 @@ def test_no_gradient_leaves_a_block() -> None:
     assert not message.features.requires_grad
     assert gradients(first) == [None] * 4
     assert all(gradient is not None for gradient in gradients(second))
+
+
+class Tells(Own):
+    """Hands on its prediction with all its history."""
+
+    late_fields = ("prediction",)
+
+    def late_part(self, lesson: Lesson, loss: LocalLoss) -> dict[str, Tensor]:
+        return {"prediction": loss.logits * 2}
+
+
+def test_no_gradient_leaves_with_the_second_part() -> None:
+    first, _ = make_blocks()
+    first.method = Tells(nn.Identity())
+    first.forward(batch())
+    late = first.learn()["prediction"]
+    assert late.grad_fn is None
+    assert not late.requires_grad
 
 
 def test_learning_reaches_layers_and_auxiliary_network_only() -> None:

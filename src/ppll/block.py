@@ -2,7 +2,7 @@
 
 A block owns everything that its learning needs, so it can be placed in any process, saved and
 moved as a whole. It receives messages and knows nothing of where they come from. This file is the
-one place that detaches features: no gradient crosses a boundary.
+one place that detaches what leaves a block: no gradient crosses a boundary.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Block:
         self._passage = _Passage(message, inputs, features, version, features._version)
         self._refuse_in_place(self._passage)
         carried = {PREVIOUS: message.features} if self.method.carries_input else {}
-        return message.with_tensors(**{FEATURES: canonical(features.detach())}, **carried)
+        return message.with_tensors(**{FEATURES: _leaving(features)}, **carried)
 
     def learn(
         self, late: Mapping[str, Tensor] | None = None, slow: Tensor | None = None
@@ -140,7 +140,7 @@ class Block:
             slow: Parameters of the next block's first layer, where the method asks for them.
 
         Returns:
-            The second part of the message for the next block.
+            The second part of the message for the next block, without gradient history.
 
         Raises:
             NonFiniteLoss: The loss is infinite or not a number, and the run is to stop then;
@@ -167,7 +167,8 @@ class Block:
             self.counts.add(loss.value, loss.logits, message.targets)
         if message.ends_batch:
             self._update(message.step)
-        return self.method.late_part(lesson, loss)
+        late_part = self.method.late_part(lesson, loss)
+        return {name: _leaving(tensor) for name, tensor in late_part.items()}
 
     def evaluate(self) -> None:
         """Count what the block's exit gets right on the message of the last ``forward``."""
@@ -291,6 +292,11 @@ class Block:
             features = layer.module(features)
         yield "output", features
         self.method.exit(self.modules.auxiliary, features)
+
+
+def _leaving(tensor: Tensor) -> Tensor:
+    """A tensor as it leaves its block: without gradient history."""
+    return canonical(tensor.detach())
 
 
 def _share_of(loss: Tensor, message: Message) -> Tensor:
