@@ -64,7 +64,7 @@ class Block:
         autocast: Type of the forward's matrix products; none for float32.
         clip_norm: Largest norm of the block's gradient.
         on_nonfinite: What to do about a loss that is not finite. With ``"skip"`` a gradient that
-            is not finite is skipped, too, and the buffers stay as they were before the batch.
+            is not finite is skipped, too, and buffers and averages stay as before the batch.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Block:
         self._training: bool | None = None
         self._passage: _Passage | None = None
         self._skips_batch = False
-        self._buffers_before: list[Tensor] = []
+        self._state_before: list[Tensor] = []
 
     @property
     def index(self) -> int:
@@ -251,23 +251,25 @@ class Block:
         self._skips_batch = False
         self.optimizer.zero_grad(set_to_none=True)
         if self._on_nonfinite == "skip":
-            self._buffers_before = [buffer.clone() for buffer in self._buffers()]
+            self._state_before = [tensor.clone() for tensor in self._untrained()]
 
     def _update(self, step: int) -> None:
         """Clip and update, or leave everything as it was before the batch."""
         if self._skips_batch or (self._on_nonfinite == "skip" and not self._gradient_is_finite()):
             with torch.no_grad():
-                for buffer, before in zip(self._buffers(), self._buffers_before, strict=True):
-                    buffer.copy_(before)
+                for tensor, before in zip(self._untrained(), self._state_before, strict=True):
+                    tensor.copy_(before)
             return
         if self._clip_norm is not None:
             nn.utils.clip_grad_norm_(self._trained, self._clip_norm)
         self._set_learning_rate(step)
         self.optimizer.step()
 
-    def _buffers(self) -> Iterator[Tensor]:
+    def _untrained(self) -> Iterator[Tensor]:
+        """What changes without the optimizer: buffers, and averages of parameters."""
         for _, module in self.modules.named():
             yield from module.buffers()
+            yield from (p for p in module.parameters() if not p.requires_grad)
 
     def _refuse_in_place(self, passage: _Passage) -> None:
         """A changed input or output would be seen by a neighbour in the same process only."""

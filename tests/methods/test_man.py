@@ -11,10 +11,11 @@ from torch import nn
 import ppll
 from ppll.auxiliary.momentum import MomentumLayer
 from ppll.errors import RecipeError, WorkerError
+from ppll.message import FEATURES, Kind, Message
 from ppll.split import build_method
 from ppll.testing import Fault
 from tests.faults import injected, recipe
-from tests.interleaving import MadeUpBatches, blueprint_of, small_recipe
+from tests.interleaving import MadeUpBatches, blueprint_of, built_blocks, digest, small_recipe
 
 
 def momentum_layer(scales: bool = False, momentum: float = 0.9) -> MomentumLayer:
@@ -42,6 +43,27 @@ def test_the_first_values_are_taken_over_as_they_are() -> None:
     layer, theta = momentum_layer(), torch.randn(12)
     layer.follow(theta)
     assert torch.equal(followed(layer), theta)
+
+
+def test_the_first_values_replace_whatever_stood_there() -> None:
+    layer, theta = momentum_layer(), torch.randn(12)
+    with torch.no_grad():
+        for parameter in layer.following.parameters():
+            parameter.fill_(1e30)
+    layer.follow(theta)
+    assert torch.equal(followed(layer), theta)
+
+
+def test_a_skipped_batch_moves_no_average() -> None:
+    batches = MadeUpBatches()
+    blocks = built_blocks(blueprint_of(small_recipe(method="man", on_nonfinite="skip"), batches))
+    before = digest(blocks)
+    tensors = {name: value.clone() for name, value in batches.train_batch(0, 0).items()}
+    tensors[FEATURES].fill_(float("nan"))
+    blocks[0].forward(Message(kind=Kind.TRAIN, sequence=0, step=1, tensors=tensors))
+    blocks[0].learn(slow=blocks[1].first_layer_parameters() + 1)
+    assert blocks[0].counts.take().skipped == len(tensors[FEATURES])
+    assert digest(blocks) == before
 
 
 @pytest.mark.parametrize("scales", [False, True])

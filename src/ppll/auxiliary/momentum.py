@@ -62,13 +62,11 @@ class MomentumLayer(nn.Module):
         Args:
             parameters: All parameters of that layer, one after the other: (P).
         """
-        share = 1.0 if self.num_followed == 0 else 1.0 - self.momentum
+        # Chosen on the device: to read the count would wait for all that is queued there.
+        share = torch.where(self.num_followed == 0, 1.0, 1.0 - self.momentum)
         start = 0
         for parameter in self.following.parameters():
             values = parameters[start : start + parameter.numel()].view_as(parameter)
-            if share == 1.0:
-                parameter.copy_(values)
-            else:
-                parameter.lerp_(values, share)
+            parameter.lerp_(values, share.to(parameter.dtype))
             start += parameter.numel()
         self.num_followed += 1
