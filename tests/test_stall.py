@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from ppll.stall import describe, find_stall, is_stopped, request_stacks
+from ppll import stall
+from ppll.stall import Pauses, describe, find_stall, is_stopped, request_stacks
 from ppll.status import Activity, Status
 
 NOW_S = 1000.0
@@ -47,6 +48,25 @@ def test_a_rank_that_has_said_what_it_came_to_is_through() -> None:
     statuses = ranks(("FINISH", 99), ("LEARN", 11))
     assert find_stall(statuses, NOW_S, TIMEOUT_S, through={0}) == 1
     assert find_stall(statuses, NOW_S, TIMEOUT_S, through={0, 1}) is None
+
+
+def test_a_pause_of_all_is_nobodys_delay() -> None:
+    statuses = ranks(("LEARN", 99), ("RECEIVE", 99))
+    assert find_stall(statuses, NOW_S, TIMEOUT_S, resumed_s=NOW_S - 9) is None
+    assert find_stall(statuses, NOW_S, TIMEOUT_S, resumed_s=NOW_S - 11) == 0
+    assert find_stall(ranks(("LEARN", 11)), NOW_S, TIMEOUT_S, resumed_s=NOW_S - 99) == 0
+
+
+def test_a_long_turn_is_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 100.2, 101.0, 151.0])
+    monkeypatch.setattr(stall.time, "monotonic", lambda: next(clock))
+    pauses = Pauses()
+    with pauses.noticed():
+        pass
+    assert pauses.resumed_s < 0
+    with pauses.noticed():
+        pass
+    assert pauses.resumed_s == 151
 
 
 def test_a_stopped_rank_is_to_blame_while_all_wait() -> None:

@@ -17,7 +17,7 @@ from ppll.interrupts import Interrupts
 from ppll.job import Job, RankResult
 from ppll.launch import Watcher
 from ppll.rank import run_rank
-from ppll.stall import describe, find_stall, stall_cause
+from ppll.stall import Pauses, describe, find_stall, stall_cause
 from ppll.status import Monitor, StatusPage
 from ppll.testing import injected_monitor
 
@@ -61,12 +61,16 @@ def _look(
 ) -> None:
     """Show the stage's status while it runs, and end a stage that stands still."""
     timeout_s = job.recipe.runtime.stall_timeout_s
-    while not ended.wait(_TURN_S):
+    pauses = Pauses()
+    while True:
+        with pauses.noticed():
+            if ended.wait(_TURN_S):
+                return
         statuses = [page.read()]
         if watch is not None:
             watch(statuses)
         now_s = time.monotonic()
-        if find_stall(statuses, now_s, timeout_s) is not None:
+        if find_stall(statuses, now_s, timeout_s, resumed_s=pauses.resumed_s) is not None:
             detail = f"{describe(statuses, now_s)}\n{_stacks()}"
             failure = Failure.silent(0, statuses[0], now_s, stall_cause(timeout_s), detail)
             interrupts.abort(WorkerError(failure.message(), failure))

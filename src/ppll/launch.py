@@ -29,7 +29,7 @@ from ppll.failure import Failure
 from ppll.interrupts import Interrupts
 from ppll.job import Job, RankResult
 from ppll.lifeline import LauncherEnd
-from ppll.stall import describe, find_stall, is_stopped, request_stacks, stall_cause
+from ppll.stall import Pauses, describe, find_stall, is_stopped, request_stacks, stall_cause
 from ppll.status import Status, StatusPage
 
 __all__ = ["Launcher", "Watcher"]
@@ -39,7 +39,6 @@ Watcher = Callable[[Sequence[Status]], None]
 
 _DIED: Final = "the process died"
 _TURN_S: Final = 0.05
-_LONG_TURN_S: Final = 3.0
 _HANDSHAKE_S: Final = 1.0
 _GRACE_S: Final = 1.0
 """How long ranks may take to leave once a failure is known."""
@@ -69,7 +68,7 @@ class Launcher:
         self._failures: list[Failure] = []
         self._failed_at: float | None = None
         self._told_to_end = False
-        self._paused_s = 0.0
+        self._pauses = Pauses()
         self._selector = selectors.DefaultSelector()
 
     def run(self) -> list[RankResult]:
@@ -92,10 +91,8 @@ class Launcher:
             self._end(agent)
 
     def _turn(self, agent: Agent) -> None:
-        begin_s = time.monotonic()
-        self._hear(_TURN_S)
-        pause_s = time.monotonic() - begin_s
-        self._paused_s += pause_s if pause_s > _LONG_TURN_S else 0.0
+        with self._pauses.noticed():
+            self._hear(_TURN_S)
         for rank in agent.ended_ranks():
             if rank not in self._lines and self._failed_at is None:
                 self._note(self._silent(rank, _DIED))
@@ -179,11 +176,15 @@ class Launcher:
             return
         statuses = [page.read() for page in self._pages]
         timeout_s = self._job.recipe.runtime.stall_timeout_s
-        # A pause of the launcher itself (Ctrl-Z) stopped the ranks' clocks, too.
-        now_s = time.monotonic() - self._paused_s
+        now_s = time.monotonic()
         through = {rank for rank, line in self._lines.items() if line.result is not None}
         rank = find_stall(
-            statuses, now_s, timeout_s, lambda r: is_stopped(self._lines[r].pid), through
+            statuses,
+            now_s,
+            timeout_s,
+            lambda r: is_stopped(self._lines[r].pid),
+            through,
+            self._pauses.resumed_s,
         )
         if rank is not None:
             stacks = request_stacks(

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
-from collections.abc import Callable, Container, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from ppll.status import Activity, Status
 
-__all__ = ["describe", "find_stall", "is_stopped", "request_stacks", "stall_cause"]
+__all__ = ["Pauses", "describe", "find_stall", "is_stopped", "request_stacks", "stall_cause"]
 
 _STACKS_TIMEOUT_S: Final = 0.3
 _START_TIMEOUT_S: Final = 120.0
 """A rank that imports, loads and connects has nothing that ``stall_timeout_s`` speaks of."""
+_LONG_TURN_S: Final = 3.0
+
+
+class Pauses:
+    """Notices that the looking process itself was stopped (Ctrl-Z), and its ranks with it."""
+
+    def __init__(self) -> None:
+        self.resumed_s = -math.inf
+        """When it went on after its last pause, by the machine's monotonic clock."""
+
+    @contextmanager
+    def noticed(self) -> Iterator[None]:
+        """Around the short wait between two looks: one that took long was a pause."""
+        begin_s = time.monotonic()
+        yield
+        end_s = time.monotonic()
+        if end_s - begin_s > _LONG_TURN_S:
+            self.resumed_s = end_s
 
 
 def find_stall(
@@ -25,6 +44,7 @@ def find_stall(
     timeout_s: float,
     stopped: Callable[[int], bool] = lambda _: False,
     through: Container[int] = (),
+    resumed_s: float = -math.inf,
 ) -> int | None:
     """The rank that keeps the others from going on, if none has moved for too long.
 
@@ -39,13 +59,15 @@ def find_stall(
         timeout_s: How long a rank may take for one thing.
         stopped: Whether the operating system has stopped a rank.
         through: Ranks that have said what they came to.
+        resumed_s: When all went on after a pause; what they took before does not count.
 
     Returns:
         The rank, or none while there is hope.
     """
     unfinished = [r for r in range(len(statuses)) if r not in through]
     computing = [r for r in unfinished if not statuses[r].activity.waits]
-    suspects = [r for r in computing or unfinished if _is_late(statuses[r], now_s, timeout_s)]
+    late = [_is_late(status, max(status.since, resumed_s), now_s, timeout_s) for status in statuses]
+    suspects = [r for r in computing or unfinished if late[r]]
     if not suspects or (not computing and len(suspects) < len(unfinished)):
         return None
     behind_full = [r for r in suspects if r > 0 and _is_full_before(statuses, r)]
@@ -53,10 +75,10 @@ def find_stall(
     return min(candidates, key=lambda rank: statuses[rank].since)
 
 
-def _is_late(status: Status, now_s: float, timeout_s: float) -> bool:
+def _is_late(status: Status, since_s: float, now_s: float, timeout_s: float) -> bool:
     if status.activity is Activity.START:
         timeout_s = max(timeout_s, _START_TIMEOUT_S)
-    return now_s - status.since > timeout_s
+    return now_s - since_s > timeout_s
 
 
 def _is_full_before(statuses: Sequence[Status], rank: int) -> bool:
