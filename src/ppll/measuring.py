@@ -130,7 +130,7 @@ class _Bench:
         self._inputs = fields[FEATURES]
         self._targets = fields[TARGETS]
         self.layers = [self._layer(layer) for layer in blueprint.network.layers]
-        self._exit_by_shape: dict[tuple[int, ...], _Piece] = {}
+        self._exits_by_structure: dict[tuple[object, ...], _Piece] = {}
         self.exits = [self._exit(i) for i in range(len(self.layers))]
 
     def forget_times(self) -> None:
@@ -207,11 +207,10 @@ class _Bench:
             task_loss = self._blueprint.build_task_loss()
             nothing = nn.Identity()
             return _Piece(lambda logits: task_loss(logits, self._targets), nothing, None)
-        if self._blueprint.method.copies_layers:
-            return self._auxiliary(index)
-        if shape not in self._exit_by_shape:
-            self._exit_by_shape[shape] = self._auxiliary(index)
-        return self._exit_by_shape[shape]
+        piece = self._auxiliary(index)
+        parameters = tuple(p.shape for p in piece.module.parameters())
+        structure = (shape, repr(piece.module), parameters)
+        return self._exits_by_structure.setdefault(structure, piece)
 
     def _auxiliary(self, index: int) -> _Piece:
         last = self._blueprint.sites[-1]

@@ -22,6 +22,8 @@ class BlockSite:
         block_input_shape: One sample's shape at the block's input.
         layers_behind: The network's layers behind the block, to be looked at and copied only.
         shapes_behind: One sample's shape at the output of each of them.
+        previous_input_shape: One sample's shape at the input of the block before; empty in the
+            first block.
     """
 
     block_index: int
@@ -32,6 +34,7 @@ class BlockSite:
     block_input_shape: tuple[int, ...] = ()
     layers_behind: tuple[Layer, ...] = field(default=(), repr=False, compare=False)
     shapes_behind: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
+    previous_input_shape: tuple[int, ...] = ()
 
     @property
     def is_last(self) -> bool:

@@ -116,6 +116,7 @@ class Blueprint:
                 f"the network's output has shape {shapes[-1]} a sample, but the data has "
                 f"{num_classes} classes: it must be ({num_classes},)."
             )
+        inputs = [shapes[layers[0] - 1] if layers[0] else input_shape for layers in ranges]
         sites = tuple(
             BlockSite(
                 index,
@@ -123,9 +124,10 @@ class Blueprint:
                 input_shape,
                 shapes[layers[-1]],
                 num_classes,
-                shapes[layers[0] - 1] if index else input_shape,
+                inputs[index],
                 network.layers[layers.stop :],
                 tuple(shapes[layers.stop :]),
+                inputs[index - 1] if index else (),
             )
             for index, layers in enumerate(ranges)
         )

@@ -8,7 +8,13 @@ from __future__ import annotations
 
 from torch import nn
 
-from ppll.auxiliary import linear, mlp_sr
+from ppll.auxiliary.conv_2fc import conv_2fc
+from ppll.auxiliary.later_layers import later_layers
+from ppll.auxiliary.linear import linear
+from ppll.auxiliary.mlp_sr import mlp_sr
+from ppll.auxiliary.pooled_linear import pooled_linear
+from ppll.auxiliary.projector import projector
+from ppll.auxiliary.sedona import sedona
 from ppll.registry import Registry
 
 __all__ = ["auxiliaries"]
@@ -16,5 +22,10 @@ __all__ = ["auxiliaries"]
 auxiliaries: Registry[nn.Module] = Registry("auxiliary network", "method")
 
 _add = auxiliaries.register
-_add("linear", "pooled linear head")(linear.linear)
-_add("mlp-sr", "MLP behind spatial reduction (Belilovsky et al. 2020)")(mlp_sr.mlp_sr)
+_add("auglocal", "layers like later ones (Ma et al. 2024)")(later_layers)
+_add("conv-2fc", "a convolution and two dense layers (Wang et al. 2021)")(conv_2fc)
+_add("linear", "pooled linear head")(linear)
+_add("mlp-sr", "MLP behind spatial reduction (Belilovsky et al. 2020)")(mlp_sr)
+_add("pooled-linear", "pooled linear head, zero at first (Nøkland and Eidnes 2019)")(pooled_linear)
+_add("projector", "flattened maps and an MLP (SCPL 2026)")(projector)
+_add("sedona", "light convolutions, depth 1 to 4 (Pyeon et al. 2021)")(sedona)

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from torch import Tensor, nn
+
 from ppll.errors import ModelError
 
-__all__ = ["unreadable"]
+__all__ = ["MeanToken", "unreadable"]
+
+
+class MeanToken(nn.Module):
+    """Token rows (N, T, D) to their mean (N, D)."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """The mean over all tokens of a row."""
+        return tokens.mean(1)
 
 
 def unreadable(auxiliary: str, feature_shape: tuple[int, ...]) -> ModelError:

@@ -11,9 +11,9 @@ Differences from the original, and what it does where the original says nothing:
 - Windows of a pool are all equally large. They are the windows of adaptive pooling where those are
   (sizes that divide, and always for 2x2); adaptive pooling itself has no deterministic backward
   on CUDA.
-- Token rows whose tokens fill a square, with or without a class token before them, are laid back
-  on it and read as a map. The class token is dropped: it has no place on the square.
-- Of other token rows, whose tokens lie on no square, the mean is read by the MLP, with layer norm.
+- Token rows that lie on the image like patches, with or without a class token before them, are laid
+  back on it and read as a map. The class token is dropped: it has no place there.
+- Of other token rows the mean is read by the MLP, with layer norm.
 - Vectors are read by the MLP alone.
 """
 
@@ -24,9 +24,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
-from torch import Tensor, nn
+from torch import nn
 
-from ppll.auxiliary.features import unreadable
+from ppll.auxiliary.features import MeanToken, unreadable
+from ppll.auxiliary.maps import TokenMap, token_grid
 from ppll.site import BlockSite
 
 __all__ = ["mlp_sr"]
@@ -37,27 +38,6 @@ _REDUCTION: Final = 4
 """The first pool makes height and width so many times smaller."""
 _POOLED: Final = 2
 """Height and width of the map that the MLP reads."""
-
-
-class TokenGrid(nn.Module):
-    """Token rows (N, T, D) to square maps (N, D, side, side) of their last side * side tokens."""
-
-    def __init__(self, side: int) -> None:
-        super().__init__()
-        self.side = side
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """The tokens as a map."""
-        patches = tokens[:, -self.side * self.side :]
-        return patches.transpose(1, 2).reshape(len(tokens), -1, self.side, self.side)
-
-
-class MeanToken(nn.Module):
-    """Token rows (N, T, D) to their mean (N, D)."""
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """The mean over all tokens of a row."""
-        return tokens.mean(1)
 
 
 def mlp_sr(site: BlockSite) -> nn.Module:
@@ -74,7 +54,8 @@ def mlp_sr(site: BlockSite) -> nn.Module:
         case (channels, height, width):
             return _on_maps(channels, (height, width), num_classes)
         case (num_tokens, width):
-            return _on_tokens(num_tokens, width, num_classes)
+            grid = token_grid(num_tokens, site.input_shape)
+            return _on_tokens(grid, width, num_classes)
         case (width,):
             return _mlp(width, num_classes, nn.BatchNorm1d)
     raise unreadable("mlp-sr", site.feature_shape)
@@ -94,11 +75,10 @@ def _on_maps(channels: int, size: tuple[int, int], num_classes: int) -> nn.Seque
     )
 
 
-def _on_tokens(num_tokens: int, width: int, num_classes: int) -> nn.Sequential:
-    side = math.isqrt(num_tokens)
-    if side * side in (num_tokens, num_tokens - 1):
-        maps = _on_maps(width, (side, side), num_classes)
-        return nn.Sequential(OrderedDict(grid=TokenGrid(side), maps=maps))
+def _on_tokens(grid: tuple[int, int] | None, width: int, num_classes: int) -> nn.Sequential:
+    if grid is not None:
+        maps = _on_maps(width, grid, num_classes)
+        return nn.Sequential(OrderedDict(grid=TokenMap(*grid), maps=maps))
     return nn.Sequential(OrderedDict(mean=MeanToken(), mlp=_mlp(width, num_classes, nn.LayerNorm)))
 
 

@@ -1,0 +1,103 @@
+"""AugLocal's auxiliary network: later layers of the network, picked evenly, with own values.
+
+Source: Ma et al., "Scaling Supervised Local Learning with Augmented Auxiliary Networks" (ICLR
+2024). Of the n hidden layers behind a block, those at ``round(n / d * i)``, i from 1 to d, are
+built a second time, one behind the other, before a pooled linear classifier. Nothing is shared and
+no values are copied. The depth d falls from block to block (section "pyramidal depth").
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+from torch import nn
+
+from ppll.auxiliary.linear import linear
+from ppll.errors import ModelError, RecipeError
+from ppll.models.network import Layer, Network, feature_shapes
+from ppll.models.resnet import ResidualLayer
+from ppll.site import BlockSite
+
+__all__ = ["later_layers", "picked", "pyramidal_depth"]
+
+_DECAY: Final = 0.5
+"""Share of the depth beyond 1 that the last auxiliary network lacks (tau in the paper)."""
+
+
+def later_layers(site: BlockSite, *, depth: int = 2) -> nn.Module:
+    """Layers like those behind the block, and a pooled linear classifier.
+
+    The network's last layer, which makes the logits, is not among them. A block with fewer layers
+    behind it than the depth has a network of them all.
+
+    Args:
+        site: The cut; its ``layers_behind`` are looked at.
+        depth: Layers in the first block's auxiliary network, at least 1.
+
+    Raises:
+        RecipeError: The depth is below 1.
+        ModelError: The layers do not fit onto each other.
+    """
+    if depth < 1:
+        raise RecipeError(f"auglocal: depth must be at least 1, found {depth}.")
+    hidden = site.layers_behind[:-1]
+    depth = pyramidal_depth(depth, site.block_index, site.num_blocks)
+    layers, shape = _fitted([hidden[i] for i in picked(len(hidden), depth)], site.feature_shape)
+    head = linear(dataclasses.replace(site, feature_shape=shape))
+    return nn.Sequential(OrderedDict(layers=layers, head=head))
+
+
+def pyramidal_depth(depth: int, block_index: int, num_blocks: int) -> int:
+    """Depth at a block: the first has the whole, the last but one half of what is beyond 1."""
+    way = block_index / max(1, num_blocks - 2)
+    return max(1, round(depth - _DECAY * way * (depth - 1)))
+
+
+def picked(num_layers: int, depth: int) -> tuple[int, ...]:
+    """Which of the layers behind are picked, the nearest first; the last one always is.
+
+    Halves are rounded up.
+    """
+    depth = min(depth, num_layers)
+    return tuple((2 * num_layers * i + depth) // (2 * depth) - 1 for i in range(1, depth + 1))
+
+
+def _fitted(
+    layers: Sequence[Layer], shape: tuple[int, ...]
+) -> tuple[nn.Sequential, tuple[int, ...]]:
+    """Fresh layers like the given ones, for features of the shape, and the shape behind them."""
+    modules: OrderedDict[str, nn.Module] = OrderedDict()
+    for layer in layers:
+        module = _fresh(layer.module, shape)
+        shape = _output_shape(Layer(layer.name, module), shape)
+        modules[layer.name] = module
+    return nn.Sequential(modules), shape
+
+
+def _fresh(module: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """A layer of the same structure; a residual layer reads as many channels as there are."""
+    if isinstance(module, ResidualLayer) and len(shape) == 3:
+        stride, channels = module.conv1.stride[0], module.conv2.out_channels
+        return ResidualLayer(shape[0], channels, stride)
+    fresh = copy.deepcopy(module).to("meta")
+    for parameter in fresh.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return fresh
+
+
+def _output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
+    network = Network((layer,))
+    try:
+        with torch.device("cpu"):
+            return feature_shapes(network, shape)[0]
+    except ModelError as error:
+        raise ModelError(
+            f"auxiliary network 'auglocal' builds layers like later ones behind a block, but "
+            f"they do not fit onto each other: {error} Residual and transformer layers of the "
+            f"shelf do: choose another method.auxiliary, depth or split.cuts."
+        ) from error

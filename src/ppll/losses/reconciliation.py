@@ -1,0 +1,23 @@
+"""How far the gradients of two neighbouring blocks are from each other."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+__all__ = ["gradient_distance"]
+
+
+def gradient_distance(gradient: Tensor, reference: Tensor) -> Tensor:
+    """Mean over the batch of the squared distance between gradients of a sample's own loss.
+
+    ``1/N * sum_n ||N g_n - N r_n||^2``: the gradient of a batch's mean loss is, in sample n, one
+    N-th of that of the sample's own loss, so the distance does not depend on the batch's size.
+
+    Args:
+        gradient: (N, ...), of a mean loss.
+        reference: (N, ...), of another mean loss with respect to the same features.
+
+    Returns:
+        A scalar.
+    """
+    return len(gradient) * (gradient - reference).square().sum()

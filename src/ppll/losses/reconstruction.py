@@ -1,0 +1,41 @@
+"""How well an image, or a block's own input, can be told from features."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["image_reconstruction", "input_reconstruction"]
+
+
+def image_reconstruction(decoded: Tensor, image: Tensor) -> Tensor:
+    """Mean over all values of the error of a reconstructed image.
+
+    Bytes are scaled to 0 to 1 and compared by binary cross-entropy with the sigmoid of ``decoded``,
+    in nats (InfoPro, Wang et al., ICLR 2021, sec. 3.3 and code). Floating point has no known range,
+    so it is compared by the squared difference from ``decoded`` itself.
+
+    Args:
+        decoded: (N, C, H, W), before the sigmoid.
+        image: (N, C, H, W), uint8 or floating point.
+
+    Returns:
+        A scalar.
+    """
+    if image.dtype == torch.uint8:
+        return F.binary_cross_entropy_with_logits(decoded, image.to(decoded.dtype) / 255)
+    return F.mse_loss(decoded, image)
+
+
+def input_reconstruction(decoded: Tensor, inputs: Tensor) -> Tensor:
+    """Mean over all numbers of the squared difference.
+
+    Args:
+        decoded: (N, ...), what was made of a block's output.
+        inputs: (N, ...), what the block has read.
+
+    Returns:
+        A scalar.
+    """
+    return F.mse_loss(decoded, inputs)
