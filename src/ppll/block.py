@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn, optim
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ppll.block_modules import BlockModules
 from ppll.errors import ModelError, PpllError
@@ -122,7 +123,7 @@ class Block:
         if trains and self.method.needs_input_gradient:
             inputs = inputs.view_as(inputs).requires_grad_()
         self._seed(_FORWARD if trains else _EVALUATE, message)
-        with torch.set_grad_enabled(trains), self._autocast():
+        with torch.set_grad_enabled(trains), self._autocast(), self._attention():
             features = self.modules(inputs, message.tensors)
         self._passage = _Passage(message, inputs, features, version, features._version)
         self._refuse_in_place(self._passage)
@@ -155,7 +156,7 @@ class Block:
         if slow is not None and self.modules.auxiliary is not None:
             self.method.take_slow(self.modules.auxiliary, slow)
         self._seed(_LEARN, message)
-        with self._autocast():
+        with self._autocast(), self._attention():
             loss = self.method.local_loss(self.modules.auxiliary, lesson, self._task_loss)
         self._refuse_in_place(passage)
         self._skips_batch = self._skips_batch or not self._may_learn_from(loss.value)
@@ -174,7 +175,7 @@ class Block:
         """Count what the block's exit gets right on the message of the last ``forward``."""
         passage = self._take_passage()
         targets = passage.message.targets
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self._autocast(), self._attention():
             logits = self.method.exit(self.modules.auxiliary, passage.features)
             loss = None if logits is None else self._task_loss(logits, targets)
         self._refuse_in_place(passage)
@@ -219,6 +220,10 @@ class Block:
         return torch.autocast(
             self.device.type, self._autocast_dtype, enabled=self._autocast_dtype is not None
         )
+
+    def _attention(self) -> AbstractContextManager[None]:
+        """Only the plain kernel can be differentiated twice, as a loss on a gradient asks for."""
+        return sdpa_kernel(SDPBackend.MATH) if self.method.needs_input_gradient else nullcontext()
 
     def _set_learning_rate(self, step: int) -> None:
         factor = self.schedule.factor(step)

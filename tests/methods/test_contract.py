@@ -25,6 +25,8 @@ from tests.interleaving import (
 )
 
 LOCAL = [entry.name for entry in methods if not entry.build.end_to_end]
+SILENT = {"lopt", "scpl"}
+"""Methods whose blocks but the last learn without a prediction."""
 CHANCE_LOSS = math.log(NUM_CLASSES)
 END_TO_END = [entry.name for entry in methods if entry.build.end_to_end]
 
@@ -40,7 +42,7 @@ def batch(kind: Kind, index: int = 0) -> Message:
     return Message(kind=kind, sequence=0, step=1, tensors=MadeUpBatches().train_batch(0, index))
 
 
-def exits(blocks: list[Block], message: Message) -> list[Tensor]:
+def exits(blocks: list[Block], message: Message) -> list[Tensor | None]:
     """Every block's prediction for an evaluation batch."""
     predictions = []
     with torch.no_grad():
@@ -93,10 +95,14 @@ def test_learning_of_a_block_touches_no_other(method: str, network: str, learner
 
 @every_network
 @every_local_method
-def test_every_block_has_an_exit(method: str, network: str) -> None:
-    predictions = exits(first_blocks(network, method), batch(Kind.EVALUATE))
-    assert [tuple(p.shape) for p in predictions] == [(6, NUM_CLASSES)] * 4
-    assert all(p.dtype == torch.float32 for p in predictions)
+def test_every_block_predicts_or_the_last_alone_does(method: str, network: str) -> None:
+    *predictions, final = exits(first_blocks(network, method), batch(Kind.EVALUATE))
+    assert len(predictions) == 3
+    assert [p is None for p in predictions] == [method in SILENT] * 3
+    for prediction in (final, *(p for p in predictions if p is not None)):
+        assert prediction is not None
+        assert prediction.shape == (6, NUM_CLASSES)
+        assert prediction.dtype == torch.float32
 
 
 @every_network
@@ -111,10 +117,13 @@ def test_the_same_bits_on_every_placement(method: str, network: str, num_stages:
 @every_network
 @every_local_method
 def test_every_exit_learns(method: str, network: str) -> None:
-    recipe = small_recipe(network, method, "adamw", epochs=15, evaluate_every=0)
+    """Where blocks hear nothing of the task it takes longer."""
+    epochs = 60 if method == "lopt" else 15
+    recipe = small_recipe(network, method, "adamw", epochs=epochs, evaluate_every=0)
     found = tallies(train_interleaved(recipe, num_stages=1))
+    predicting = found[-1:] if method in SILENT else found
     assert len(found) == 4
-    assert max(tally.loss for tally in found) < 0.9 * CHANCE_LOSS
+    assert max(tally.loss for tally in predicting) < 0.9 * CHANCE_LOSS
     assert found[-1].accuracy >= 0.8
 
 

@@ -71,16 +71,14 @@ class Method(ABC):
     paper: ClassVar[Paper]
     end_to_end: ClassVar[bool] = False
     """Whether the whole network is one block, however the recipe would cut it."""
-    fields: ClassVar[tuple[str, ...]] = ()
+    fields: tuple[str, ...] = ()
     """Fields of a message that the loader makes for it besides features and targets."""
     late_fields: ClassVar[tuple[str, ...]] = ()
     """Fields of a message's second part, which exists when a block has learned."""
-    carries_input: ClassVar[bool] = False
+    carries_input: bool = False
     """Whether a block's own input travels on to the next one, as the field ``previous``."""
     needs_input_gradient: ClassVar[bool] = False
     """Whether the loss asks for a gradient with respect to the block's input."""
-    copies_layers: ClassVar[bool] = False
-    """Whether auxiliary networks depend on the layers behind the block."""
     slow_from: ClassVar[Literal["next"] | None] = None
     """Whose parameters reach a block over the side channel: the next block's first layer's."""
     lag: int = 0

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ppll.auxiliary import auxiliaries
 from ppll.auxiliary.momentum import MomentumLayer
-from ppll.errors import RecipeError
+from ppll.errors import ModelError, RecipeError
 from ppll.methods.base import Paper
 from ppll.methods.heads import HeadMethod
 from ppll.site import BlockSite
@@ -34,7 +34,6 @@ class MAN(HeadMethod):
     )
     default_auxiliary = "mlp-sr"
     slow_from = "next"
-    copies_layers = True
     scales: ClassVar[bool] = False
 
     def __init__(
@@ -54,7 +53,18 @@ class MAN(HeadMethod):
         self.momentum = momentum
 
     def build_auxiliary(self, site: BlockSite) -> nn.Module:
-        """The two layers and the head that reads their sum."""
+        """The two layers and the head that reads their sum.
+
+        Raises:
+            ModelError: The next block's first layer has no parameters, or the head cannot read
+                what it makes.
+        """
+        if not [*site.layers_behind[0].module.parameters()]:
+            raise ModelError(
+                f"the method follows the parameters of the next block's first layer, but "
+                f"{site.layers_behind[0]} has none: cut before a layer that has some "
+                f"(split.cuts), or choose another method.name."
+            )
         behind = dataclasses.replace(site, feature_shape=site.shapes_behind[0])
         head = auxiliaries.build(self.auxiliary, self.auxiliary_options, behind)
         layer = site.layers_behind[0].module

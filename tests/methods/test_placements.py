@@ -1,0 +1,110 @@
+"""The methods that send more than features, under any interleaving, and on from a checkpoint."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+from torch import nn
+
+import ppll
+from ppll.errors import ModelError, WorkerError
+from ppll.job import DataFacts, draw_blueprint
+from ppll.models.network import Network
+from ppll.testing import Fault
+from tests.faults import injected, recipe
+from tests.interleaving import digest, small_recipe, train_interleaved
+
+METHODS = ["man", "manpp", "zerolock", "sgr"]
+
+
+@functools.cache
+def sequential_digest(network: str, method: str) -> str:
+    return digest(train_interleaved(small_recipe(network, method), num_stages=1))
+
+
+@hypothesis.settings(max_examples=16, deadline=None, derandomize=True)
+@hypothesis.given(
+    method=st.sampled_from(METHODS),
+    network=st.sampled_from(["resnet", "vit"]),
+    num_stages=st.sampled_from([2, 3, 4]),
+    capacity=st.sampled_from([1, 2, 8]),
+    random=st.randoms(use_true_random=False),
+)
+def test_no_interleaving_changes_a_bit(method, network, num_stages, capacity, random) -> None:
+    blocks = train_interleaved(
+        small_recipe(network, method), num_stages, capacity=capacity, choose=random.randrange
+    )
+    assert digest(blocks) == sequential_digest(network, method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("choose", [lambda num_able: 0, lambda num_able: num_able - 1])
+def test_neither_the_first_nor_the_last_is_favoured(method: str, choose) -> None:
+    """One of both is as far ahead as it can be."""
+    blocks = train_interleaved(small_recipe("resnet", method), 4, capacity=1, choose=choose)
+    assert digest(blocks) == sequential_digest("resnet", method)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("man", ("method.lag=1",)),
+        ("man", ("method.lag=5",)),
+        ("manpp", ()),
+        ("zerolock", ()),
+        ("sgr", ()),
+        ("sgr", ("train.accumulate=2",)),
+        ("lopt", ("method.weight=1",)),
+        ("auglocal", ()),
+    ],
+)
+def test_a_run_goes_on_to_the_same_bits(
+    method: str, settings: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a lag of five, copies from before the checkpoint of step 6 are used after it."""
+    monkeypatch.setenv("PPLL_CACHE", str(tmp_path / "cache"))
+    base = recipe().with_settings([f"method.name={method}", *settings])
+    whole = ppll.Trainer(base, out=tmp_path / "whole").fit()
+    with injected(Fault(0, 8)), pytest.raises(WorkerError):
+        ppll.Trainer(base, out=tmp_path / "broken").fit()
+    resumed = ppll.Trainer(base, out=tmp_path / "broken", resume=True).fit()
+    assert resumed.weights_sha256 == whole.weights_sha256
+
+
+@pytest.mark.parametrize(
+    ("cut", "layer"), [(1, r"layer '1' \(ReLU\)"), (4, r"layer '4' \(Flatten\)")]
+)
+def test_a_layer_without_parameters_cannot_be_followed(cut: int, layer: str) -> None:
+    network = Network.from_modules(
+        [
+            nn.Conv2d(1, 4, 3),
+            nn.ReLU(),
+            nn.Conv2d(4, 8, 3),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(128, 3),
+        ]
+    )
+    base = small_recipe(method="man", split_blocks=2).with_settings([f"split.cuts=[{cut}]"])
+    blueprint = draw_blueprint(base, DataFacts((1, 8, 8), 3, 3), network)
+    with pytest.raises(ModelError, match=f"{layer} has none: cut before a layer that has some"):
+        blueprint.outline(0)
+
+
+@pytest.mark.processes
+def test_four_processes_break_and_one_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient of ``sgr`` in processes; its checkpoints know nothing of placement."""
+    monkeypatch.setenv("PPLL_CACHE", str(tmp_path / "cache"))
+    base = recipe().with_settings(["method.name=sgr"])
+    expected = ppll.Trainer(base, out=tmp_path / "one").fit().weights_sha256
+    four = base.with_settings(["runtime.stages=4"])
+    with injected(Fault(2, 8)), pytest.raises(WorkerError):
+        ppll.Trainer(four, out=tmp_path / "broken").fit()
+    resumed = ppll.Trainer(base, out=tmp_path / "broken", resume=True).fit()
+    assert resumed.weights_sha256 == expected
