@@ -22,6 +22,7 @@ NAMES = [
     "pooled-linear",
     "projector",
     "sedona",
+    "strided-separable",
 ]
 SHAPES = [(16, 8, 8), (8, 4, 6), (8, 1, 1), (65, 12), (64, 12), (7, 12), (12,)]
 

@@ -15,6 +15,7 @@ from ppll.auxiliary.mlp_sr import mlp_sr
 from ppll.auxiliary.pooled_linear import pooled_linear
 from ppll.auxiliary.projector import projector
 from ppll.auxiliary.sedona import sedona
+from ppll.auxiliary.strided_separable import strided_separable
 from ppll.registry import Registry
 
 __all__ = ["auxiliaries"]
@@ -29,3 +30,6 @@ _add("mlp-sr", "MLP behind spatial reduction (Belilovsky et al. 2020)")(mlp_sr)
 _add("pooled-linear", "pooled linear head, zero at first (Nøkland and Eidnes 2019)")(pooled_linear)
 _add("projector", "flattened maps and an MLP (SCPL 2026)")(projector)
 _add("sedona", "light convolutions, depth 1 to 4 (Pyeon et al. 2021)")(sedona)
+_add("strided-separable", "separable convolutions down to a small map, then residual ones")(
+    strided_separable
+)

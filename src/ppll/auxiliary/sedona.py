@@ -17,7 +17,8 @@ from typing import Final
 
 from torch import Tensor, nn
 
-from ppll.auxiliary.maps import MeanPixel, as_map, convolution
+from ppll.auxiliary.maps import MeanPixel, as_map
+from ppll.auxiliary.separable import depthwise, halved, pointwise
 from ppll.errors import RecipeError
 from ppll.site import BlockSite
 
@@ -39,8 +40,8 @@ class InvertedResidual(nn.Module):
         super().__init__()
         wide = in_channels * expansion
         self.adds_input = stride == 1 and in_channels == channels
-        self.widen = _pointwise(in_channels, wide) if expansion > 1 else nn.Identity()
-        self.filter = _depthwise(wide, size, stride)
+        self.widen = pointwise(in_channels, wide) if expansion > 1 else nn.Identity()
+        self.filter = depthwise(wide, size, stride)
         self.narrow = nn.Conv2d(wide, channels, 1, bias=False)
         self.norm = nn.BatchNorm2d(channels)
 
@@ -78,7 +79,7 @@ def sedona(
         OrderedDict(
             reading=reading,
             layers=nn.Sequential(*layers),
-            last=_pointwise(out_channels, final_width),
+            last=pointwise(out_channels, final_width),
             mean=MeanPixel(),
             linear=nn.Linear(final_width, site.num_classes),
         )
@@ -89,26 +90,12 @@ def _layers(channels: int, size: Size, depth: int, expansion: int) -> tuple[list
     """All but the last convolution, and the channels that leave them."""
     planes = max(1, channels // expansion)
     increment = planes if expansion == 1 else planes // 2
-    layers: list[nn.Module] = [_pointwise(channels, planes), _depthwise(planes, size, 2)]
-    size = _halved(size)
+    layers: list[nn.Module] = [pointwise(channels, planes), depthwise(planes, size, 2)]
+    size = halved(size)
     for index in range(depth - 1):
         stride = 2 if index % 2 == 1 and max(size) > 1 else 1
         wider = planes + increment * (stride - 1)
         layers.append(InvertedResidual(planes, wider, size, stride, expansion))
         planes = wider
-        size = _halved(size) if stride == 2 else size
+        size = halved(size) if stride == 2 else size
     return layers, planes
-
-
-def _halved(size: Size) -> Size:
-    return (size[0] + 1) // 2, (size[1] + 1) // 2
-
-
-def _pointwise(in_channels: int, channels: int) -> nn.Sequential:
-    convolution_1x1 = nn.Conv2d(in_channels, channels, 1, bias=False)
-    return nn.Sequential(convolution_1x1, nn.BatchNorm2d(channels), nn.ReLU())
-
-
-def _depthwise(channels: int, size: Size, stride: int) -> nn.Sequential:
-    filters = convolution(channels, channels, size, stride=stride, groups=channels)
-    return nn.Sequential(filters, nn.BatchNorm2d(channels), nn.ReLU())
