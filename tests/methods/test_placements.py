@@ -13,12 +13,16 @@ from torch import nn
 import ppll
 from ppll.errors import ModelError, WorkerError
 from ppll.job import DataFacts, draw_blueprint
+from ppll.methods import methods
 from ppll.models.network import Network
 from ppll.testing import Fault
 from tests.faults import injected, recipe
 from tests.interleaving import digest, small_recipe, train_interleaved
 
+LOCAL = [entry.name for entry in methods if not entry.build.end_to_end]
 METHODS = ["man", "manpp", "zerolock", "sgr"]
+SETTINGS = {"lopt": ("method.weight=1",)}
+"""What a method needs to go through the recipe of the faults without an infinite loss."""
 
 
 @functools.cache
@@ -49,18 +53,18 @@ def test_neither_the_first_nor_the_last_is_favoured(method: str, choose) -> None
     assert digest(blocks) == sequential_digest("resnet", method)
 
 
+VARIANTS = [
+    ("man", ("method.lag=1",)),
+    ("man", ("method.lag=5",)),
+    ("sgr", ("train.accumulate=2",)),
+    ("contsup", ("method.context=R1",)),
+    ("contsup", ("method.context=R1E", "method.auxiliary=auglocal")),
+    ("infopro", ("method.objective=contrast",)),
+]
+
+
 @pytest.mark.parametrize(
-    ("method", "settings"),
-    [
-        ("man", ("method.lag=1",)),
-        ("man", ("method.lag=5",)),
-        ("manpp", ()),
-        ("zerolock", ()),
-        ("sgr", ()),
-        ("sgr", ("train.accumulate=2",)),
-        ("lopt", ("method.weight=1",)),
-        ("auglocal", ()),
-    ],
+    ("method", "settings"), [*((name, SETTINGS.get(name, ())) for name in LOCAL), *VARIANTS]
 )
 def test_a_run_goes_on_to_the_same_bits(
     method: str, settings: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -96,12 +100,13 @@ def test_a_layer_without_parameters_cannot_be_followed(cut: int, layer: str) -> 
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize("method", LOCAL)
 def test_four_processes_break_and_one_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The gradient of ``sgr`` in processes; its checkpoints know nothing of placement."""
+    """What travels does so between processes, too, and checkpoints know nothing of placement."""
     monkeypatch.setenv("PPLL_CACHE", str(tmp_path / "cache"))
-    base = recipe().with_settings(["method.name=sgr"])
+    base = recipe().with_settings([f"method.name={method}", *SETTINGS.get(method, ())])
     expected = ppll.Trainer(base, out=tmp_path / "one").fit().weights_sha256
     four = base.with_settings(["runtime.stages=4"])
     with injected(Fault(2, 8)), pytest.raises(WorkerError):
