@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ppll.config import Recipe
     from ppll.data import Dataset
-    from ppll.evaluation import evaluate
+    from ppll.evaluation import evaluate, evaluate_exits
+    from ppll.exits import ExitReport, measure_exits
     from ppll.exporting import export
     from ppll.inference import TrainedNetwork, load
     from ppll.recipe_files import load_recipe
@@ -22,26 +23,32 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Dataset",
+    "ExitReport",
     "Recipe",
     "Result",
     "TrainedNetwork",
     "Trainer",
     "evaluate",
+    "evaluate_exits",
     "export",
     "load",
     "load_recipe",
+    "measure_exits",
 ]
 
 _HOMES = {
     "Dataset": "ppll.data",
+    "ExitReport": "ppll.exits",
     "Recipe": "ppll.config",
     "Result": "ppll.result",
     "TrainedNetwork": "ppll.inference",
     "Trainer": "ppll.trainer",
     "evaluate": "ppll.evaluation",
+    "evaluate_exits": "ppll.evaluation",
     "export": "ppll.exporting",
     "load": "ppll.inference",
     "load_recipe": "ppll.recipe_files",
+    "measure_exits": "ppll.exits",
 }
 
 
