@@ -23,6 +23,7 @@ from ppll.losses.classification import cross_entropy
 from ppll.methods import BlockSite, Method, TaskLoss, methods
 from ppll.models.network import Layer, Network, feature_shapes, with_memory, without_values
 from ppll.optimization import Schedule, build_optimizer
+from ppll.own_method import build_own_method, is_own_method
 from ppll.placement import place
 from ppll.sections import SplitConfig
 
@@ -45,16 +46,17 @@ def block_ranges(network: Network, split: SplitConfig) -> tuple[range, ...]:
 
 
 def build_method(recipe: Recipe) -> Method:
-    """The recipe's method.
+    """The recipe's method: one of the shelf, or a class of the user's own.
 
     Raises:
-        RecipeError: It is unknown, or has no such option.
+        RecipeError: It is unknown, cannot be imported, or has no such option.
     """
     options = recipe.method.options
     for key in ("auxiliary", "lag"):
         if getattr(recipe.method, key) is not None:
             options[key] = getattr(recipe.method, key)
-    return methods.build(recipe.method.name, options)
+    name = recipe.method.name
+    return build_own_method(name, options) if is_own_method(name) else methods.build(name, options)
 
 
 @dataclass(frozen=True)
@@ -174,12 +176,13 @@ class Blueprint:
             self.method,
             self.build_task_loss(),
             build_optimizer(self.recipe.optimizer, index, roots),
-            Schedule(self.recipe.schedule, self.num_steps, self.steps_per_epoch),
+            Schedule(self.recipe.schedule.of_block(index), self.num_steps, self.steps_per_epoch),
             seed=train.seed,
             device=device,
             autocast=torch.bfloat16 if train.precision == "bf16" else None,
             clip_norm=self.recipe.optimizer.clip_norm,
             on_nonfinite=train.on_nonfinite,
+            average_decay=train.ema,
         )
 
     def build_task_loss(self) -> TaskLoss:

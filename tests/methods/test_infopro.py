@@ -100,7 +100,7 @@ def test_data_that_are_no_images_are_refused() -> None:
     [
         ({"lambda1_first": -1.0}, r"method.lambda1_first must be at least 0 and finite"),
         ({"lambda2_last": float("inf")}, r"method.lambda2_last must be at least 0 and finite"),
-        ({"temperature": 0.0}, r"method.temperature must be above 0"),
+        ({"temperature": 0.0}, r"method.temperature must be at least 0.001"),
         ({"projection": 0}, r"method.projection must be above 0"),
         ({"objective": "mse"}, r"method.objective"),
     ],

@@ -56,7 +56,7 @@ def test_the_same_bits_on_every_placement(network: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": -1.0}, r"method.temperature must be above 0"),
+        ({"temperature": -1.0}, r"method.temperature must be at least 0.001"),
         ({"projection": 0}, r"method.projection must be above 0"),
         ({"auxiliary": "none"}, r"unknown auxiliary network 'none'"),
     ],

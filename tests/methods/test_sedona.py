@@ -34,5 +34,5 @@ def test_a_depth_out_of_range_is_refused() -> None:
 
 
 def test_an_unknown_option_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"unknown option .*method.width"):
+    with pytest.raises(RecipeError, match=r"unknown option .*method.auxiliary_options.width"):
         built("sedona", auxiliary_options={"width": 5})

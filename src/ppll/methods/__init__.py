@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 from ppll.methods.auglocal import AugLocal
 from ppll.methods.backprop import Backprop
 from ppll.methods.base import BlockSite, Lesson, LocalLoss, Method, Paper, TaskLoss
@@ -29,7 +27,6 @@ __all__ = [
     "Method",
     "Paper",
     "TaskLoss",
-    "describe_methods",
     "methods",
 ]
 
@@ -48,25 +45,3 @@ methods.register("infopro", "a head or a contrast, and the image found again")(I
 methods.register("sedona", "light convolutions of a chosen depth behind every block")(Sedona)
 methods.register("contsup", "a head, and context from the image or the input before")(ContSup)
 methods.register("scpl", "a contrast of the classes; only the last block predicts")(SCPL)
-
-
-def describe_methods() -> list[dict[str, Any]]:
-    """A row a method: its name, paper, what travels for it, and its options."""
-    rows = []
-    for entry in methods:
-        method = cast("type[Method]", entry.build)
-        rows.append(
-            {
-                "name": entry.name,
-                "summary": entry.summary,
-                "paper": f"{method.paper.title} ({method.paper.source})",
-                "year": method.paper.year,
-                "travels": [
-                    *("features", "targets", *method.fields),
-                    *(f"{name} (second part)" for name in method.late_fields),
-                    *(["next block's first layer (side channel)"] if method.slow_from else []),
-                ],
-                "options": sorted(entry.options),
-            }
-        )
-    return rows

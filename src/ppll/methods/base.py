@@ -17,7 +17,8 @@ PREVIOUS: Final = "previous"
 """Field with the input of the block before."""
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
-"""Logits (N, classes) and targets (N) to a scalar."""
+"""Logits (N, classes) and targets (N) to a scalar. Where samples are mixed of two, the block adds
+the other class and its share; a method gives it the targets of its lesson all the same."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Lesson:
     Attributes:
         inputs: The block's input (N, ...); it takes a gradient where the method asks for one.
         features: The block's output (N, ...), with its gradient history.
-        targets: What is to be predicted: (N) class indices.
+        targets: What is to be predicted: (N) class indices; of a sample that is mixed of two its
+            own.
         fields: Whatever else travels in the message, by name.
         late: The second part of the message, by name; empty in the first block.
     """

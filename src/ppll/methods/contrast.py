@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from torch import Tensor, nn
 
 from ppll.auxiliary import auxiliaries
+from ppll.errors import RecipeError
 from ppll.losses.contrastive import supervised_contrastive
 from ppll.methods.base import Lesson, LocalLoss, TaskLoss
 from ppll.methods.heads import HeadMethod
@@ -15,6 +17,9 @@ from ppll.methods.options import check_positive
 from ppll.site import BlockSite
 
 __all__ = ["ContrastMethod", "Objective"]
+
+_COLDEST: Final = 1e-3
+"""Below, shares of the batch leave what float32 can tell apart."""
 
 Objective: TypeAlias = Literal["softmax", "contrast"]
 
@@ -29,7 +34,7 @@ class ContrastMethod(HeadMethod):
         auxiliary_options: Options of that network.
         objective: The task loss on the head's logits, or the supervised contrastive loss on its
             projections.
-        temperature: Of the contrastive loss, above 0.
+        temperature: Of the contrastive loss, at least 0.001.
         projection: Length of the projections.
     """
 
@@ -45,7 +50,11 @@ class ContrastMethod(HeadMethod):
         projection: int = 128,
     ) -> None:
         super().__init__(auxiliary=auxiliary, auxiliary_options=auxiliary_options)
-        check_positive(temperature=temperature, projection=projection)
+        check_positive(projection=projection)
+        if not _COLDEST <= temperature < math.inf:
+            raise RecipeError(
+                f"method.temperature must be at least {_COLDEST} and finite, found {temperature:g}."
+            )
         self.objective = objective
         self.temperature = temperature
         self.projection = projection

@@ -25,7 +25,7 @@ class HeadMethod(Method):
     def __init__(
         self, *, auxiliary: str | None = None, auxiliary_options: dict[str, Any] | None = None
     ) -> None:
-        self.auxiliary = auxiliary or self.default_auxiliary
+        self.auxiliary = self.default_auxiliary if auxiliary is None else auxiliary
         self.auxiliary_options = auxiliary_options or {}
         auxiliaries.check(self.auxiliary, self.auxiliary_options)
 

@@ -65,7 +65,12 @@ class MAN(HeadMethod):
                 f"{site.layers_behind[0]} has none: cut before a layer that has some "
                 f"(split.cuts), or choose another method.name."
             )
-        behind = dataclasses.replace(site, feature_shape=site.shapes_behind[0])
+        behind = dataclasses.replace(
+            site,
+            feature_shape=site.shapes_behind[0],
+            layers_behind=site.layers_behind[1:],
+            shapes_behind=site.shapes_behind[1:],
+        )
         head = auxiliaries.build(self.auxiliary, self.auxiliary_options, behind)
         layer = site.layers_behind[0].module
         return MomentumLayer(layer, head, self.momentum, self.scales)

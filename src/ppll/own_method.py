@@ -1,0 +1,93 @@
+"""A method of the user's own: a class that a recipe names by its module, ``"module:Class"``.
+
+The module is looked for where Python looks for others, and imported by every process that needs it:
+to name it is to ask that it be run. Nothing is added to what Python searches.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, Final
+
+from ppll.errors import PpllError, RecipeError, unknown_name
+from ppll.methods import Method
+from ppll.registry import Registry
+
+__all__ = ["build_own_method", "is_own_method"]
+
+_SEPARATOR: Final = ":"
+
+
+def is_own_method(name: str) -> bool:
+    """Whether a name is that of a class in a module, not one of the shelf."""
+    return _SEPARATOR in name
+
+
+def build_own_method(name: str, options: Mapping[str, Any]) -> Method:
+    """Import the class that is called ``"module:Class"`` and build the method from its options.
+
+    Raises:
+        RecipeError: It cannot be imported, is no method, or does not take these options.
+    """
+    build = _imported_class(name)
+    shelf: Registry[Method] = Registry("method", "method")
+    shelf.register(name, "")(build)
+    try:
+        return shelf.build(name, options)
+    except PpllError:
+        raise
+    except Exception as error:
+        raise RecipeError(
+            f"method {name!r} cannot be built from its options: {_shown(error)}. An option is a "
+            f"keyword-only parameter of __init__."
+        ) from error
+
+
+def _imported_class(name: str) -> type[Method]:
+    module_name, _, class_name = name.partition(_SEPARATOR)
+    if not all(part.isidentifier() for part in [*module_name.split("."), class_name]):
+        raise RecipeError(
+            f"method.name = {name!r} is neither a method of the shelf nor a class of a module: "
+            f'write "module:Class", such as "my_package.my_module:MyMethod".'
+        )
+    module = _imported(name, module_name)
+    found = getattr(module, class_name, None)
+    if not inspect.isclass(found) or not issubclass(found, Method) or inspect.isabstract(found):
+        raise RecipeError(_no_method(module, module_name, class_name))
+    return found
+
+
+def _imported(name: str, module_name: str) -> object:
+    if module_name == "__main__":
+        raise RecipeError(
+            f"method.name = {name!r}: another process has another __main__. Put the class into a "
+            f"module of its own and name that."
+        )
+    try:
+        return import_module(module_name)
+    except (Exception, SystemExit) as error:
+        raise RecipeError(
+            f"cannot import {module_name!r} for method.name = {name!r}: {_shown(error)}. Install "
+            f"its package or put its folder on PYTHONPATH; python -c 'import {module_name}' must "
+            f"work."
+        ) from error
+
+
+def _no_method(module: object, module_name: str, class_name: str) -> str:
+    """Why what was found is no class to build a method from, and which ones the module has."""
+    classes = inspect.getmembers(module, inspect.isclass)
+    methods = [name for name, cls in classes if issubclass(cls, Method)]
+    if class_name not in vars(module):
+        return unknown_name(f"class of module {module_name!r}", class_name, methods or ["(none)"])
+    abstract = sorted(getattr(getattr(module, class_name), "__abstractmethods__", ()))
+    lacks = f" with {', '.join(abstract)}()" if class_name in methods else ""
+    return (
+        f"{module_name}:{class_name} is no method of local learning: it must be a subclass of "
+        f"ppll.methods.Method{lacks}."
+    )
+
+
+def _shown(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

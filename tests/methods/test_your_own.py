@@ -1,0 +1,127 @@
+"""The method that the documentation shows: outside the package, and at home everywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import ppll
+from ppll.config import Recipe
+from ppll.data import load_dataset
+from ppll.errors import RecipeError, WorkerError
+from ppll.testing import Fault
+from tests.faults import injected, recipe
+from tests.interleaving import NETWORKS, digest, small_recipe
+from tests.methods.trials import blocks_after_a_step, same_bits_everywhere
+
+PAGE = (Path(__file__).parents[2] / "docs/methods/your-own.md").read_text(encoding="utf-8")
+NAME = "decorrelated:Decorrelated"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where ``decorrelated.py`` lies as the page shows it; found by Python until the test ends."""
+    monkeypatch.setenv("PPLL_CACHE", str(tmp_path / "cache"))
+    home = tmp_path / "my-methods"
+    home.mkdir()
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    (home / "decorrelated.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(home)
+    monkeypatch.delitem(sys.modules, "decorrelated", raising=False)
+    yield home
+    sys.modules.pop("decorrelated", None)
+
+
+def own(**changes: str) -> Recipe:
+    settings = [f"method.name={NAME}", "method.weight=0.2"]
+    return recipe().with_settings([*settings, *(f"{k}={v}" for k, v in changes.items())])
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.usefixtures("folder")
+def test_the_class_of_the_page_is_a_method_like_others(network: str) -> None:
+    base = small_recipe(network, NAME)
+    blocks_after_a_step(base)
+    assert same_bits_everywhere(base)
+    others = base.with_settings(["method.auxiliary=linear"])
+    assert digest(blocks_after_a_step(others)) != digest(blocks_after_a_step(base))
+
+
+@pytest.mark.usefixtures("folder")
+def test_correlation_is_between_0_and_1() -> None:
+    from decorrelated import redundancy
+
+    noise = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
+    assert redundancy(noise) < 0.01
+    same = noise[:, :1].expand(-1, 8)
+    assert redundancy(same).item() == pytest.approx(7 / 8, abs=1e-4)
+    maps = noise[:, :, None, None].expand(-1, -1, 3, 2)
+    tokens = noise[:, None].expand(-1, 5, -1)
+    for features in (maps, tokens):
+        assert redundancy(features).item() == pytest.approx(redundancy(noise).item(), rel=1e-3)
+
+
+@pytest.mark.processes
+def test_one_stage_two_stages_and_a_broken_run_come_to_the_same_bits(
+    folder: Path, tmp_path: Path
+) -> None:
+    one = ppll.Trainer(own(), out=tmp_path / "one").fit()
+    two = trained_by_the_command(folder, tmp_path / "two")
+    assert two["weights_sha256"] == one.weights_sha256
+    with injected(Fault(0, 8)), pytest.raises(WorkerError):
+        ppll.Trainer(own(), out=tmp_path / "broken").fit()
+    stages = own(**{"runtime.stages": "2"})
+    resumed = ppll.Trainer(stages, out=tmp_path / "broken", resume=True).fit()
+    assert resumed.weights_sha256 == one.weights_sha256
+
+
+def trained_by_the_command(folder: Path, out: Path) -> dict[str, object]:
+    """``result.json`` of a run of two stages, whose processes find the module by PYTHONPATH."""
+    path = out.parent / "mine.toml"
+    path.write_text(own().to_toml(), encoding="utf-8")
+    command = [sys.executable, "-m", "ppll", "train", str(path), "--stages", "2", "--quiet"]
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    subprocess.run([*command, "--out", str(out)], env=environment, check=True, timeout=100)
+    result: dict[str, object] = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    return result
+
+
+@pytest.mark.processes
+@pytest.mark.usefixtures("folder")
+def test_a_run_is_evaluated_and_loaded_through_the_class(tmp_path: Path) -> None:
+    base, run = own(), tmp_path / "run"
+    result = ppll.Trainer(base, out=run).fit()
+    for stages in (1, 2):
+        evaluated = ppll.evaluate(run, stages)
+        assert evaluated.exit_accuracy == result.exit_accuracy
+        assert evaluated.weights_sha256 == result.weights_sha256
+    test = load_dataset(base.data).test
+    with torch.no_grad():
+        hits = [e.argmax(1) == test.targets for e in ppll.load(run).exits(test.inputs)]
+    assert [hit.float().mean().item() for hit in hits] == pytest.approx(list(result.exit_accuracy))
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_run_goes_on_with_its_own_options_only(tmp_path: Path) -> None:
+    ppll.Trainer(own(), out=tmp_path / "run").fit()
+    with pytest.raises(RecipeError, match=r"method\.weight \(was 0\.2, is 0\.3\)"):
+        ppll.Trainer(own(**{"method.weight": "0.3"}), out=tmp_path / "run", resume=True).fit()
+
+
+def test_a_run_whose_class_is_not_found_is_refused_in_words(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    ppll.Trainer(own(), out=run).fit()
+    sys.modules.pop("decorrelated")
+    sys.path.remove(str(folder))
+    for look in (ppll.evaluate, ppll.load):
+        with pytest.raises(RecipeError, match=r"No module named 'decorrelated'.*PYTHONPATH"):
+            look(run)
+    ppll.export(run, tmp_path / "plain.safetensors")

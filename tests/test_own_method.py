@@ -1,0 +1,127 @@
+"""Names of the form ``module:Class``: what is imported, and what is refused in which words."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from ppll.cli import main
+from ppll.errors import RecipeError
+from ppll.own_method import build_own_method, is_own_method
+from ppll.split import build_method
+from tests.interleaving import small_recipe
+
+MODULE = """
+from __future__ import annotations
+from typing import TYPE_CHECKING
+from ppll.methods.base import Method
+from ppll.methods.greedy import Greedy
+
+class Mine(Greedy):
+    def __init__(self, *, weight: float = 1.0, lag: int = 3) -> None:
+        super().__init__()
+        if weight < 0:
+            raise ValueError("weight must not be negative")
+        self.weight, self.lag = weight, lag
+
+class Positional(Greedy):
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+
+class Untyped(Greedy):
+    def __init__(self, *, sizes: Sizes = ()) -> None:
+        super().__init__()
+
+class Unfinished(Method):
+    pass
+
+class Other:
+    pass
+
+def function() -> None:
+    pass
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "modules" / "own_package"
+    package.mkdir(parents=True)
+    (package / "methods.py").write_text(MODULE, encoding="utf-8")
+    (package / "broken.py").write_text("1 / 0", encoding="utf-8")
+    (package / "torn.py").write_text("def", encoding="utf-8")
+    (package / "leaves.py").write_text("raise SystemExit(0)", encoding="utf-8")
+    monkeypatch.syspath_prepend(package.parent)
+    for name in [name for name in sys.modules if name.startswith("own_package")]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+def test_only_a_name_with_a_colon_is_imported() -> None:
+    assert is_own_method("own_package.methods:Mine")
+    assert not is_own_method("dgl")
+
+
+def test_options_are_checked_and_converted() -> None:
+    method = build_own_method("own_package.methods:Mine", {"weight": 2})
+    assert vars(method)["weight"] == 2.0
+    recipe = small_recipe(method="own_package.methods:Mine").with_settings(["method.lag=5"])
+    assert build_method(recipe).lag == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (":", 'write "module:Class"'),
+        ("own_package.methods:", 'write "module:Class"'),
+        (":Mine", 'write "module:Class"'),
+        ("own_package..methods:Mine", 'write "module:Class"'),
+        ("../evil:Mine", 'write "module:Class"'),
+        ("own_package.methods:Mine:Mine", 'write "module:Class"'),
+        ("__main__:Mine", "another process has another __main__"),
+        ("own_packages:Mine", "No module named 'own_packages'.*PYTHONPATH"),
+        ("own_package.method:Mine", "No module named 'own_package.method'"),
+        ("own_package.broken:Mine", "ZeroDivisionError: division by zero"),
+        ("own_package.torn:Mine", "SyntaxError"),
+        ("own_package.leaves:Mine", "SystemExit"),
+        ("own_package.methods:Main", "Did you mean 'Mine'"),
+        ("own_package:Mine", r"unknown class of module 'own_package' 'Mine'\. Known: \(none\)"),
+        ("own_package.methods:Other", "must be a subclass of ppll.methods.Method"),
+        ("own_package.methods:function", "must be a subclass of ppll.methods.Method"),
+        ("own_package.methods:Unfinished", r"Method with build_auxiliary\(\)"),
+        ("own_package.methods:Positional", "missing 1 required .*'weight'.*keyword-only"),
+        ("own_package.methods:Untyped", "NameError: name 'Sizes' is not defined"),
+    ],
+)
+def test_what_is_no_method_is_refused(name: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        build_own_method(name, {})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"wait": 1}, r"'method\.wait'\. Did you mean 'method\.weight'"),
+        ({"weight": "much"}, r"method\.weight: .*number.*'much'"),
+        ({"weight": -1}, "ValueError: weight must not be negative"),
+        ({"auxiliary": "linear"}, r"unknown option.*'method\.auxiliary'"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        build_own_method("own_package.methods:Mine", options)
+
+
+@pytest.mark.parametrize("name", ["own_packages:Mine", "own_package.methods:Other"])
+def test_the_command_line_ends_with_code_2(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    words = ["ppll", "train", "digits-resnet", f"--set=method.name={name}", f"--out={out}"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("RecipeError: ")
+    assert not out.exists()
