@@ -35,9 +35,17 @@ def encoded(image: Pixels, mode: str = "RGB") -> bytes:
 
 
 def write_parquet(
-    path: Path, images: Sequence[bytes | None], labels: Sequence[Any], **columns: Any
+    path: Path,
+    images: Sequence[bytes | None],
+    labels: Sequence[Any],
+    *,
+    name: str = "img",
+    **columns: Any,
 ) -> Path:
-    """A file like those of ``uoft-cs/cifar10``; ``columns`` take the place of these or add some."""
+    """A file like those of ``uoft-cs/cifar10``; ``columns`` take the place of these or add some.
+
+    ``name`` is that of the column of images.
+    """
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -45,7 +53,7 @@ def write_parquet(
         [{"bytes": content, "path": None} for content in images],
         pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
     )
-    table = {"img": image, "label": pa.array(labels, pa.int64()), **columns}
+    table = {name: image, "label": pa.array(labels, pa.int64()), **columns}
     path.parent.mkdir(parents=True, exist_ok=True)
     pa.parquet.write_table(pa.table({k: v for k, v in table.items() if v is not None}), path)
     return path

@@ -1,151 +1,168 @@
-"""CIFAR-10: where its files are looked for, what is wrong with them, and the real ones."""
+"""CIFAR-10's official batches and archive, and the real images."""
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Sequence
+import tarfile
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from ppll import data
-from ppll.data import Dataset, load_dataset
+from ppll.data import load_dataset
+from ppll.data.cifar10 import CIFAR10, read_archive, read_batches
+from ppll.data.sources import load_published
 from ppll.errors import DataError
 from ppll.sections import DataConfig
 
 from .conftest import encoded, random_images, write_parquet
+from .official import md5, pickled_batch, write_archive
 
-pyarrow = pytest.importorskip("pyarrow")
-pytest.importorskip("PIL")
-
-
-def load(root: Path | None = None) -> Dataset:
-    return load_dataset(DataConfig(name="cifar10", root=root))
-
-
-def write(path: Path, labels: Sequence[int], seed: int = 0) -> torch.Tensor:
-    images = random_images(len(labels), seed=seed)
-    write_parquet(path, [encoded(image) for image in images], labels)
-    return torch.from_numpy(images)
-
-
-@pytest.fixture(autouse=True)
-def _no_shared_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PPLL_DATA", raising=False)
+NAMES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
+LABELS = {name: [index, 9] for index, name in enumerate(NAMES)}
+BATCHES = {
+    name: pickled_batch(random_images(2, seed=index), LABELS[name])
+    for index, name in enumerate(NAMES)
+}
+EXPECTED = np.concatenate([random_images(2, seed=seed) for seed in range(5)])
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "data" / "cifar10"
-    write(folder / "train-00000-of-00001.parquet", [0, 9, 3], seed=1)
-    write(folder / "test-00000-of-00001.parquet", [4, 5], seed=2)
-    return folder
+def files(tmp_path: Path) -> list[Path]:
+    """The five batches of the training part, and beside them the one of the test part."""
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name, content in BATCHES.items():
+        (folder / name).write_bytes(content)
+    return [folder / name for name in NAMES[:5]]
 
 
-def test_images_and_labels_come_in_the_files_order(tmp_path: Path) -> None:
-    second = write(tmp_path / "train-1.parquet", [4, 5], seed=2)
-    first = write(tmp_path / "train-0.parquet", [0, 9, 3], seed=1)
-    write(tmp_path / "test-0.parquet", [1])
-    dataset = load(tmp_path)
-    assert torch.equal(dataset.train.inputs, torch.cat([first, second]))
-    assert dataset.train.targets.tolist() == [0, 9, 3, 4, 5]
-    assert (dataset.num_classes, dataset.input_shape) == (10, (3, 32, 32))
-    assert dataset.mean == (0.4914, 0.4822, 0.4465)
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    return write_archive(tmp_path / "cifar-10-python.tar.gz", {"readme.html": b"x", **BATCHES})
 
 
-def test_second_load_decodes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = load(folder)
-    monkeypatch.setitem(sys.modules, "ppll.data.parquet", None)  # an import would fail
-    assert torch.equal(load(folder).train.inputs, first.train.inputs)
+def digests(archive: Path) -> dict[str, str]:
+    return md5({**BATCHES, archive.name: archive.read_bytes()})
 
 
-def test_root_may_be_the_folder_above(folder: Path) -> None:
-    assert len(load(folder.parent).train) == 3
+def test_batches_are_read_exactly_and_in_order(files: list[Path]) -> None:
+    images, labels = read_batches(files, "train", md5(BATCHES))
+    assert np.array_equal(images, EXPECTED)
+    assert labels.tolist() == [0, 9, 1, 9, 2, 9, 3, 9, 4, 9]
+    assert (images.dtype, labels.dtype) == (np.uint8, np.int64)
 
 
-@pytest.mark.parametrize("above", [True, False])
-def test_environment_names_the_folder(
-    folder: Path, above: bool, monkeypatch: pytest.MonkeyPatch
+def test_an_archive_is_read_in_the_same_order_whatever_its_own(tmp_path: Path) -> None:
+    backwards = dict(reversed(BATCHES.items()))
+    archive = write_archive(tmp_path / "cifar-10-python.tar.gz", backwards)
+    images, labels = read_archive([archive], "train", digests(archive))
+    assert np.array_equal(images, EXPECTED)
+    assert labels.tolist() == [0, 9, 1, 9, 2, 9, 3, 9, 4, 9]
+    assert read_archive([archive], "test", digests(archive))[1].tolist() == [5, 9]
+
+
+def test_the_official_digests_are_asked_for(tmp_path: Path, files: list[Path]) -> None:
+    found = r"has the MD5 [0-9a-f]{32}, but the official file has"
+    with pytest.raises(DataError, match=f"data_batch_1 {found} c99cafc152244af753f735de768cd75f"):
+        load_dataset(DataConfig(name="cifar10", root=tmp_path))
+    archive = write_archive(tmp_path / "cifar-10-python.tar.gz", BATCHES)
+    with pytest.raises(DataError, match=f"gz {found} c58f30108f718f92721af3b95e74349a"):
+        read_archive([archive], "train")
+
+
+def _byte(content: bytes) -> bytes:
+    return content[:-100] + b"x" + content[-99:]
+
+
+def _nothing(content: bytes) -> bytes:
+    return b""
+
+
+@pytest.mark.parametrize("damage", [_byte, _nothing])
+def test_nothing_is_read_of_another_file(
+    files: list[Path],
+    archive: Path,
+    damage: Callable[[bytes], bytes],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("PPLL_DATA", str(folder.parent if above else folder))
-    assert len(load().train) == 3
+    expected = digests(archive)
+    for file in (files[2], archive):
+        file.write_bytes(damage(file.read_bytes()))
+    monkeypatch.setattr(tarfile, "open", None)  # a call would fail
+    with pytest.raises(DataError, match="data_batch_3 has the MD5"):
+        read_batches(files, "train", expected)
+    with pytest.raises(DataError, match=r"tar\.gz has the MD5 .*: fetch it again"):
+        read_archive([archive], "train", expected)
 
 
-def test_root_without_files_says_where_was_looked(tmp_path: Path) -> None:
-    looked = f"looked in {tmp_path} and in {tmp_path}/cifar10. Name the folder"
-    with pytest.raises(DataError, match=looked):
-        load(tmp_path)
+def test_a_batch_of_the_archive_has_a_digest_of_its_own(archive: Path) -> None:
+    expected = {**digests(archive), "data_batch_2": "0" * 32}
+    with pytest.raises(DataError, match=r"tar\.gz/data_batch_2 has the MD5"):
+        read_archive([archive], "train", expected)
 
 
-def test_half_of_the_files_is_not_enough(folder: Path) -> None:
-    (folder / "test-00000-of-00001.parquet").unlink()
-    with pytest.raises(DataError, match=rf"{folder} has no test-\*\.parquet"):
-        load(folder)
+def test_archive_that_lacks_a_batch_or_is_none_is_named(tmp_path: Path) -> None:
+    some = {name: BATCHES[name] for name in NAMES[:3]}
+    archive = write_archive(tmp_path / "cifar-10-python.tar.gz", some)
+    with pytest.raises(DataError, match=r"tar\.gz holds no cifar-10-batches-py/data_batch_4"):
+        read_archive([archive], "train", digests(archive))
+    archive.write_text("a page that says 404")
+    with pytest.raises(DataError, match=r"tar\.gz cannot be read .*: fetch it again"):
+        read_archive([archive], "train", digests(archive))
+    archive.unlink()
+    with pytest.raises(DataError, match=r"tar\.gz cannot be read"):
+        read_archive([archive], "train", {})
 
 
-def test_bad_label_is_found_in_its_file(folder: Path) -> None:
-    write(folder / "train-00000-of-00001.parquet", [0, 10])
-    with pytest.raises(DataError, match=r"train-.*: the label in row 1 is 10, allowed are 0 to 9"):
-        load(folder)
-
-
-def test_missing_reader_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "ppll.data.parquet", raising=False)
-    monkeypatch.delattr(data, "parquet", raising=False)
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(DataError, match=r"needs the package pyarrow.*'ppll\[datasets\]'"):
-        load(folder)
-
-
-def test_without_files_and_downloader_both_ways_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match=r"PPLL_DATA is not set.*pip install 'ppll\[datasets\]'"):
-        load()
-
-
-class Hub(ModuleType):
-    """Stands in for Hugging Face ``datasets``."""
-
-    def __init__(self, folder: Path | None) -> None:
-        super().__init__("datasets")
-        self.folder = folder
-        self.asked: list[tuple[str, str]] = []
-
-    def load_dataset(self, name: str, split: str) -> Hub:
-        if self.folder is None:
-            raise ConnectionError("no network")
-        self.asked.append((name, split))
-        return self
-
-    def with_format(self, kind: str) -> Hub:
-        assert kind == "arrow"
-        return self
-
-    def __getitem__(self, rows: slice) -> Any:
-        assert self.folder is not None
-        split = self.asked[-1][1]
-        return pyarrow.parquet.read_table(self.folder / f"{split}-00000-of-00001.parquet")
-
-
-def test_without_files_they_are_downloaded_once(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\x80\2}.", "must hold 'data'"),
+        (pickled_batch(random_images(2), [1]), "has 2 images and 1 labels"),
+        (pickled_batch(random_images(0), []), "has 0 images"),
+        (pickled_batch(random_images(1), [10]), "label 0 is 10, allowed are 0 to 9"),
+        (pickled_batch(random_images(1), [-1]), "label 0 is -1"),
+        (pickled_batch(random_images(1, size=16), [1]), "is not a whole pickle"),
+        (b"\x80\2cos\nsystem\nU\4true\x85R.", "would call 'os system'"),
+    ],
+)
+def test_a_batch_that_holds_something_else_is_named(
+    files: list[Path], content: bytes, words: str
 ) -> None:
-    hub = Hub(folder)
-    monkeypatch.setitem(sys.modules, "datasets", hub)
-    assert load().train.targets.tolist() == [0, 9, 3]
-    assert torch.equal(load().test.inputs, load(folder).test.inputs)
-    assert hub.asked == [("uoft-cs/cifar10", "train"), ("uoft-cs/cifar10", "test")]
+    files[0].write_bytes(content)
+    with pytest.raises(DataError, match=rf"data_batch_1:? {words}"):
+        read_batches(files[:1], "train", md5({"data_batch_1": content}))
 
 
-def test_failed_download_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", Hub(None))
-    with pytest.raises(DataError, match=r"The download failed: no network\."):
-        load()
+@pytest.mark.parametrize("kind", ["batches", "archive"])
+def test_official_files_are_found_and_decoded_once(
+    tmp_path: Path, cache: Path, kind: str, files: list[Path], archive: Path
+) -> None:
+    layouts = [
+        replace(layout, read=partial(layout.read, md5=digests(archive)))
+        for layout in CIFAR10.official
+    ]
+    if kind == "archive":
+        for file in files:
+            file.unlink()
+        (tmp_path / "cifar-10-batches-py" / "test_batch").unlink()
+    published = replace(CIFAR10, official=tuple(layouts))
+    for _ in range(2):
+        dataset = load_published(published, tmp_path)
+        assert torch.equal(dataset.train.inputs, torch.from_numpy(EXPECTED))
+        assert dataset.test.targets.tolist() == [5, 9]
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_a_missing_batch_is_named(tmp_path: Path, files: list[Path]) -> None:
+    files[3].unlink()
+    with pytest.raises(DataError, match="has no data_batch_4: put it beside the others"):
+        load_dataset(DataConfig(name="cifar10", root=tmp_path))
 
 
 def real_folder() -> Path | None:
@@ -165,8 +182,9 @@ def test_real_test_images(tmp_path: Path) -> None:
     assert REAL_FOLDER is not None
     for file in REAL_FOLDER.glob("test-*.parquet"):
         (tmp_path / file.name).symlink_to(file)
-    write(tmp_path / "train-0.parquet", [0])
-    test = load(tmp_path).test
+    image = encoded(random_images(1)[0])
+    write_parquet(tmp_path / "train-0.parquet", [image], [0])
+    test = load_dataset(DataConfig(name="cifar10", root=tmp_path)).test
     assert torch.bincount(test.targets).tolist() == [1000] * 10
     assert test.targets[:8].tolist() == [3, 8, 8, 0, 6, 6, 1, 6]  # as the original release has it
     mean = test.inputs.numpy().mean((0, 2, 3)) / 255

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ppll.data import Dataset, Loader, load_batches, prepare
-from ppll.data.augment import normalise
+from ppll.data.augmentation import normalise
 from ppll.data.loader import epoch_order
 from ppll.message import ALIGNMENT
 from ppll.sections import DataConfig

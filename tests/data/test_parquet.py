@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 
+from ppll.data.published import ImageColumns, Labels, Pixels
 from ppll.errors import DataError
 
 from .conftest import encoded, random_images, write_parquet
@@ -15,12 +16,9 @@ from .conftest import encoded, random_images, write_parquet
 pa = pytest.importorskip("pyarrow")
 pytest.importorskip("PIL")
 
-if TYPE_CHECKING:
-    from ppll.data.parquet import Labels, Pixels
-
 
 def read(*files: Path) -> tuple[Pixels, Labels]:
-    from ppll.data.parquet import ImageColumns, read_files
+    from ppll.data.parquet import read_files
 
     return read_files(files, ImageColumns("img", "label", size=(32, 32), num_classes=10))
 

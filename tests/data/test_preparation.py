@@ -86,6 +86,7 @@ def test_steps_per_epoch(size: int, drop_last: bool, steps: int) -> None:
         ({"validation": 100}, "validation = 100 leaves none of 100 .* choose at most 99"),
         ({"validation": 0.999}, "validation = 0.999 leaves none of 100"),
         ({"crop": 6}, "crop = 6 could cut a whole image away, .* choose 0 to 5"),
+        ({"cutout": 6}, "cutout = 6 could paint a whole image over, .* choose 0 to 5"),
     ],
 )
 def test_recipe_that_does_not_fit_is_refused(config: dict[str, Any], words: str) -> None:
@@ -93,9 +94,22 @@ def test_recipe_that_does_not_fit_is_refused(config: dict[str, Any], words: str)
         prepared(**config)
 
 
-@pytest.mark.parametrize(("key", "value"), [("crop", 2), ("flip", True)])
-def test_crop_and_flip_need_images(key: str, value: Any) -> None:
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *[("crop", 2), ("flip", True), ("randaugment", 9)],
+        *[("cutout", 1), ("mixup", 0.2), ("cutmix", 1.0)],
+    ],
+)
+def test_augmentation_needs_images(key: str, value: Any) -> None:
     rows = (torch.zeros(20, 3), torch.zeros(20).long())
     dataset = Dataset.from_arrays(train=rows, test=rows)
     with pytest.raises(DataError, match=rf"data\.{key} needs images .* shape \(3,\)"):
         prepare(dataset, DataConfig(batch_size=2, **{key: value}))
+
+
+def test_randaugment_needs_bytes() -> None:
+    images = (torch.zeros(20, 1, 4, 4), torch.zeros(20).long())
+    dataset = Dataset.from_arrays(train=images, test=images)
+    with pytest.raises(DataError, match=r"data\.randaugment needs images in bytes, .* torch"):
+        prepare(dataset, DataConfig(batch_size=2, randaugment=1))

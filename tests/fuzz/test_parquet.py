@@ -11,7 +11,6 @@ import resource
 import struct
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ppll.data.cifar10 import cifar10
+from ppll.data.published import ImageColumns, Labels, Pixels
 from ppll.errors import DataError
 from tests.data.conftest import encoded, random_images, write_parquet
 
@@ -28,9 +28,6 @@ pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 pytest.importorskip("PIL")
 
-if TYPE_CHECKING:
-    from ppll.data.parquet import Labels, Pixels
-
 SIZE = 8
 IMAGES = random_images(3, size=SIZE)
 GOOD = [encoded(image) for image in IMAGES]
@@ -38,7 +35,7 @@ LABELS = [0, 1, 9]
 
 
 def read(path: Path) -> tuple[Pixels, Labels]:
-    from ppll.data.parquet import ImageColumns, read_files
+    from ppll.data.parquet import read_files
 
     return read_files([path], ImageColumns("img", "label", size=(SIZE, SIZE), num_classes=10))
 

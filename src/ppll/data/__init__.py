@@ -11,8 +11,11 @@ from pathlib import Path
 from ppll.data.cifar10 import cifar10
 from ppll.data.dataset import Dataset, Split
 from ppll.data.digits import digits
+from ppll.data.image_folder import image_folder
 from ppll.data.loader import Loader
 from ppll.data.preparation import PreparedData, prepare
+from ppll.data.stl10 import stl10
+from ppll.data.svhn import svhn
 from ppll.data.synthetic import synthetic
 from ppll.registry import Registry
 from ppll.sections import DataConfig
@@ -32,6 +35,9 @@ datasets: Registry[Dataset] = Registry("data set", "data")
 
 datasets.register("digits", "1,797 grey images of digits, 8 x 8, from scikit-learn")(digits)
 datasets.register("cifar10", "60,000 colour images, 32 x 32, in ten classes")(cifar10)
+datasets.register("svhn", "99,289 colour images of digits of house numbers, 32 x 32")(svhn)
+datasets.register("stl10", "13,000 colour images, 96 x 96, in ten classes")(stl10)
+datasets.register("image-folder", "images of your own, a folder a class")(image_folder)
 datasets.register("synthetic", "made-up samples of any shape and number")(synthetic)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from ppll.data.dataset import Dataset
 from ppll.data_facts import DataFacts
@@ -16,6 +18,9 @@ from ppll.sections import DataConfig
 __all__ = ["PreparedData", "facts_of", "hold_out", "prepare"]
 
 Samples = npt.NDArray[np.int64]
+
+_OF_IMAGES: Final = ("crop", "flip", "randaugment", "cutout", "mixup", "cutmix")
+"""Keys that ask for something that only images have."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +58,7 @@ def prepare(dataset: Dataset, config: DataConfig) -> PreparedData:
     """Limit the training samples, then keep a part of them back for validation.
 
     Raises:
-        DataError: Too few samples are left, or crop and flip are asked for without images.
+        DataError: Too few samples are left, or images are to be changed that are none or too small.
     """
     _check_augmentation(dataset, config)
     num_samples = min(len(dataset.train), config.train_limit or len(dataset.train))
@@ -104,17 +109,23 @@ def _num_validation(config: DataConfig, num_samples: int) -> int:
 
 
 def _check_augmentation(dataset: Dataset, config: DataConfig) -> None:
-    if not (config.crop or config.flip):
+    asked_for = [key for key in _OF_IMAGES if getattr(config, key)]
+    if not asked_for:
         return
-    key = "data.crop" if config.crop else "data.flip"
     if not dataset.train.holds_images:
         raise DataError(
-            f"{key} needs images (channels, height, width), but samples of {config.name!r} have "
-            f"the shape {dataset.input_shape}: leave it out."
+            f"data.{asked_for[0]} needs images (channels, height, width), but samples of "
+            f"{config.name!r} have the shape {dataset.input_shape}: leave it out."
+        )
+    if config.randaugment and dataset.train.inputs.dtype != torch.uint8:
+        raise DataError(
+            f"data.randaugment needs images in bytes, but those of {config.name!r} are "
+            f"{dataset.train.inputs.dtype}: leave it out, or give uint8 images."
         )
     smaller_side = min(dataset.input_shape[1:])
-    if config.crop >= smaller_side:
-        raise DataError(
-            f"data.crop = {config.crop} could cut a whole image away, whose smaller side is "
-            f"{smaller_side}: choose 0 to {smaller_side - 1}."
-        )
+    for key, what in (("crop", "cut a whole image away"), ("cutout", "paint a whole image over")):
+        if getattr(config, key) >= smaller_side:
+            raise DataError(
+                f"data.{key} = {getattr(config, key)} could {what}, whose smaller side is "
+                f"{smaller_side}: choose 0 to {smaller_side - 1}."
+            )

@@ -1,6 +1,8 @@
-"""Crop and flip: against a slow reference, and as functions of seed, epoch and sample (law 6)."""
+"""Crop, flip and cutout: as a slow reference has them, and functions of seed, epoch and sample."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ppll.data.augment import augment, normalise
+from ppll.data.augmentation import augment, normalise
 from ppll.randomness import fold, uniform_integers
 
 
@@ -19,9 +21,10 @@ def batch(number: int = 12, dtype: torch.dtype = torch.uint8) -> Tensor:
 
 
 def reference(
-    image: Tensor, sample: int, *, seed: int, epoch: int, crop: int, flip: bool
+    image: Tensor, sample: int, *, seed: int, epoch: int, crop: int, flip: bool, cutout: int = 0
 ) -> Tensor:
-    """One image, pixel by pixel."""
+    """One image, pixel by pixel; what is cut out of it is 7 in the first channel and 9 in the
+    other."""
     key = fold(seed, "augment", epoch)
     one = np.array([sample])
     top, left = (uniform_integers(fold(key, s), one, 2 * crop + 1)[0] for s in ("top", "left"))
@@ -34,17 +37,40 @@ def reference(
             from_x = (width - 1 - x if mirrored else x) + int(left) - crop
             if 0 <= from_y < height and 0 <= from_x < width:
                 result[:, y, x] = image[:, from_y, from_x]
+    if cutout:
+        middle = [
+            int(uniform_integers(fold(key, f"cutout {name}"), one, high)[0])
+            for name, high in (("row", height), ("column", width))
+        ]
+        first_y, first_x = (place - cutout // 2 for place in middle)
+        for y in range(max(0, first_y), min(height, first_y + cutout)):
+            for x in range(max(0, first_x), min(width, first_x + cutout)):
+                result[:, y, x] = torch.tensor([7, 9])
     return result
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-@pytest.mark.parametrize(("crop", "flip"), [(0, True), (2, False), (2, True), (4, True)])
-def test_same_as_one_image_at_a_time(dtype: torch.dtype, crop: int, flip: bool) -> None:
+@pytest.mark.parametrize(
+    ("crop", "flip", "cutout"),
+    [
+        *[(0, True, 0), (2, False, 0), (2, True, 0), (4, True, 0)],
+        *[(0, False, 1), (0, False, 2), (0, False, 3), (2, True, 4)],
+    ],
+)
+def test_same_as_one_image_at_a_time(
+    dtype: torch.dtype, crop: int, flip: bool, cutout: int
+) -> None:
     images, samples = batch(dtype=dtype), np.arange(100, 112)
-    found = augment(images, samples, seed=3, epoch=2, crop=crop, flip=flip)
+    shapes: dict[str, Any] = {"crop": crop, "flip": flip, "cutout": cutout}
+    found = augment(images, samples, seed=3, epoch=2, fill=(7, 9), **shapes)
+    assert found.dtype == dtype
     for image, sample, result in zip(images, samples, found, strict=True):
-        expected = reference(image, int(sample), seed=3, epoch=2, crop=crop, flip=flip)
-        assert torch.equal(result, expected)
+        assert torch.equal(result, reference(image, int(sample), seed=3, epoch=2, **shapes))
+
+
+def test_what_is_cut_out_is_black_unless_a_colour_is_given() -> None:
+    found = augment(batch(), np.arange(12), seed=0, epoch=0, cutout=3)
+    assert set(torch.where(found == batch(), 1, found).unique().tolist()) == {0, 1}
 
 
 @given(st.permutations(range(12)), st.integers(1, 12))
