@@ -1,0 +1,380 @@
+"""``ppll study``: many runs, one table."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppll import study
+from ppll.cli import main
+from ppll.config import Recipe
+from ppll.errors import PpllError, RunFolderError
+from ppll.run_folder import RunFolder
+from ppll.study_outcome import Outcome, read_outcome
+from ppll.study_picture import draw_picture
+from ppll.study_runs import StudyRun, list_runs, split_methods
+from ppll.study_table import Row, Spread, draw_rows, markdown, short_cells
+from ppll.testing import Fault
+
+TINY = [
+    *("--set", "data.name=synthetic", "--set", "data.shape=[1,8,8]"),
+    *("--set", "data.num_train=45", "--set", "data.num_test=10", "--set", "data.batch_size=10"),
+    *("--set", "model.depth=14", "--set", "model.width=4", "--set", "split.blocks=3"),
+]
+SHORT = [*TINY, "--set", "train.max_steps=7"]
+ENVIRONMENT = {
+    "processor": "a chip",
+    "num_cores": 2,
+    "load_average": [0.0, 0.0, 0.0],
+    "python": "3",
+    "packages": {"torch": "2"},
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PPLL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def run_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: str
+) -> tuple[int, str, str]:
+    """Run a study in this process: exit code, what it printed, what it complained of."""
+    monkeypatch.setattr(sys, "argv", ["ppll", "study", *args])
+    with pytest.raises(SystemExit) as end:
+        main()
+    printed = capsys.readouterr()
+    return int(end.value.code or 0), printed.out, printed.err
+
+
+def no_process(*args: Any, **options: Any) -> None:
+    raise AssertionError("nothing was to be trained")
+
+
+# --- what there is to run ------------------------------------------------------------------
+
+
+def test_options_stay_with_their_method() -> None:
+    texts = ["dgl,infopro:objective=contrast,auxiliary=linear", "own:Method:cuts=[1,2],x={a=1,b=2}"]
+    assert split_methods(texts) == [
+        "dgl",
+        "infopro:objective=contrast,auxiliary=linear",
+        "own:Method:cuts=[1,2],x={a=1,b=2}",
+    ]
+
+
+def test_a_study_lists_the_first_seed_of_every_row_first(tmp_path: Path) -> None:
+    methods = ["backprop", "infopro:objective=contrast"]
+    settings = ["train.seed=3", "runtime.stages=2"]
+    runs = list_runs(["digits-resnet", "digits-vit"], methods, 2, settings, tmp_path)
+    assert [(run.recipe_name, run.method, run.seed) for run in runs] == [
+        (recipe, method, seed)
+        for seed in (3, 4)
+        for recipe in ("digits-resnet", "digits-vit")
+        for method in methods
+    ]
+    assert runs[1].recipe.method.options == {"objective": "contrast"}
+    assert runs[1].folder.path == tmp_path / "digits-resnet/infopro-objective=contrast/seed-3"
+    assert [run.recipe.runtime.stages for run in runs[:2]] == [1, 2]
+
+
+def test_another_method_does_not_get_the_recipes_options(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('extends = "digits-resnet"\n[method]\nname = "infopro"\nlambda1_last = 3.0\n')
+    own, dgl, same = (
+        list_runs([str(recipe)], methods, 1, [], tmp_path)[0].recipe.method
+        for methods in ([], ["dgl"], ["infopro:lambda1_first=2.0"])
+    )
+    assert (own.name, own.options) == ("infopro", {"lambda1_last": 3.0})
+    assert (dgl.name, dgl.options) == ("dgl", {})
+    assert same.options == {"lambda1_last": 3.0, "lambda1_first": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["digits-resnett"], "Did you mean 'digits-resnet'"),
+        (["digits-resnet", "digits-resnet"], "recipe 'digits-resnet' is named 2 times"),
+        (["digits-resnet", "--methods=dlg"], "Did you mean 'dgl'"),
+        (["digits-resnet", "--methods=dgl,dgl"], "method 'dgl' is named 2 times"),
+        (["digits-resnet", "--methods=dgl,,greedy"], "cannot read the method ''"),
+        (["digits-resnet", "--methods=dgl,weight=2"], "cannot read the method 'dgl,weight=2'"),
+        (["digits-resnet", "--methods=dgl:weight=2"], "method.weight"),
+        (["digits-resnet", "--set=trian.epochs=1"], "Did you mean 'train'"),
+        (["digits-resnet", "--stages=9"], "only 4 blocks"),
+        (["digits-resnet", "--seeds=0"], "--seeds"),
+        (["digits-resnet", "--parallel=0"], "--parallel"),
+        (["digits-resnet", "--set=data.num_train=5"], "data.num_train"),
+        ([], "RECIPE"),
+    ],
+)
+def test_what_cannot_be_has_exit_code_2(
+    args: list[str], message: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", no_process)
+    code, _, err = run_here(monkeypatch, capsys, *args, f"--out={tmp_path / 'study'}")
+    assert code == 2, err
+    assert message in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_folder_that_holds_something_else_is_refused(
+    seed: int, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    folder = tmp_path / f"digits-resnet/dgl/seed-{seed}"
+    folder.mkdir(parents=True)
+    (folder / "notes.txt").touch()
+    code, _, err = run_here(monkeypatch, capsys, "digits-resnet", *SHORT, f"--out={tmp_path}")
+    assert code == 2
+    assert "already holds files" in err
+
+
+def test_a_study_that_is_at_work_is_refused(tmp_path: Path, monkeypatch, capsys) -> None:
+    with study.hold(tmp_path):
+        code, _, err = run_here(monkeypatch, capsys, "digits-resnet", *SHORT, f"--out={tmp_path}")
+    assert code == 2
+    assert f"process {os.getpid()}" in err
+    (tmp_path / "file").touch()
+    with pytest.raises(RunFolderError, match="cannot make"), study.hold(tmp_path / "file"):
+        pass
+
+
+# --- the table -----------------------------------------------------------------------------
+
+
+def outcome(seed: int, accuracy: float, exits: tuple[float | None, ...] = ()) -> Outcome:
+    return Outcome(
+        seed=seed,
+        run_folder=f"r/m/seed-{seed}",
+        test_accuracy=accuracy,
+        exit_accuracy=(*exits, accuracy),
+        average_accuracy=accuracy + 0.01,
+        epoch_seconds=2.0 + seed,
+        peak_memory_bytes=(seed + 1) * 2**20,
+        num_stages=1,
+        weights_sha256="",
+    )
+
+
+def rows_of(
+    monkeypatch: pytest.MonkeyPatch, found: dict[str, list[Outcome | None]], *settings: str
+) -> list[Row]:
+    """The rows of runs that came to this, by method; settings are for all but the first."""
+    runs, outcomes = [], {}
+    for index, (method, seeds) in enumerate(found.items()):
+        recipe = Recipe().with_settings([f"method.name={method}", *(settings if index else ())])
+        for seed, reached in enumerate(seeds):
+            folder = RunFolder(Path(f"{method}/seed-{seed}"))
+            seeded = recipe.with_settings([f"train.seed={seed}"])
+            runs.append(StudyRun("mine", method, seeded, folder))
+            outcomes[folder.path] = reached
+    monkeypatch.setattr("ppll.study_table.read_outcome", lambda run: outcomes[run.folder.path])
+    return draw_rows(runs)
+
+
+def test_a_row_holds_mean_spread_and_the_gap_by_seed(monkeypatch) -> None:
+    found = {
+        "backprop": [outcome(0, 0.9), outcome(1, 0.8), outcome(2, 0.1)],
+        "dgl": [outcome(0, 0.7, (0.5, None)), outcome(1, 0.7, (0.6, None)), None],
+    }
+    control, row = rows_of(monkeypatch, found, "split.blocks=3")
+    assert control.gap_to_backprop is None
+    assert row.gap_to_backprop == pytest.approx(-15)  # 0.7 - 0.9 and 0.7 - 0.8
+    assert row.test_accuracy == Spread(pytest.approx(0.7), pytest.approx(0))
+    assert row.exit_accuracy[0] == Spread(pytest.approx(0.55), pytest.approx(0.0707, abs=1e-4))
+    assert row.exit_accuracy[1] is None
+    assert row.average_accuracy is not None
+    assert row.average_accuracy.mean == pytest.approx(0.71)
+    assert (row.epoch_seconds, row.peak_memory_bytes) == (2.5, 2 * 2**20)
+    assert [o.seed for o in row.runs] == [0, 1]
+    assert row.seeds_missing == (2,)
+
+
+@pytest.mark.parametrize("setting", ["data.batch_size=7", "model.name=vit", "optimizer.lr=1"])
+def test_there_is_no_gap_to_another_recipe(setting: str, monkeypatch) -> None:
+    found: dict[str, list[Outcome | None]] = {"backprop": [outcome(0, 0.9)], "dgl": [outcome(0, 1)]}
+    assert rows_of(monkeypatch, found)[1].gap_to_backprop == pytest.approx(10)
+    assert rows_of(monkeypatch, found, setting)[1].gap_to_backprop is None
+
+
+def test_there_is_no_gap_without_a_common_seed(monkeypatch) -> None:
+    found = {"backprop": [outcome(0, 0.9), None], "dgl": [None, outcome(1, 0.8)]}
+    assert rows_of(monkeypatch, found)[1].gap_to_backprop is None
+
+
+def test_the_table_says_what_is_missing(monkeypatch) -> None:
+    found = {"backprop": [outcome(0, 0.9)], "dgl": [outcome(0, 0.7, (0.5, None))], "greedy": [None]}
+    rows = rows_of(monkeypatch, found)
+    text = markdown(rows, ["ppll", "study"], ENVIRONMENT)
+    assert "| mine | dgl | 70.00 | -20.00 | 50.00 | - | 71.00 | 2.00 | 1 | 1 | 1 |" in text
+    assert "| mine | backprop | 90.00 |  |  |  | 91.00 | 2.00 | 1 | 1 | 1 |" in text
+    assert "| mine | greedy | - |  |  |  | - |  |  |  | 0 of 1 |" in text
+    assert "\n- mine greedy: 0\n" in text
+    names, _, dgl, _ = short_cells(rows)
+    assert dict(zip(names, dgl, strict=True))["exits"] == "50.0 -"
+
+
+def test_a_picture_is_drawn_of_whatever_there_is(tmp_path: Path, monkeypatch) -> None:
+    found = {"backprop": [outcome(0, 0.9), outcome(1, 0.8)], "dgl": [outcome(0, 0.7, (0.5, None))]}
+    rows = rows_of(monkeypatch, {**found, "greedy": [None]})
+    other = replace(rows[0], recipe="yours")
+    for name, drawn in (("all", [*rows, other]), ("nothing", rows[-1:])):
+        draw_picture(drawn, tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+# --- real runs -----------------------------------------------------------------------------
+
+
+@pytest.mark.processes
+def test_a_study_trains_everything_once(tmp_path: Path, monkeypatch, capsys) -> None:
+    out = tmp_path / "study"
+    args = ("digits-resnet", "--methods=backprop,dgl", "--seeds=2", "--stages=2", f"--out={out}")
+    code, printed, err = run_here(monkeypatch, capsys, *args, *SHORT, "--parallel=2")
+    assert code == 0, err
+    assert "4 of 4 through" in err
+    assert "backprop" in printed
+    tree = json.loads((out / "study.json").read_text())
+    backprop, dgl = tree["rows"]
+    assert [len(row["exit_accuracy"]) for row in tree["rows"]] == [1, 3]
+    assert [row["num_stages"] for row in tree["rows"]] == [1, 2]
+    assert dgl["gap_to_backprop"] is not None
+    assert tree["environment"]["packages"]["torch"]
+    assert tree["command"][:3] == ["ppll", "study", "digits-resnet"]
+    assert backprop["average_accuracy"] == backprop["test_accuracy"]
+    for row in tree["rows"]:
+        assert row["seeds_missing"] == []
+        assert [run["seed"] for run in row["runs"]] == [0, 1]
+        for run in row["runs"]:
+            result = json.loads((out / run["run_folder"] / "result.json").read_text())
+            exits = json.loads((out / run["run_folder"] / "exits.json").read_text())
+            assert run["weights_sha256"] == result["weights_sha256"]
+            assert run["exit_accuracy"] == result["exit_accuracy"] == exits["exit_accuracy"]
+            assert run["epoch_seconds"] == pytest.approx(result["train_seconds"] * 5 / 7)
+    assert "| digits-resnet | dgl |" in (out / "study.md").read_text()
+    assert (out / "study.png").read_bytes().startswith(b"\x89PNG")
+
+    # Once more: all is there. Without matplotlib there is no picture, and somebody says so.
+    monkeypatch.setattr(subprocess, "Popen", no_process)
+    monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
+    monkeypatch.delitem(sys.modules, "ppll.study_picture")
+    (out / "study.png").unlink()
+    code, printed, err = run_here(monkeypatch, capsys, *args, *SHORT, "--json")
+    assert code == 0, err
+    assert json.loads(printed)["rows"] == tree["rows"]
+    assert "4 runs: 4 finished before, 0 to train" in err
+    assert "pip install 'ppll[pictures]'" in " ".join(err.split())
+    assert not (out / "study.png").exists()
+
+    code, _, err = run_here(monkeypatch, capsys, *args, *SHORT, "--set=optimizer.lr=0.5")
+    assert code == 2
+    assert "optimizer.lr (was 0.05, is 0.5)" in err
+
+
+@pytest.mark.processes
+def test_a_run_that_fails_is_named_and_goes_on_later(tmp_path: Path, monkeypatch, capsys) -> None:
+    """One recipe fails after its checkpoint of step 4, then ends as if it had not."""
+    (tmp_path / "long.toml").write_text(
+        'extends = "digits-resnet"\n[checkpoint]\nevery_steps = 2\n'
+    )
+    (tmp_path / "short.toml").write_text('extends = "digits-resnet"\n[train]\nmax_steps = 4\n')
+    recipes = [str(tmp_path / f"{name}.toml") for name in ("long", "short")]
+    args = [*recipes, "--seeds=1", "--set=train.epochs=2", *TINY]
+    monkeypatch.setenv("PPLL_FAULT", Fault(rank=0, step=6).to_environment()["PPLL_FAULT"])
+    code, printed, err = run_here(monkeypatch, capsys, *args, f"--out={tmp_path / 'a'}")
+    assert code == 1
+    assert "1 of 2 runs failed:\nlong dgl seed 0: WorkerError: rank 0 (stage 0, block" in err
+    assert "0 of 1" in printed
+    tree = json.loads((tmp_path / "a" / "study.json").read_text())
+    assert [row["seeds_missing"] for row in tree["rows"]] == [[0], []]
+
+    monkeypatch.delenv("PPLL_FAULT")
+    sha = {}
+    for out in ("a", "b"):
+        code, _, err = run_here(monkeypatch, capsys, *args, f"--out={tmp_path / out}", "--quiet")
+        assert (code, err) == (0, "")
+        rows = json.loads((tmp_path / out / "study.json").read_text())["rows"]
+        sha[out] = [run["weights_sha256"] for row in rows for run in row["runs"]]
+    assert sha["a"] == sha["b"]
+    history = (tmp_path / "a/long/dgl/seed-0/history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in history] == [0, 4]
+
+
+@pytest.mark.processes
+def test_a_study_that_is_stopped_leaves_nothing_behind_and_goes_on(tmp_path: Path) -> None:
+    """Killed at first, then interrupted: all runs have saved themselves and are gone."""
+    out = tmp_path / "study"
+    command = [
+        *(sys.executable, "-m", "ppll", "study", "digits-resnet", "--seeds=2", "--parallel=2"),
+        *("--set=train.epochs=100000", "--set=runtime.log_every_steps=1"),
+        *("--stages=2", *TINY, f"--out={out}"),
+    ]
+    runs = [RunFolder(out / f"digits-resnet/dgl/seed-{seed}") for seed in (0, 1)]
+    for starts, number, code in ((1, signal.SIGKILL, -9), (2, signal.SIGINT, 130)):
+        process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        for run in runs:
+            wait_for_steps(process, run, starts=starts)
+        os.killpg(process.pid, number)
+        _, err = process.communicate(timeout=60)
+        wait_until_gone(process.pid)
+        assert process.returncode == code, err
+        for run in runs:
+            result = json.loads(run.result.read_text())
+            assert (run.checkpoints / f"step-{result['step']:08d}" / "manifest.json").exists()
+    assert "interrupted with 2 of 2 runs left" in err
+    for run in runs:
+        first, second = (json.loads(line) for line in run.history.read_text().splitlines())
+        assert first["step"] == 0 < second["step"]
+
+
+def wait_for_steps(process: subprocess.Popen[str], run: RunFolder, *, starts: int) -> None:
+    """Until a run has begun so often, and has learned something since then."""
+    while not run.history.exists() or len(run.history.read_text().splitlines()) < starts:
+        assert process.poll() is None
+        time.sleep(0.05)
+    metrics = run.metric_parts / "rank-1.jsonl"
+    size = metrics.stat().st_size if metrics.exists() else 0
+    while not metrics.exists() or metrics.stat().st_size <= size:
+        assert process.poll() is None
+        time.sleep(0.05)
+
+
+def wait_until_gone(session: int, timeout_s: float = 20.0) -> None:
+    """Fail when a process of the session is still there after the time."""
+    deadline = time.monotonic() + timeout_s
+    while left := [pid for pid in Path("/proc").glob("[0-9]*") if session_of(pid) == session]:
+        assert time.monotonic() < deadline, f"left behind: {left}"
+        time.sleep(0.05)
+
+
+def session_of(process: Path) -> int | None:
+    try:
+        state, *fields = (process / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state == "Z" else int(fields[2])
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    run = StudyRun("mine", "dgl", Recipe(), RunFolder.make(tmp_path / "run"))
+    assert read_outcome(run) is None
+    run.folder.facts.write_text(
+        json.dumps({"input_shape": [1, 8, 8], "num_classes": 10, "steps_per_epoch": 5})
+    )
+    run.folder.result.write_text("{")
+    with pytest.raises(PpllError, match=r"cannot read .*result\.json"):
+        read_outcome(run)
