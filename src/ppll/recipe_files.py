@@ -1,16 +1,23 @@
-"""Recipes in files, and those that come with the package (no torch)."""
+"""Recipes in files, and those that come with the package (no torch).
+
+A recipe may begin with ``extends = "OTHER"``, the name of a shipped recipe or a file beside it, and
+then gives only the keys that differ.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
+from typing import Any, Final
 
 from ppll.config import Recipe
 from ppll.errors import RecipeError, unknown_name
 from ppll.recipe_text import apply_setting, read_toml
 
 __all__ = ["load_recipe", "shipped_recipes"]
+
+_LONGEST_CHAIN: Final = 8
 
 
 def shipped_recipes() -> dict[str, str]:
@@ -26,17 +33,47 @@ def load_recipe(recipe: str | Path, settings: Iterable[str] = ()) -> Recipe:
     Raises:
         RecipeError: There is no such file or name, it is not TOML, or what it says cannot be.
     """
-    text = _recipe_text(recipe)
-    try:
-        tree = read_toml(text)
-    except ValueError as error:
-        raise RecipeError(f"{recipe} is not TOML: {error}.") from None
+    tree = _recipe_tree(recipe)
     for setting in settings:
         apply_setting(tree, setting)
     try:
         return Recipe.from_dict(tree)
     except RecipeError as error:
         raise RecipeError(f"{recipe}: {error}") from None
+
+
+def _recipe_tree(recipe: str | Path, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What a recipe says, on top of what those that it extends say."""
+    chain = (*extended_by, str(recipe))
+    if len(chain) > _LONGEST_CHAIN:
+        raise RecipeError(
+            f"{' extends '.join(chain)}: that is more than {_LONGEST_CHAIN} recipes, or a circle."
+        )
+    try:
+        tree = read_toml(_recipe_text(recipe))
+    except ValueError as error:
+        raise RecipeError(f"{recipe} is not TOML: {error}.") from None
+    if "extends" not in tree:
+        return tree
+    base = tree.pop("extends")
+    if not isinstance(base, str):
+        raise RecipeError(
+            f"{recipe}: extends must be the name of a shipped recipe or a file, found {base!r}."
+        )
+    # A file is looked for beside the one that names it.
+    other = str(Path(recipe).parent / base) if base.endswith(".toml") else base
+    return _merged(_recipe_tree(other, chain), tree)
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The base with changes on top, key by key."""
+    merged = dict(base)
+    for key, value in changes.items():
+        below = merged.get(key)
+        if isinstance(below, dict) and isinstance(value, dict):
+            value = _merged(below, value)
+        merged[key] = value
+    return merged
 
 
 def _recipe_text(recipe: str | Path) -> str:
