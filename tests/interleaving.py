@@ -122,6 +122,8 @@ def built_blocks(blueprint: Blueprint) -> list[Block]:
     for block in blocks:
         for prefix, module in block.modules.named():
             initialise(module, prefix, blueprint.recipe.train.seed)
+        if block.averages is not None:
+            block.averages.load({})
     if blueprint.method.slow_from is not None:
         for reader, block in itertools.pairwise(blocks):
             first = block.first_layer_parameters()

@@ -253,6 +253,31 @@ def test_a_run_goes_on_and_is_exported(
     assert target.exists()
 
 
+def test_the_best_checkpoint_is_evaluated_and_exported(tmp_path: Path, monkeypatch, capsys) -> None:
+    out, target = str(tmp_path / "run"), tmp_path / "best.safetensors"
+    monkeypatch.setenv("PPLL_CACHE", str(tmp_path / "cache"))
+    practice = ["data.mixup=0.2", "data.randaugment=3", "train.ema=0.9", "checkpoint.keep=best"]
+    settings = [f"--set={setting}" for setting in ("train.epochs=3", *practice)]
+    run = ("train", "digits-resnet", *TINY, *settings, "--quiet", "--out", out)
+    code, _, err = run_here(monkeypatch, capsys, *run, "--set=data.validation=0")
+    assert code == 2
+    assert "data.validation is 0" in err
+    code, printed, err = run_here(monkeypatch, capsys, *run, "--set=data.validation=15")
+    assert code == 0, err
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    best = f"{result['best_validation_accuracy']:.2%} (step {result['best_step']})"
+    assert f"best validation accuracy: {best}" in printed
+    code, printed, err = run_here(monkeypatch, capsys, "eval", out, "--best", "--json")
+    evaluated = json.loads(printed)
+    assert evaluated["step"] == result["best_step"]
+    assert evaluated["validation_accuracy"] == result["best_validation_accuracy"]
+    code, printed, err = run_here(monkeypatch, capsys, "eval", out, "--exits", "--best", "--json")
+    assert json.loads(printed)["step"] == result["best_step"]
+    code, printed, err = run_here(monkeypatch, capsys, "export", out, f"--to={target}", "--best")
+    assert code == 0, err
+    assert f"the network after step {result['best_step']}" in printed
+
+
 def planned(tmp_path: Path, monkeypatch, capsys, *args: str) -> tuple[int, str, str]:
     monkeypatch.setenv("PPLL_CACHE", str(tmp_path / "cache"))
     costs = f"--costs={tmp_path / 'costs.json'}"

@@ -20,6 +20,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"optimizer": {"blocks": {"1": {"lrr": 1}}}},
         r"Did you mean 'optimizer\.blocks\.1\.lr'\?",
     ),
+    "unknown override of a schedule": (
+        {"schedule": {"blocks": {"1": {"warmup": 1}}}},
+        r"Did you mean 'schedule\.blocks\.1\.warmup_epochs'\?",
+    ),
     "wrong type": ({"train": {"epochs": "x"}}, r"^train\.epochs: .*integer.*\(found 'x'\)"),
     "out of range": ({"data": {"batch_size": 0}}, r"^data\.batch_size: .*\(found 0\)"),
     "share or count": ({"data": {"validation": -1}}, r"^data\.validation: .*-1"),
@@ -29,6 +33,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "cuts and blocks": ({"split": {"blocks": 4, "cuts": [2, 3]}}, r"makes 3 blocks.*blocks = 4"),
     "stages": ({"runtime": {"stages": 5}}, r"stages = 5, .* 4 blocks .* ask for 1 to 4 stages"),
     "override of no block": ({"optimizer": {"blocks": {"4": {}}}}, r"blocks count from 0 to 3"),
+    "schedule of no block": (
+        {"schedule": {"blocks": {"4": {}}}},
+        r"schedule\.blocks\.4: .* 0 to 3",
+    ),
+    "no checkpoint": ({"checkpoint": {"keep": 0}}, r'^checkpoint\.keep: .* or "best", found 0\.'),
+    "keep": ({"checkpoint": {"keep": "last"}}, r"checkpoint\.keep: .* found 'last'"),
+    "best of nothing": ({"checkpoint": {"keep": "best"}}, r"data\.validation is 0: keep some"),
+    "randaugment": ({"data": {"randaugment": 11}}, r"^data\.randaugment: .*\(found 11\)"),
+    "cutout": ({"data": {"cutout": -1}}, r"^data\.cutout: .*\(found -1\)"),
+    "mixup": ({"data": {"mixup": float("inf")}}, r"^data\.mixup: inf is not a finite number"),
+    "ema": ({"train": {"ema": 1.0}}, r"^train\.ema: .*less than 1 \(found 1\.0\)"),
     "nesterov": ({"optimizer": {"momentum": 0}}, r"nesterov needs optimizer\.momentum above 0"),
     "no section": ({"train": 3}, r"^train: .*\(found 3\)"),
 }
@@ -68,6 +83,9 @@ def test_settings_reach_options_and_overrides_and_the_last_one_counts() -> None:
     recipe = load_recipe("digits-resnet", settings)
     assert recipe.model.options["width"] == 8
     assert recipe.optimizer.blocks[1].lr == 0.5
+    recipe = recipe.with_settings(["schedule.blocks.0.warmup_epochs=2"])
+    assert recipe.schedule.of_block(0).warmup_epochs == 2
+    assert read_back(recipe) == recipe
     assert recipe.train.seed == 2
 
 

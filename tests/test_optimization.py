@@ -36,6 +36,31 @@ def test_constant_stays_after_the_warm_up() -> None:
     assert factors(5, 2, name="constant", warmup_epochs=1.5) == [0.333333, 0.666667, 1, 1, 1]
 
 
+def test_a_block_may_have_a_schedule_of_its_own() -> None:
+    """The second warms up for two of three epochs, the third stays, the others are the usual."""
+    overrides = {1: {"warmup_epochs": 2}, 2: {"name": "constant"}}
+    config = ScheduleConfig(warmup_epochs=1, final_factor=0.2, blocks=overrides)
+    found = [Schedule(config.of_block(i), 6, 2) for i in range(4)]
+    rates = [[round(schedule.factor(step), 6) for step in range(1, 7)] for schedule in found]
+    assert rates[0] == rates[3] == factors(6, 2, warmup_epochs=1, final_factor=0.2)
+    assert rates[1] == factors(6, 2, warmup_epochs=2, final_factor=0.2)
+    assert rates[1][:4] == [0.25, 0.5, 0.75, 1]
+    assert rates[2] == [0.5, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("config", "knows_end"),
+    [
+        ({}, True),
+        ({"name": "constant"}, False),
+        ({"name": "constant", "blocks": {1: {"name": "cosine"}}}, True),
+        ({"name": "constant", "blocks": {1: {"warmup_epochs": 1}}}, False),
+    ],
+)
+def test_one_cosine_is_enough_to_know_the_end(config: dict, knows_end: bool) -> None:
+    assert ScheduleConfig(**config).knows_end is knows_end
+
+
 class Mixed(nn.Module):
     """A parameter of every sort."""
 

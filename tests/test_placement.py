@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import hypothesis
 import hypothesis.strategies as st
 import pytest
+import torch
 
 from ppll.message import Kind
 from tests.interleaving import (
@@ -115,6 +116,27 @@ def test_bf16_is_the_same_on_every_placement() -> None:
         for num_stages in (1, 2, 4)
     }
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_autocast_around_a_run_does_not_change_a_bit(enabled: bool) -> None:
+    """Torch forgets the cast weights of a step only where its outermost context ends."""
+    recipe = small_recipe("vit", precision="bf16")
+    alone = digest(train_interleaved(recipe, 1))
+    with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        around = digest(train_interleaved(recipe, 1))
+    assert around == alone
+
+
+def test_blocks_with_schedules_of_their_own_on_every_placement() -> None:
+    """A block without an override is as it would be without those of the others."""
+    settings = ["schedule.blocks.0.name=constant", "schedule.blocks.2.warmup_epochs=1"]
+    base = small_recipe().with_settings(settings)
+    runs = [train_interleaved(base, stages) for stages in (1, 2, 4)]
+    assert len({digest(blocks) for blocks in runs}) == 1
+    blueprint = blueprint_of(base, MadeUpBatches())
+    factors = [block.schedule.factor(1) for block in built_blocks(blueprint)]
+    assert factors == [2 / 3, 2 / 3, 1 / 3, 2 / 3]
 
 
 @pytest.mark.parametrize("accumulate", [2, 3])

@@ -80,6 +80,8 @@ def test_blocks_and_stages_by_hand() -> None:
     assert plan.stages[0].memory_bytes == 4 * 25 + 7 * MIB
     assert plan.stages[1].memory_bytes == 4 * 25 + 7 * MIB + 4 * MIB
     assert plan.stages[3].idle == pytest.approx(0.4 / 6, abs=0.01)
+    averaged = draw_plan(base.with_settings(["train.ema=0.99"]), even_costs(base), 4, FREE)
+    assert averaged.stages[0].memory_bytes == 5 * 25 + 7 * MIB
 
 
 def test_fewer_stages_run_several_blocks() -> None:
@@ -163,6 +165,16 @@ def test_costs_of_another_recipe_are_refused(setting: str, key: str) -> None:
     base = recipe(blocks=2, cuts=[4])
     with pytest.raises(RecipeError, match=f"measured for {key}"):
         draw_plan(base.with_settings([setting]), even_costs(base), 2, FREE)
+
+
+def test_costs_from_before_a_key_was_there_are_those_of_its_default() -> None:
+    base = recipe(blocks=2, cuts=[4])
+    costs = even_costs(base)
+    data = {key: value for key, value in costs.recipe["data"].items() if key != "cutout"}
+    old = costs.model_copy(update={"recipe": {**costs.recipe, "data": data}})
+    assert draw_plan(base, old, 2, FREE).stages == draw_plan(base, costs, 2, FREE).stages
+    with pytest.raises(RecipeError, match=r"measured for data\.cutout = 0, .* has 3"):
+        draw_plan(base.with_settings(["data.cutout=3"]), old, 2, FREE)
 
 
 def test_what_changes_no_time_may_differ() -> None:

@@ -8,7 +8,7 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 
-from ppll.randomness import fold, fold_array, uniform_integers
+from ppll.randomness import fold, fold_array, uniform_integers, uniforms
 
 KNOWN = (6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431)
 """First outputs of SplitMix64 for the seed 1234567, as its test vectors have them."""
@@ -49,6 +49,13 @@ def test_numbers_are_uniform_and_below_high() -> None:
     assert counts.size == 9
     assert abs(counts - 1000).max() < 5 * 1000**0.5
     assert uniform_integers(fold(3), np.arange(5), 1).tolist() == [0] * 5
+
+
+def test_real_numbers_are_uniform_and_below_one() -> None:
+    numbers = np.sort(uniforms(fold(5), np.arange(9000)))
+    assert numbers[0] >= 0
+    assert numbers[-1] < 1
+    assert np.abs(numbers - (np.arange(9000) + 0.5) / 9000).max() < 1.63 / 9000**0.5
 
 
 def test_neighbouring_keys_have_nothing_in_common() -> None:

@@ -31,6 +31,7 @@ def changed(*settings: str, base: dict[str, Any] = BASE) -> list[str]:
         "model.width=8",
         "optimizer.lr=0.2",
         "optimizer.blocks.0.lr=0.2",
+        "schedule.blocks.0.name=constant",
         "schedule.name=constant",
         "train.seed=1",
         "train.precision=bf16",
@@ -39,7 +40,9 @@ def changed(*settings: str, base: dict[str, Any] = BASE) -> list[str]:
 )
 def test_what_alters_the_training_is_named(setting: str) -> None:
     key = setting.partition("=")[0]
-    assert changed(setting) == ["optimizer.blocks" if "blocks.0" in key else key]
+    assert changed(setting) == [
+        key.partition(".blocks.0")[0] + ".blocks" if "blocks.0" in key else key
+    ]
 
 
 @pytest.mark.parametrize(

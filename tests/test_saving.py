@@ -52,6 +52,34 @@ def test_the_last_stage_commits_when_it_hears_that_all_have_saved(tmp_path, save
     assert newest(tmp_path) == last.saved_step == 5
 
 
+def test_the_best_stays_also_when_its_commit_comes_after_its_evaluation(tmp_path, blocks) -> None:
+    """Accuracies by step: 1 before its commit, 2 after it, 3 and 4 while 2 is the best."""
+    rules = SaveRules(tmp_path, 1, {}, keep=1, keeps_best=True)
+    last = Saver(rules, commits=True, saved_step=0)
+    left = []
+    for step, accuracy in ((1, 0.5), (2, 0.75), (3, 0.5), (4, 0.25)):
+        last.save(step, blocks[:1])
+        if step == 2:
+            last.hear(EVERYTHING_SAVED)
+            last.finish()
+        last.note_validation(step, accuracy)
+        last.hear(EVERYTHING_SAVED)
+        last.finish()
+        left.append(sorted(int(path.name[-1]) for path in tmp_path.iterdir()))
+    last.close()
+    assert left == [[1], [2], [2, 3], [2, 4]]
+
+
+def test_only_the_last_stage_notes_accuracies(tmp_path, blocks) -> None:
+    rules = SaveRules(tmp_path, 1, {}, keep=1, keeps_best=True)
+    first = Saver(rules, commits=False, saved_step=0)
+    first.save(1, blocks[:1])
+    first.finish()
+    first.note_validation(1, 0.5)
+    first.close()
+    assert not list(tmp_path.glob("*/validation.json"))
+
+
 def test_what_is_heard_first_counts_at_the_end(tmp_path, savers, blocks) -> None:
     first, last = savers
     first.hear(EVERYTHING_SAVED)

@@ -38,11 +38,14 @@ def letters(messages) -> str:
 
 
 def order(num_steps: int, splits=("test",), train=None, checkpoint=None, **start) -> str:
-    recipe = Recipe.from_dict({"train": train or {}, "checkpoint": checkpoint or {}})
+    recipe = Recipe.from_dict(
+        {"data": {"validation": 1}, "train": train or {}, "checkpoint": checkpoint or {}}
+    )
     return letters(training_stream(Batches(2, splits), recipe, num_steps, **start))
 
 
 BOTH = ("validation", "test")
+BEST = {"keep": "best"}
 
 
 @pytest.mark.parametrize(
@@ -56,6 +59,16 @@ BOTH = ("validation", "test")
         ({"num_steps": 4, "train": {"evaluate_every": 0}}, "ttEttCEe|S"),
         ({"num_steps": 4, "checkpoint": {"every_steps": 2}}, "ttCEe|ttCEe|S"),
         ({"num_steps": 4, "checkpoint": {"every_steps": 3}}, "ttEe|tCtCEe|S"),
+        ({"num_steps": 4, "splits": BOTH, "checkpoint": BEST}, "ttCEv|ttCEv|e|S"),
+        ({"num_steps": 5, "splits": BOTH, "checkpoint": BEST}, "ttCEv|ttCEv|tCEv|e|S"),
+        (
+            {"num_steps": 6, "splits": BOTH, "train": {"evaluate_every": 2}, "checkpoint": BEST},
+            "ttEttCEv|ttCEv|e|S",
+        ),
+        (
+            {"num_steps": 4, "splits": BOTH, "checkpoint": {**BEST, "every_steps": 1}},
+            "tCtCEv|tCtCEv|e|S",
+        ),
         ({"num_steps": 4, "start_step": 1}, "tEe|ttCEe|S"),
         ({"num_steps": 4, "start_step": 2}, "Ee|ttCEe|S"),
         ({"num_steps": 4, "start_step": 3}, "tCEe|S"),

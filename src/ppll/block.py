@@ -11,16 +11,19 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn, optim
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ppll.averages import AVERAGE, Averages
 from ppll.block_modules import BlockModules
 from ppll.errors import ModelError, PpllError
 from ppll.in_place import first_in_place
-from ppll.message import FEATURES, Kind, Message, canonical
+from ppll.losses.classification import on_both_classes
+from ppll.message import FEATURES, MIX, OTHER_TARGETS, Kind, Message, canonical
 from ppll.methods.base import PREVIOUS, BlockSite, Lesson, Method, TaskLoss
 from ppll.metrics import Counts
 from ppll.optimization import Schedule, named_state, restore_state
@@ -57,7 +60,8 @@ class Block:
         site: Where the block stands in its network.
         modules: Its layers and auxiliary network.
         method: Gives the local loss.
-        task_loss: The recipe's loss on logits (N, classes) and targets (N).
+        task_loss: The recipe's loss on logits (N, classes) and targets (N), or (N, classes) where
+            samples are mixed.
         optimizer: Over the trainable parameters of layers and auxiliary network.
         schedule: Learning rate by step.
         seed: The recipe's seed.
@@ -66,6 +70,8 @@ class Block:
         clip_norm: Largest norm of the block's gradient.
         on_nonfinite: What to do about a loss that is not finite. With ``"skip"`` a gradient that
             is not finite is skipped, too, and buffers and averages stay as before the batch.
+        average_decay: Of moving averages of the parameters, with which the block is evaluated; 0
+            for none.
     """
 
     def __init__(
@@ -82,6 +88,7 @@ class Block:
         autocast: torch.dtype | None = None,
         clip_norm: float | None = None,
         on_nonfinite: OnNonFinite = "stop",
+        average_decay: float = 0.0,
     ) -> None:
         self.site = site
         self.modules = modules
@@ -92,6 +99,11 @@ class Block:
         self.counts = Counts(self.device)
         self.slow: SlowParameters | None = None
         """What it reads of the next block, where the method asks for that."""
+        self.averages: Averages | None = None
+        """Of its trainable parameters, where the recipe asks for them."""
+        if average_decay:
+            trained = ((n, p) for n, p in modules.named_parameters() if p.requires_grad)
+            self.averages = Averages(trained, average_decay)
         self._task_loss = task_loss
         self._clip_norm = clip_norm
         self._on_nonfinite = on_nonfinite
@@ -123,7 +135,8 @@ class Block:
         if trains and self.method.needs_input_gradient:
             inputs = inputs.view_as(inputs).requires_grad_()
         self._seed(_FORWARD if trains else _EVALUATE, message)
-        with torch.set_grad_enabled(trains), self._autocast(), self._attention():
+        weights = nullcontext() if trains else self._evaluated_weights()
+        with torch.set_grad_enabled(trains), weights, self._autocast(), self._attention():
             features = self.modules(inputs, message.tensors)
         self._passage = _Passage(message, inputs, features, version, features._version)
         self._refuse_in_place(self._passage)
@@ -157,7 +170,8 @@ class Block:
             self.method.take_slow(self.modules.auxiliary, slow)
         self._seed(_LEARN, message)
         with self._autocast(), self._attention():
-            loss = self.method.local_loss(self.modules.auxiliary, lesson, self._task_loss)
+            task_loss = self._task_loss_on(message)
+            loss = self.method.local_loss(self.modules.auxiliary, lesson, task_loss)
         self._refuse_in_place(passage)
         self._skips_batch = self._skips_batch or not self._may_learn_from(loss.value)
         if self._skips_batch:
@@ -175,7 +189,7 @@ class Block:
         """Count what the block's exit gets right on the message of the last ``forward``."""
         passage = self._take_passage()
         targets = passage.message.targets
-        with torch.no_grad(), self._autocast(), self._attention():
+        with torch.no_grad(), self._evaluated_weights(), self._autocast(), self._attention():
             logits = self.method.exit(self.modules.auxiliary, passage.features)
             loss = None if logits is None else self._task_loss(logits, targets)
         self._refuse_in_place(passage)
@@ -188,17 +202,26 @@ class Block:
             return torch.cat(values) if values else torch.zeros(0, device=self.device)
 
     def optimizer_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The optimizer's state under the names of the parameters."""
-        return named_state(self.optimizer, self.modules.named_parameters())
+        """The optimizer's state and the averages, under the names of the parameters."""
+        yield from named_state(self.optimizer, self.modules.named_parameters())
+        yield from self.named_averages()
+
+    def named_averages(self) -> Iterator[tuple[str, Tensor]]:
+        """The averages under the names of the parameters; nothing where there are none."""
+        if self.averages is not None:
+            yield from self.averages.named()
 
     def load(self, tensors: dict[str, Tensor], optimizer_tensors: dict[str, Tensor]) -> None:
-        """Take over saved parameters, buffers and optimizer state.
+        """Take over saved parameters, buffers, optimizer state and averages.
 
         Raises:
             ModelError: A tensor is missing or has another shape.
         """
         self.modules.load(tensors)
-        restore_state(self.optimizer, self.modules.named_parameters(), optimizer_tensors)
+        state = {n: t for n, t in optimizer_tensors.items() if not n.endswith(AVERAGE)}
+        restore_state(self.optimizer, self.modules.named_parameters(), state)
+        if self.averages is not None:
+            self.averages.load(optimizer_tensors)
 
     def _set_mode(self, *, training: bool) -> None:
         if training is not self._training:
@@ -217,6 +240,9 @@ class Block:
         torch.default_generator.manual_seed(seed)
 
     def _autocast(self) -> AbstractContextManager[None]:
+        if self._autocast_dtype is not None:
+            # Torch keeps cast weights until the outermost context ends, which may be around us.
+            torch.clear_autocast_cache()
         return torch.autocast(
             self.device.type, self._autocast_dtype, enabled=self._autocast_dtype is not None
         )
@@ -224,6 +250,10 @@ class Block:
     def _attention(self) -> AbstractContextManager[None]:
         """Only the plain kernel can be differentiated twice, as a loss on a gradient asks for."""
         return sdpa_kernel(SDPBackend.MATH) if self.method.needs_input_gradient else nullcontext()
+
+    def _evaluated_weights(self) -> AbstractContextManager[None]:
+        """The averages in place of the parameters, where there are some."""
+        return nullcontext() if self.averages is None else self.averages.in_place()
 
     def _set_learning_rate(self, step: int) -> None:
         factor = self.schedule.factor(step)
@@ -235,6 +265,13 @@ class Block:
         if passage is None:
             raise AssertionError("a block learns or evaluates once after each forward")
         return passage
+
+    def _task_loss_on(self, message: Message) -> TaskLoss:
+        """The task's loss, on both classes of samples that are mixed of two."""
+        if MIX not in message.tensors:
+            return self._task_loss
+        other, mix = message.tensors[OTHER_TARGETS], message.tensors[MIX]
+        return partial(on_both_classes, self._task_loss, other, mix)
 
     def _may_learn_from(self, loss: Tensor) -> bool:
         """Whether an update is made; a loss that ends the run is raised."""
@@ -269,6 +306,8 @@ class Block:
             nn.utils.clip_grad_norm_(self._trained, self._clip_norm)
         self._set_learning_rate(step)
         self.optimizer.step()
+        if self.averages is not None:
+            self.averages.update(step)
 
     def _untrained(self) -> Iterator[Tensor]:
         """What changes without the optimizer: buffers, and averages of parameters."""

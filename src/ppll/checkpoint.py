@@ -2,9 +2,9 @@
 
 A checkpoint is a folder ``step-XXXXXXXX``. Every block writes two shards, ``block-NN.safetensors``
 (parameters and buffers under the names of the un-split network, the auxiliary network's under
-``auxiliary.``) and ``block-NN.optimizer.safetensors``, and then its record ``block-NN.json``.
-``manifest.json`` is written last, by atomic rename; a folder without it is no checkpoint. Since
-tensors are found by name, a checkpoint loads under any placement.
+``auxiliary.``) and ``block-NN.optimizer.safetensors`` (optimizer state and averages), and then its
+record ``block-NN.json``. ``manifest.json`` is written last, by atomic rename; a folder without it
+is no checkpoint. Since tensors are found by name, a checkpoint loads under any placement.
 
 Nothing is ever unpickled, and a file whose digest differs from the manifest's is never loaded. A
 block with a value that is not finite writes a record that says so, and no checkpoint comes of it.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ppll.averages import AVERAGE
 from ppll.durable import make_folder, open_plain, write_whole
 from ppll.errors import CheckpointError
 from ppll.manifest import (
@@ -31,6 +33,7 @@ from ppll.manifest import (
     FileRecord,
     Manifest,
     TensorRecord,
+    ValidationRecord,
     read_record,
     shard_names,
 )
@@ -41,13 +44,16 @@ __all__ = [
     "check_finite",
     "commit",
     "is_committed",
+    "read_validation",
     "step_folder",
     "tensor_digest",
     "uncommit",
     "write_block",
+    "write_validation",
 ]
 
 _MANIFEST: Final = "manifest.json"
+_VALIDATION: Final = "validation.json"
 
 
 class NonFiniteCheckpoint(CheckpointError):
@@ -74,7 +80,7 @@ def write_block(
         step: Training batches so far.
         block_index: The block.
         tensors: Parameters and buffers by name, not changed by anybody meanwhile.
-        optimizer_tensors: Optimizer state by name.
+        optimizer_tensors: Optimizer state and averages by name.
         transient: Buffers among ``tensors`` that are not part of the network's state dict.
 
     Raises:
@@ -164,6 +170,24 @@ def is_committed(folder: Path) -> bool:
     return (folder / _MANIFEST).is_file()
 
 
+def write_validation(folder: Path, step: int, accuracy: float) -> None:
+    """Note the validation accuracy of a committed checkpoint beside it.
+
+    Raises:
+        OSError: The disk is full or cannot be written.
+    """
+    record = ValidationRecord(step=step, accuracy=accuracy)
+    write_whole(folder / _VALIDATION, record.model_dump_json().encode())
+
+
+def read_validation(folder: Path) -> ValidationRecord | None:
+    """What ``write_validation`` noted of a checkpoint; none where that is not there or damaged."""
+    with suppress(CheckpointError):
+        record = read_record(folder / _VALIDATION, ValidationRecord)
+        return record if folder.name == step_folder(folder.parent, record.step).name else None
+    return None
+
+
 def uncommit(folder: Path) -> None:
     """Make a checkpoint one no longer, before its files are removed or moved."""
     (folder / _MANIFEST).unlink(missing_ok=True)
@@ -215,7 +239,7 @@ class TensorReader:
         return self._read(lambda name: name in wanted, optimizer=False)
 
     def optimizer_state(self, parameters: Iterable[str]) -> dict[str, Tensor]:
-        """Optimizer tensors (``PARAMETER.key``) of the given parameters.
+        """Optimizer tensors and averages (``PARAMETER.key``) of the given parameters.
 
         Raises:
             CheckpointError: A file is missing or damaged.
@@ -230,6 +254,17 @@ class TensorReader:
             CheckpointError: A file is missing or damaged.
         """
         return self._read(lambda _: True, optimizer=False)
+
+    def averaged_weights(self) -> dict[str, Tensor]:
+        """All parameters and buffers as the network is used: averages in the place of parameters
+        that have some.
+
+        Raises:
+            CheckpointError: A file is missing or damaged.
+        """
+        averages = self._read(lambda name: name.endswith(AVERAGE), optimizer=True)
+        named = {name.removesuffix(AVERAGE): average for name, average in averages.items()}
+        return {**self.all_weights(), **named}
 
     def _read(self, wants: Callable[[str], bool], *, optimizer: bool) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}

@@ -97,7 +97,8 @@ def check_disk(blueprint: Blueprint, folder: RunFolder) -> None:
         RunFolderError: There is too little room.
     """
     there = len(list(folder.checkpoints.glob("step-*")))
-    missing = max(1, blueprint.recipe.checkpoint.keep + 2 - there)
+    config = blueprint.recipe.checkpoint
+    missing = max(1, config.num_newest + int(config.keeps_best) + 2 - there)
     needed = missing * checkpoint_bytes(blueprint)
     existing = next(p for p in (folder.path, *folder.path.parents) if p.exists())
     free = shutil.disk_usage(existing).free
@@ -110,9 +111,10 @@ def check_disk(blueprint: Blueprint, folder: RunFolder) -> None:
 
 
 def checkpoint_bytes(blueprint: Blueprint) -> int:
-    """Size of one checkpoint: parameters and buffers, and the optimizer's tensors."""
+    """Size of one checkpoint: parameters and buffers, and the optimizer's tensors and averages."""
     config = blueprint.recipe.optimizer
     states = 2 if config.name == "adamw" else int(config.momentum > 0)
+    states += int(blueprint.recipe.train.ema > 0)
     outlines = [blueprint.outline(index) for index in range(blueprint.num_blocks)]
     weights = sum(t.nbytes for outline in outlines for _, t in outline.named_tensors())
     trained = sum(p.nbytes for o in outlines for _, p in o.named_parameters() if p.requires_grad)

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from ppll.cli_options import (
+    Best,
     Json,
     RecipeArgument,
     Settings,
@@ -20,6 +21,7 @@ from ppll.cli_options import (
     with_json_printed,
 )
 from ppll.cli_planning import bench, plan_recipe
+from ppll.cli_study import study_recipes
 from ppll.errors import Interrupted, PpllError, UsageError
 
 __all__ = ["app", "main"]
@@ -74,18 +76,20 @@ def train(
         from ppll import fork_server
 
         fork_server.warm_up()
+    from ppll.decoding_view import decoding_shown
     from ppll.live import LiveView, show_blocks, show_result
     from ppll.trainer import Trainer, default_folder
 
     console = Console(stderr=True)
     _show_log(console, quiet=quiet)
-    trainer = Trainer(
-        loaded,
-        out=out or default_folder(recipe),
-        resume=resume,
-        allow_change=allow_change or (),
-        max_restarts=max_restarts,
-    )
+    with decoding_shown(console, quiet=quiet):
+        trainer = Trainer(
+            loaded,
+            out=out or default_folder(recipe),
+            resume=resume,
+            allow_change=allow_change or (),
+            max_restarts=max_restarts,
+        )
     if dry_run:
         show_blocks(console, trainer.blueprint)
         return
@@ -99,28 +103,79 @@ def train(
 def evaluate_run(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     stages: Stages = 1,
+    exits: Annotated[
+        bool,
+        typer.Option("--exits", help="Also all exits together, and leaving early when sure."),
+    ] = False,
+    thresholds: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="P,...",
+            help="With --exits: probabilities at which a sample leaves, above 0 and at most 1.",
+        ),
+    ] = None,
+    best: Best = False,
     json: Json = None,
 ) -> None:
     """Evaluate every exit of a run's newest checkpoint."""
+    if exits:
+        _evaluate_exits(run, stages or 1, thresholds, json, best=best)
+        return
+    if thresholds:
+        raise UsageError("--thresholds needs --exits: only there samples leave early.")
     from dataclasses import asdict
 
+    from ppll.decoding_view import decoding_shown
     from ppll.evaluation import evaluate
     from ppll.live import show_result
 
-    result = evaluate(run, stages or 1)
+    with decoding_shown(Console(stderr=True)):
+        result = evaluate(run, stages or 1, best=best)
     if not give_json(json, asdict(result)):
         show_result(Console(), result)
+
+
+def _evaluate_exits(
+    run: Path, stages: int, thresholds: list[str] | None, json: Path | None, *, best: bool
+) -> None:
+    if stages > 1:
+        raise UsageError(
+            f"--exits works in one process, found --stages {stages}: leave --stages out."
+        )
+    from ppll.decoding_view import decoding_shown
+    from ppll.evaluation import evaluate_exits
+    from ppll.exits import THRESHOLDS
+    from ppll.exits_view import show_exits
+
+    wanted = _probabilities(thresholds) if thresholds else THRESHOLDS
+    with decoding_shown(Console(stderr=True)):
+        report = evaluate_exits(run, wanted, best=best)
+    if not give_json(json, report.to_dict()):
+        show_exits(Console(), report)
+
+
+def _probabilities(texts: list[str]) -> list[float]:
+    """Numbers of options, each of which may hold several."""
+    text = ",".join(texts)
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(
+            f"cannot read --thresholds {text!r}: write numbers above 0 and at most 1, as in "
+            f"0.8,0.9."
+        ) from None
 
 
 @app.command("export")
 def export_run(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     to: Annotated[Path, typer.Option("--to", help="The .safetensors file to write.")],
+    best: Best = False,
 ) -> None:
     """Write the plain trained network, without auxiliary networks."""
     from ppll.exporting import export
 
-    step = export(run, to)
+    step = export(run, to, best=best)
     Console().print(f"{to}: the network after step {step}", highlight=False, soft_wrap=True)
 
 
@@ -142,16 +197,18 @@ def examine_machine(json: Json = None) -> None:
 
 
 app.command("plan")(plan_recipe)
+app.command("study")(study_recipes)
 app.add_typer(bench, name="bench")
 
 
 @app.command("methods")
 def list_methods(json: Json = None) -> None:
-    """List the methods of local learning."""
-    from ppll.methods import describe_methods
+    """List the methods of local learning and what they ask for."""
+    from ppll.zoo import as_table, describe_methods
 
     rows = describe_methods()
-    give_rows("Methods", rows, json)
+    if not give_json(json, {"rows": rows}):
+        give_rows("Methods", as_table(rows), None)
 
 
 @app.command("models")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ppll.config import Recipe
 
 __all__ = [
+    "Best",
     "Json",
     "RecipeArgument",
     "Settings",
@@ -41,6 +42,12 @@ Settings = Annotated[
 Stages = Annotated[
     int | None,
     typer.Option("--stages", min=1, help="Number of processes; the result does not depend on it."),
+]
+Best = Annotated[
+    bool,
+    typer.Option(
+        "--best", help="The checkpoint with the best validation accuracy, not the newest."
+    ),
 ]
 Json = Annotated[
     Path | None,

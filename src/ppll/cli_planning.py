@@ -95,10 +95,13 @@ def _costs(recipe: Recipe, file: Path | None) -> Costs:
         return Costs.read(file)
     if file is not None and not file.absolute().parent.is_dir():
         raise RecipeError(f"there is no folder for the costs {file}: make it, or choose another.")
-    Console(stderr=True).print("measuring costs ...", highlight=False)
+    console = Console(stderr=True)
+    console.print("measuring costs ...", highlight=False)
+    from ppll.decoding_view import decoding_shown
     from ppll.measuring import measure
 
-    measured = measure(recipe)
+    with decoding_shown(console):
+        measured = measure(recipe)
     if file is not None:
         measured.write(file)
     return measured
@@ -226,22 +229,24 @@ def bench_compare(
 ) -> None:
     """Train for real by PPLL and its rivals, side by side."""
     from ppll.bench.compare import SYSTEMS, compare, summary
+    from ppll.decoding_view import decoding_shown
 
     loaded = load(recipe, None, settings)
     console = Console(stderr=True)
-    rows = compare(
-        loaded,
-        stages or 2,
-        systems.split(",") if systems else SYSTEMS,
-        microbatches=_numbers(microbatches),
-        accumulate=_numbers(accumulate),
-        repeats=repeats,
-        num_batches=batches,
-        warm_up=warm_up,
-        epochs=epochs,
-        costs=None if costs is None else _costs(loaded, costs),
-        noted=lambda note: console.print(note, highlight=False),
-    )
+    with decoding_shown(console):
+        rows = compare(
+            loaded,
+            stages or 2,
+            systems.split(",") if systems else SYSTEMS,
+            microbatches=_numbers(microbatches),
+            accumulate=_numbers(accumulate),
+            repeats=repeats,
+            num_batches=batches,
+            warm_up=warm_up,
+            epochs=epochs,
+            costs=None if costs is None else _costs(loaded, costs),
+            noted=lambda note: console.print(note, highlight=False),
+        )
     tree = _measured([row.to_dict() for row in rows], summary(rows))
     if not give_json(json, tree):
         from ppll.planning_view import comparison

@@ -9,7 +9,7 @@ set, a model, a method) also hold the options of that thing, which the shelf che
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import pydantic
 
@@ -24,12 +24,19 @@ from ppll.sections import (
     OptimizerConfig,
     RuntimeConfig,
     ScheduleConfig,
+    ScheduleOverride,
     Section,
     SplitConfig,
     TrainConfig,
 )
 
 __all__ = ["Recipe"]
+
+_OVERRIDES: Final[dict[str, type[Section]]] = {
+    "optimizer": BlockOverride,
+    "schedule": ScheduleOverride,
+}
+"""What the key ``blocks`` of a section holds for every block."""
 
 
 class Recipe(Section):
@@ -58,11 +65,19 @@ class Recipe(Section):
                 f"train.accumulate = {self.train.accumulate} parts of data.batch_size = "
                 f"{self.data.batch_size} samples: ask for 1 to {self.data.batch_size} parts"
             )
-        for index in self.optimizer.blocks:
-            if not 0 <= index < self.split.blocks:
-                raise ValueError(
-                    f"optimizer.blocks.{index}: blocks count from 0 to {self.split.blocks - 1}"
-                )
+        if self.checkpoint.keeps_best and not self.data.validation:
+            raise ValueError(
+                'checkpoint.keep = "best" goes by the validation accuracy, but data.validation is '
+                "0: keep some samples back, such as data.validation = 0.1, or keep a number of "
+                "checkpoints"
+            )
+        overrides = {"optimizer": [*self.optimizer.blocks], "schedule": [*self.schedule.blocks]}
+        for section, indices in overrides.items():
+            for index in indices:
+                if not 0 <= index < self.split.blocks:
+                    raise ValueError(
+                        f"{section}.blocks.{index}: blocks count from 0 to {self.split.blocks - 1}"
+                    )
         return self
 
     def num_steps(self, steps_per_epoch: int) -> int:
@@ -133,8 +148,8 @@ def _sibling_keys(place: list[str]) -> list[str]:
     """Keys that may stand where an unknown one was found."""
     if len(place) == 1:
         return list(Recipe.model_fields)
-    if place[:2] == ["optimizer", "blocks"] and len(place) > 2:
-        return [".".join([*place[:-1], name]) for name in BlockOverride.model_fields]
+    if place[0] in _OVERRIDES and place[1] == "blocks" and len(place) > 2:
+        return [".".join([*place[:-1], name]) for name in _OVERRIDES[place[0]].model_fields]
     section = Recipe.model_fields[place[0]].annotation
     assert isinstance(section, type)
     assert issubclass(section, Section)

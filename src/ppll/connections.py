@@ -19,7 +19,7 @@ from ppll.channels.shared import SharedReceiveEnd, SharedSendEnd
 from ppll.data import load_batches
 from ppll.ends import PARAMETERS, Ends
 from ppll.job import Job
-from ppll.message import FEATURES, TARGETS
+from ppll.message import FEATURES, MIX, OTHER_TARGETS, TARGETS
 from ppll.methods.base import PREVIOUS
 from ppll.prefetch import Prefetcher
 from ppll.split import Blueprint
@@ -112,6 +112,7 @@ class _Layouts:
     def __init__(self, job: Job, blueprint: Blueprint) -> None:
         self._blueprint = blueprint
         self._input_shape = job.facts.input_shape
+        self._mixes = job.recipe.data.mixes
         self._num = max(job.recipe.message_size, job.recipe.eval_batch_size)
 
     def features(self, block_index: int) -> SlotLayout:
@@ -122,7 +123,14 @@ class _Layouts:
         shapes |= {name: self._input_shape for name in method.fields}
         if method.carries_input and block_index:
             shapes[PREVIOUS] = self._blueprint.input_shape(block_index - 1)
-        return SlotLayout({**self._sizes(shapes), TARGETS: self._num * torch.int64.itemsize})
+        return SlotLayout({**self._sizes(shapes), **self._target_sizes()})
+
+    def _target_sizes(self) -> dict[str, int]:
+        """Of what says what is to be predicted."""
+        types = {TARGETS: torch.int64}
+        if self._mixes:
+            types |= {OTHER_TARGETS: torch.int64, MIX: torch.float32}
+        return {name: self._num * dtype.itemsize for name, dtype in types.items()}
 
     def late(self, block_index: int) -> SlotLayout:
         """Of what enters a block late."""

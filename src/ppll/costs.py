@@ -130,12 +130,14 @@ class Costs(_Measured):
         write_whole(path, self.model_dump_json(indent=1).encode())
 
     def check_recipe(self, recipe: Recipe) -> None:
-        """Refuse to plan a recipe with the costs of another.
+        """Refuse to plan a recipe with the costs of another; a key that one lacks has its default.
 
         Raises:
             RecipeError: They were measured for another network, method, batch or precision.
         """
-        found, wanted = dict(_flat(self.recipe)), dict(_flat(measured_for(recipe)))
+        defaults = dict(_flat(measured_for(Recipe())))
+        found = {**defaults, **dict(_flat(self.recipe))}
+        wanted = {**defaults, **dict(_flat(measured_for(recipe)))}
         for key in sorted(found.keys() | wanted.keys()):
             if found.get(key) != wanted.get(key):
                 raise RecipeError(

@@ -11,35 +11,35 @@ import safetensors.torch
 from ppll.block_modules import AUXILIARY
 from ppll.durable import write_whole
 from ppll.errors import RunFolderError
-from ppll.recovery import newest_whole
+from ppll.recovery import find
 from ppll.run_folder import RunFolder
 
 __all__ = ["export"]
 
 
-def export(run: str | Path, to: str | Path) -> int:
+def export(run: str | Path, to: str | Path, *, best: bool = False) -> int:
     """Write the network of a run's newest checkpoint as safetensors.
 
     The file holds the state dict of the un-split model: its parameters and persistent buffers under
-    their names there, no auxiliary networks. Its one metadata key, ``ppll``, says as JSON what the
-    network is and how its input is normalised.
+    their names there, no auxiliary networks. Where the run keeps averages of its parameters, it is
+    these. Its one metadata key, ``ppll``, says as JSON what the network is and how its input is
+    normalised.
 
     Args:
         run: A run folder.
         to: The file to write; its name ends in ``.safetensors``.
+        best: Take the checkpoint with the best validation accuracy instead of the newest.
 
     Returns:
         The checkpoint's step.
 
     Raises:
-        RunFolderError: It is no run or has no checkpoint, or the file is there or cannot be.
+        RunFolderError: It is no run or has no such checkpoint, or the file is there or cannot be.
         CheckpointError: All its checkpoints are damaged.
     """
     target, folder = Path(to), RunFolder.open(Path(run))
     _check_target(target)
-    found = newest_whole(folder.checkpoints)
-    if found is None:
-        raise RunFolderError(f"{run} has no whole checkpoint.")
+    found = find(folder.checkpoints, best=best)
     records = found.reader.records()
     names = [
         name
@@ -52,7 +52,8 @@ def export(run: str | Path, to: str | Path) -> int:
         "model": model.model_dump(mode="json", exclude={"weights"}),
         "data": dataclasses.asdict(folder.read_facts()),
     }
-    content = safetensors.torch.save(found.reader.weights(names), {"ppll": json.dumps(about)})
+    weights = found.reader.averaged_weights()
+    content = safetensors.torch.save({n: weights[n] for n in names}, {"ppll": json.dumps(about)})
     write_whole(target, content)
     return found.step
 

@@ -85,7 +85,7 @@ def _first_values(
 
 def put_back(checkpoint: Path, network: Network) -> None:
     """Copy a checkpoint's values into a user's own network."""
-    saved = TensorReader(checkpoint).all_weights()
+    saved = TensorReader(checkpoint).averaged_weights()
     with torch.no_grad():
         for name, tensor in _named_tensors(network).items():
             tensor.copy_(saved[name])

@@ -3,39 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from ppll.block_modules import BlockModules
-from ppll.data.augment import normalise
+from ppll.data.augmentation import normalise
 from ppll.data.loader import IMAGE
 from ppll.data_facts import DataFacts
-from ppll.errors import ModelError, RunFolderError
+from ppll.errors import ModelError
 from ppll.job import draw_blueprint
+from ppll.message import canonical
 from ppll.methods import Method
 from ppll.methods.base import PREVIOUS
 from ppll.models import OWN_MODEL
 from ppll.models.network import Network
-from ppll.recovery import newest_whole
+from ppll.recovery import find
 from ppll.run_folder import RunFolder
 
-__all__ = ["TrainedNetwork", "load"]
+__all__ = ["BlockCompute", "TrainedNetwork", "load"]
+
+
+@dataclass(frozen=True)
+class BlockCompute:
+    """Multiply-adds of a block's matrix products and convolutions on one sample.
+
+    Attributes:
+        layers: Of its layers, and of the context that is added to its input.
+        exit: Of what its exit computes behind them; 0 where it makes no prediction.
+    """
+
+    layers: int
+    exit: int
 
 
 class TrainedNetwork(nn.Module):
     """Blocks one after the other, each with its exit, in evaluation mode.
+
+    It computes as evaluation in training does, in the same precision.
 
     Args:
         blocks: What each block computes with.
         method: Reads the exits.
         facts: How inputs are normalised.
         step: Training batches that the network has learned from.
+        autocast: Type of the matrix products; none for float32.
     """
 
     def __init__(
-        self, blocks: Sequence[BlockModules], method: Method, facts: DataFacts, step: int
+        self,
+        blocks: Sequence[BlockModules],
+        method: Method,
+        facts: DataFacts,
+        step: int,
+        *,
+        autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.facts = facts
@@ -47,35 +75,67 @@ class TrainedNetwork(nn.Module):
         self.contexts = nn.ModuleList(block.context or nn.Identity() for block in blocks)
         self._modules_of = tuple(blocks)
         self._method = method
+        self._autocast_dtype = autocast
         self.eval()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits (N, classes) of the network's final output.
+        """Logits (N, classes) of the network's final output, in float32.
 
         Args:
             inputs: uint8 images (N, C, H, W), which are normalised as in training; or what the
                 network was trained on, in floating point (N, ...).
         """
-        *_, features = self._outputs(inputs)
-        return features
+        with self._as_trained(inputs):
+            *_, features = self._outputs(inputs)
+        return features.float()
 
     def exits(self, inputs: Tensor) -> list[Tensor | None]:
-        """Logits (N, classes) of every block's exit, the final output last.
+        """Logits (N, classes) of every block's exit in float32, the final output last.
 
         None stands for a block whose method makes no prediction.
 
         Args:
             inputs: As for ``forward``.
         """
-        pairs = zip(self._modules_of, self._outputs(inputs), strict=True)
-        return [self._method.exit(block.auxiliary, features) for block, features in pairs]
+        with self._as_trained(inputs):
+            pairs = zip(self._modules_of, self._outputs(inputs), strict=True)
+            found = [self._method.exit(block.auxiliary, features) for block, features in pairs]
+        return [None if logits is None else logits.float() for logits in found]
+
+    def multiply_adds(self, inputs: Tensor) -> list[BlockCompute]:
+        """What every block computes on a sample, as torch's flop counter has it.
+
+        Args:
+            inputs: One sample, as for ``forward``; its values do not matter.
+        """
+        totals = [0]
+        counter = FlopCounterMode(display=False)
+        # The counter knows the products of plain attention only.
+        with torch.no_grad(), counter, sdpa_kernel(SDPBackend.MATH), self._as_trained(inputs):
+            for block, features in zip(self._modules_of, self._outputs(inputs), strict=True):
+                totals.append(counter.get_total_flops())
+                self._method.exit(block.auxiliary, features)
+                totals.append(counter.get_total_flops())
+        parts = [(after - before) // 2 for before, after in pairwise(totals)]
+        return [BlockCompute(*pair) for pair in zip(parts[::2], parts[1::2], strict=True)]
+
+    @contextmanager
+    def _as_trained(self, inputs: Tensor) -> Iterator[None]:
+        """The precision and the kernels of a block in training, so that the bits are its own."""
+        dtype, needs_plain = self._autocast_dtype, self._method.needs_input_gradient
+        with (
+            nullcontext() if dtype is None else torch.autocast(inputs.device.type, dtype),
+            sdpa_kernel(SDPBackend.MATH) if needs_plain else nullcontext(),
+        ):
+            yield
 
     def _outputs(self, inputs: Tensor) -> Iterator[Tensor]:
         """Every block's features."""
         features = self._normalised(inputs)
-        fields = {IMAGE: inputs}
+        fields = {IMAGE: canonical(inputs)}
         for block in self._modules_of:
-            before, features = features, block(features, fields)
+            before = canonical(features)
+            features = block(before, fields)
             fields[PREVIOUS] = before
             yield features
 
@@ -100,16 +160,20 @@ class TrainedNetwork(nn.Module):
 
 
 def load(
-    run: str | Path, *, model: nn.Sequential | Sequence[nn.Module] | None = None
+    run: str | Path,
+    *,
+    model: nn.Sequential | Sequence[nn.Module] | None = None,
+    best: bool = False,
 ) -> TrainedNetwork:
     """The network of a run's newest checkpoint, with its exits, on the CPU.
 
     Args:
         run: A run folder.
         model: The network's modules, where they were given from Python; they are not changed.
+        best: Take the checkpoint with the best validation accuracy instead of the newest.
 
     Raises:
-        RunFolderError: It is no run or has no checkpoint.
+        RunFolderError: It is no run or has no such checkpoint.
         ModelError: ``model`` is missing, is not wanted, or is another network.
         CheckpointError: All its checkpoints are damaged.
     """
@@ -123,11 +187,10 @@ def load(
         )
     network = None if model is None else Network.from_modules(model)
     blueprint = draw_blueprint(recipe, facts, network)
-    found = newest_whole(folder.checkpoints)
-    if found is None:
-        raise RunFolderError(f"{run} has no whole checkpoint.")
+    found = find(folder.checkpoints, best=best)
     blocks = [blueprint.build_modules(i, torch.device("cpu")) for i in range(blueprint.num_blocks)]
-    saved = found.reader.all_weights()
+    saved = found.reader.averaged_weights()
     for block in blocks:
         block.load(saved)
-    return TrainedNetwork(blocks, blueprint.method, facts, found.step)
+    autocast = torch.bfloat16 if recipe.train.precision == "bf16" else None
+    return TrainedNetwork(blocks, blueprint.method, facts, found.step, autocast=autocast)

@@ -11,6 +11,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from torch import nn
 
 from ppll.result import Result
 from ppll.split import Blueprint
@@ -22,7 +23,10 @@ _LINE_EVERY_S = 5.0
 
 
 def show_blocks(console: Console, blueprint: Blueprint) -> None:
-    """Print which layers make which block, and on which stage it runs."""
+    """Print which layers make which block, and on which stage it runs.
+
+    The context that a method adds to a block's input counts as the block's own.
+    """
     stages = blueprint.stage_blocks(blueprint.recipe.runtime.stages)
     table = Table(box=None, pad_edge=False)
     for column in ("stage", "block", "layers", "parameters", "auxiliary"):
@@ -30,14 +34,17 @@ def show_blocks(console: Console, blueprint: Blueprint) -> None:
     for index, layers in enumerate(blueprint.ranges):
         stage = next(s for s, blocks in enumerate(stages) if index in blocks)
         row = [blueprint.network.layers[i] for i in layers]
-        own = sum(p.numel() for layer in row for p in layer.module.parameters())
-        auxiliary = "-"
-        if not blueprint.sites[index].is_last:
-            parameters = blueprint.build_auxiliary(index).parameters()
-            auxiliary = f"{sum(p.numel() for p in parameters):,}"
+        outline = blueprint.outline(index)
+        auxiliary = _num_parameters(outline.auxiliary)
+        own = sum(p.numel() for _, p in outline.named_parameters()) - (auxiliary or 0)
         names = f"{row[0].name} .. {row[-1].name}" if len(row) > 1 else row[0].name
-        table.add_row(str(stage), str(index), names, f"{own:,}", auxiliary)
+        shown = "-" if auxiliary is None else f"{auxiliary:,}"
+        table.add_row(str(stage), str(index), names, f"{own:,}", shown)
     console.print(table)
+
+
+def _num_parameters(module: nn.Module | None) -> int | None:
+    return None if module is None else sum(p.numel() for p in module.parameters())
 
 
 def show_result(console: Console, result: Result) -> None:
@@ -49,6 +56,9 @@ def show_result(console: Console, result: Result) -> None:
         console.print(f"test accuracy, {name}: {shown}", highlight=False)
     if result.validation_accuracy is not None:
         console.print(f"validation accuracy: {result.validation_accuracy:.2%}", highlight=False)
+    if result.best_validation_accuracy is not None:
+        best = f"{result.best_validation_accuracy:.2%} (step {result.best_step})"
+        console.print(f"best validation accuracy: {best}", highlight=False)
     if result.samples_per_second:
         rate = f"{result.samples_per_second:,.0f} ({result.train_seconds:.1f} s)"
         console.print(f"training samples per second: {rate}", highlight=False)

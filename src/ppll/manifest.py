@@ -21,6 +21,7 @@ __all__ = [
     "FileRecord",
     "Manifest",
     "TensorRecord",
+    "ValidationRecord",
     "read_record",
     "shard_names",
 ]
@@ -81,6 +82,18 @@ class BlockRecord(_Record):
         if set(self.files) != set(expected):
             raise ValueError(f"the files are not those of block {self.block_index}")
         return self
+
+
+class ValidationRecord(_Record):
+    """What the final output of a checkpoint gets right of the validation part.
+
+    Attributes:
+        step: Training batches so far.
+        accuracy: Share of the samples, 0 to 1.
+    """
+
+    step: Count
+    accuracy: Annotated[float, pydantic.Field(ge=0, le=1)]
 
 
 class Manifest(_Record):

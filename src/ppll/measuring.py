@@ -24,13 +24,14 @@ from ppll.costs import Costs, ExitCosts, LayerCosts, measured_for
 from ppll.data import Loader, load_dataset, prepare
 from ppll.data.preparation import facts_of
 from ppll.environment import describe_processor
+from ppll.errors import RecipeError
 from ppll.job import draw_blueprint
 from ppll.message import FEATURES, TARGETS, Kind, Message
 from ppll.methods import BlockSite, Lesson
 from ppll.models.network import Layer, Network, initialise, with_memory
 from ppll.optimization import build_optimizer
 from ppll.sections import MethodConfig, SplitConfig
-from ppll.split import Blueprint
+from ppll.split import Blueprint, build_method
 
 __all__ = ["measure"]
 
@@ -73,6 +74,11 @@ def measure(recipe: Recipe, *, repeats: int = 7) -> Costs:
     Raises:
         UsageError: The recipe's network or data cannot be had.
     """
+    if build_method(recipe).end_to_end:
+        raise RecipeError(
+            f"method.name = {recipe.method.name!r} trains the network as one block, so there is "
+            f"nothing to plan: choose another method. Plans show end-to-end rivals beside it."
+        )
     # Wherever the recipe cuts, every cut is measured.
     recipe = recipe.model_copy(update={"split": SplitConfig(blocks=1)})
     num_threads = torch.get_num_threads()

@@ -19,7 +19,9 @@ from torch import Tensor
 __all__ = [
     "ALIGNMENT",
     "FEATURES",
+    "MIX",
     "NOTHING_SAVED",
+    "OTHER_TARGETS",
     "TARGETS",
     "Kind",
     "Message",
@@ -30,6 +32,10 @@ __all__ = [
 
 FEATURES: Final = "features"
 TARGETS: Final = "targets"
+OTHER_TARGETS: Final = "other_targets"
+"""Classes (N) of what the samples are mixed with; there only where they are."""
+MIX: Final = "mix"
+"""Share (N) of its own class in every mixed sample, float32, 0 to 1."""
 NOTHING_SAVED: Final = -1
 
 ALIGNMENT: Final = 64

@@ -68,8 +68,8 @@ class PlannedStage:
     Attributes:
         blocks: Indices of its blocks.
         seconds: For a training message.
-        memory_bytes: Parameters, gradients and optimizer state of its blocks, activations of the
-            largest of them, and the slots of its channel.
+        memory_bytes: Parameters, gradients, optimizer state and averages of its blocks,
+            activations of the largest of them, and the slots of its channel.
         idle: Share of the time in which it waits for another stage.
     """
 
@@ -266,8 +266,9 @@ def optimizer_states(recipe: Recipe) -> int:
 
 
 def _memory_bytes(recipe: Recipe, blocks: Sequence[PlannedBlock], ring_bytes: int) -> int:
-    """Parameters, gradients and optimizer state, the largest block's activations, the slots."""
-    copies = 2 + optimizer_states(recipe)
+    """Parameters, gradients, optimizer state and averages, the largest block's activations, the
+    slots."""
+    copies = 2 + optimizer_states(recipe) + int(recipe.train.ema > 0)
     parameters = copies * sum(block.parameter_bytes for block in blocks)
     activations = max(block.activation_bytes for block in blocks)
     return parameters + activations + recipe.runtime.capacity * ring_bytes

@@ -16,7 +16,7 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["fold", "fold_array", "uniform_integers"]
+__all__ = ["fold", "fold_array", "uniform_integers", "uniforms"]
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -61,3 +61,9 @@ def uniform_integers(key: int, values: npt.NDArray[np.int64], high: int) -> npt.
     """One whole number in ``[0, high)`` for each of ``values``, a function of key and value."""
     bits = fold_array(key, values) >> np.uint64(32)
     return ((bits * np.uint64(high)) >> np.uint64(32)).astype(np.int64)
+
+
+def uniforms(key: int, values: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """One number in ``[0, 1)`` for each of ``values``, a function of key and value."""
+    bits = fold_array(key, values) >> np.uint64(11)
+    return bits.astype(np.float64) * np.float64(2.0**-53)

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ppll.averages import averages_in
 from ppll.block import Block
 from ppll.block_modules import named_tensors
 from ppll.checkpoint import TensorReader, step_folder, tensor_digest
@@ -84,7 +85,8 @@ def _load_block(job: Job, blueprint: Blueprint, block: Block, reader: TensorRead
     parameters = {name for name, _ in block.modules.named_parameters()} & names
     state = reader.optimizer_state({*parameters, block.modules.auxiliary_name})
     in_flight = state.pop(block.modules.slow_name, None)
-    block.load(tensors | reader.weights(names), state if job.keeps_optimizer else {})
+    kept = state if job.keeps_optimizer else averages_in(state)
+    block.load(tensors | reader.weights(names), kept)
     if block.method.slow_from is not None and not block.site.is_last:
         block.slow = SlowParameters(_copies(job, blueprint, block, reader, in_flight))
 
@@ -110,7 +112,8 @@ def _saver(job: Job, rank: int, num_blocks: int) -> Saver:
         job.folder.checkpoints,
         num_blocks,
         training_sections(job.recipe),
-        job.recipe.checkpoint.keep,
+        job.recipe.checkpoint.num_newest,
+        job.recipe.checkpoint.keeps_best,
         claim=job.claim,
         passes_over_nonfinite=job.recipe.train.on_nonfinite == "ignore",
         before_write=_write_fault(job, rank),
@@ -127,7 +130,11 @@ def _write_fault(job: Job, rank: int) -> Callable[[int], None] | None:
 def _result(worker: Worker, device: torch.device) -> RankResult:
     last = worker.last_message
     assert last is not None
-    tensors = [item for block in worker.blocks for item in block.modules.named_tensors()]
+    tensors = [
+        item
+        for block in worker.blocks
+        for item in (*block.modules.named_tensors(), *block.named_averages())
+    ]
     return RankResult(
         step=last.step,
         samples=worker.monitor.num_samples,

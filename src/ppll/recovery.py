@@ -8,10 +8,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ppll.checkpoint import TensorReader, is_committed, step_folder, uncommit
-from ppll.errors import CheckpointError
+from ppll.checkpoint import (
+    TensorReader,
+    is_committed,
+    read_validation,
+    step_folder,
+    uncommit,
+)
+from ppll.errors import CheckpointError, RunFolderError
+from ppll.manifest import ValidationRecord
 
-__all__ = ["Recovered", "newest_whole", "prune", "set_aside"]
+__all__ = ["Recovered", "best_validation", "find", "newest_whole", "prune", "set_aside"]
 
 _DAMAGED = ".damaged"
 _NAME = re.compile("step-[0-9]+")
@@ -19,7 +26,7 @@ _NAME = re.compile("step-[0-9]+")
 
 @dataclass(frozen=True)
 class Recovered:
-    """The newest checkpoint whose every file is as its manifest says.
+    """A checkpoint whose every file is as its manifest says.
 
     Attributes:
         reader: Its tensors.
@@ -64,6 +71,37 @@ def newest_whole(checkpoints: Path) -> Recovered | None:
     return None
 
 
+def best_validation(checkpoints: Path) -> ValidationRecord | None:
+    """The committed checkpoint with the best validation accuracy, of equal ones the first; none
+    where none is known."""
+    records = [record for f in _committed(checkpoints) if (record := read_validation(f))]
+    return max(records, key=lambda record: record.accuracy, default=None)
+
+
+def find(checkpoints: Path, *, best: bool = False) -> Recovered:
+    """The newest whole checkpoint, or the one with the best validation accuracy.
+
+    Raises:
+        RunFolderError: There is none.
+        CheckpointError: All are damaged, or the best one is.
+    """
+    if not best:
+        found = newest_whole(checkpoints)
+        if found is None:
+            raise RunFolderError(f"{checkpoints.parent} has no whole checkpoint.")
+        return found
+    record = best_validation(checkpoints)
+    if record is None:
+        raise RunFolderError(
+            f"{checkpoints.parent} has no checkpoint whose validation accuracy is known: take the "
+            f'newest one, or train with checkpoint.keep = "best".'
+        )
+    reader = TensorReader(step_folder(checkpoints, record.step))
+    reader.check()
+    _check_step(reader)
+    return Recovered(reader, ())
+
+
 def _check_step(reader: TensorReader) -> None:
     if reader.folder != step_folder(reader.folder.parent, reader.manifest.step):
         raise CheckpointError(
@@ -106,8 +144,10 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def prune(checkpoints: Path, keep: int) -> None:
-    """Remove all but step 0 and the ``keep`` newest committed checkpoints."""
+def prune(checkpoints: Path, keep: int, *, keeps_best: bool = False) -> None:
+    """Remove all but step 0 and the ``keep`` newest committed checkpoints, and perhaps the best."""
+    best = best_validation(checkpoints) if keeps_best else None
+    kept = {step_folder(checkpoints, step) for step in (0, best.step if best else 0)}
     for folder in _committed(checkpoints)[:-keep]:
-        if folder != step_folder(checkpoints, 0):
+        if folder not in kept:
             _remove(folder)

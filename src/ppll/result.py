@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ppll.job import Job, RankResult
+from ppll.recovery import best_validation
 
 __all__ = ["Result", "merge_results"]
 
@@ -27,12 +28,16 @@ class Result:
         exit_accuracy: The same for every block's exit, the final output last; none for a block that
             makes no prediction.
         validation_accuracy: The final output's on the validation part, where there is one.
+        best_step: Training batches of the kept checkpoint with the best validation accuracy; none
+            where the recipe does not keep it.
+        best_validation_accuracy: What it is.
         num_blocks: Blocks of the network.
         num_stages: Processes that trained it.
         busy_fraction: Of every stage, the share of time in which it did not wait for another.
         peak_memory_bytes: Of every stage, the most memory its process had.
         training_peak_bytes: The same before it first saved anything: what training alone takes.
-        weights_sha256: Of all blocks' parameters and buffers; the same on every placement.
+        weights_sha256: Of all blocks' parameters and buffers, and of the averages of parameters
+            where the run keeps some; the same on every placement.
         run_folder: Where everything is.
     """
 
@@ -43,6 +48,8 @@ class Result:
     test_accuracy: float | None
     exit_accuracy: tuple[float | None, ...]
     validation_accuracy: float | None
+    best_step: int | None
+    best_validation_accuracy: float | None
     num_blocks: int
     num_stages: int
     busy_fraction: tuple[float, ...]
@@ -66,6 +73,9 @@ def merge_results(job: Job, results: Sequence[RankResult], num_blocks: int) -> R
     validation = exits.get("validation", {}).get(num_blocks - 1)
     lines = sorted(line for r in results for line in r.digests)
     step = results[0].step
+    best = None
+    if job.recipe.checkpoint.keeps_best:
+        best = best_validation(job.folder.checkpoints)
     return Result(
         step=step,
         epoch=step // job.facts.steps_per_epoch,
@@ -74,6 +84,8 @@ def merge_results(job: Job, results: Sequence[RankResult], num_blocks: int) -> R
         test_accuracy=test[-1] if test else None,
         exit_accuracy=tuple(test),
         validation_accuracy=validation,
+        best_step=best.step if best else None,
+        best_validation_accuracy=best.accuracy if best else None,
         num_blocks=num_blocks,
         num_stages=job.num_stages,
         busy_fraction=tuple(r.busy_fraction for r in results),

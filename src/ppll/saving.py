@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 
 from ppll.block import Block
-from ppll.checkpoint import NonFiniteCheckpoint, check_finite, commit, step_folder, write_block
+from ppll.checkpoint import (
+    NonFiniteCheckpoint,
+    check_finite,
+    commit,
+    is_committed,
+    step_folder,
+    write_block,
+    write_validation,
+)
 from ppll.claim import Claim
 from ppll.errors import CheckpointError
 from ppll.message import NOTHING_SAVED
@@ -37,6 +45,7 @@ class SaveRules:
         num_blocks: Blocks of the whole network.
         recipe: What the manifest says the blocks were trained by.
         keep: How many of the newest checkpoints stay.
+        keeps_best: Whether the one with the best validation accuracy stays, too.
         claim: The right to write; none for a double that nobody competes with.
         passes_over_nonfinite: Whether a block with values that are not finite ends the run, or
             only leaves out the checkpoint.
@@ -47,6 +56,7 @@ class SaveRules:
     num_blocks: int
     recipe: dict[str, dict[str, Any]]
     keep: int
+    keeps_best: bool = False
     claim: Claim | None = None
     passes_over_nonfinite: bool = False
     before_write: Callable[[int], None] | None = None
@@ -104,6 +114,7 @@ class Saver:
         self._saved_step = saved_step
         self._upstream_step = NOTHING_SAVED
         self._uncommitted: list[int] = []
+        self._accuracies: dict[int, float] = {}  # of checkpoints that are not committed yet
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saver")
         self._writing: Future[None] | None = None
         self._held: deque[tuple[int, list[_BlockCopy]]] = deque()  # parameters are on their way
@@ -142,6 +153,20 @@ class Saver:
             self._uncommitted.append(step)
         self._held.append((step, copies))
         self._write_what_is_whole()
+
+    def note_validation(self, step: int, accuracy: float) -> None:
+        """Take note of the final output's validation accuracy after ``step`` batches.
+
+        Only the last stage knows it, and only it decides which checkpoints stay.
+
+        Raises:
+            OSError: It could not be written.
+            CheckpointError: Another start took over.
+        """
+        if self._commits and self._rules.keeps_best:
+            self._check_claim()
+            self._accuracies[step] = accuracy
+            self._keep_what_counts()
 
     def finish(self) -> None:
         """Wait until everything is on disk and committed as far as it can be.
@@ -206,7 +231,16 @@ class Saver:
             _log.warning("%s", error)
             shutil.rmtree(folder)
         else:
-            prune(self._rules.checkpoints, self._rules.keep)
+            self._keep_what_counts()
+
+    def _keep_what_counts(self) -> None:
+        """Note what is known of committed checkpoints, and remove those that need not stay."""
+        checkpoints = self._rules.checkpoints
+        for step in list(self._accuracies):
+            if is_committed(step_folder(checkpoints, step)):
+                accuracy = self._accuracies.pop(step)
+                write_validation(step_folder(checkpoints, step), step, accuracy)
+        prune(checkpoints, self._rules.keep, keeps_best=self._rules.keeps_best)
 
     def _check_claim(self) -> None:
         if self._rules.claim is not None:

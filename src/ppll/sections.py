@@ -20,6 +20,7 @@ __all__ = [
     "OptimizerConfig",
     "RuntimeConfig",
     "ScheduleConfig",
+    "ScheduleOverride",
     "Section",
     "SplitConfig",
     "TrainConfig",
@@ -40,6 +41,9 @@ def _usable(path: Path) -> Path:
 
 UsablePath = Annotated[Path, pydantic.AfterValidator(_usable)]
 
+Factor = Annotated[float, Field(ge=0, le=1)]
+
+Curve = Literal["cosine", "constant"]
 Cuts = Literal["even", "balanced", "infopro", "infopro-memory", "contsup"] | tuple[Count, ...]
 
 
@@ -83,6 +87,22 @@ class DataConfig(NamedSection):
     """Pad training images by so many pixels and crop them back at a random place."""
     flip: bool = False
     """Mirror every other training image, at random."""
+    randaugment: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Magnitude of the operations of RandAugment, 0 to 10; 0 is off."""
+    randaugment_ops: Annotated[int, Field(ge=1, le=10)] = 2
+    """Operations of RandAugment that a training image goes through."""
+    cutout: Number = 0
+    """Side in pixels of a square that is painted over somewhere in every training image."""
+    mixup: NonNegative = 0.0
+    """Mix every training image with another by a share drawn from Beta(mixup, mixup); 0 is off."""
+    cutmix: NonNegative = 0.0
+    """Put a box of another image into every training image, of a share drawn from Beta(cutmix,
+    cutmix); 0 is off. With mixup, too, an image has one of both."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a training sample is made of two."""
+        return self.mixup > 0 or self.cutmix > 0
 
     @pydantic.field_validator("validation")
     @classmethod
@@ -174,19 +194,34 @@ class OptimizerConfig(Section):
         return self
 
 
+class ScheduleOverride(Section):
+    """What one block's schedule does differently."""
+
+    name: Curve | None = None
+    warmup_epochs: NonNegative | None = None
+    final_factor: Factor | None = None
+
+
 class ScheduleConfig(Section):
     """How the learning rate changes from step to step; a function of the step alone."""
 
-    name: Literal["cosine", "constant"] = "cosine"
+    name: Curve = "cosine"
     warmup_epochs: NonNegative = 0.0
     """Epochs (or parts of one) in which the learning rate rises from zero on a line."""
-    final_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    final_factor: Factor = 0.0
     """Learning rate at the end as a share of the highest; cosine only."""
+    blocks: dict[int, ScheduleOverride] = {}
+    """Overrides by block index, such as ``blocks.0.warmup_epochs = 5``."""
 
     @property
     def knows_end(self) -> bool:
         """Whether the learning rate of a step depends on how many follow."""
-        return self.name == "cosine"
+        return "cosine" in (self.name, *(block.name for block in self.blocks.values()))
+
+    def of_block(self, block_index: int) -> Self:
+        """One block's schedule, its overrides applied."""
+        override = self.blocks.get(block_index, ScheduleOverride())
+        return self.model_copy(update=override.model_dump(exclude_none=True))
 
 
 class TrainConfig(Section):
@@ -210,6 +245,10 @@ class TrainConfig(Section):
     update, or nothing."""
     replicas: Literal[1] = 1
     label_smoothing: Share = 0.0
+    """Share of the target that is spread over all classes."""
+    ema: Share = 0.0
+    """Keep exponential moving averages of all parameters with this decay, such as 0.999, and
+    evaluate and use the network with them; 0 is off."""
     evaluate_every: Number = 1
     """Evaluate after every so many epochs; 0 only at the end."""
 
@@ -234,5 +273,25 @@ class CheckpointConfig(Section):
     """When the run is saved; step 0 and the end always are."""
 
     every_steps: Count | None = None
-    keep: Count = 2
-    """Keep so many of the newest checkpoints, besides step 0."""
+    keep: int | str = 2
+    """Keep so many of the newest checkpoints, besides step 0. With ``"best"`` a checkpoint is taken
+    at every evaluation, and the two newest stay and the one with the best validation accuracy."""
+
+    @pydantic.field_validator("keep")
+    @classmethod
+    def _keep_is_number_or_best(cls, keep: int | str) -> int | str:
+        if keep != "best" and not (isinstance(keep, int) and 1 <= keep < 2**63):
+            raise ValueError(
+                f'must be a number of checkpoints, 1 or more, or "best", found {shown(keep)}'
+            )
+        return keep
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the one with the best validation accuracy stays."""
+        return self.keep == "best"
+
+    @property
+    def num_newest(self) -> int:
+        """How many of the newest stay."""
+        return self.keep if isinstance(self.keep, int) else 2

@@ -99,7 +99,10 @@ def _drafts(
         for part in _parts(batches.train_batch(epoch, index), recipe):
             yield {**_mark(Kind.TRAIN, step, epoch), **part}
         interrupted = step < num_steps and ends_early()
-        if interrupted or step == num_steps or (every and step % every == 0):
+        is_due = bool(every and step % every == 0) or (
+            recipe.checkpoint.keeps_best and _is_evaluated(batches, recipe, step)
+        )
+        if interrupted or step == num_steps or is_due:
             yield _mark(Kind.CHECKPOINT, step, epoch)
         if interrupted:
             yield _mark(Kind.STOP, step, epoch)
@@ -117,9 +120,16 @@ def _epoch_end(batches: Batches, recipe: Recipe, step: int) -> Iterator[Draft]:
     """What follows the last batch of an epoch that is not the run's last."""
     num_epochs = step // batches.steps_per_epoch
     yield _mark(Kind.EPOCH_END, step, num_epochs - 1)
-    if recipe.train.evaluate_every and num_epochs % recipe.train.evaluate_every == 0:
+    if _is_evaluated(batches, recipe, step):
         split = "validation" if "validation" in batches.splits else "test"
         yield from _evaluation(batches, split, step, num_epochs - 1)
+
+
+def _is_evaluated(batches: Batches, recipe: Recipe, step: int) -> bool:
+    """Whether an evaluation follows a batch that is not the run's last."""
+    num_epochs, left = divmod(step, batches.steps_per_epoch)
+    every = recipe.train.evaluate_every
+    return left == 0 and every > 0 and num_epochs % every == 0
 
 
 def _evaluation(batches: Batches, split: str, step: int, epoch: int) -> Iterator[Draft]:

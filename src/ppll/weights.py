@@ -22,6 +22,8 @@ _MOST_NAMED = 5
 def read_weights(source: Path, network: Network) -> dict[str, Tensor]:
     """Parameters and buffers by name, of a run's newest checkpoint or a safetensors file.
 
+    Where a run keeps averages of its parameters, these are read, as ``ppll export`` writes them.
+
     Auxiliary networks may differ from those of the run that is to come.
 
     Raises:
@@ -55,7 +57,7 @@ def _read_run(source: Path) -> dict[str, Tensor]:
     found = newest_whole(RunFolder.open(source).checkpoints)
     if found is None:
         raise ModelError(f"model.weights: {source} has no whole checkpoint.")
-    return found.reader.all_weights()
+    return found.reader.averaged_weights()
 
 
 def _check(source: Path, weights: dict[str, Tensor], network: Network) -> None:

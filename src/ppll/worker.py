@@ -237,6 +237,8 @@ class Worker:
         if self._evaluates_since is not None:
             self.evaluation_s += time.monotonic() - self._evaluates_since
             self._evaluates_since = None
+        if self._saver is not None and message.split == "validation":
+            self._saver.note_validation(message.step, tallies[self.blocks[-1].index].accuracy)
         for index, tally in tallies.items():
             self._write(message.split, message, index, tally)
         if self._metrics is not None:

@@ -22,7 +22,16 @@ def site_at(network: Network, index: int, block: int = 0, num_blocks: int = 4) -
     """The cut behind a layer."""
     shapes = feature_shapes(network, (3, 16, 16))
     behind = network.layers[index + 1 :]
-    return BlockSite(block, num_blocks, (3, 16, 16), shapes[index], 10, (3, 16, 16), behind)
+    return BlockSite(
+        block,
+        num_blocks,
+        (3, 16, 16),
+        shapes[index],
+        10,
+        (3, 16, 16),
+        behind,
+        tuple(shapes[index + 1 :]),
+    )
 
 
 def ready(module: nn.Module) -> nn.Module:
@@ -57,12 +66,12 @@ def test_the_depth_falls_to_half_of_what_is_beyond_one() -> None:
     assert pyramidal_depth(6, 0, 2) == 6
 
 
-def test_residual_layers_keep_width_and_stride_and_read_what_is_there() -> None:
+def test_residual_layers_keep_their_width_and_read_what_is_there() -> None:
     """Behind stage 1's first layer lie eight; the fourth (stage 2's second) and the last."""
     module = ready(later_layers(site_at(RESNET, 1), depth=2))
     first, second = module.get_submodule("layers")
     assert first.conv1.weight.shape == (8, 4, 3, 3)
-    assert (first.conv1.stride, second.conv1.stride) == ((1, 1), (1, 1))
+    assert (first.conv1.stride, second.conv1.stride) == ((2, 2), (2, 2))
     assert second.conv1.weight.shape == (16, 8, 3, 3)
     assert list(dict(module.get_submodule("layers").named_children())) == ["stage2_1", "stage3_2"]
     residual = [9 * (i * o + o * o) + 4 * o + i * o + 2 * o for i, o in [(4, 8), (8, 16)]]
@@ -126,3 +135,21 @@ def test_layers_that_do_not_fit_are_refused() -> None:
 def test_a_depth_of_zero_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"auglocal: depth must be at least 1, found 0"):
         later_layers(site_at(RESNET, 1), depth=0)
+
+
+@pytest.mark.parametrize(
+    ("depth", "block", "after", "strides"),
+    [
+        (2, 0, 3, [2, 2]),
+        (4, 1, 7, [1, 2, 1]),
+        (6, 0, 3, [1, 2, 1, 2, 1, 1]),
+    ],
+)
+def test_maps_are_halved_where_the_authors_code_does(
+    depth: int, block: int, after: int, strides: list[int]
+) -> None:
+    """ResNet-32 in four blocks cut as InfoPro does; the stem is layer 0."""
+    network = resnet((3, 16, 16), 10, depth=32, width=4)
+    module = ready(later_layers(site_at(network, after, block), depth=depth))
+    found = [layer.conv1.stride[0] for layer in module.get_submodule("layers")]
+    assert found == strides

@@ -127,7 +127,9 @@ def test_a_recipe_that_a_rival_cannot_train(
         )
 
 
-def test_the_ranks_of_a_rival_cannot_skip_an_update_together() -> None:
-    work = RecipeWork(recipe(train={"on_nonfinite": "skip"}))
-    with pytest.raises(RecipeError, match="on_nonfinite"):
+@pytest.mark.parametrize(("key", "value"), [("on_nonfinite", "skip"), ("ema", 0.9)])
+def test_what_a_rival_cannot_do_is_refused(key: str, value: object) -> None:
+    """Its ranks cannot skip an update together, and keep no averages."""
+    work = RecipeWork(recipe(train={key: value}))
+    with pytest.raises(RecipeError, match=key):
         run_baseline("backprop", work, num_batches=1)

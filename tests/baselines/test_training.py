@@ -16,7 +16,7 @@ from ppll.baselines import RecipeWork, accuracy_of, run_baseline
 from ppll.config import Recipe
 from ppll.data import load_batches
 from ppll.errors import WorkerError
-from ppll.message import FEATURES, TARGETS
+from ppll.message import FEATURES, MIX, OTHER_TARGETS, TARGETS
 from ppll.models import initialise, models
 from ppll.optimization import Schedule, build_optimizer
 
@@ -80,10 +80,17 @@ class Plain:
 
     def _backward(self, batch: dict[str, Tensor], num_slices: int, smoothing: float) -> None:
         total = 0.0
-        slices = zip(*(batch[f].chunk(num_slices) for f in (FEATURES, TARGETS)), strict=True)
-        for inputs, targets in slices:
+        fields = {OTHER_TARGETS: batch[TARGETS], MIX: torch.ones(len(batch[TARGETS])), **batch}
+        names = (FEATURES, TARGETS, OTHER_TARGETS, MIX)
+        for inputs, *targets, mix in zip(
+            *(fields[n].chunk(num_slices) for n in names), strict=True
+        ):
             logits = self.model(inputs)
-            loss = nn.functional.cross_entropy(logits, targets, label_smoothing=smoothing)
+            own, other = (
+                nn.functional.cross_entropy(logits, t, label_smoothing=smoothing, reduction="none")
+                for t in targets
+            )
+            loss = (mix * own + (1 - mix) * other).mean()
             (loss / num_slices).backward()
             total += loss.item() / num_slices
         self.losses.append(total)
@@ -121,6 +128,16 @@ def test_a_rival_makes_the_update_of_plain_backpropagation(system: str) -> None:
     assert_same(result.gradients, plain.gradients)
     assert_same(result.weights, plain.model.state_dict())
     assert accuracy_of(recipe("vit"), result.weights) == pytest.approx(accuracy(plain), abs=0.051)
+
+
+@pytest.mark.parametrize("system", ["backprop", "ddp", "1f1b"])
+def test_a_rival_learns_from_the_same_mixed_samples(system: str) -> None:
+    """A replica makes its slice of a batch, the last rank of a pipeline the targets alone."""
+    data = {**recipe("vit").data.model_dump(), "mixup": 0.5, "cutmix": 1.0, "cutout": 3}
+    plain = Plain(recipe("vit", data=data), num_slices=1)
+    result = run(system, recipe("vit", data=data), CUTS["vit"])
+    assert result.losses == pytest.approx(plain.losses, rel=1e-5)
+    assert_same(result.gradients, plain.gradients)
 
 
 def accuracy(plain: Plain) -> float:

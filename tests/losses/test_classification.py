@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from ppll.losses.classification import cross_entropy, num_correct
+from ppll.losses.classification import cross_entropy, mixed_targets, num_correct
 
 LOGITS = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, -1.0]])
 TARGETS = torch.tensor([0, 2])
@@ -45,3 +45,18 @@ def test_num_correct_counts_largest_logits_at_the_target() -> None:
     assert count.shape == ()
     assert count.dtype == torch.int64
     assert num_correct(LOGITS, torch.tensor([0, 1])).item() == 2
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_mixed_samples_have_a_share_of_the_loss_of_either_class(label_smoothing: float) -> None:
+    """The second sample is mixed with one of its own class."""
+    first, second = (negative_log_likelihoods(row) for row in LOGITS.tolist())
+    plain = [0.7 * first[0] + 0.3 * first[1], second[2]]
+    smooth = [
+        (1 - label_smoothing) * loss + label_smoothing * sum(row) / 3
+        for loss, row in zip(plain, (first, second), strict=True)
+    ]
+    shares = mixed_targets(TARGETS, torch.tensor([1, 2]), torch.tensor([0.7, 0.4]), 3)
+    assert torch.allclose(shares, torch.tensor([[0.7, 0.3, 0.0], [0.0, 0.0, 1.0]]))
+    loss = cross_entropy(LOGITS, shares, label_smoothing=label_smoothing)
+    assert loss.item() == pytest.approx(sum(smooth) / 2)

@@ -20,7 +20,7 @@ from ppll.registry import Registry
 
 __all__ = ["auxiliaries"]
 
-auxiliaries: Registry[nn.Module] = Registry("auxiliary network", "method")
+auxiliaries: Registry[nn.Module] = Registry("auxiliary network", "method.auxiliary_options")
 
 _add = auxiliaries.register
 _add("auglocal", "layers like later ones (Ma et al. 2024)")(later_layers)

@@ -2,8 +2,9 @@
 
 Source: Ma et al., "Scaling Supervised Local Learning with Augmented Auxiliary Networks" (ICLR
 2024). Of the n hidden layers behind a block, those at ``round(n / d * i)``, i from 1 to d, are
-built a second time, one behind the other, before a pooled linear classifier. Nothing is shared and
-no values are copied. The depth d falls from block to block (section "pyramidal depth").
+built a second time, one behind the other, before a pooled linear classifier. A residual layer
+halves a map that is larger than its own, as the authors' code does. Nothing is shared and no values
+are copied. The depth d falls from block to block (section "pyramidal depth").
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def later_layers(site: BlockSite, *, depth: int = 2) -> nn.Module:
     """
     if depth < 1:
         raise RecipeError(f"auglocal: depth must be at least 1, found {depth}.")
-    hidden = site.layers_behind[:-1]
+    hidden = [*zip(site.layers_behind, site.shapes_behind, strict=True)][:-1]
     depth = pyramidal_depth(depth, site.block_index, site.num_blocks)
     layers, shape = _fitted([hidden[i] for i in picked(len(hidden), depth)], site.feature_shape)
     head = linear(dataclasses.replace(site, feature_shape=shape))
@@ -68,22 +69,30 @@ def picked(num_layers: int, depth: int) -> tuple[int, ...]:
 
 
 def _fitted(
-    layers: Sequence[Layer], shape: tuple[int, ...]
+    layers: Sequence[tuple[Layer, tuple[int, ...]]], shape: tuple[int, ...]
 ) -> tuple[nn.Sequential, tuple[int, ...]]:
-    """Fresh layers like the given ones, for features of the shape, and the shape behind them."""
+    """Fresh layers like the given ones, for features of the shape, and the shape behind them.
+
+    Args:
+        layers: Each with one sample's shape at its output in the network.
+        shape: One sample's features.
+    """
     modules: OrderedDict[str, nn.Module] = OrderedDict()
-    for layer in layers:
-        module = _fresh(layer.module, shape)
+    for layer, target in layers:
+        module = _fresh(layer.module, shape, target)
         shape = _output_shape(Layer(layer.name, module), shape)
         modules[layer.name] = module
     return nn.Sequential(modules), shape
 
 
-def _fresh(module: nn.Module, shape: tuple[int, ...]) -> nn.Module:
-    """A layer of the same structure; a residual layer reads as many channels as there are."""
-    if isinstance(module, ResidualLayer) and len(shape) == 3:
-        stride, channels = module.conv1.stride[0], module.conv2.out_channels
-        return ResidualLayer(shape[0], channels, stride)
+def _fresh(module: nn.Module, shape: tuple[int, ...], target: tuple[int, ...]) -> nn.Module:
+    """A layer of the same structure.
+
+    A residual layer reads as many channels as there are, and halves a map that is larger than what
+    it makes in the network.
+    """
+    if isinstance(module, ResidualLayer) and len(shape) == len(target) == 3:
+        return ResidualLayer(shape[0], target[0], stride=2 if shape[1:] > target[1:] else 1)
     fresh = copy.deepcopy(module).to("meta")
     for parameter in fresh.parameters():
         parameter.requires_grad_(parameter.is_floating_point())

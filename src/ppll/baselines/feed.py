@@ -10,16 +10,15 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ppll.baselines.systems import Layout
 from ppll.baselines.work import Batch
 from ppll.config import Recipe
 from ppll.data import Loader, PreparedData, load_dataset, prepare
-from ppll.data.loader import epoch_order
 from ppll.errors import ChannelClosed, RecipeError
-from ppll.message import FEATURES, TARGETS, Kind, Message
+from ppll.losses.classification import mixed_targets
+from ppll.message import FEATURES, MIX, OTHER_TARGETS, TARGETS, Kind, Message
 from ppll.prefetch import Prefetcher
 
 __all__ = ["Feed", "check_batches"]
@@ -92,10 +91,8 @@ class Feed:
         for step in range(1, self.layout.num_batches + 1):
             epoch, batch = divmod(step - 1, steps_per_epoch)
             place = batch * slices + index
-            if targets_only:
-                fields = {TARGETS: _targets(loader, self.recipe.train.seed, epoch, place)}
-            else:
-                fields = loader.train_batch(epoch, place)
+            make = loader.train_targets if targets_only else loader.train_batch
+            fields = _with_one_target(make(epoch, place), loader.data.dataset.num_classes)
             yield Message(kind=Kind.TRAIN, sequence=step - 1, step=step, tensors=fields)
 
     def _loader(self) -> tuple[Loader, int, int]:
@@ -113,9 +110,9 @@ class Feed:
         return Loader(data, seed=self.recipe.train.seed), slices, index
 
 
-def _targets(loader: Loader, seed: int, epoch: int, index: int) -> Tensor:
-    """The targets of a batch, without the work of making its inputs."""
-    data = loader.data
-    order = epoch_order(data.train_samples, seed=seed, epoch=epoch)
-    samples = order[index * data.config.batch_size :][: data.config.batch_size]
-    return data.dataset.train.targets.index_select(0, torch.from_numpy(samples))
+def _with_one_target(fields: dict[str, Tensor], num_classes: int) -> dict[str, Tensor]:
+    """Both classes of mixed samples as shares of all, since a rival's loss takes one tensor."""
+    if MIX not in fields:
+        return fields
+    shares = mixed_targets(fields[TARGETS], fields[OTHER_TARGETS], fields[MIX], num_classes)
+    return {**fields, TARGETS: shares}

@@ -48,8 +48,9 @@ class RecipeWork(Workload):
     """What a recipe says, trained end to end.
 
     The sections ``split``, ``method`` and ``runtime`` do not matter to a rival, nor do overrides
-    of the optimizer for single blocks. Batch norm sees a micro-batch where PPLL sees a batch, and
-    dropout draws other masks; without both a rival's updates are those of plain backpropagation.
+    of optimizer and schedule for single blocks. Batch norm sees a micro-batch where PPLL sees a
+    batch, and dropout draws other masks; without both a rival's updates are those of plain
+    backpropagation.
 
     Attributes:
         recipe: The recipe.
@@ -128,6 +129,8 @@ def _check_enough_layers(layout: Layout, num_layers: int) -> None:
 def _check_recipe(recipe: Recipe) -> None:
     if recipe.model.weights is not None:
         raise RecipeError("model.weights: a rival starts from the recipe's seed; leave it out.")
+    if recipe.train.ema:
+        raise RecipeError("train.ema: a rival keeps no averages of its weights; set it to 0.")
     if recipe.train.on_nonfinite == "skip":
         raise RecipeError(
             'train.on_nonfinite = "skip": the ranks of a rival do not know each other\'s loss '

@@ -25,7 +25,7 @@ class Batch:
 
     Attributes:
         inputs: Of the first chunk: (N, ...).
-        targets: Of the loss: (N).
+        targets: Of the loss: (N), or (N, classes) where samples are mixed of two.
     """
 
     inputs: Tensor | None = None

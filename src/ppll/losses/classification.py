@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["cross_entropy", "num_correct"]
+__all__ = ["cross_entropy", "mixed_targets", "num_correct", "on_both_classes"]
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
@@ -13,7 +16,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0
 
     Args:
         logits: (N, classes), not normalised.
-        targets: (N) class indices.
+        targets: (N) class indices, or (N, classes) the share of each class in a sample.
         label_smoothing: Share of the target's mass that is spread over all classes, 0 to below 1
             (Szegedy et al., "Rethinking the Inception architecture", CVPR 2016, sec. 7).
 
@@ -21,6 +24,39 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0
         A scalar.
     """
     return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+
+
+def mixed_targets(own: Tensor, other: Tensor, mix: Tensor, num_classes: int) -> Tensor:
+    """Shares of the classes in samples that are mixed of two.
+
+    The cross-entropy with them is ``mix * CE(own) + (1 - mix) * CE(other)`` of every sample.
+
+    Args:
+        own: (N) class indices.
+        other: The same of what each is mixed with.
+        mix: Share of the own class: (N), 0 to 1.
+        num_classes: How many there are.
+
+    Returns:
+        (N, classes) in the type of ``mix``.
+    """
+    shares = mix.new_zeros(len(own), num_classes)
+    rows = torch.arange(len(own), device=mix.device)
+    shares[rows, own] = mix
+    # The same class twice has the sum.
+    shares[rows, other] += 1 - mix
+    return shares
+
+
+def on_both_classes(
+    task_loss: Callable[[Tensor, Tensor], Tensor],
+    other: Tensor,
+    mix: Tensor,
+    logits: Tensor,
+    targets: Tensor,
+) -> Tensor:
+    """A loss of samples that are mixed of two; all but the last two arguments are the batch's."""
+    return task_loss(logits, mixed_targets(targets, other, mix, logits.shape[1]))
 
 
 def num_correct(logits: Tensor, targets: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -11,6 +12,8 @@ __all__ = ["kl_divergence"]
 def kl_divergence(logits: Tensor, reference: Tensor) -> Tensor:
     """Mean over the batch of KL(p || q), p the softmax of the logits, q that of the reference.
 
+    Always in float32 or wider.
+
     Args:
         logits: (N, classes), not normalised.
         reference: (N, classes), not normalised.
@@ -18,9 +21,10 @@ def kl_divergence(logits: Tensor, reference: Tensor) -> Tensor:
     Returns:
         A scalar, in nats.
     """
+    wide = torch.promote_types(logits.dtype, torch.float32)
     return F.kl_div(
-        F.log_softmax(reference, dim=1),
-        F.log_softmax(logits, dim=1),
+        F.log_softmax(reference.to(wide), dim=1),
+        F.log_softmax(logits.to(wide), dim=1),
         reduction="batchmean",
         log_target=True,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 __all__ = ["gradient_distance"]
@@ -20,4 +21,5 @@ def gradient_distance(gradient: Tensor, reference: Tensor) -> Tensor:
     Returns:
         A scalar.
     """
-    return len(gradient) * (gradient - reference).square().sum()
+    wide = torch.promote_types(gradient.dtype, torch.float32)
+    return len(gradient) * (gradient.to(wide) - reference.to(wide)).square().sum()

@@ -24,7 +24,8 @@ def image_reconstruction(decoded: Tensor, image: Tensor) -> Tensor:
         A scalar.
     """
     if image.dtype == torch.uint8:
-        return F.binary_cross_entropy_with_logits(decoded, image.to(decoded.dtype) / 255)
+        wide = decoded.to(torch.promote_types(decoded.dtype, torch.float32))
+        return F.binary_cross_entropy_with_logits(wide, image.to(wide.dtype) / 255)
     return F.mse_loss(decoded, image)
 
 

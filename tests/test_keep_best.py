@@ -1,0 +1,187 @@
+"""``checkpoint.keep = "best"``: which checkpoint stays, what breaks off, and who asks for it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+import ppll
+from ppll.checkpoint import (
+    TensorReader,
+    commit,
+    read_validation,
+    step_folder,
+    write_block,
+    write_validation,
+)
+from ppll.errors import CheckpointError, RunFolderError, WorkerError
+from ppll.recovery import best_validation, find, prune
+from ppll.testing import Fault
+from tests.faults import injected, recipe
+
+ACCURACIES = {4: 0.25, 8: 0.75, 12: 0.5, 16: 0.75, 20: 0.0}
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PPLL_CACHE", str(tmp_path / "cache"))
+
+
+def write(checkpoints: Path, step: int, accuracy: float | None = None) -> Path:
+    folder = step_folder(checkpoints, step)
+    write_block(folder, step, 0, {"w": torch.full((2,), float(step))}, {})
+    commit(folder, step, 1, {})
+    if accuracy is not None:
+        write_validation(folder, step, accuracy)
+    return folder
+
+
+def steps(checkpoints: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in checkpoints.glob("step-*"))
+
+
+def test_the_best_one_stays_and_of_equal_ones_the_first(tmp_path: Path) -> None:
+    write(tmp_path, 0)
+    left = []
+    for step, accuracy in ACCURACIES.items():
+        write(tmp_path, step, accuracy)
+        prune(tmp_path, 2, keeps_best=True)
+        left.append(steps(tmp_path))
+    assert left == [[0, 4], [0, 4, 8], [0, 8, 12], [0, 8, 12, 16], [0, 8, 16, 20]]
+    assert find(tmp_path).step == 20
+    assert find(tmp_path, best=True).step == 8
+
+
+def test_what_was_not_evaluated_is_not_the_best(tmp_path: Path) -> None:
+    write(tmp_path, 3)
+    assert best_validation(tmp_path) is None
+    with pytest.raises(RunFolderError, match=r'train with checkpoint\.keep = "best"'):
+        find(tmp_path, best=True)
+    folder = write(tmp_path, 4, 0.5)
+    (folder / "manifest.json").unlink()
+    assert best_validation(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{}", '{"step": 9, "accuracy": 1}', '{"step": 4, "accuracy": 2}']
+)
+def test_a_damaged_record_counts_as_none(tmp_path: Path, content: str) -> None:
+    folder = write(tmp_path, 4, 0.5)
+    (folder / "validation.json").write_text(content)
+    assert read_validation(folder) is None
+    assert find(tmp_path).step == 4
+
+
+def test_a_best_one_that_is_damaged_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path, 4, 0.5)
+    write(tmp_path, 8, 0.25)
+    (folder / "block-00.safetensors").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match="damaged"):
+        find(tmp_path, best=True)
+
+
+def fit(out: Path, *settings: str, resume: bool = False) -> ppll.Result:
+    base = recipe().with_settings(
+        ["checkpoint.keep=best", "train.epochs=8", "schedule.name=constant", *settings]
+    )
+    return ppll.Trainer(base, out=out, resume=resume).fit()
+
+
+def validations(run: Path) -> dict[int, float]:
+    """Accuracy of the final output by step, as the metrics have it."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {r["step"]: r["accuracy"] for r in rows if (r["kind"], r["block"]) == ("validation", 3)}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight epochs of four steps, a checkpoint also after every third step."""
+    run = tmp_path_factory.mktemp("unbroken") / "run"
+    fit(run)
+    return run
+
+
+def is_best(run: Path) -> tuple[int, float]:
+    """The first of the best evaluations."""
+    found = validations(run)
+    best = max(found.values())
+    return min(step for step, accuracy in found.items() if accuracy == best), best
+
+
+def test_a_run_keeps_the_best_and_names_it(unbroken: Path) -> None:
+    result = json.loads((unbroken / "result.json").read_text())
+    step, accuracy = is_best(unbroken)
+    assert len(validations(unbroken)) == 8
+    assert (result["best_step"], result["best_validation_accuracy"]) == (step, accuracy)
+    assert 0 < step < 30  # else it would be among the newest
+    assert steps(unbroken / "checkpoints") == [0, step, 30, 32]
+
+
+def test_it_changes_nothing_else(unbroken: Path, tmp_path: Path) -> None:
+    plain = fit(tmp_path / "run", "checkpoint.keep=2")
+    result = json.loads((unbroken / "result.json").read_text())
+    assert plain.weights_sha256 == result["weights_sha256"]
+    assert plain.best_step is plain.best_validation_accuracy is None
+    assert validations(tmp_path / "run") == validations(unbroken)
+
+
+# At the first step after a checkpoint, within an epoch, and while the validation part is evaluated.
+@pytest.mark.parametrize(
+    ("step", "activity"), [(9, "LEARN"), (18, "LEARN"), (16, "EVALUATE"), (32, "EVALUATE")]
+)
+def test_a_broken_run_ends_with_the_same_one(
+    step: int, activity: str, unbroken: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with injected(Fault(0, step, activity)), pytest.raises(WorkerError):
+        fit(run)
+    fit(run, resume=True)
+    results = [json.loads((r / "result.json").read_text()) for r in (run, unbroken)]
+    keys = ("best_step", "best_validation_accuracy", "weights_sha256")
+    assert [results[0][key] for key in keys] == [results[1][key] for key in keys]
+    assert steps(run / "checkpoints") == steps(unbroken / "checkpoints")
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("method", ["dgl", "man"])
+def test_the_last_of_several_ranks_decides(method: str, tmp_path: Path) -> None:
+    setting = f"method.name={method}"
+    one = fit(tmp_path / "one", setting)
+    four = fit(tmp_path / "four", setting, "runtime.stages=4")
+    assert one.best_step == four.best_step
+    assert one.best_validation_accuracy == four.best_validation_accuracy
+    assert {0, 32, one.best_step} <= set(steps(tmp_path / "four" / "checkpoints"))
+
+
+@pytest.mark.parametrize("settings", [(), ("train.ema=0.8",)])
+def test_the_best_one_can_be_asked_for(
+    settings: tuple[str, ...], unbroken: Path, tmp_path: Path
+) -> None:
+    run = unbroken
+    if settings:
+        run = tmp_path / "run"
+        fit(run, *settings)
+    step, accuracy = is_best(run)
+    evaluated = ppll.evaluate(run, best=True)
+    assert (evaluated.step, evaluated.validation_accuracy) == (step, accuracy)
+    assert ppll.evaluate(run).step == 32
+    assert ppll.load(run, best=True).step == step
+    assert ppll.load(run).step == 32
+    assert ppll.export(run, tmp_path / "best.safetensors", best=True) == step
+    exported = safetensors.torch.load_file(tmp_path / "best.safetensors")
+    saved = TensorReader(step_folder(run / "checkpoints", step)).averaged_weights()
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in exported.items())
+
+
+def test_a_copy_of_a_run_without_it_says_so(unbroken: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+    for file in run.glob("checkpoints/*/validation.json"):
+        file.unlink()
+    with pytest.raises(RunFolderError, match="no checkpoint whose validation accuracy is known"):
+        ppll.load(run, best=True)
