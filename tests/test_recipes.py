@@ -9,7 +9,12 @@ from ppll.job import DataFacts, draw_blueprint
 from ppll.recipe_files import load_recipe, shipped_recipes
 from ppll.split import Blueprint
 
-FACTS = {"digits": DataFacts((1, 8, 8), 10, 23), "cifar10": DataFacts((3, 32, 32), 10, 49)}
+FACTS = {
+    "digits": DataFacts((1, 8, 8), 10, 23),
+    "cifar10": DataFacts((3, 32, 32), 10, 49),
+    "svhn": DataFacts((3, 32, 32), 10, 72),
+    "stl10": DataFacts((3, 96, 96), 10, 40),
+}
 
 
 @pytest.fixture(params=sorted(shipped_recipes()))
@@ -19,7 +24,8 @@ def blueprint(request: pytest.FixtureRequest) -> Blueprint:
 
 
 def test_every_layer_is_in_exactly_one_block(blueprint: Blueprint) -> None:
-    assert blueprint.num_blocks == blueprint.recipe.split.blocks == 4
+    assert blueprint.recipe.split.blocks == 4
+    assert blueprint.num_blocks == (1 if blueprint.method.end_to_end else 4)
     dealt = [index for layers in blueprint.ranges for index in layers]
     assert dealt == list(range(len(blueprint.network.layers)))
     assert blueprint.num_steps == blueprint.steps_per_epoch * blueprint.recipe.train.epochs
@@ -27,7 +33,9 @@ def test_every_layer_is_in_exactly_one_block(blueprint: Blueprint) -> None:
 
 def test_blocks_hold_the_parameters_of_the_network(blueprint: Blueprint) -> None:
     """Built on meta, so nothing is as large as the network."""
-    modules = [blueprint.build_modules(i, torch.device("meta")) for i in range(4)]
-    names = [n for m in modules for n, _ in m.named_parameters() if not n.startswith("auxiliary.")]
-    assert names == [name for name, _ in blueprint.network.as_module().named_parameters()]
-    assert [m.auxiliary is None for m in modules] == [False, False, False, True]
+    blocks = range(blueprint.num_blocks)
+    modules = [blueprint.build_modules(i, torch.device("meta")) for i in blocks]
+    names = [n for m in modules for n, _ in m.named_parameters()]
+    own = [n for n in names if not n.startswith(("auxiliary.", "context."))]
+    assert own == [name for name, _ in blueprint.network.as_module().named_parameters()]
+    assert [m.auxiliary is None for m in modules] == [i == blocks[-1] for i in blocks]
