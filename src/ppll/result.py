@@ -28,9 +28,6 @@ class Result:
         exit_accuracy: The same for every block's exit, the final output last; none for a block that
             makes no prediction.
         validation_accuracy: The final output's on the validation part, where there is one.
-        best_step: Training batches of the kept checkpoint with the best validation accuracy; none
-            where the recipe does not keep it.
-        best_validation_accuracy: What it is.
         num_blocks: Blocks of the network.
         num_stages: Processes that trained it.
         busy_fraction: Of every stage, the share of time in which it did not wait for another.
@@ -39,6 +36,9 @@ class Result:
         weights_sha256: Of all blocks' parameters and buffers, and of the averages of parameters
             where the run keeps some; the same on every placement.
         run_folder: Where everything is.
+        best_step: Training batches of the kept checkpoint with the best validation accuracy; none
+            where the recipe does not keep it.
+        best_validation_accuracy: What it is.
     """
 
     step: int
@@ -48,8 +48,6 @@ class Result:
     test_accuracy: float | None
     exit_accuracy: tuple[float | None, ...]
     validation_accuracy: float | None
-    best_step: int | None
-    best_validation_accuracy: float | None
     num_blocks: int
     num_stages: int
     busy_fraction: tuple[float, ...]
@@ -57,6 +55,8 @@ class Result:
     training_peak_bytes: tuple[int, ...]
     weights_sha256: str
     run_folder: str
+    best_step: int | None = None
+    best_validation_accuracy: float | None = None
 
 
 def merge_results(job: Job, results: Sequence[RankResult], num_blocks: int) -> Result:
