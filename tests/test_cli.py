@@ -184,6 +184,22 @@ def run_here(
         ("digits-resnet", ["runtime.stages=5"], "only 4 blocks"),
         ("digits-resnet", ["method.name=dlg"], "Did you mean 'dgl'"),
         ("digits-resnet", ["method.name=backprop", "runtime.stages=2"], "ask for 1 to 1 stages"),
+        ("digits-resnet", ["method.name=man", "method.lag=0"], "method.lag"),
+        ("digits-resnet", ["method.lag=2"], "unknown option of method 'dgl' 'method.lag'"),
+        ("digits-resnet", ["method.auxiliary=mlp-st"], "Did you mean 'mlp-sr'"),
+        (
+            "digits-resnet",
+            ["method.name=sedona", "method.auxiliary_options.dept=3"],
+            "Did you mean 'method.auxiliary_options.depth'",
+        ),
+        (
+            "digits-resnet",
+            ["method.name=sedona", "method.auxiliary_options.depth=9"],
+            "sedona: depth must be 1 to 4, found 9",
+        ),
+        ("digits-resnet", ["method.name=lopt", "method.auxiliary=linear"], "method.auxiliary"),
+        ("digits-resnet", ["method.name=backprop", "method.auxiliary=linear"], "method.auxiliary"),
+        ("digits-resnet", ["method.name=contsup", "method.context=R2"], "method.context"),
         ("digits-resnet", ["model.name=resnet23"], "unknown model 'resnet23'"),
         ("digits-resnet", ["data.name=digit"], "Did you mean 'digits'"),
         ("digits-resnet", ["runtime.devices=cuda"], "it has none"),
@@ -208,6 +224,18 @@ def test_what_cannot_be_has_exit_code_2(
     assert message in err
     assert "Traceback" not in err
     assert not out.exists()
+
+
+def test_without_a_command_there_is_help(monkeypatch, capsys) -> None:
+    _, out, err = run_here(monkeypatch, capsys)
+    assert "Start with: ppll train" in out + err
+
+
+def test_a_network_in_one_block_has_no_plan(monkeypatch, capsys) -> None:
+    args = ("plan", "digits-resnet", *TINY, "--set=method.name=backprop")
+    code, _, err = run_here(monkeypatch, capsys, *args)
+    assert code == 2
+    assert "nothing to plan" in err
 
 
 @pytest.mark.parametrize("args", [("train",), ("train", "digits-resnet", "--bogus"), ("fly",)])

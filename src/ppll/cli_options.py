@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -69,10 +70,10 @@ def load(recipe: str, stages: int | None, settings: list[str] | None) -> Recipe:
 
 def with_json_printed(arguments: Sequence[str]) -> list[str]:
     """Arguments in which a ``--json`` that no file follows says that it is to be printed."""
-    following = [*arguments[1:], ""]
+    following = itertools.chain(arguments[1:], [""])
     return [
         f"--json={_PRINTED}" if word == "--json" and not after.endswith(".json") else word
-        for word, after in zip(arguments, following, strict=True)
+        for word, after in zip(arguments, following, strict=False)
     ]
 
 

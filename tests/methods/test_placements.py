@@ -20,7 +20,7 @@ from tests.faults import injected, recipe
 from tests.interleaving import digest, small_recipe, train_interleaved
 
 LOCAL = [entry.name for entry in methods if not entry.build.end_to_end]
-METHODS = ["man", "manpp", "zerolock", "sgr"]
+METHODS = ["man", "manpp", "zerolock", "sgr", "contsup", "infopro"]
 SETTINGS = {"lopt": ("method.weight=1",)}
 """What a method needs to go through the recipe of the faults without an infinite loss."""
 

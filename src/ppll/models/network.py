@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ppll.errors import ModelError
+from ppll.errors import Interrupted, ModelError
 from ppll.randomness import fold
 
 __all__ = [
@@ -310,6 +310,8 @@ def _trial_copy(layer: Layer) -> Layer:
 def _output(layer: Layer, features: Tensor) -> Tensor:
     try:
         output = layer.module(features)
+    except Interrupted:
+        raise
     except Exception as error:
         shape = tuple(features.shape[1:])
         raise ModelError(
