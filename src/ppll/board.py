@@ -71,6 +71,7 @@ class Board:
         self._turned_s = time.monotonic()
         self._signals: set[int] = set()
         self._closed = threading.Event()
+        self._leaves = threading.Lock()
         self.leftovers: list[Path] = []
         """Folders that are removed when the process has to leave."""
         for turn in (self._keep, self._watch_agent):
@@ -94,7 +95,7 @@ class Board:
         except ChannelClosed:
             self._leave_by(self._reason_of_aftermath())
         except BaseException as error:
-            failure = Failure.of(error, self._world.rank, self.monitor.status, time.monotonic())
+            failure = Failure.of(error, self._world.rank, self.page.read(), time.monotonic())
             self._leave_by(self._judge(1, failure.message()))
 
     @contextmanager
@@ -135,6 +136,7 @@ class Board:
     def _reason_of_aftermath(self) -> dict[str, Any]:
         """Why a neighbour is gone: what it says itself, or that it says nothing any more."""
         store = self._world.store.clone()
+        self._look(time.monotonic())  # Whoever is there will have moved when it looks again.
         deadline = time.monotonic() + _AFTERMATH_S
         while time.monotonic() < deadline:
             if store.check([_VERDICT]):
@@ -150,6 +152,8 @@ class Board:
         return self._judge(1, self._silent(rank, "the process died", now_s))
 
     def _leave_by(self, verdict: dict[str, Any]) -> NoReturn:
+        if not self._leaves.acquire(blocking=False):
+            threading.Event().wait()  # Another thread is about to end the process.
         if self._world.speaks:
             sys.stderr.write(verdict["message"] + "\n")
             sys.stderr.flush()
