@@ -29,6 +29,7 @@ from ppll.job import draw_blueprint
 from ppll.message import FEATURES, TARGETS, Kind, Message
 from ppll.methods import BlockSite, Lesson
 from ppll.models.network import Layer, Network, initialise, with_memory
+from ppll.numerics import autocast_dtype
 from ppll.optimization import build_optimizer
 from ppll.sections import MethodConfig, SplitConfig
 from ppll.split import Blueprint, build_method
@@ -242,7 +243,7 @@ class _Bench:
         return _Piece(self._autocast(run), module, self._optimizer(module))
 
     def _autocast(self, run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        dtype = torch.bfloat16 if self._blueprint.recipe.train.precision == "bf16" else None
+        dtype = autocast_dtype(self._blueprint.recipe.train)
 
         def cast(inputs: Tensor) -> Tensor:
             with torch.autocast("cpu", dtype, enabled=dtype is not None):

@@ -18,6 +18,7 @@ from ppll.errors import ModelError
 from ppll.job import Job, RankResult
 from ppll.metrics import MetricsFile
 from ppll.models.network import initialise, qualified
+from ppll.numerics import set_numerics
 from ppll.resume import training_sections
 from ppll.saving import Saver, SaveRules
 from ppll.slow import SlowParameters
@@ -41,7 +42,7 @@ def run_rank(
             the stop follow.
     """
     device = torch.device("cpu")
-    torch.set_num_threads(job.recipe.train.threads_per_stage)
+    set_numerics(job.recipe.train)
     blueprint = job.blueprint()
     with ExitStack() as stack:
         ends = connect(job, rank, blueprint, ends_early, stack)

@@ -233,8 +233,12 @@ class TrainConfig(Section):
     seed: Number = 0
     threads_per_stage: Count = 1
     """Threads of one process; part of the result, since sums are ordered by it."""
-    precision: Literal["float32", "bf16"] = "float32"
-    """Type of the forward's matrix products; parameters stay float32."""
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    """Type of the forward's matrix products; parameters stay float32. With ``"fp16"`` every block
+    scales its loss, and leaves out the batches in which its gradients overflow."""
+    tf32: bool = False
+    """Whether float32 matrix products and convolutions round their inputs to TF32, where a GPU
+    can."""
     compile: Literal[False] = False
     accumulate: Annotated[int, Field(ge=1, le=1024)] = 1
     """A batch travels as so many messages, and a block updates after the last of them: less memory

@@ -22,6 +22,7 @@ from ppll.errors import ModelError
 from ppll.losses.classification import cross_entropy
 from ppll.methods import BlockSite, Method, TaskLoss, methods
 from ppll.models.network import Layer, Network, feature_shapes, with_memory, without_values
+from ppll.numerics import autocast_dtype
 from ppll.optimization import Schedule, build_optimizer
 from ppll.own_method import build_own_method, is_own_method
 from ppll.placement import place
@@ -179,7 +180,7 @@ class Blueprint:
             Schedule(self.recipe.schedule.of_block(index), self.num_steps, self.steps_per_epoch),
             seed=train.seed,
             device=device,
-            autocast=torch.bfloat16 if train.precision == "bf16" else None,
+            autocast=autocast_dtype(train),
             clip_norm=self.recipe.optimizer.clip_norm,
             on_nonfinite=train.on_nonfinite,
             average_decay=train.ema,

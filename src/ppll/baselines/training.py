@@ -131,6 +131,10 @@ def _check_recipe(recipe: Recipe) -> None:
         raise RecipeError("model.weights: a rival starts from the recipe's seed; leave it out.")
     if recipe.train.ema:
         raise RecipeError("train.ema: a rival keeps no averages of its weights; set it to 0.")
+    if recipe.train.precision == "fp16":
+        raise RecipeError(
+            'train.precision = "fp16": a rival scales no loss; choose "bf16" or "float32".'
+        )
     if recipe.train.on_nonfinite == "skip":
         raise RecipeError(
             'train.on_nonfinite = "skip": the ranks of a rival do not know each other\'s loss '
