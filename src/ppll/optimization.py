@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn, optim
 
+from ppll.memory_layout import like
 from ppll.sections import OptimizerConfig, ScheduleConfig
 
 __all__ = ["Schedule", "build_optimizer", "named_state", "restore_state"]
@@ -122,4 +123,4 @@ def restore_state(
             if key.startswith(prefix) and "." not in key.removeprefix(prefix)
         }
         if state:
-            optimizer.state[parameter] = state
+            optimizer.state[parameter] = {k: like(t, parameter) for k, t in state.items()}

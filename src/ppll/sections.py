@@ -239,6 +239,9 @@ class TrainConfig(Section):
     tf32: bool = False
     """Whether float32 matrix products and convolutions round their inputs to TF32, where a GPU
     can."""
+    channels_last: bool = False
+    """Whether maps lie in memory with the channels of a pixel side by side, as convolutions of
+    many kernels are faster."""
     compile: Literal[False] = False
     accumulate: Annotated[int, Field(ge=1, le=1024)] = 1
     """A batch travels as so many messages, and a block updates after the last of them: less memory

@@ -20,6 +20,7 @@ from ppll.config import Recipe
 from ppll.cuts import cut_starts
 from ppll.errors import ModelError
 from ppll.losses.classification import cross_entropy
+from ppll.memory_layout import lay_out
 from ppll.methods import BlockSite, Method, TaskLoss, methods
 from ppll.models.network import Layer, Network, feature_shapes, with_memory, without_values
 from ppll.numerics import autocast_dtype
@@ -194,8 +195,13 @@ class Blueprint:
         """Build what one block computes with on ``device``, without values."""
         outline = self.outline(index)
         layers = tuple(self._empty_layer(layer, device) for layer in outline.layers)
-        added = [m and with_memory(m, device) for m in (outline.auxiliary, outline.context)]
-        return BlockModules(layers, *added)
+        auxiliary = outline.auxiliary and with_memory(outline.auxiliary, device)
+        context = outline.context and with_memory(outline.context, device)
+        modules = BlockModules(layers, auxiliary, context, self.recipe.train.channels_last)
+        if modules.channels_last:
+            for _, module in modules.named():
+                lay_out(module)
+        return modules
 
     def outline(self, index: int) -> BlockModules:
         """What one block computes with: the network's own layers, to be looked at only, and what
