@@ -15,16 +15,17 @@ from functools import partial
 from typing import Literal, TypeAlias
 
 import torch
-from torch import Tensor, optim
+from torch import Tensor, nn, optim
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ppll.averages import Averages
 from ppll.block_modules import BlockModules
+from ppll.compiling import compiled
 from ppll.errors import ModelError, PpllError
 from ppll.in_place import first_in_place
 from ppll.losses.classification import on_both_classes
 from ppll.message import FEATURES, MIX, OTHER_TARGETS, Kind, Message, canonical
-from ppll.methods.base import PREVIOUS, BlockSite, Lesson, Method, TaskLoss
+from ppll.methods.base import PREVIOUS, BlockSite, Lesson, LocalLoss, Method, TaskLoss
 from ppll.metrics import Counts
 from ppll.optimization import Schedule
 from ppll.randomness import fold
@@ -74,6 +75,7 @@ class Block:
             is not finite is skipped, too, and buffers and averages stay as before the batch.
         average_decay: Of moving averages of the parameters, with which the block is evaluated; 0
             for none.
+        compiles: Whether forward and local loss of training are compiled.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Block:
         clip_norm: float | None = None,
         on_nonfinite: OnNonFinite = "stop",
         average_decay: float = 0.0,
+        compiles: bool = False,
     ) -> None:
         self.site = site
         self.modules = modules
@@ -108,6 +111,8 @@ class Block:
             average_decay=average_decay,
             scales_loss=autocast is torch.float16,
         )
+        self._compute = compiled(BlockModules.__call__) if compiles else BlockModules.__call__
+        self._local_loss = compiled(_local_loss) if compiles else _local_loss
         self._task_loss = task_loss
         self._on_nonfinite = on_nonfinite
         self._autocast_dtype = autocast
@@ -148,7 +153,9 @@ class Block:
         self._seed(_FORWARD if trains else _EVALUATE, message)
         weights = nullcontext() if trains else self._evaluated_weights()
         with torch.set_grad_enabled(trains), weights, self._autocast(), self._attention():
-            features = self.modules(inputs, message.tensors)
+            # Evaluation is not compiled: a network that is loaded must compute alike.
+            compute = self._compute if trains else BlockModules.__call__
+            features = compute(self.modules, inputs, message.tensors)
         self._passage = _Passage(message, inputs, features, version, features._version)
         self._refuse_in_place(self._passage)
         carried = {PREVIOUS: message.features} if self.method.carries_input else {}
@@ -183,7 +190,7 @@ class Block:
         self._seed(_LEARN, message)
         with self._autocast(), self._attention():
             task_loss = self._task_loss_on(message)
-            loss = self.method.local_loss(self.modules.auxiliary, lesson, task_loss)
+            loss = self._local_loss(self.method, self.modules.auxiliary, lesson, task_loss)
         self._refuse_in_place(passage)
         self._skips_batch = self._skips_batch or not self._may_learn_from(loss.value)
         if self._skips_batch:
@@ -321,6 +328,12 @@ class Block:
             features = layer.module(features)
         yield "output", features
         self.method.exit(self.modules.auxiliary, features)
+
+
+def _local_loss(
+    method: Method, auxiliary: nn.Module | None, lesson: Lesson, task_loss: TaskLoss
+) -> LocalLoss:
+    return method.local_loss(auxiliary, lesson, task_loss)
 
 
 def _leaving(tensor: Tensor) -> Tensor:

@@ -55,6 +55,11 @@ def measure(recipe: Recipe, *, repeats: int = 7) -> Costs:
             f"method.name = {recipe.method.name!r} trains the network as one block, so there is "
             f"nothing to plan: choose another method. Plans show end-to-end rivals beside it."
         )
+    if recipe.train.compile:
+        raise RecipeError(
+            "train.compile: layers are measured one by one, but compiled code spans the layers of "
+            "a block: set it to false."
+        )
     # Wherever the recipe cuts, every cut is measured.
     recipe = recipe.model_copy(update={"split": SplitConfig(blocks=1)})
     num_threads = torch.get_num_threads()

@@ -13,6 +13,7 @@ from ppll.averages import averages_in
 from ppll.block import Block
 from ppll.block_modules import named_tensors
 from ppll.checkpoint import TensorReader, step_folder, tensor_digest
+from ppll.compiling import compiler_settings
 from ppll.connections import connect
 from ppll.errors import ModelError
 from ppll.job import Job, RankResult
@@ -45,6 +46,8 @@ def run_rank(
     set_numerics(job.recipe.train)
     blueprint = job.blueprint()
     with ExitStack() as stack:
+        if job.recipe.train.compile:
+            stack.enter_context(compiler_settings())
         ends = connect(job, rank, blueprint, ends_early, stack)
         blocks = build_blocks(job, rank, blueprint, device)
         saver = metrics = None

@@ -242,7 +242,8 @@ class TrainConfig(Section):
     channels_last: bool = False
     """Whether maps lie in memory with the channels of a pixel side by side, as convolutions of
     many kernels are faster."""
-    compile: Literal[False] = False
+    compile: bool = False
+    """Whether each block's forward and local loss are compiled; evaluation never is."""
     accumulate: Annotated[int, Field(ge=1, le=1024)] = 1
     """A batch travels as so many messages, and a block updates after the last of them: less memory
     a stage. Batch norm sees the samples of a message."""

@@ -185,6 +185,7 @@ class Blueprint:
             clip_norm=self.recipe.optimizer.clip_norm,
             on_nonfinite=train.on_nonfinite,
             average_decay=train.ema,
+            compiles=train.compile,
         )
 
     def build_task_loss(self) -> TaskLoss:
