@@ -153,7 +153,7 @@ def measured_for(recipe: Recipe) -> dict[str, dict[str, Any]]:
     train = {key: tree["train"][key] for key in keys}
     data = {k: v for k, v in tree["data"].items() if f"data.{k}" not in _FREE}
     model = {k: v for k, v in tree["model"].items() if k != "weights"}
-    optimizer = {key: tree["optimizer"][key] for key in ("name", "momentum", "nesterov")}
+    optimizer = {key: tree["optimizer"][key] for key in ("name", "momentum", "nesterov", "fused")}
     return {
         "data": data,
         "model": model,

@@ -67,8 +67,9 @@ def build_optimizer(
     decay_all = config.name == "sgd" if config.decay_all is None else config.decay_all
     groups = _parameter_groups(modules, decay, decay_all)
     if config.name == "sgd":
-        return optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov)
-    return optim.AdamW(groups, lr=lr, betas=config.betas)
+        momentum, nesterov = config.momentum, config.nesterov
+        return optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=config.fused)
+    return optim.AdamW(groups, lr=lr, betas=config.betas, fused=config.fused)
 
 
 def _parameter_groups(
@@ -113,7 +114,11 @@ def restore_state(
     parameters: Iterable[tuple[str, nn.Parameter]],
     tensors: dict[str, Tensor],
 ) -> None:
-    """Put back what ``named_state`` gave; a parameter without tensors starts afresh."""
+    """Put back what ``named_state`` gave; a parameter without tensors starts afresh.
+
+    Tensors come to the parameter's device and take its order in memory.
+    """
+    is_fused = bool(optimizer.defaults.get("fused"))
     for name, parameter in parameters:
         prefix = f"{name}."
         # A key has no dot, so a parameter's tensors are told from those of one nested below it.
@@ -123,4 +128,12 @@ def restore_state(
             if key.startswith(prefix) and "." not in key.removeprefix(prefix)
         }
         if state:
-            optimizer.state[parameter] = {k: like(t, parameter) for k, t in state.items()}
+            optimizer.state[parameter] = {
+                # Torch counts steps on the processor, unless one kernel does all.
+                key: tensor if key == "step" and not is_fused else _beside(tensor, parameter)
+                for key, tensor in state.items()
+            }
+
+
+def _beside(tensor: Tensor, parameter: Tensor) -> Tensor:
+    return like(tensor.to(parameter.device), parameter)

@@ -182,6 +182,8 @@ class OptimizerConfig(Section):
     weight_decay: NonNegative = 5e-4
     decay_all: bool | None = None
     """Decay norms, biases and embeddings too; by default SGD does and AdamW does not."""
+    fused: bool | None = None
+    """One kernel for the whole update of a block; by default torch chooses. The bits differ."""
     clip_norm: Positive | None = None
     """Largest norm of a block's gradient; longer ones are scaled down."""
     blocks: dict[int, BlockOverride] = {}
