@@ -7,12 +7,10 @@ one place that detaches what leaves a block: no gradient crosses a boundary.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn, optim
@@ -21,12 +19,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ppll.averages import Averages
 from ppll.block_modules import BlockModules
 from ppll.compiling import compiled
-from ppll.errors import ModelError, PpllError
+from ppll.errors import ModelError
 from ppll.in_place import first_in_place
 from ppll.losses.classification import on_both_classes
 from ppll.message import FEATURES, MIX, OTHER_TARGETS, Kind, Message, canonical
 from ppll.methods.base import PREVIOUS, BlockSite, Lesson, LocalLoss, Method, TaskLoss
-from ppll.metrics import Counts
+from ppll.metrics import Counts, Tally
+from ppll.nonfinite import LossCheck, NonFiniteLoss, OnNonFinite
 from ppll.optimization import Schedule
 from ppll.randomness import fold
 from ppll.slow import SlowParameters
@@ -34,14 +33,7 @@ from ppll.updates import Updates
 
 __all__ = ["Block", "NonFiniteLoss", "OnNonFinite"]
 
-OnNonFinite: TypeAlias = Literal["stop", "skip", "ignore"]
-"""What a block does about a loss that is not finite: raise, make no update, or nothing."""
-
 _FORWARD, _LEARN, _EVALUATE = range(3)
-
-
-class NonFiniteLoss(PpllError):
-    """A block's loss is not a finite number, so its update was not made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +106,7 @@ class Block:
         self._compute = compiled(BlockModules.__call__) if compiles else BlockModules.__call__
         self._local_loss = compiled(_local_loss) if compiles else _local_loss
         self._task_loss = task_loss
-        self._on_nonfinite = on_nonfinite
+        self._check = LossCheck(site.block_index, on_nonfinite, self.device)
         self._autocast_dtype = autocast
         self._random_key = fold(seed, "block", site.block_index)
         self._training: bool | None = None
@@ -192,7 +184,7 @@ class Block:
             task_loss = self._task_loss_on(message)
             loss = self._local_loss(self.method, self.modules.auxiliary, lesson, task_loss)
         self._refuse_in_place(passage)
-        self._skips_batch = self._skips_batch or not self._may_learn_from(loss.value)
+        self._skips_batch = self._skips_batch or not self._check.may_learn_from(loss.value)
         if self._skips_batch:
             self.counts.skip(message.targets)
         else:
@@ -200,7 +192,10 @@ class Block:
             self._refuse_in_place(passage)
             self.counts.add(loss.value, loss.logits, message.targets)
         if message.ends_batch:
-            self._update(message.step)
+            if self._skips_batch:
+                self.updates.leave_out()
+            else:
+                self._check.check_update(self.updates.finish(message.step))
         late_part = self.method.late_part(lesson, loss)
         return {name: _leaving(tensor) for name, tensor in late_part.items()}
 
@@ -213,6 +208,16 @@ class Block:
             loss = None if logits is None else self._task_loss(logits, targets)
         self._refuse_in_place(passage)
         self.counts.add(loss, logits, targets)
+
+    def take_training(self) -> Tally:
+        """What was counted in training since the last call.
+
+        Raises:
+            NonFiniteLoss: On a GPU: a loss among it is not finite, and the run is to stop then.
+        """
+        tally = self.counts.take()
+        self._check.check_tally(tally)
+        return tally
 
     def first_layer_parameters(self) -> Tensor:
         """Values of all parameters of the block's first layer, one after the other."""
@@ -282,28 +287,6 @@ class Block:
             return self._task_loss
         other, mix = message.tensors[OTHER_TARGETS], message.tensors[MIX]
         return partial(on_both_classes, self._task_loss, other, mix)
-
-    def _may_learn_from(self, loss: Tensor) -> bool:
-        """Whether an update is made; a loss that ends the run is raised."""
-        if self._on_nonfinite == "ignore" or math.isfinite(value := loss.item()):
-            return True
-        if self._on_nonfinite == "skip":
-            return False
-        raise NonFiniteLoss(
-            f"the loss of block {self.index} is {value}. Lower optimizer.lr, warm up longer "
-            f"(schedule.warmup_epochs) or clip gradients (optimizer.clip_norm); "
-            f'train.on_nonfinite = "skip" leaves such batches out.'
-        )
-
-    def _update(self, step: int) -> None:
-        """Update, or leave everything as it was before the batch."""
-        if self._skips_batch:
-            self.updates.leave_out()
-        elif not self.updates.finish(step) and self._on_nonfinite == "stop":
-            raise NonFiniteLoss(
-                f"the gradient of block {self.index} is not finite, and its loss is not scaled up "
-                f'any more. Lower optimizer.lr, warm up longer, or set train.precision = "bf16".'
-            )
 
     def _refuse_in_place(self, passage: _Passage) -> None:
         """A changed input or output would be seen by a neighbour in the same process only."""
