@@ -199,6 +199,12 @@ def run_here(
         ),
         ("digits-resnet", ["method.name=lopt", "method.auxiliary=linear"], "method.auxiliary"),
         ("digits-resnet", ["method.name=backprop", "method.auxiliary=linear"], "method.auxiliary"),
+        ("digits-resnet", ["method.name=backprop", "method.exits=line"], "Did you mean 'linear'"),
+        (
+            "digits-resnet",
+            ["method.name=backprop", "method.exit_weight=-1"],
+            "method.exit_weight must be at least 0 and finite, found -1",
+        ),
         ("digits-resnet", ["method.name=contsup", "method.context=R2"], "method.context"),
         ("digits-resnet", ["model.name=resnet23"], "unknown model 'resnet23'"),
         ("digits-resnet", ["data.name=digit"], "Did you mean 'digits'"),

@@ -221,6 +221,7 @@ def said_by_training(run: Path) -> tuple[list[float | None], list[float | None]]
         (None, ["method.name=scpl"]),
         (None, ["method.name=lopt", "method.weight=1"]),
         (None, ["method.name=backprop"]),
+        (None, ["method.name=backprop", "method.context=R1E", "method.exits=linear"]),
         (VIT, ["method.name=manpp"]),
         (VIT, ["method.name=sgr"]),
         pytest.param(None, ["method.name=contsup", *BF16], marks=pytest.mark.processes),

@@ -49,7 +49,7 @@ def auxiliary_share(blueprint: Blueprint) -> Share:
     blocks = [blueprint.build_modules(i, torch.device("cpu")) for i in range(blueprint.num_blocks)]
     for modules in blocks:
         own.include(layer.module for layer in modules.layers)
-        added.include(m for m in (modules.auxiliary, modules.context) if m is not None)
+        added.include([*modules.auxiliaries(), *modules.contexts()])
     with counter, sdpa_kernel(SDPBackend.MATH):  # It knows the products of plain attention only.
         for modules, site in zip(blocks, blueprint.sites, strict=True):
             _run(blueprint, modules, site)

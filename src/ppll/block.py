@@ -103,7 +103,7 @@ class Block:
             average_decay=average_decay,
             scales_loss=autocast is torch.float16,
         )
-        self._compute = compiled(BlockModules.__call__) if compiles else BlockModules.__call__
+        self._compute = compiled(_compute) if compiles else _compute
         self._local_loss = compiled(_local_loss) if compiles else _local_loss
         self._task_loss = task_loss
         self._check = LossCheck(site.block_index, on_nonfinite, self.device)
@@ -146,7 +146,7 @@ class Block:
         weights = nullcontext() if trains else self._evaluated_weights()
         with torch.set_grad_enabled(trains), weights, self._autocast(), self._attention():
             # Evaluation is not compiled: a network that is loaded must compute alike.
-            compute = self._compute if trains else BlockModules.__call__
+            compute = self._compute if trains else _compute
             features = compute(self.modules, inputs, message.tensors)
         self._passage = _Passage(message, inputs, features, version, features._version)
         self._refuse_in_place(self._passage)
@@ -311,6 +311,10 @@ class Block:
             features = layer.module(features)
         yield "output", features
         self.method.exit(self.modules.auxiliary, features)
+
+
+def _compute(modules: BlockModules, inputs: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
+    return modules(inputs, fields)
 
 
 def _local_loss(

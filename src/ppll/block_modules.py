@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from ppll.errors import ModelError
 from ppll.memory_layout import channels_last
+from ppll.methods.base import PREVIOUS
 from ppll.models.network import Layer, qualified
 
-__all__ = ["AUXILIARY", "CONTEXT", "BlockModules", "named_tensors"]
+__all__ = ["AUXILIARY", "CONTEXT", "BlockModules", "Chain", "named_tensors"]
 
 AUXILIARY: Final = "auxiliary"
 """First part of the names of auxiliary networks' parameters and buffers."""
@@ -60,6 +61,14 @@ class BlockModules:
         if self.auxiliary is not None:
             yield self.auxiliary_name, self.auxiliary
 
+    def auxiliaries(self) -> tuple[nn.Module, ...]:
+        """The auxiliary networks: one at most, but for a chain."""
+        return () if self.auxiliary is None else (self.auxiliary,)
+
+    def contexts(self) -> tuple[nn.Module, ...]:
+        """What adds to inputs: one at most, but for a chain."""
+        return () if self.context is None else (self.context,)
+
     @property
     def auxiliary_name(self) -> str:
         """Prefix of the auxiliary network's names."""
@@ -104,6 +113,48 @@ class BlockModules:
             for inner, owner in module.named_modules()
             for name in owner._non_persistent_buffers_set
         )
+
+
+@dataclass(frozen=True)
+class Chain(BlockModules):
+    """What several blocks would compute with, one behind another as a single block.
+
+    An end-to-end method learns in it the network, context and heads that a local method has. With
+    heads it makes the logits (N, exits, classes) of all exits, the final output last.
+
+    Attributes:
+        segments: The parts, each with the auxiliary network behind it and the context before it.
+    """
+
+    segments: tuple[BlockModules, ...] = ()
+
+    @classmethod
+    def of(cls, segments: Sequence[BlockModules]) -> Chain:
+        """The chain of some segments, at least one."""
+        layers = tuple(layer for segment in segments for layer in segment.layers)
+        return cls(layers, None, segments=tuple(segments))
+
+    def __call__(self, inputs: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
+        """Logits (N, classes), or (N, exits, classes) where there are heads."""
+        exits: list[Tensor] = []
+        before: dict[str, Tensor] = {}
+        for segment in self.segments:
+            features = segment(inputs, {**fields, **before})
+            exits += [head(features) for head in segment.auxiliaries()]
+            before, inputs = {PREVIOUS: inputs}, features
+        return torch.stack([*exits, inputs], dim=1) if exits else inputs
+
+    def named(self) -> Iterator[tuple[str, nn.Module]]:
+        """The modules of all segments, as each names them."""
+        return (pair for segment in self.segments for pair in segment.named())
+
+    def auxiliaries(self) -> tuple[nn.Module, ...]:
+        """The heads of all segments."""
+        return tuple(head for segment in self.segments for head in segment.auxiliaries())
+
+    def contexts(self) -> tuple[nn.Module, ...]:
+        """The context of all segments."""
+        return tuple(context for segment in self.segments for context in segment.contexts())
 
 
 def named_tensors(prefix: str, module: nn.Module) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from ppll.cli_options import (
 from ppll.cli_planning import bench, plan_recipe
 from ppll.cli_study import study_recipes
 from ppll.errors import Interrupted, PpllError, UsageError
+from ppll.torchrun import is_first_process, speaks_for_its_host, started_by_torchrun
 
 __all__ = ["app", "main"]
 
@@ -72,7 +73,8 @@ def train(
     if resume and out is None:
         raise UsageError("--resume needs --out: the folder of the run to go on with.")
     loaded = load(recipe, stages, settings)
-    if (loaded.runtime.stages > 1 or max_restarts) and not dry_run:
+    starts_processes = (loaded.runtime.stages > 1 or max_restarts) and not started_by_torchrun()
+    if starts_processes and not dry_run:
         from ppll import fork_server
 
         fork_server.warm_up()
@@ -81,11 +83,12 @@ def train(
     from ppll.trainer import Trainer, default_folder
 
     console = Console(stderr=True)
+    quiet = quiet or not is_first_process()
     _show_log(console, quiet=quiet)
     with decoding_shown(console, quiet=quiet):
         trainer = Trainer(
             loaded,
-            out=out or default_folder(recipe),
+            out=out if out or started_by_torchrun() else default_folder(recipe),
             resume=resume,
             allow_change=allow_change or (),
             max_restarts=max_restarts,
@@ -96,7 +99,8 @@ def train(
     with LiveView(console, trainer.blueprint, quiet=quiet) as view:
         trainer.watch = view.update
         result = trainer.fit()
-    show_result(Console(), result)
+    if is_first_process():
+        show_result(Console(), result)
 
 
 @app.command("eval")
@@ -287,5 +291,6 @@ def main() -> NoReturn:
 
 
 def _fail(error: PpllError, code: int) -> NoReturn:
-    sys.stderr.write(f"{type(error).__name__}: {error}\n")
+    if speaks_for_its_host():
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
     sys.exit(code)

@@ -6,15 +6,17 @@ come up in any order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import torch
 
-from ppll.channels.base import Inbox, SlotLayout
+from ppll.channels.base import Inbox, ReceiveEnd, SendEnd, SlotLayout
+from ppll.channels.process_group import GroupReceiveEnd, GroupSendEnd
 from ppll.channels.shared import SharedReceiveEnd, SharedSendEnd
 from ppll.data import load_batches
 from ppll.ends import PARAMETERS, Ends
@@ -24,11 +26,14 @@ from ppll.methods.base import PREVIOUS
 from ppll.prefetch import Prefetcher
 from ppll.split import Blueprint
 from ppll.stream import evaluation_stream, training_stream
+from ppll.world import World
 
 __all__ = ["connect"]
 
 _CONNECT_TIMEOUT_S: Final = 60.0
 _FLOAT_BYTES: Final = torch.float32.itemsize
+
+End = TypeVar("End", bound=SendEnd | ReceiveEnd)
 
 
 def connect(
@@ -37,6 +42,7 @@ def connect(
     blueprint: Blueprint,
     ends_early: Callable[[], bool],
     stack: ExitStack,
+    world: World | None = None,
 ) -> Ends:
     """Join a rank to its neighbours; the first one to the data.
 
@@ -46,64 +52,112 @@ def connect(
         blueprint: The network cut into blocks.
         ends_early: Asked by the first rank after every batch.
         stack: Closes everything.
+        world: All processes, where they may be on several hosts.
     """
-    joints = _Joints(job, stack)
-    layouts = _Layouts(job, blueprint)
-    first = blueprint.stage_blocks(job.num_stages)[rank].start
-    last = blueprint.stage_blocks(job.num_stages)[rank].stop - 1
-    method, has_next = blueprint.method, rank + 1 < job.num_stages
+    edges = [edge for edge in _edges(job, blueprint) if rank in (edge.sender, edge.receiver)]
+    ends = _Joints(job, rank, world, stack).join(edges)
+    inbox = ends.get(("features", rank)) or _loader(job, blueprint, ends_early, stack)
+    return Ends(
+        inbox,
+        ends.get(("features", rank + 1)),
+        ends.get(("late", rank)),
+        ends.get(("late", rank + 1)),
+        ends.get(("slow", rank)),
+        ends.get(("slow", rank - 1)),
+    )
+
+
+@dataclass(frozen=True)
+class _Edge:
+    """A channel that is to be; its name and receiver tell it from all others."""
+
+    name: str
+    sender: int
+    receiver: int
+    layout: SlotLayout
+    capacity: int
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.name, self.receiver
+
+
+def _edges(job: Job, blueprint: Blueprint) -> Iterator[_Edge]:
+    """Every channel of a run, those between the same two ranks next to each other."""
+    layouts, method = _Layouts(job, blueprint), blueprint.method
     capacity = job.recipe.runtime.capacity
-    is_late = bool(method.late_fields) and not job.evaluates_only
-    is_slow = method.slow_from is not None and not job.evaluates_only
-    features_in = late_in = slow_in = None
-    if rank > 0:
-        features_in = joints.listen("features", rank, layouts.features(first), capacity)
-        if is_late:
-            late_in = joints.listen("late", rank, layouts.late(first), capacity)
-    if has_next and is_slow:
-        slow_in = joints.listen("slow", rank, layouts.slow(last), method.lag + 1)
-    features_out = joints.connect("features", rank + 1) if has_next else None
-    late_out = joints.connect("late", rank + 1) if has_next and is_late else None
-    slow_out = joints.connect("slow", rank - 1) if rank > 0 and is_slow else None
-    joints.accept()
-    inbox = features_in or _loader(job, blueprint, ends_early, stack)
-    return Ends(inbox, features_out, late_in, late_out, slow_in, slow_out)
+    stages = blueprint.stage_blocks(job.num_stages)
+    for rank, blocks in enumerate(stages[1:], start=1):
+        before = rank - 1
+        yield _Edge("features", before, rank, layouts.features(blocks.start), capacity)
+        if job.evaluates_only:
+            continue
+        if method.late_fields:
+            yield _Edge("late", before, rank, layouts.late(blocks.start), capacity)
+        if method.slow_from is not None:
+            layout = layouts.slow(stages[before].stop - 1)
+            yield _Edge("slow", rank, before, layout, method.lag + 1)
 
 
 class _Joints:
-    """Channels by name; each is known by who receives."""
+    """Makes a rank's ends: in shared memory between processes of one host, else over a network."""
 
-    def __init__(self, job: Job, stack: ExitStack) -> None:
+    def __init__(self, job: Job, rank: int, world: World | None, stack: ExitStack) -> None:
         self._job = job
+        self._rank = rank
+        self._world = world
         self._stack = stack
-        self._listening: list[SharedReceiveEnd] = []
 
-    def listen(
-        self, name: str, receiver: int, layout: SlotLayout, capacity: int
-    ) -> SharedReceiveEnd:
-        """The receiving end of a channel, which ``accept`` completes."""
-        path = self._folder / f"{name}-{receiver}"
-        end = SharedReceiveEnd.listen(path, layout, capacity, self._job.secret)
-        self._stack.callback(end.close)
-        self._listening.append(end)
-        return end
-
-    def connect(self, name: str, receiver: int) -> SharedSendEnd:
-        """The sending end of a channel."""
-        path = self._folder / f"{name}-{receiver}"
-        end = SharedSendEnd.connect(path, self._job.secret, _CONNECT_TIMEOUT_S)
-        self._stack.callback(end.close)
-        return end
-
-    def accept(self) -> None:
-        """Wait for the senders of all ends that listen."""
-        for end in self._listening:
+    def join(self, edges: Sequence[_Edge]) -> dict[tuple[str, int], Any]:
+        """An end of each channel, by its key."""
+        here = [edge for edge in edges if self._is_here(edge)]
+        ends: dict[tuple[str, int], Any] = {
+            edge.key: self._listen(edge) for edge in here if edge.receiver == self._rank
+        }
+        listening = list(ends.values())
+        ends |= {edge.key: self._connect(edge) for edge in here if edge.sender == self._rank}
+        for end in listening:
             end.accept(_CONNECT_TIMEOUT_S)
+        # In the order of ranks, so that no circle of processes waits for each other.
+        ends |= {edge.key: self._reach(edge) for edge in edges if edge not in here}
+        return ends
 
-    @property
-    def _folder(self) -> Path:
+    def _is_here(self, edge: _Edge) -> bool:
+        """Whether both ends are on this host."""
+        other = edge.sender if edge.receiver == self._rank else edge.receiver
+        return self._world is None or self._world.is_here(other)
+
+    def _path(self, edge: _Edge) -> Path:
         assert self._job.sockets is not None
-        return self._job.sockets
+        return self._job.sockets / f"{edge.name}-{edge.receiver}"
+
+    def _listen(self, edge: _Edge) -> SharedReceiveEnd:
+        return self._closed_at_last(
+            SharedReceiveEnd.listen(self._path(edge), edge.layout, edge.capacity, self._job.secret)
+        )
+
+    def _connect(self, edge: _Edge) -> SharedSendEnd:
+        return self._closed_at_last(
+            SharedSendEnd.connect(self._path(edge), self._job.secret, _CONNECT_TIMEOUT_S)
+        )
+
+    def _reach(self, edge: _Edge) -> GroupReceiveEnd | GroupSendEnd:
+        assert self._world is not None  # else all are here
+        kind = GroupReceiveEnd if edge.receiver == self._rank else GroupSendEnd
+        return self._closed_at_last(
+            kind(
+                self._world.store,
+                f"{edge.name}-{edge.receiver}",
+                edge.layout,
+                edge.capacity,
+                address=self._world.address,
+                timeout_s=_CONNECT_TIMEOUT_S,
+            )
+        )
+
+    def _closed_at_last(self, end: End) -> End:
+        self._stack.callback(end.close)
+        return end
 
 
 class _Layouts:

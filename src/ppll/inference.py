@@ -72,8 +72,8 @@ class TrainedNetwork(nn.Module):
         self.blocks = nn.ModuleList(
             nn.Sequential(*(layer.module for layer in block.layers)) for block in blocks
         )
-        self.auxiliaries = nn.ModuleList(block.auxiliary or nn.Identity() for block in blocks)
-        self.contexts = nn.ModuleList(block.context or nn.Identity() for block in blocks)
+        self.auxiliaries = nn.ModuleList(m for block in blocks for m in block.auxiliaries())
+        self.contexts = nn.ModuleList(m for block in blocks for m in block.contexts())
         self._modules_of = tuple(blocks)
         self._method = method
         self._autocast_dtype = autocast
@@ -88,7 +88,9 @@ class TrainedNetwork(nn.Module):
         """
         with self._as_trained(inputs):
             *_, features = self._outputs(inputs)
-        return features.float()
+            logits = self._method.exit(None, features)
+        assert logits is not None  # The last block always predicts.
+        return logits.float()
 
     def exits(self, inputs: Tensor) -> list[Tensor | None]:
         """Logits (N, classes) of every block's exit in float32, the final output last.
@@ -152,8 +154,7 @@ class TrainedNetwork(nn.Module):
         return normalise(inputs, self.facts.mean, self.facts.std)
 
     def _refuse_missing_image(self) -> None:
-        has_context = any(block.context is not None for block in self._modules_of)
-        if has_context and IMAGE in self._method.fields and self.facts.mean is not None:
+        if len(self.contexts) and IMAGE in self._method.fields and self.facts.mean is not None:
             raise ModelError(
                 "blocks of this network read the image as it was before normalisation: give uint8 "
                 "images, which are normalised here."

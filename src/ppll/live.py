@@ -11,7 +11,6 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from torch import nn
 
 from ppll.result import Result
 from ppll.split import Blueprint
@@ -35,16 +34,13 @@ def show_blocks(console: Console, blueprint: Blueprint) -> None:
         stage = next(s for s, blocks in enumerate(stages) if index in blocks)
         row = [blueprint.network.layers[i] for i in layers]
         outline = blueprint.outline(index)
-        auxiliary = _num_parameters(outline.auxiliary)
-        own = sum(p.numel() for _, p in outline.named_parameters()) - (auxiliary or 0)
+        heads = outline.auxiliaries()
+        auxiliary = sum(p.numel() for head in heads for p in head.parameters())
+        own = sum(p.numel() for _, p in outline.named_parameters()) - auxiliary
         names = f"{row[0].name} .. {row[-1].name}" if len(row) > 1 else row[0].name
-        shown = "-" if auxiliary is None else f"{auxiliary:,}"
+        shown = f"{auxiliary:,}" if heads else "-"
         table.add_row(str(stage), str(index), names, f"{own:,}", shown)
     console.print(table)
-
-
-def _num_parameters(module: nn.Module | None) -> int | None:
-    return None if module is None else sum(p.numel() for p in module.parameters())
 
 
 def show_result(console: Console, result: Result) -> None:

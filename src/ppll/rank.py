@@ -26,12 +26,17 @@ from ppll.slow import SlowParameters
 from ppll.split import Blueprint
 from ppll.status import Monitor, resident_peak_bytes
 from ppll.worker import Worker, drain
+from ppll.world import World
 
 __all__ = ["run_rank"]
 
 
 def run_rank(
-    job: Job, rank: int, monitor: Monitor, ends_early: Callable[[], bool] = lambda: False
+    job: Job,
+    rank: int,
+    monitor: Monitor,
+    ends_early: Callable[[], bool] = lambda: False,
+    world: World | None = None,
 ) -> RankResult:
     """Carry out one stage of a run from start to stop.
 
@@ -41,6 +46,7 @@ def run_rank(
         monitor: Is told what the rank does.
         ends_early: Asked by the first rank after every batch; once it says yes, a checkpoint and
             the stop follow.
+        world: All processes, where they may be on several hosts.
     """
     device = torch.device("cpu")
     set_numerics(job.recipe.train)
@@ -48,7 +54,7 @@ def run_rank(
     with ExitStack() as stack:
         if job.recipe.train.compile:
             stack.enter_context(compiler_settings())
-        ends = connect(job, rank, blueprint, ends_early, stack)
+        ends = connect(job, rank, blueprint, ends_early, stack, world)
         blocks = build_blocks(job, rank, blueprint, device)
         saver = metrics = None
         if not job.evaluates_only:

@@ -7,7 +7,6 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,8 +188,10 @@ class Saver:
         """
         self._thread.shutdown(wait, cancel_futures=not wait)
         if wait:
-            with suppress(OSError, CheckpointError):
+            try:
                 self.finish()
+            except (OSError, CheckpointError) as error:
+                _log.warning("the last checkpoint was not finished: %s", error)
 
     def _write_what_is_whole(self) -> None:
         """Begin to write the copies that nothing is missing of."""

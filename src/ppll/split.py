@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import nn
 
 from ppll.block import Block
-from ppll.block_modules import BlockModules
+from ppll.block_modules import BlockModules, Chain
 from ppll.config import Recipe
 from ppll.cuts import cut_starts
 from ppll.errors import ModelError
@@ -120,21 +119,7 @@ class Blueprint:
                 f"the network's output has shape {shapes[-1]} a sample, but the data has "
                 f"{num_classes} classes: it must be ({num_classes},)."
             )
-        inputs = [shapes[layers[0] - 1] if layers[0] else input_shape for layers in ranges]
-        sites = tuple(
-            BlockSite(
-                index,
-                len(ranges),
-                input_shape,
-                shapes[layers[-1]],
-                num_classes,
-                inputs[index],
-                network.layers[layers.stop :],
-                tuple(shapes[layers.stop :]),
-                inputs[index - 1] if index else (),
-            )
-            for index, layers in enumerate(ranges)
-        )
+        sites = _sites(network, ranges, input_shape, num_classes, shapes)
         num_steps = recipe.num_steps(steps_per_epoch)
         return cls(
             recipe, network, method, ranges, sites, tuple(shapes), steps_per_epoch, num_steps
@@ -194,12 +179,8 @@ class Blueprint:
 
     def build_modules(self, index: int, device: torch.device) -> BlockModules:
         """Build what one block computes with on ``device``, without values."""
-        outline = self.outline(index)
-        layers = tuple(self._empty_layer(layer, device) for layer in outline.layers)
-        auxiliary = outline.auxiliary and with_memory(outline.auxiliary, device)
-        context = outline.context and with_memory(outline.context, device)
-        modules = BlockModules(layers, auxiliary, context, self.recipe.train.channels_last)
-        if modules.channels_last:
+        modules = _with_memory(self.outline(index), device, self.recipe.train.channels_last)
+        if self.recipe.train.channels_last:
             for _, module in modules.named():
                 lay_out(module)
         return modules
@@ -207,16 +188,54 @@ class Blueprint:
     def outline(self, index: int) -> BlockModules:
         """What one block computes with: the network's own layers, to be looked at only, and what
         the method adds, on the meta device."""
-        layers = tuple(self.network.layers[i] for i in self.ranges[index])
-        auxiliary = None if self.sites[index].is_last else self.build_auxiliary(index)
-        with without_values():
-            context = self.method.build_context(self.sites[index]) if index else None
-        return BlockModules(layers, auxiliary, context)
+        if not (self.method.end_to_end and self.method.reads_cuts):
+            return self._segment(self.sites[index], self.ranges[index])
+        ranges = block_ranges(self.network, self.recipe.split)
+        whole = self.sites[index]
+        sites = _sites(self.network, ranges, whole.input_shape, whole.num_classes, self.shapes)
+        return Chain.of([self._segment(*pair) for pair in zip(sites, ranges, strict=True)])
 
-    def build_auxiliary(self, index: int) -> nn.Module:
-        """A block's auxiliary network on the meta device."""
+    def _segment(self, site: BlockSite, layers: range) -> BlockModules:
+        has_auxiliary = self.method.has_auxiliary and not site.is_last
         with without_values():
-            return self.method.build_auxiliary(self.sites[index])
+            auxiliary = self.method.build_auxiliary(site) if has_auxiliary else None
+            context = self.method.build_context(site) if site.block_index else None
+        return BlockModules(tuple(self.network.layers[i] for i in layers), auxiliary, context)
 
-    def _empty_layer(self, layer: Layer, device: torch.device) -> Layer:
-        return Layer(layer.name, with_memory(copy.deepcopy(layer.module), device))
+
+def _sites(
+    network: Network,
+    ranges: Sequence[range],
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    shapes: Sequence[tuple[int, ...]],
+) -> tuple[BlockSite, ...]:
+    """Where every block stands that has these layers of a network."""
+    inputs = [shapes[layers[0] - 1] if layers[0] else input_shape for layers in ranges]
+    return tuple(
+        BlockSite(
+            index,
+            len(ranges),
+            input_shape,
+            shapes[layers[-1]],
+            num_classes,
+            inputs[index],
+            network.layers[layers.stop :],
+            tuple(shapes[layers.stop :]),
+            inputs[index - 1] if index else (),
+        )
+        for index, layers in enumerate(ranges)
+    )
+
+
+def _with_memory(outline: BlockModules, device: torch.device, is_last: bool) -> BlockModules:
+    """The outline with copies of its layers, all on ``device`` and without values."""
+    if isinstance(outline, Chain):
+        return Chain.of([_with_memory(segment, device, is_last) for segment in outline.segments])
+    layers = tuple(
+        Layer(layer.name, with_memory(copy.deepcopy(layer.module), device))
+        for layer in outline.layers
+    )
+    auxiliary = outline.auxiliary and with_memory(outline.auxiliary, device)
+    context = outline.context and with_memory(outline.context, device)
+    return BlockModules(layers, auxiliary, context, is_last)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from ppll.checks import (
 from ppll.claim import locked
 from ppll.config import Recipe
 from ppll.data import Dataset, load_dataset, prepare
-from ppll.data.preparation import facts_of
+from ppll.data.preparation import PreparedData, facts_of
+from ppll.data_facts import DataFacts
 from ppll.errors import Interrupted
 from ppll.first_values import put_back, skeleton_of
+from ppll.hosts import Hosts
 from ppll.interrupts import Interrupts
-from ppll.job import Job, draw_blueprint
+from ppll.job import Job, RankResult, draw_blueprint
 from ppll.launch import Watcher
 from ppll.metrics import merge_metrics
 from ppll.models import OWN_MODEL
@@ -35,8 +38,9 @@ from ppll.recovery import newest_whole
 from ppll.restarts import run_with_restarts
 from ppll.result import Result, merge_results
 from ppll.run_folder import RunFolder
-from ppll.starting import Beginning, begin
+from ppll.starting import Beginning, begin, next_start
 from ppll.testing import Fault
+from ppll.torchrun import started_by_torchrun
 from ppll.weights import read_weights
 
 __all__ = ["Trainer", "default_folder"]
@@ -87,24 +91,36 @@ class Trainer:
         self._own_network = None if model is None else Network.from_modules(model)
         self._own_data = data
         self._out = Path(out) if out is not None else default_folder(name)
-        self._resumes = _resumes(RunFolder(self._out.absolute()), resume)
         self._allowed = tuple(allow_change)
         self._max_restarts = max_restarts
-        # What is quick to find out comes first: reading a data set may take a minute.
-        check_devices(self.recipe)
-        check_names(self.recipe, own_model=model is not None)
-        check_compiler(self.recipe)
         self.watch = watch
-        prepared = prepare(data or load_dataset(self.recipe.data), self.recipe.data)
-        self._facts = facts_of(prepared)
-        self.blueprint = draw_blueprint(self.recipe, self._facts, self._own_network)
-        self.blueprint.stage_blocks(self.recipe.runtime.stages)
-        check_smallest_message(self.blueprint, prepared)
-        check_disk(self.blueprint, RunFolder(self._out.absolute()))
-        self._trained = self._read_weights()
+        self._hosts: Hosts | None = None
+        if started_by_torchrun():
+            self._hosts = Hosts.join(self.recipe.runtime.stall_timeout_s)
+        with self._together():
+            if self._hosts is not None:
+                self.recipe = self._hosts.agree(self.recipe, out, max_restarts)
+                resume = resume or self._hosts.num_restarts > 0
+            self._resumes = self._is_first and _resumes(RunFolder(self._out.absolute()), resume)
+            # What is quick to find out comes first: reading a data set may take a minute.
+            check_devices(self.recipe)
+            check_names(self.recipe, own_model=model is not None)
+            check_compiler(self.recipe)
+            prepared = self._load() if self._is_first else None
+            facts = None if prepared is None else facts_of(prepared)
+            self._facts = self._share(facts)
+            self.blueprint = draw_blueprint(self.recipe, self._facts, self._own_network)
+            self.blueprint.stage_blocks(self.recipe.runtime.stages)
+            if prepared is not None:
+                check_smallest_message(self.blueprint, prepared)
+                check_disk(self.blueprint, RunFolder(self._out.absolute()))
+            self._trained = self._read_weights()
 
     def fit(self) -> Result:
         """Train from the beginning, or from where the run stopped, to the end.
+
+        Where ``torchrun`` has started several processes, each of them calls this, carries out one
+        stage, and returns the result of all.
 
         Raises:
             UsageError: The run folder is taken, or the run in it is another one.
@@ -112,13 +128,35 @@ class Trainer:
             WorkerError: A stage failed; the message names it and the cause.
             Interrupted: Ctrl-C or SIGTERM came; a checkpoint was written.
         """
-        if not self._resumes:
-            RunFolder(self._out.absolute()).check_free()
-        folder = RunFolder.make(self._out)
-        with locked(folder.path):
-            beginning = self._beginning(folder)
-            begin(beginning)
-            return self._carry_out(beginning)
+        with self._together():
+            if not self._is_first:
+                return self._follow()
+            if not self._resumes:
+                RunFolder(self._out.absolute()).check_free()
+            folder = RunFolder.make(self._out)
+            with locked(folder.path):
+                if self._hosts is not None:
+                    self._hosts.prove_folder(folder.path)
+                beginning = self._beginning(folder)
+                begin(beginning)
+                return self._carry_out(beginning)
+
+    @property
+    def _is_first(self) -> bool:
+        """Whether this process begins the run: the only one, unless torchrun has started more."""
+        return self._hosts is None or self._hosts.is_first
+
+    def _together(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._hosts is None else self._hosts.together()
+
+    def _share(self, facts: DataFacts | None) -> DataFacts:
+        if self._hosts is not None:
+            return self._hosts.share_facts(facts)
+        assert facts is not None  # the only process has loaded the data
+        return facts
+
+    def _load(self) -> PreparedData:
+        return prepare(self._own_data or load_dataset(self.recipe.data), self.recipe.data)
 
     def _read_weights(self) -> dict[str, Tensor] | None:
         source = self.recipe.model.weights
@@ -133,8 +171,18 @@ class Trainer:
         )
 
     def _beginning(self, folder: RunFolder) -> Beginning:
+        return Beginning(
+            self.blueprint,
+            self._job(folder),
+            self._own_data,
+            self._trained,
+            self._resumes,
+            self._allowed,
+        )
+
+    def _job(self, folder: RunFolder) -> Job:
         stages = self.recipe.runtime.stages
-        job = Job(
+        return Job(
             self.recipe,
             folder,
             self._facts,
@@ -144,26 +192,47 @@ class Trainer:
             user_data=self._own_data is not None,
             fault=Fault.from_environment(),
         )
-        return Beginning(
-            self.blueprint, job, self._own_data, self._trained, self._resumes, self._allowed
-        )
 
     def _carry_out(self, beginning: Beginning) -> Result:
-        folder = beginning.job.folder
+        job = beginning.job
+        try:
+            if self._hosts is not None:
+                self._hosts.board.watch = self.watch
+                job = next_start(beginning, self._hosts.num_restarts)
+                job, results = self._hosts.carry_out(job)
+                ends_early = self._hosts.board.ends_early.is_set()
+            else:
+                results, ends_early = self._launch(beginning)
+        finally:
+            merge_metrics(job.folder.metric_parts, job.folder.metrics)
+        result = merge_results(job, results, self.blueprint.num_blocks)
+        if results[0].samples or not job.folder.result.exists():  # else it was only looked at again
+            job.folder.write_result(dataclasses.asdict(result))
+        return self._concluded(job, result, ends_early)
+
+    def _launch(self, beginning: Beginning) -> tuple[list[RankResult], bool]:
+        """Carry out all stages; what they came to, and whether a signal ended them early."""
         # A run in this process is ended by the second signal, if the first does not suffice.
         stays_here = beginning.job.num_stages == 1 and not self._max_restarts
         with Interrupts(most=1 if stays_here else None) as interrupts:
-            try:
-                results = run_with_restarts(beginning, interrupts, self.watch, self._max_restarts)
-            finally:
-                merge_metrics(folder.metric_parts, folder.metrics)
-        result = merge_results(beginning.job, results, self.blueprint.num_blocks)
-        if results[0].samples or not folder.result.exists():  # else it was only looked at again
-            folder.write_result(dataclasses.asdict(result))
-        if interrupts.ends_early and result.step < self.blueprint.num_steps:
-            raise Interrupted(f"interrupted at step {result.step}; saved in {folder.path}.")
+            results = run_with_restarts(beginning, interrupts, self.watch, self._max_restarts)
+            return results, interrupts.ends_early
+
+    def _follow(self) -> Result:
+        """Carry out a stage of the run that the first process begins."""
+        assert self._hosts is not None  # only there others are first
+        folder = RunFolder(self._out.absolute())
+        self._hosts.prove_folder(folder.path)
+        job, results = self._hosts.carry_out(self._job(folder))
+        result = merge_results(job, results, self.blueprint.num_blocks)
+        return self._concluded(job, result, self._hosts.board.ends_early.is_set())
+
+    def _concluded(self, job: Job, result: Result, ends_early: bool) -> Result:
+        """The result, with the trained values in the user's own network."""
+        if ends_early and result.step < self.blueprint.num_steps:
+            raise Interrupted(f"interrupted at step {result.step}; saved in {job.folder.path}.")
         if self._own_network is not None:
-            put_back(step_folder(folder.checkpoints, result.step), self._own_network)
+            put_back(step_folder(job.folder.checkpoints, result.step), self._own_network)
         return result
 
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ppll.channels.header import HEADER_BYTES, Header, layout_of, pack_header, unpack_header
+from ppll.channels.header import HEADER_BYTES, Header, pack_header, unpack_header
+from ppll.channels.layout import layout_of
 from ppll.errors import ChannelError, ProtocolError
 from ppll.message import ALIGNMENT, Kind, Message
 

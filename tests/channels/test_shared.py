@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ppll.channels import sockets
 from ppll.channels.base import SlotLayout
-from ppll.channels.header import HEADER_BYTES, layout_of, pack_header
+from ppll.channels.header import HEADER_BYTES, pack_header
+from ppll.channels.layout import layout_of
 from ppll.channels.shared import MAX_CAPACITY, SharedReceiveEnd, SharedSendEnd
 from ppll.errors import ChannelClosed, ChannelError, ChannelTimeout, ProtocolError
 from ppll.message import Kind, Message

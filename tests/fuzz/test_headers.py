@@ -18,16 +18,16 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ppll.channels import header, shared, sockets
+from ppll.channels import header, layout, shared, sockets
 from ppll.channels.base import SlotLayout
 from ppll.channels.header import (
     HEADER_BYTES,
     MAGIC,
     VERSION,
-    layout_of,
     pack_header,
     unpack_header,
 )
+from ppll.channels.layout import layout_of
 from ppll.channels.shared import MAX_CAPACITY, SharedReceiveEnd, SharedSendEnd
 from ppll.errors import ChannelClosed, ChannelError, ProtocolError
 from ppll.message import Kind, Message, is_dense
@@ -54,8 +54,8 @@ def packed(sequence: int = 0, tensors: dict[str, torch.Tensor] = TENSORS) -> byt
 
 
 FIRST_FIELD = header._PREFIX.size
-FIELD_BYTES = header._FIELD.size
-FIRST_STRIDE = 3 + header.MAX_DIMENSIONS  # behind name, dtype, number of dimensions, and shape
+FIELD_BYTES = layout.FIELD_BYTES
+FIRST_STRIDE = 3 + layout.MAX_DIMENSIONS  # behind name, dtype, number of dimensions, and shape
 
 
 def altered(content: bytearray, form: struct.Struct, at: int, number: int, value: Any) -> None:
@@ -70,7 +70,7 @@ def mutated_header(draw: st.DrawFn, sequence: int = 0) -> bytes:
     """A header in which up to four numbers or names are others that may well stand there."""
     content = packed(sequence)
     parts = [(header._PREFIX, 0)]
-    parts += [(header._FIELD, FIRST_FIELD + i * FIELD_BYTES) for i in range(len(TENSORS))]
+    parts += [(layout._FIELD, FIRST_FIELD + i * FIELD_BYTES) for i in range(len(TENSORS))]
     for form, at in draw(st.lists(st.sampled_from(parts), min_size=1, max_size=4)):
         number = draw(st.integers(0, len(form.unpack_from(content, at)) - 1))
         value: Any = draw(st.sampled_from(NUMBERS))
@@ -103,7 +103,7 @@ def test_a_layout_that_is_believed_is_dense_and_packs_to_itself(content: bytes) 
 def test_strides_by_which_elements_overlap_are_refused(strides: tuple[int, int]) -> None:
     content = packed(tensors={"x": torch.rand(2, 3)})
     for number, stride in enumerate(strides, FIRST_STRIDE):
-        altered(content, header._FIELD, FIRST_FIELD, number, stride)
+        altered(content, layout._FIELD, FIRST_FIELD, number, stride)
     with pytest.raises(ProtocolError, match=r"strides of 'x' .* dense ones for \(2, 3\)"):
         unpack_header(memoryview(content))
 

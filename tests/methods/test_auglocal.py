@@ -30,10 +30,8 @@ def test_later_layers_are_picked_behind_every_block(depth: int, expected: list[l
         [f"method.auxiliary_options.depth={depth}"]
     )
     blueprint = blueprint_of(base, MadeUpBatches())
-    found = [
-        [name for name, _ in blueprint.build_auxiliary(i).get_submodule("layers").named_children()]
-        for i in range(3)
-    ]
+    heads = [blueprint.outline(i).auxiliary for i in range(3)]
+    found = [[name for name, _ in head.get_submodule("layers").named_children()] for head in heads]
     assert found == expected
 
 

@@ -83,7 +83,7 @@ def test_the_head_reads_the_weighted_sum(scales: bool) -> None:
 def test_the_layers_are_those_of_the_next_block(method: str, network: str) -> None:
     blueprint = blueprint_of(small_recipe(network, method), MadeUpBatches())
     for index in range(3):
-        auxiliary = blueprint.build_auxiliary(index)
+        auxiliary = blueprint.outline(index).auxiliary
         own = blueprint.outline(index + 1).layers[0].module
         expected = [tuple(p.shape) for p in own.parameters()]
         assert [tuple(p.shape) for p in auxiliary.learned.parameters()] == expected

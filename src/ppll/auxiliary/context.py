@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +28,15 @@ from ppll.auxiliary.maps import (
     convolution,
     token_grid,
 )
+from ppll.data.loader import IMAGE
 from ppll.errors import ModelError
+from ppll.methods.base import PREVIOUS
 from ppll.site import BlockSite
 
-__all__ = ["Context", "image_encoder", "previous_encoder"]
+__all__ = ["Context", "ContextChoice", "build_context", "image_encoder", "previous_encoder"]
+
+ContextChoice: TypeAlias = Literal["E", "R1", "R1E"]
+"""The encoded image, the encoded input of the block before, or both."""
 
 _WIDTH: Final = 12
 
@@ -52,6 +57,22 @@ class Context(nn.Module):
         first, *others = (encode(fields[name]) for name, encode in self.encoders.items())
         total: Tensor = sum(others, start=first)
         return total
+
+
+def build_context(choice: ContextChoice, site: BlockSite) -> Context:
+    """The encoders of a block that is not the first.
+
+    With both, the second block has the image alone: its previous input is the image.
+
+    Raises:
+        ModelError: The block's input, or the data, has no place for such context.
+    """
+    encoders: dict[str, nn.Module] = {}
+    if "R1" in choice and not ("E" in choice and site.block_index == 1):
+        encoders[PREVIOUS] = previous_encoder(site)
+    if "E" in choice:
+        encoders[IMAGE] = image_encoder(site)
+    return Context(encoders)
 
 
 class Scaled(nn.Module):

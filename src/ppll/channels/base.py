@@ -46,11 +46,13 @@ class ChannelStatistics:
         payload_bytes: Bytes of their tensors.
         wait_s: Seconds this end waited (a full channel for the sender, an empty one for the
             receiver).
+        transport_bytes: Bytes handed to a network, where the channel crosses one.
         oversized: Messages larger than the layout announced; they take a slower way.
     """
 
     messages: int = 0
     payload_bytes: int = 0
+    transport_bytes: int = 0
     wait_s: float = 0.0
     oversized: int = 0
 

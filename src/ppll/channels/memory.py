@@ -11,12 +11,12 @@ import mmap
 import os
 import tempfile
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, Self
 
 import torch
 from torch import Tensor
 
-from ppll.channels.header import Field, Layout
+from ppll.channels.layout import Field, Layout
 from ppll.errors import ChannelError, ProtocolError
 from ppll.limits import available_memory_bytes
 
@@ -96,6 +96,23 @@ class Slots:
             for i in range(num_slots)
         ]
         self._typed: list[dict[torch.dtype, Tensor]] = [{} for _ in self._slots]
+
+    @classmethod
+    def reserve(cls, slot_bytes: int, num_slots: int) -> Self:
+        """Slots in memory of their own.
+
+        Raises:
+            ChannelError: There is not so much memory.
+        """
+        fd = reserve(slot_bytes * num_slots)
+        try:
+            return cls(fd, slot_bytes, num_slots)
+        finally:
+            os.close(fd)
+
+    def raw(self, index: int) -> Tensor:
+        """A slot's bytes, uint8, without a copy."""
+        return self._slots[index]
 
     def write(self, index: int, layout: Layout, tensors: Mapping[str, Tensor]) -> None:
         """Copy tensors into a slot; ``layout`` must be theirs and fit."""

@@ -39,11 +39,10 @@ from ppll.channels.header import (
     MAGIC,
     VERSION,
     Header,
-    Layout,
-    layout_of,
     pack_header,
     unpack_header,
 )
+from ppll.channels.layout import Layout, layout_of
 from ppll.channels.memory import Slots, reserve
 from ppll.channels.sockets import FrameReader
 from ppll.errors import ChannelClosed, ChannelError, ProtocolError

@@ -73,6 +73,10 @@ class Method(ABC):
     paper: ClassVar[Paper]
     end_to_end: ClassVar[bool] = False
     """Whether the whole network is one block, however the recipe would cut it."""
+    reads_cuts: bool = True
+    """Whether the recipe's cuts matter: an end-to-end method may put something there, too."""
+    has_auxiliary: bool = True
+    """Whether there is an auxiliary network behind every cut."""
     fields: tuple[str, ...] = ()
     """Fields of a message that the loader makes for it besides features and targets."""
     late_fields: ClassVar[tuple[str, ...]] = ()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
-from ppll.auxiliary.context import Context, image_encoder, previous_encoder
+from ppll.auxiliary.context import ContextChoice, build_context
 from ppll.data.loader import IMAGE
-from ppll.methods.base import PREVIOUS, Paper
+from ppll.methods.base import Paper
 from ppll.methods.contrast import ContrastMethod, Objective
 from ppll.site import BlockSite
 
@@ -46,7 +46,7 @@ class ContSup(ContrastMethod):
         objective: Objective = "softmax",
         temperature: float = 0.07,
         projection: int = 128,
-        context: Literal["E", "R1", "R1E"] = "E",
+        context: ContextChoice = "E",
     ) -> None:
         super().__init__(
             auxiliary=auxiliary,
@@ -55,18 +55,11 @@ class ContSup(ContrastMethod):
             temperature=temperature,
             projection=projection,
         )
+        self.context = context
         # Only what this choice of context reads travels.
         self.fields = (IMAGE,) if "E" in context else ()
         self.carries_input = "R1" in context
 
     def build_context(self, site: BlockSite) -> nn.Module | None:
-        """The encoders of image and previous input.
-
-        With both, the second block has the image alone: its previous input is the image.
-        """
-        encoders: dict[str, nn.Module] = {}
-        if self.carries_input and not (self.fields and site.block_index == 1):
-            encoders[PREVIOUS] = previous_encoder(site)
-        if self.fields:
-            encoders[IMAGE] = image_encoder(site)
-        return Context(encoders)
+        """The encoders of image and previous input."""
+        return build_context(self.context, site)

@@ -1,0 +1,129 @@
+"""A process group of two, and the thread in which one of them waits for the other.
+
+Gloo's work can only be waited for: it cannot be asked whether it is done, and a wait that times out
+closes the connection. So each end has a thread that waits without end; whoever closes says so, and
+the other answers, and a connection that breaks ends the wait as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, Final
+
+from torch import Tensor
+from torch.distributed import (  # type: ignore[attr-defined]
+    PrefixStore,
+    ProcessGroupGloo,
+    Store,
+    Work,
+)
+
+from ppll.errors import ChannelClosed, ChannelError, ChannelTimeout
+
+__all__ = ["RECEIVER", "SENDER", "GroupLink"]
+
+SENDER, RECEIVER = 0, 1  # ranks of the two ends in their group
+_FOREVER: Final = timedelta(days=3650)
+_LEAVE_S: Final = 5.0
+"""How long an end that closes waits for the other's answer."""
+
+
+class GroupLink:
+    """The two ends' process group, and the thread that waits for the other end.
+
+    Args:
+        store: What both ends can reach.
+        name: Of the channel, the same at both ends.
+        rank: ``SENDER`` or ``RECEIVER``.
+        address: Of this host, as the other one reaches it; gloo's choice without.
+        timeout_s: Seconds to wait for the other end to come.
+
+    Raises:
+        ChannelTimeout: It did not come in time.
+        ChannelError: The two cannot connect.
+    """
+
+    def __init__(
+        self, store: Store, name: str, rank: int, address: str | None, timeout_s: float
+    ) -> None:
+        self._peer = 1 - rank
+        self._works: deque[Work] = deque(maxlen=256)  # keeps what is being sent alive
+        self.changed = threading.Event()
+        self.is_gone = False
+        self._thread: threading.Thread | None = None
+        store = PrefixStore(name, store)
+        _meet(store, name, rank, timeout_s)
+        gloo: Any = ProcessGroupGloo  # Torch says nothing of its types.
+        options = gloo._Options()
+        options._timeout = _FOREVER
+        where = {"hostname": address} if address else {}
+        try:
+            options._devices = [gloo.create_device(**where)]
+            self._group = gloo(store, rank, 2, options)
+        except RuntimeError as error:
+            raise ChannelError(f"channel {name!r} cannot be connected: {error}") from None
+
+    def send(self, content: Tensor, tag: int) -> None:
+        """Hand bytes to the transport; they must stay as they are until the other end has them.
+
+        Raises:
+            ChannelClosed: The other end is gone.
+        """
+        try:
+            self._works.append(self._group.send([content], self._peer, tag))
+        except RuntimeError:
+            raise ChannelClosed("the other end is gone.") from None
+
+    def post(self, content: Tensor, tag: int) -> Work:
+        """Let bytes come into ``content``; ``wait`` of the result returns when they have.
+
+        Raises:
+            ChannelClosed: The other end is gone.
+        """
+        try:
+            work: Work = self._group.recv([content], self._peer, tag)
+        except RuntimeError:
+            raise ChannelClosed("the other end is gone.") from None
+        return work
+
+    def listen(self, hear: Callable[[], None]) -> None:
+        """Call ``hear``, which waits for the other end, in a thread until that has gone."""
+        self._thread = threading.Thread(
+            target=self._hear_all, args=(hear,), name="channel", daemon=True
+        )
+        self._thread.start()
+
+    def leave(self, say_so: Callable[[], None]) -> None:
+        """Say that this end closes, and wait a while until the other has answered."""
+        if not self.is_gone:
+            with contextlib.suppress(ChannelClosed):
+                say_so()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(_LEAVE_S)
+
+    def _hear_all(self, hear: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError, ChannelClosed):
+            while True:
+                hear()
+        self.is_gone = True
+        self.changed.set()
+
+    def wait_for_change(self, timeout_s: float | None) -> None:
+        """Block until the other end was heard or the time is over."""
+        self.changed.wait(timeout_s)
+        self.changed.clear()
+
+
+def _meet(store: Store, name: str, rank: int, timeout_s: float) -> None:
+    """Wait until both ends are there: a group that connects waits for ever."""
+    store.set(f"end-{rank}", "there")
+    try:
+        store.wait([f"end-{1 - rank}"], timedelta(seconds=timeout_s))
+    except RuntimeError as error:
+        raise ChannelTimeout(
+            f"nobody came to the other end of channel {name!r} within {timeout_s:g} s ({error})."
+        ) from None

@@ -1,0 +1,129 @@
+"""A run whose processes ``torchrun`` has started, on one host or on many.
+
+The first process begins the run as a launcher would and tells the others; then each carries out its
+stage, and all hear what all came to. What one process cannot do, none does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, Self
+
+import pydantic
+
+from ppll.board import Board
+from ppll.config import Recipe
+from ppll.data_facts import DataFacts
+from ppll.errors import UsageError
+from ppll.job import Job, RankResult
+from ppll.meeting import (
+    agree_on,
+    check_world,
+    hear_facts,
+    hear_job,
+    private_folder,
+    prove_folder,
+    tell_facts,
+    tell_job,
+)
+from ppll.rank import run_rank
+from ppll.testing import injected_monitor
+from ppll.world import World
+
+__all__ = ["Hosts"]
+
+_RESULT: Final = pydantic.TypeAdapter(RankResult)
+
+
+class Hosts:
+    """The processes of a run, and this one's place among them.
+
+    Args:
+        world: All processes.
+        board: What they know of each other while the run goes on.
+    """
+
+    def __init__(self, world: World, board: Board) -> None:
+        self._world = world
+        self.board = board
+
+    @classmethod
+    def join(cls, stall_timeout_s: float) -> Self:
+        """Meet the other processes.
+
+        Raises:
+            ChannelError: torchrun's store cannot be reached.
+        """
+        world = World.join()
+        return cls(world, Board(world, stall_timeout_s))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process begins the run and keeps its folder."""
+        return self._world.rank == 0
+
+    @property
+    def num_restarts(self) -> int:
+        """How often torchrun has started the processes again after a failure."""
+        return self._world.num_restarts
+
+    def agree(self, recipe: Recipe, out: str | Path | None, max_restarts: int) -> Recipe:
+        """Make sure that all were asked for the same; the recipe on as many stages as processes.
+
+        Raises:
+            UsageError: They were not, or it cannot be.
+        """
+        if out is None:
+            raise UsageError(
+                "torchrun starts a run in a folder that all hosts are told: give --out."
+            )
+        recipe = check_world(self._world, recipe, max_restarts)
+        agree_on(self._world, recipe, Path(out))
+        return recipe
+
+    def share_facts(self, facts: DataFacts | None) -> DataFacts:
+        """The first process's facts of the data, which gives them; the others hear them."""
+        if facts is None:
+            return hear_facts(self._world)
+        tell_facts(self._world, facts)
+        return facts
+
+    def prove_folder(self, run: Path) -> None:
+        """Make sure that all see one run folder.
+
+        Raises:
+            RunFolderError: This process does not.
+        """
+        prove_folder(self._world, run)
+
+    def carry_out(self, job: Job) -> tuple[Job, list[RankResult]]:
+        """Run this process's stage.
+
+        Args:
+            job: The run; as it begins in the first process, as far as it is known in the others.
+
+        Returns:
+            The job as it was carried out, and what all stages came to.
+        """
+        job = tell_job(self._world, job) if self.is_first else hear_job(self._world, job)
+        folder = private_folder(self._world)
+        self.board.leftovers.append(folder)
+        job = dataclasses.replace(job, sockets=folder)
+        rank, timeout_s = self._world.rank, job.recipe.runtime.stall_timeout_s
+        monitor = injected_monitor(job.fault, job.generation, rank, self.board.monitor)
+        self._world.gather("ready", True, timeout_s)
+        origin_s = time.monotonic()  # The same moment on all clocks, but for what a message takes.
+        result = run_rank(job, rank, monitor, self.board.ends_early.is_set, self._world)
+        result = dataclasses.replace(result, started_s=result.started_s - origin_s)
+        found = self._world.gather("result", dataclasses.asdict(result), timeout_s)
+        return job, [_RESULT.validate_python(entry) for entry in found]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Let all processes leave for what went wrong first; signals end the run for all."""
+        with self.board.ending_together(), self.board.hearing_signals():
+            yield

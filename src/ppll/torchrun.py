@@ -1,0 +1,25 @@
+"""What ``torchrun`` tells the processes that it starts (no torch)."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+__all__ = ["is_first_process", "speaks_for_its_host", "started_by_torchrun"]
+
+_STARTED: Final = "TORCHELASTIC_RUN_ID"
+
+
+def started_by_torchrun() -> bool:
+    """Whether this process is one of several that ``torchrun`` has started."""
+    return _STARTED in os.environ
+
+
+def speaks_for_its_host() -> bool:
+    """Whether people read what this process prints: all that torchrun starts have one terminal."""
+    return not started_by_torchrun() or os.environ.get("LOCAL_RANK") == "0"
+
+
+def is_first_process() -> bool:
+    """Whether this process is the first of all, or the only one."""
+    return not started_by_torchrun() or os.environ.get("RANK") == "0"
