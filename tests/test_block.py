@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import ppll
 from ppll.block import Block, NonFiniteLoss
 from ppll.config import Recipe
-from ppll.errors import ModelError
+from ppll.errors import ModelError, WorkerError
 from ppll.message import FEATURES, TARGETS, Kind, Message
 from ppll.methods import Lesson, LocalLoss, Method, Paper
+from ppll.metrics import Tally
 from ppll.models.network import Network
+from ppll.nonfinite import LossCheck
 from ppll.split import Blueprint
+from tests.faults import recipe
 from tests.interleaving import built_blocks, digest
 
 WIDTH, NUM_CLASSES = 6, 3
@@ -160,6 +165,45 @@ def test_a_loss_that_is_not_finite_updates_nothing(scale: float) -> None:
     with pytest.raises(NonFiniteLoss, match=r"loss of block 0 is (nan|inf).*optimizer\.lr"):
         first.learn()
     assert digest([first]) == before
+
+
+def test_on_a_gpu_a_loss_is_looked_at_in_bulk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, whose losses nobody waits for."""
+    first, _ = make_blocks()
+    monkeypatch.setattr(first._check, "looks_late", True)
+    monkeypatch.setattr(Tensor, "item", None)
+    learn(first, batch())
+    assert first.take_training().samples == 5
+    for step, scale in ((2, 1.0), (3, float("nan")), (4, 1.0)):
+        learn(first, batch(step=step, scale=scale))
+    with pytest.raises(NonFiniteLoss, match=r"loss of block 0 became nan within the last 15"):
+        first.take_training()
+
+
+@pytest.mark.parametrize("on_nonfinite", ["skip", "ignore"])
+def test_only_who_stops_can_look_late(on_nonfinite: str) -> None:
+    for device in ("cpu", "cuda"):
+        assert not LossCheck(0, on_nonfinite, torch.device(device)).looks_late
+        assert LossCheck(0, "stop", torch.device(device)).looks_late == (device == "cuda")
+
+
+def test_a_checkpoint_is_not_taken_after_a_loss_that_is_not_finite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sums are looked at before it, however seldom metrics are written."""
+    monkeypatch.setenv("PPLL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(LossCheck, "may_learn_from", lambda *_: True)
+    monkeypatch.setattr(LossCheck, "check_tally", checked_late)
+    base = recipe().with_settings(["optimizer.lr=1e20", "runtime.log_every_steps=1000"])
+    with pytest.raises(WorkerError, match=r"step 3, .*NonFiniteLoss: .*became nan"):
+        ppll.Trainer(base, out=tmp_path / "run").fit()
+    found = [p.name for p in (tmp_path / "run" / "checkpoints").glob("*/manifest.json")]
+    assert found == ["manifest.json"]  # of step 0
+
+
+def checked_late(check: LossCheck, tally: Tally, real: Any = LossCheck.check_tally) -> None:
+    check.looks_late = True
+    real(check, tally)
 
 
 def test_evaluation_changes_nothing_and_counts() -> None:

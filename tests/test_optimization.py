@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from ppll.optimization import Schedule, build_optimizer, named_state, restore_state
 from ppll.sections import OptimizerConfig, ScheduleConfig
+from tests.interleaving import digest, small_recipe, train_interleaved
+from tests.test_resuming import broken, fit, same_result
 
 
 def factors(num_steps: int, steps_per_epoch: int, **config) -> list[float]:
@@ -117,8 +122,9 @@ def step(module: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> No
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_restored_state_goes_on_bit_for_bit(name: str) -> None:
-    config = OptimizerConfig(name=name, lr=0.1)
+@pytest.mark.parametrize("fused", [None, False, True])
+def test_restored_state_goes_on_bit_for_bit(name: str, fused: bool | None) -> None:
+    config = OptimizerConfig(name=name, lr=0.1, fused=fused)
     module, other = nn.Linear(3, 2), nn.Linear(3, 2)
     optimizer, restored = (build_optimizer(config, 0, [m]) for m in (module, other))
     step(module, optimizer, 0)
@@ -129,6 +135,38 @@ def test_restored_state_goes_on_bit_for_bit(name: str) -> None:
         step(module, optimizer, number)
         step(other, restored, number)
     assert all(map(torch.equal, module.parameters(), other.parameters()))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_one_kernel_updates_nearly_alike(name: str) -> None:
+    modules = [nn.Linear(3, 2) for _ in range(2)]
+    modules[1].load_state_dict(modules[0].state_dict())
+    for module, fused in zip(modules, (None, True), strict=True):
+        config = OptimizerConfig(name=name, lr=0.1, fused=fused)
+        optimizer = build_optimizer(config, 0, [module])
+        assert optimizer.defaults["fused"] is fused
+        for number in range(3):
+            step(module, optimizer, number)
+    torch.testing.assert_close(modules[0].weight, modules[1].weight)
+
+
+@pytest.mark.parametrize("settings", [{}, {"channels_last": True}, {"precision": "fp16"}])
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_one_kernel_on_any_placement(name: str, settings: dict[str, Any]) -> None:
+    base = small_recipe(optimizer=name, **settings).with_settings(["optimizer.fused=true"])
+    assert len({digest(train_interleaved(base, stages)) for stages in (1, 2, 4)}) == 1
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_resumed_run_with_one_kernel_ends_alike(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PPLL_CACHE", str(tmp_path / "cache"))
+    settings = [f"optimizer.name={name}", "optimizer.fused=true", "train.channels_last=true"]
+    fit(tmp_path / "whole", *settings)
+    broken(tmp_path / "run", 5, *settings)
+    fit(tmp_path / "run", *settings, resume=True)
+    same_result(tmp_path / "run", tmp_path / "whole")
 
 
 def test_state_is_named_by_parameter() -> None:

@@ -7,39 +7,33 @@ one place that detaches what leaves a block: no gradient crosses a boundary.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn, optim
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ppll.averages import AVERAGE, Averages
+from ppll.averages import Averages
 from ppll.block_modules import BlockModules
-from ppll.errors import ModelError, PpllError
+from ppll.compiling import compiled
+from ppll.errors import ModelError
 from ppll.in_place import first_in_place
 from ppll.losses.classification import on_both_classes
 from ppll.message import FEATURES, MIX, OTHER_TARGETS, Kind, Message, canonical
-from ppll.methods.base import PREVIOUS, BlockSite, Lesson, Method, TaskLoss
-from ppll.metrics import Counts
-from ppll.optimization import Schedule, named_state, restore_state
+from ppll.methods.base import PREVIOUS, BlockSite, Lesson, LocalLoss, Method, TaskLoss
+from ppll.metrics import Counts, Tally
+from ppll.nonfinite import LossCheck, NonFiniteLoss, OnNonFinite
+from ppll.optimization import Schedule
 from ppll.randomness import fold
 from ppll.slow import SlowParameters
+from ppll.updates import Updates
 
 __all__ = ["Block", "NonFiniteLoss", "OnNonFinite"]
 
-OnNonFinite: TypeAlias = Literal["stop", "skip", "ignore"]
-"""What a block does about a loss that is not finite: raise, make no update, or nothing."""
-
 _FORWARD, _LEARN, _EVALUATE = range(3)
-
-
-class NonFiniteLoss(PpllError):
-    """A block's loss is not a finite number, so its update was not made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +60,14 @@ class Block:
         schedule: Learning rate by step.
         seed: The recipe's seed.
         device: Where the parameters are.
-        autocast: Type of the forward's matrix products; none for float32.
+        autocast: Type of the forward's matrix products; none for float32. With float16 the loss is
+            scaled, and a batch whose gradients overflow is left out.
         clip_norm: Largest norm of the block's gradient.
         on_nonfinite: What to do about a loss that is not finite. With ``"skip"`` a gradient that
             is not finite is skipped, too, and buffers and averages stay as before the batch.
         average_decay: Of moving averages of the parameters, with which the block is evaluated; 0
             for none.
+        compiles: Whether forward and local loss of training are compiled.
     """
 
     def __init__(
@@ -89,37 +85,48 @@ class Block:
         clip_norm: float | None = None,
         on_nonfinite: OnNonFinite = "stop",
         average_decay: float = 0.0,
+        compiles: bool = False,
     ) -> None:
         self.site = site
         self.modules = modules
         self.method = method
-        self.optimizer = optimizer
-        self.schedule = schedule
         self.device = device or torch.device("cpu")
         self.counts = Counts(self.device)
         self.slow: SlowParameters | None = None
         """What it reads of the next block, where the method asks for that."""
-        self.averages: Averages | None = None
-        """Of its trainable parameters, where the recipe asks for them."""
-        if average_decay:
-            trained = ((n, p) for n, p in modules.named_parameters() if p.requires_grad)
-            self.averages = Averages(trained, average_decay)
+        self.updates = Updates(
+            modules,
+            optimizer,
+            schedule,
+            clip_norm=clip_norm,
+            leaves_out=on_nonfinite == "skip",
+            average_decay=average_decay,
+            scales_loss=autocast is torch.float16,
+        )
+        self._compute = compiled(_compute) if compiles else _compute
+        self._local_loss = compiled(_local_loss) if compiles else _local_loss
         self._task_loss = task_loss
-        self._clip_norm = clip_norm
-        self._on_nonfinite = on_nonfinite
+        self._check = LossCheck(site.block_index, on_nonfinite, self.device)
         self._autocast_dtype = autocast
         self._random_key = fold(seed, "block", site.block_index)
-        self._base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
-        self._trained = [p for group in optimizer.param_groups for p in group["params"]]
         self._training: bool | None = None
         self._passage: _Passage | None = None
         self._skips_batch = False
-        self._state_before: list[Tensor] = []
 
     @property
     def index(self) -> int:
         """Position of the block in its network, from 0."""
         return self.site.block_index
+
+    @property
+    def optimizer(self) -> optim.Optimizer:
+        """Over the trainable parameters."""
+        return self.updates.optimizer
+
+    @property
+    def averages(self) -> Averages | None:
+        """Of its trainable parameters, where the recipe asks for them."""
+        return self.updates.averages
 
     def forward(self, message: Message) -> Message:
         """Turn the message's features into the next block's message.
@@ -131,13 +138,16 @@ class Block:
         self._set_mode(training=trains)
         inputs, version = message.features, message.features._version
         if trains and message.part == 0:
-            self._begin_batch()
+            self._skips_batch = False
+            self.updates.begin()
         if trains and self.method.needs_input_gradient:
             inputs = inputs.view_as(inputs).requires_grad_()
         self._seed(_FORWARD if trains else _EVALUATE, message)
         weights = nullcontext() if trains else self._evaluated_weights()
         with torch.set_grad_enabled(trains), weights, self._autocast(), self._attention():
-            features = self.modules(inputs, message.tensors)
+            # Evaluation is not compiled: a network that is loaded must compute alike.
+            compute = self._compute if trains else _compute
+            features = compute(self.modules, inputs, message.tensors)
         self._passage = _Passage(message, inputs, features, version, features._version)
         self._refuse_in_place(self._passage)
         carried = {PREVIOUS: message.features} if self.method.carries_input else {}
@@ -157,8 +167,9 @@ class Block:
             The second part of the message for the next block, without gradient history.
 
         Raises:
-            NonFiniteLoss: The loss is infinite or not a number, and the run is to stop then;
-                nothing was updated.
+            NonFiniteLoss: The loss (in float16 also its gradient, however little the loss is
+                scaled) is infinite or not a number, and the run is to stop then; nothing was
+                updated.
             ModelError: A module changed the block's input or output in place.
         """
         passage = self._take_passage()
@@ -171,17 +182,20 @@ class Block:
         self._seed(_LEARN, message)
         with self._autocast(), self._attention():
             task_loss = self._task_loss_on(message)
-            loss = self.method.local_loss(self.modules.auxiliary, lesson, task_loss)
+            loss = self._local_loss(self.method, self.modules.auxiliary, lesson, task_loss)
         self._refuse_in_place(passage)
-        self._skips_batch = self._skips_batch or not self._may_learn_from(loss.value)
+        self._skips_batch = self._skips_batch or not self._check.may_learn_from(loss.value)
         if self._skips_batch:
             self.counts.skip(message.targets)
         else:
-            _share_of(loss.value, message).backward()  # type: ignore[no-untyped-call]
+            self.updates.backward(_share_of(loss.value, message))
             self._refuse_in_place(passage)
             self.counts.add(loss.value, loss.logits, message.targets)
         if message.ends_batch:
-            self._update(message.step)
+            if self._skips_batch:
+                self.updates.leave_out()
+            else:
+                self._check.check_update(self.updates.finish(message.step))
         late_part = self.method.late_part(lesson, loss)
         return {name: _leaving(tensor) for name, tensor in late_part.items()}
 
@@ -195,6 +209,16 @@ class Block:
         self._refuse_in_place(passage)
         self.counts.add(loss, logits, targets)
 
+    def take_training(self) -> Tally:
+        """What was counted in training since the last call.
+
+        Raises:
+            NonFiniteLoss: On a GPU: a loss among it is not finite, and the run is to stop then.
+        """
+        tally = self.counts.take()
+        self._check.check_tally(tally)
+        return tally
+
     def first_layer_parameters(self) -> Tensor:
         """Values of all parameters of the block's first layer, one after the other."""
         with torch.no_grad():
@@ -202,9 +226,8 @@ class Block:
             return torch.cat(values) if values else torch.zeros(0, device=self.device)
 
     def optimizer_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The optimizer's state and the averages, under the names of the parameters."""
-        yield from named_state(self.optimizer, self.modules.named_parameters())
-        yield from self.named_averages()
+        """The optimizer's state and the averages, by parameter, and the loss scale."""
+        yield from self.updates.named_state()
 
     def named_averages(self) -> Iterator[tuple[str, Tensor]]:
         """The averages under the names of the parameters; nothing where there are none."""
@@ -218,10 +241,7 @@ class Block:
             ModelError: A tensor is missing or has another shape.
         """
         self.modules.load(tensors)
-        state = {n: t for n, t in optimizer_tensors.items() if not n.endswith(AVERAGE)}
-        restore_state(self.optimizer, self.modules.named_parameters(), state)
-        if self.averages is not None:
-            self.averages.load(optimizer_tensors)
+        self.updates.load(optimizer_tensors)
 
     def _set_mode(self, *, training: bool) -> None:
         if training is not self._training:
@@ -255,11 +275,6 @@ class Block:
         """The averages in place of the parameters, where there are some."""
         return nullcontext() if self.averages is None else self.averages.in_place()
 
-    def _set_learning_rate(self, step: int) -> None:
-        factor = self.schedule.factor(step)
-        for group, lr in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
-            group["lr"] = lr * factor
-
     def _take_passage(self) -> _Passage:
         passage, self._passage = self._passage, None
         if passage is None:
@@ -272,48 +287,6 @@ class Block:
             return self._task_loss
         other, mix = message.tensors[OTHER_TARGETS], message.tensors[MIX]
         return partial(on_both_classes, self._task_loss, other, mix)
-
-    def _may_learn_from(self, loss: Tensor) -> bool:
-        """Whether an update is made; a loss that ends the run is raised."""
-        if self._on_nonfinite == "ignore" or math.isfinite(value := loss.item()):
-            return True
-        if self._on_nonfinite == "skip":
-            return False
-        raise NonFiniteLoss(
-            f"the loss of block {self.index} is {value}. Lower optimizer.lr, warm up longer "
-            f"(schedule.warmup_epochs) or clip gradients (optimizer.clip_norm); "
-            f'train.on_nonfinite = "skip" leaves such batches out.'
-        )
-
-    def _gradient_is_finite(self) -> bool:
-        gradients = [p.grad for p in self._trained if p.grad is not None]
-        return bool(nn.utils.get_total_norm(gradients).isfinite())
-
-    def _begin_batch(self) -> None:
-        self._skips_batch = False
-        self.optimizer.zero_grad(set_to_none=True)
-        if self._on_nonfinite == "skip":
-            self._state_before = [tensor.clone() for tensor in self._untrained()]
-
-    def _update(self, step: int) -> None:
-        """Clip and update, or leave everything as it was before the batch."""
-        if self._skips_batch or (self._on_nonfinite == "skip" and not self._gradient_is_finite()):
-            with torch.no_grad():
-                for tensor, before in zip(self._untrained(), self._state_before, strict=True):
-                    tensor.copy_(before)
-            return
-        if self._clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._trained, self._clip_norm)
-        self._set_learning_rate(step)
-        self.optimizer.step()
-        if self.averages is not None:
-            self.averages.update(step)
-
-    def _untrained(self) -> Iterator[Tensor]:
-        """What changes without the optimizer: buffers, and averages of parameters."""
-        for _, module in self.modules.named():
-            yield from module.buffers()
-            yield from (p for p in module.parameters() if not p.requires_grad)
 
     def _refuse_in_place(self, passage: _Passage) -> None:
         """A changed input or output would be seen by a neighbour in the same process only."""
@@ -338,6 +311,16 @@ class Block:
             features = layer.module(features)
         yield "output", features
         self.method.exit(self.modules.auxiliary, features)
+
+
+def _compute(modules: BlockModules, inputs: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
+    return modules(inputs, fields)
+
+
+def _local_loss(
+    method: Method, auxiliary: nn.Module | None, lesson: Lesson, task_loss: TaskLoss
+) -> LocalLoss:
+    return method.local_loss(auxiliary, lesson, task_loss)
 
 
 def _leaving(tensor: Tensor) -> Tensor:

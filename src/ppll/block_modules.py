@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ppll.errors import ModelError
+from ppll.memory_layout import channels_last
 from ppll.methods.base import PREVIOUS
 from ppll.models.network import Layer, qualified
 
@@ -29,14 +30,18 @@ class BlockModules:
         layers: Consecutive layers of the network.
         auxiliary: The method's auxiliary network; none in the last block.
         context: Adds to the block's input from a message's fields; none for most methods.
+        channels_last: Whether maps lie in memory with their channels last.
     """
 
     layers: tuple[Layer, ...]
     auxiliary: nn.Module | None
     context: nn.Module | None = None
+    channels_last: bool = False
 
     def __call__(self, inputs: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
         """The block's features (N, ...) from its input (N, ...) and a message's fields."""
+        if self.channels_last:
+            inputs = channels_last(inputs)
         features = inputs if self.context is None else inputs + self.context(fields)
         for layer in self.layers:
             features = layer.module(features)
@@ -127,7 +132,7 @@ class Chain(BlockModules):
     def of(cls, segments: Sequence[BlockModules]) -> Chain:
         """The chain of some segments, at least one."""
         layers = tuple(layer for segment in segments for layer in segment.layers)
-        return cls(layers, None, None, tuple(segments))
+        return cls(layers, None, segments=tuple(segments))
 
     def __call__(self, inputs: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
         """Logits (N, classes), or (N, exits, classes) where there are heads."""

@@ -7,6 +7,7 @@ import shutil
 import torch
 from torch import nn
 
+from ppll.compiling import missing_compiler
 from ppll.config import Recipe
 from ppll.data import PreparedData, datasets
 from ppll.errors import DataError, RecipeError, RunFolderError
@@ -15,6 +16,7 @@ from ppll.run_folder import RunFolder
 from ppll.split import Blueprint, build_method
 
 __all__ = [
+    "check_compiler",
     "check_devices",
     "check_disk",
     "check_names",
@@ -38,6 +40,26 @@ def check_devices(recipe: Recipe) -> None:
                 f"runtime.devices asks this machine for {name!r}. Of GPUs {state}: set "
                 f'runtime.devices = "cpu".'
             )
+
+
+def check_compiler(recipe: Recipe) -> None:
+    """Refuse to compile what cannot be compiled.
+
+    Raises:
+        RecipeError: The method cannot, or there is no compiler.
+    """
+    if not recipe.train.compile:
+        return
+    if build_method(recipe).needs_input_gradient:
+        raise RecipeError(
+            f"train.compile: method {recipe.method.name!r} differentiates a gradient, which "
+            f"compiled code cannot: set train.compile = false, or choose another method."
+        )
+    if (name := missing_compiler()) is not None:
+        raise RecipeError(
+            f"train.compile needs a C++ compiler, but {name!r} is not there: install it, name "
+            f"another in the environment variable CXX, or set train.compile = false."
+        )
 
 
 def check_names(recipe: Recipe, *, own_model: bool) -> None:

@@ -149,10 +149,11 @@ class Costs(_Measured):
 def measured_for(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """The parts of a recipe that times depend on."""
     tree = training_sections(recipe)
-    train = {key: tree["train"][key] for key in ("precision", "threads_per_stage", "accumulate")}
+    keys = ("precision", "threads_per_stage", "accumulate", "channels_last", "compile")
+    train = {key: tree["train"][key] for key in keys}
     data = {k: v for k, v in tree["data"].items() if f"data.{k}" not in _FREE}
     model = {k: v for k, v in tree["model"].items() if k != "weights"}
-    optimizer = {key: tree["optimizer"][key] for key in ("name", "momentum", "nesterov")}
+    optimizer = {key: tree["optimizer"][key] for key in ("name", "momentum", "nesterov", "fused")}
     return {
         "data": data,
         "model": model,

@@ -6,16 +6,13 @@ import faulthandler
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import torch
 
 from ppll.errors import Interrupted, WorkerError
 from ppll.failure import Failure
 from ppll.interrupts import Interrupts
 from ppll.job import Job, RankResult
 from ppll.launch import Watcher
+from ppll.numerics import torch_as_new
 from ppll.rank import run_rank
 from ppll.stall import Pauses, describe, find_stall, stall_cause
 from ppll.status import Monitor, StatusPage
@@ -39,7 +36,7 @@ def run_here(job: Job, interrupts: Interrupts, watch: Watcher | None) -> RankRes
     looker = threading.Thread(target=_look, args=(job, page, watch, interrupts, ended), daemon=True)
     looker.start()
     try:
-        with _fresh_torch():
+        with torch_as_new():
             return run_rank(job, 0, monitor, lambda: interrupts.ends_early)
     except (Interrupted, WorkerError):
         raise
@@ -83,23 +80,3 @@ def _stacks() -> str:
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)
         return file.read()
-
-
-@contextmanager
-def _fresh_torch() -> Iterator[None]:
-    """Torch's settings as a new process has them, and afterwards as they were: the bits count."""
-    num_threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
-    precision = torch.get_float32_matmul_precision()
-    try:
-        torch.set_default_dtype(torch.float32)
-        torch.set_float32_matmul_precision("highest")
-        with (
-            torch.random.fork_rng(devices=[]),
-            torch.enable_grad(),
-            torch.autocast("cpu", enabled=False),
-        ):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-        torch.set_default_dtype(dtype)
-        torch.set_num_threads(num_threads)

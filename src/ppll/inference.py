@@ -24,6 +24,7 @@ from ppll.methods import Method
 from ppll.methods.base import PREVIOUS
 from ppll.models import OWN_MODEL
 from ppll.models.network import Network
+from ppll.numerics import autocast_dtype
 from ppll.recovery import find
 from ppll.run_folder import RunFolder
 
@@ -193,5 +194,5 @@ def load(
     saved = found.reader.averaged_weights()
     for block in blocks:
         block.load(saved)
-    autocast = torch.bfloat16 if recipe.train.precision == "bf16" else None
+    autocast = autocast_dtype(recipe.train)
     return TrainedNetwork(blocks, blueprint.method, facts, found.step, autocast=autocast)

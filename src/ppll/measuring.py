@@ -11,7 +11,6 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 import torch
@@ -26,42 +25,19 @@ from ppll.data.preparation import facts_of
 from ppll.environment import describe_processor
 from ppll.errors import RecipeError
 from ppll.job import draw_blueprint
+from ppll.memory_layout import channels_last, lay_out
 from ppll.message import FEATURES, TARGETS, Kind, Message
 from ppll.methods import BlockSite, Lesson
 from ppll.models.network import Layer, Network, initialise, with_memory
+from ppll.numerics import autocast_dtype
 from ppll.optimization import build_optimizer
+from ppll.pieces import Piece, Times, backward, forward, leaf, update
 from ppll.sections import MethodConfig, SplitConfig
 from ppll.split import Blueprint, build_method
 
 __all__ = ["measure"]
 
 _WARM_UP: Final = 2
-
-
-@dataclass
-class _Times:
-    """Repeats of the times of one piece, in seconds."""
-
-    forward: list[float] = field(default_factory=list)
-    backward: list[float] = field(default_factory=list)
-    backward_first: list[float] = field(default_factory=list)
-    update: list[float] = field(default_factory=list)
-
-
-@dataclass
-class _Piece:
-    """A layer or an exit with what is needed to run it alone."""
-
-    run: Callable[[Tensor], Tensor]
-    module: nn.Module
-    optimizer: torch.optim.Optimizer | None
-    times: _Times = field(default_factory=_Times)
-    activation_bytes: int = 0
-    features_bytes: int = 0
-
-    @property
-    def parameter_bytes(self) -> int:
-        return sum(p.nbytes for p in self.module.parameters())
 
 
 def measure(recipe: Recipe, *, repeats: int = 7) -> Costs:
@@ -78,6 +54,11 @@ def measure(recipe: Recipe, *, repeats: int = 7) -> Costs:
         raise RecipeError(
             f"method.name = {recipe.method.name!r} trains the network as one block, so there is "
             f"nothing to plan: choose another method. Plans show end-to-end rivals beside it."
+        )
+    if recipe.train.compile:
+        raise RecipeError(
+            "train.compile: layers are measured one by one, but compiled code spans the layers of "
+            "a block: set it to false."
         )
     # Wherever the recipe cuts, every cut is measured.
     recipe = recipe.model_copy(update={"split": SplitConfig(blocks=1)})
@@ -134,30 +115,32 @@ class _Bench:
         self._blueprint = blueprint
         self._fields = fields
         self._inputs = fields[FEATURES]
+        if blueprint.recipe.train.channels_last:
+            self._inputs = channels_last(self._inputs)
         self._targets = fields[TARGETS]
         self.layers = [self._layer(layer) for layer in blueprint.network.layers]
-        self._exits_by_structure: dict[tuple[object, ...], _Piece] = {}
+        self._exits_by_structure: dict[tuple[object, ...], Piece] = {}
         self.exits = [self._exit(i) for i in range(len(self.layers))]
 
     def forget_times(self) -> None:
         """Begin to count."""
         for piece in [*self.layers, *self.exits]:
-            piece.times = _Times()
+            piece.times = Times()
 
     def run_layers(self) -> None:
         """Forward through all layers and back again, with and without gradients of inputs."""
         for first in (False, True):
             features, outputs = self._inputs, []
             for piece in self.layers:
-                inputs = _leaf(features, needs_gradient=not first)
-                output = _forward(piece, inputs, counts_time=not first)
+                inputs = leaf(features, needs_gradient=not first)
+                output = forward(piece, inputs, counts_time=not first)
                 outputs.append(output)
                 features = output
             for piece, output in zip(reversed(self.layers), reversed(outputs), strict=True):
                 times = piece.times.backward_first if first else piece.times.backward
-                times.append(_backward(output))
+                times.append(backward(output))
                 if not first:
-                    _update(piece)
+                    update(piece)
 
     def run_exits(self) -> None:
         """Every exit on the features that its layer makes, and back to them."""
@@ -168,9 +151,9 @@ class _Bench:
                 features = layer.run(features)
             if id(piece) not in done:
                 done.add(id(piece))
-                loss = _forward(piece, _leaf(features, needs_gradient=True), counts_time=True)
-                piece.times.backward.append(_backward(loss))
-                _update(piece)
+                loss = forward(piece, leaf(features, needs_gradient=True), counts_time=True)
+                piece.times.backward.append(backward(loss))
+                update(piece)
 
     def overheads(self, repeats: int) -> tuple[float, float]:
         """Seconds of an optimizer step, and of a whole block's turn, with next to nothing in it."""
@@ -201,24 +184,24 @@ class _Bench:
         tensors = {FEATURES: torch.zeros(len(self._targets), 1), TARGETS: self._targets}
         return tiny, Message(kind=Kind.TRAIN, sequence=0, step=1, tensors=tensors)
 
-    def _layer(self, layer: Layer) -> _Piece:
+    def _layer(self, layer: Layer) -> Piece:
         module = with_memory(copy.deepcopy(layer.module), torch.device("cpu"))
         initialise(module, layer.name, 0)
-        module.train()
-        return _Piece(self._autocast(module), module, self._optimizer(module))
+        self._prepare(module)
+        return Piece(self._autocast(module), module, self._optimizer(module))
 
-    def _exit(self, index: int) -> _Piece:
+    def _exit(self, index: int) -> Piece:
         shape = self._blueprint.shapes[index]
         if index == len(self.layers) - 1:
             task_loss = self._blueprint.build_task_loss()
             nothing = nn.Identity()
-            return _Piece(lambda logits: task_loss(logits, self._targets), nothing, None)
+            return Piece(lambda logits: task_loss(logits, self._targets), nothing, None)
         piece = self._auxiliary(index)
         parameters = tuple(p.shape for p in piece.module.parameters())
         structure = (shape, repr(piece.module), parameters)
         return self._exits_by_structure.setdefault(structure, piece)
 
-    def _auxiliary(self, index: int) -> _Piece:
+    def _auxiliary(self, index: int) -> Piece:
         last = self._blueprint.sites[-1]
         site = BlockSite(
             0,
@@ -233,16 +216,21 @@ class _Bench:
         method, task_loss = self._blueprint.method, self._blueprint.build_task_loss()
         module = with_memory(method.build_auxiliary(site), torch.device("cpu"))
         initialise(module, "auxiliary", 0)
-        module.train()
+        self._prepare(module)
 
         def run(features: Tensor) -> Tensor:
             lesson = Lesson(self._inputs, features, self._targets, self._fields)
             return method.local_loss(module, lesson, task_loss).value
 
-        return _Piece(self._autocast(run), module, self._optimizer(module))
+        return Piece(self._autocast(run), module, self._optimizer(module))
+
+    def _prepare(self, module: nn.Module) -> None:
+        module.train()
+        if self._blueprint.recipe.train.channels_last:
+            lay_out(module)
 
     def _autocast(self, run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        dtype = torch.bfloat16 if self._blueprint.recipe.train.precision == "bf16" else None
+        dtype = autocast_dtype(self._blueprint.recipe.train)
 
         def cast(inputs: Tensor) -> Tensor:
             with torch.autocast("cpu", dtype, enabled=dtype is not None):
@@ -256,58 +244,7 @@ class _Bench:
         return build_optimizer(self._blueprint.recipe.optimizer, 0, [module])
 
 
-def _forward(piece: _Piece, inputs: Tensor, *, counts_time: bool) -> Tensor:
-    if not piece.activation_bytes:
-        piece.activation_bytes = _kept_bytes(piece, inputs)
-    start = time.perf_counter()
-    output = piece.run(inputs)
-    if counts_time:
-        piece.times.forward.append(time.perf_counter() - start)
-    piece.features_bytes = output.nbytes
-    return output
-
-
-def _leaf(features: Tensor, *, needs_gradient: bool) -> Tensor:
-    """A copy with no history, as what comes out of a channel."""
-    with torch.no_grad():
-        return features.clone().requires_grad_(needs_gradient)
-
-
-def _kept_bytes(piece: _Piece, inputs: Tensor) -> int:
-    """Bytes that the forward keeps for the backward, parameters apart; shared memory once."""
-    own = {p.untyped_storage().data_ptr() for p in piece.module.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        piece.run(inputs)
-    return sum(kept.values())
-
-
-def _backward(output: Tensor) -> float:
-    """Seconds of the backward of a piece's output; none where nothing has a gradient."""
-    if not output.requires_grad:
-        return 0.0
-    gradient = torch.full_like(output, 1e-3)
-    start = time.perf_counter()
-    torch.autograd.backward(output, gradient)
-    return time.perf_counter() - start
-
-
-def _update(piece: _Piece) -> None:
-    if piece.optimizer is not None:
-        start = time.perf_counter()
-        piece.optimizer.step()
-        piece.times.update.append(time.perf_counter() - start)
-        piece.optimizer.zero_grad(set_to_none=True)
-
-
-def _layer_costs(name: str, piece: _Piece, step_s: float) -> LayerCosts:
+def _layer_costs(name: str, piece: Piece, step_s: float) -> LayerCosts:
     times = piece.times
     both = [f + b for f, b in zip(times.forward, times.backward, strict=True)]
     return LayerCosts(
@@ -325,7 +262,7 @@ def _layer_costs(name: str, piece: _Piece, step_s: float) -> LayerCosts:
     )
 
 
-def _exit_costs(piece: _Piece, step_s: float) -> ExitCosts:
+def _exit_costs(piece: Piece, step_s: float) -> ExitCosts:
     return ExitCosts(
         forward_s=statistics.median(piece.times.forward),
         backward_s=statistics.median(piece.times.backward),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn, optim
 
+from ppll.memory_layout import like
 from ppll.sections import OptimizerConfig, ScheduleConfig
 
 __all__ = ["Schedule", "build_optimizer", "named_state", "restore_state"]
@@ -66,8 +67,9 @@ def build_optimizer(
     decay_all = config.name == "sgd" if config.decay_all is None else config.decay_all
     groups = _parameter_groups(modules, decay, decay_all)
     if config.name == "sgd":
-        return optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov)
-    return optim.AdamW(groups, lr=lr, betas=config.betas)
+        momentum, nesterov = config.momentum, config.nesterov
+        return optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=config.fused)
+    return optim.AdamW(groups, lr=lr, betas=config.betas, fused=config.fused)
 
 
 def _parameter_groups(
@@ -112,7 +114,11 @@ def restore_state(
     parameters: Iterable[tuple[str, nn.Parameter]],
     tensors: dict[str, Tensor],
 ) -> None:
-    """Put back what ``named_state`` gave; a parameter without tensors starts afresh."""
+    """Put back what ``named_state`` gave; a parameter without tensors starts afresh.
+
+    Tensors come to the parameter's device and take its order in memory.
+    """
+    is_fused = bool(optimizer.defaults.get("fused"))
     for name, parameter in parameters:
         prefix = f"{name}."
         # A key has no dot, so a parameter's tensors are told from those of one nested below it.
@@ -122,4 +128,12 @@ def restore_state(
             if key.startswith(prefix) and "." not in key.removeprefix(prefix)
         }
         if state:
-            optimizer.state[parameter] = state
+            optimizer.state[parameter] = {
+                # Torch counts steps on the processor, unless one kernel does all.
+                key: tensor if key == "step" and not is_fused else _beside(tensor, parameter)
+                for key, tensor in state.items()
+            }
+
+
+def _beside(tensor: Tensor, parameter: Tensor) -> Tensor:
+    return like(tensor.to(parameter.device), parameter)

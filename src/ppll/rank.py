@@ -13,11 +13,13 @@ from ppll.averages import averages_in
 from ppll.block import Block
 from ppll.block_modules import named_tensors
 from ppll.checkpoint import TensorReader, step_folder, tensor_digest
+from ppll.compiling import compiler_settings
 from ppll.connections import connect
 from ppll.errors import ModelError
 from ppll.job import Job, RankResult
 from ppll.metrics import MetricsFile
 from ppll.models.network import initialise, qualified
+from ppll.numerics import set_numerics
 from ppll.resume import training_sections
 from ppll.saving import Saver, SaveRules
 from ppll.slow import SlowParameters
@@ -47,9 +49,11 @@ def run_rank(
         world: All processes, where they may be on several hosts.
     """
     device = torch.device("cpu")
-    torch.set_num_threads(job.recipe.train.threads_per_stage)
+    set_numerics(job.recipe.train)
     blueprint = job.blueprint()
     with ExitStack() as stack:
+        if job.recipe.train.compile:
+            stack.enter_context(compiler_settings())
         ends = connect(job, rank, blueprint, ends_early, stack, world)
         blocks = build_blocks(job, rank, blueprint, device)
         saver = metrics = None

@@ -182,6 +182,8 @@ class OptimizerConfig(Section):
     weight_decay: NonNegative = 5e-4
     decay_all: bool | None = None
     """Decay norms, biases and embeddings too; by default SGD does and AdamW does not."""
+    fused: bool | None = None
+    """One kernel for the whole update of a block; by default torch chooses. The bits differ."""
     clip_norm: Positive | None = None
     """Largest norm of a block's gradient; longer ones are scaled down."""
     blocks: dict[int, BlockOverride] = {}
@@ -233,9 +235,17 @@ class TrainConfig(Section):
     seed: Number = 0
     threads_per_stage: Count = 1
     """Threads of one process; part of the result, since sums are ordered by it."""
-    precision: Literal["float32", "bf16"] = "float32"
-    """Type of the forward's matrix products; parameters stay float32."""
-    compile: Literal[False] = False
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    """Type of the forward's matrix products; parameters stay float32. With ``"fp16"`` every block
+    scales its loss, and leaves out the batches in which its gradients overflow."""
+    tf32: bool = False
+    """Whether float32 matrix products and convolutions round their inputs to TF32, where a GPU
+    can."""
+    channels_last: bool = False
+    """Whether maps lie in memory with the channels of a pixel side by side, as convolutions of
+    many kernels are faster."""
+    compile: bool = False
+    """Whether each block's forward and local loss are compiled; evaluation never is."""
     accumulate: Annotated[int, Field(ge=1, le=1024)] = 1
     """A batch travels as so many messages, and a block updates after the last of them: less memory
     a stage. Batch norm sees the samples of a message."""

@@ -19,8 +19,10 @@ from ppll.config import Recipe
 from ppll.cuts import cut_starts
 from ppll.errors import ModelError
 from ppll.losses.classification import cross_entropy
+from ppll.memory_layout import lay_out
 from ppll.methods import BlockSite, Method, TaskLoss, methods
 from ppll.models.network import Layer, Network, feature_shapes, with_memory, without_values
+from ppll.numerics import autocast_dtype
 from ppll.optimization import Schedule, build_optimizer
 from ppll.own_method import build_own_method, is_own_method
 from ppll.placement import place
@@ -164,10 +166,11 @@ class Blueprint:
             Schedule(self.recipe.schedule.of_block(index), self.num_steps, self.steps_per_epoch),
             seed=train.seed,
             device=device,
-            autocast=torch.bfloat16 if train.precision == "bf16" else None,
+            autocast=autocast_dtype(train),
             clip_norm=self.recipe.optimizer.clip_norm,
             on_nonfinite=train.on_nonfinite,
             average_decay=train.ema,
+            compiles=train.compile,
         )
 
     def build_task_loss(self) -> TaskLoss:
@@ -176,7 +179,11 @@ class Blueprint:
 
     def build_modules(self, index: int, device: torch.device) -> BlockModules:
         """Build what one block computes with on ``device``, without values."""
-        return _with_memory(self.outline(index), device)
+        modules = _with_memory(self.outline(index), device, self.recipe.train.channels_last)
+        if self.recipe.train.channels_last:
+            for _, module in modules.named():
+                lay_out(module)
+        return modules
 
     def outline(self, index: int) -> BlockModules:
         """What one block computes with: the network's own layers, to be looked at only, and what
@@ -221,13 +228,14 @@ def _sites(
     )
 
 
-def _with_memory(outline: BlockModules, device: torch.device) -> BlockModules:
+def _with_memory(outline: BlockModules, device: torch.device, is_last: bool) -> BlockModules:
     """The outline with copies of its layers, all on ``device`` and without values."""
     if isinstance(outline, Chain):
-        return Chain.of([_with_memory(segment, device) for segment in outline.segments])
+        return Chain.of([_with_memory(segment, device, is_last) for segment in outline.segments])
     layers = tuple(
         Layer(layer.name, with_memory(copy.deepcopy(layer.module), device))
         for layer in outline.layers
     )
-    added = [m and with_memory(m, device) for m in (outline.auxiliary, outline.context)]
-    return BlockModules(layers, *added)
+    auxiliary = outline.auxiliary and with_memory(outline.auxiliary, device)
+    context = outline.context and with_memory(outline.context, device)
+    return BlockModules(layers, auxiliary, context, is_last)

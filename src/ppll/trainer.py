@@ -12,7 +12,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from ppll.checkpoint import step_folder
-from ppll.checks import check_devices, check_disk, check_names, check_smallest_message
+from ppll.checks import (
+    check_compiler,
+    check_devices,
+    check_disk,
+    check_names,
+    check_smallest_message,
+)
 from ppll.claim import locked
 from ppll.config import Recipe
 from ppll.data import Dataset, load_dataset, prepare
@@ -99,6 +105,7 @@ class Trainer:
             # What is quick to find out comes first: reading a data set may take a minute.
             check_devices(self.recipe)
             check_names(self.recipe, own_model=model is not None)
+            check_compiler(self.recipe)
             prepared = self._load() if self._is_first else None
             facts = None if prepared is None else facts_of(prepared)
             self._facts = self._share(facts)

@@ -224,7 +224,7 @@ class Worker:
 
     def _write_training(self, message: Message) -> None:
         for block in self.blocks:
-            tally = block.counts.take()
+            tally = block.take_training()
             if tally.samples or tally.skipped:
                 self.monitor.note(loss=tally.loss, accuracy=tally.accuracy)
                 self._write("train", message, block.index, tally)

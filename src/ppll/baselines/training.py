@@ -131,6 +131,16 @@ def _check_recipe(recipe: Recipe) -> None:
         raise RecipeError("model.weights: a rival starts from the recipe's seed; leave it out.")
     if recipe.train.ema:
         raise RecipeError("train.ema: a rival keeps no averages of its weights; set it to 0.")
+    if recipe.train.compile:
+        raise RecipeError("train.compile: rivals run uncompiled; set it to false.")
+    if recipe.train.channels_last:
+        raise RecipeError(
+            "train.channels_last: the transport of a rival keeps no memory order; set it to false."
+        )
+    if recipe.train.precision == "fp16":
+        raise RecipeError(
+            'train.precision = "fp16": a rival scales no loss; choose "bf16" or "float32".'
+        )
     if recipe.train.on_nonfinite == "skip":
         raise RecipeError(
             'train.on_nonfinite = "skip": the ranks of a rival do not know each other\'s loss '

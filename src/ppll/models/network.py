@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ppll.errors import Interrupted, ModelError
+from ppll.memory_layout import in_plain_order
 from ppll.randomness import fold
 
 __all__ = [
@@ -268,7 +269,8 @@ def _reset(name: str, module: nn.Module, owned: dict[str, Tensor]) -> None:
             f"module {name!r} ({type(module).__name__}) owns {', '.join(owned)} but has no "
             "reset_parameters(): give it one that sets all of them."
         )
-    reset()
+    with in_plain_order(owned.values()):
+        reset()
 
 
 def feature_shapes(

@@ -1,0 +1,48 @@
+"""What a recipe says about arithmetic, as torch is told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from ppll.sections import TrainConfig
+
+__all__ = ["autocast_dtype", "set_numerics", "torch_as_new"]
+
+
+def autocast_dtype(train: TrainConfig) -> torch.dtype | None:
+    """Type of a forward's matrix products; none for float32."""
+    return {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[train.precision]
+
+
+def set_numerics(train: TrainConfig) -> None:
+    """Set threads and TF32 of this process.
+
+    Torch's own default is TF32 for convolutions and float32 for other matrix products.
+    """
+    torch.set_num_threads(train.threads_per_stage)
+    torch.backends.cuda.matmul.allow_tf32 = train.tf32
+    torch.backends.cudnn.allow_tf32 = train.tf32
+
+
+@contextmanager
+def torch_as_new() -> Iterator[None]:
+    """Torch's settings as a new process has them, and afterwards as they were: the bits count."""
+    num_threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_default_dtype(torch.float32)
+        torch.set_float32_matmul_precision("highest")
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.enable_grad(),
+            torch.autocast("cpu", enabled=False),
+        ):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = tf32
+        torch.set_float32_matmul_precision(precision)
+        torch.set_default_dtype(dtype)
+        torch.set_num_threads(num_threads)

@@ -1,0 +1,134 @@
+"""How a block's parameters change: gradients, clipping, optimizer, schedule, averages, loss scale.
+
+A batch that is left out leaves no trace: parameters, optimizer, buffers and averages stay as they
+were before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn, optim
+
+from ppll.averages import AVERAGE, Averages
+from ppll.block_modules import BlockModules
+from ppll.loss_scale import LOSS_SCALE, LossScale
+from ppll.optimization import Schedule, named_state, restore_state
+
+__all__ = ["Updates"]
+
+
+class Updates:
+    """One block's updates.
+
+    Args:
+        modules: What the block computes with.
+        optimizer: Over the trainable parameters of layers and auxiliary network.
+        schedule: Learning rate by step.
+        clip_norm: Largest norm of the block's gradient.
+        leaves_out: Whether batches with a gradient that is not finite are left out.
+        average_decay: Of moving averages of the parameters; 0 for none.
+        scales_loss: Whether the loss is scaled, as float16 needs it. Then an overflow is left out.
+    """
+
+    def __init__(
+        self,
+        modules: BlockModules,
+        optimizer: optim.Optimizer,
+        schedule: Schedule,
+        *,
+        clip_norm: float | None = None,
+        leaves_out: bool = False,
+        average_decay: float = 0.0,
+        scales_loss: bool = False,
+    ) -> None:
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.averages: Averages | None = None
+        if average_decay:
+            trained = ((n, p) for n, p in modules.named_parameters() if p.requires_grad)
+            self.averages = Averages(trained, average_decay)
+        self.loss_scale = LossScale() if scales_loss else None
+        self._modules = modules
+        self._clip_norm = clip_norm
+        self._leaves_out = leaves_out or scales_loss
+        self._base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
+        self._trained = [p for group in optimizer.param_groups for p in group["params"]]
+        self._before: list[Tensor] = []
+
+    def begin(self) -> None:
+        """A batch begins: no gradients, and what is put back if it is left out."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self._leaves_out:
+            self._before = [tensor.clone() for tensor in self._untrained()]
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss (scalar)."""
+        if self.loss_scale is not None:
+            loss = self.loss_scale.scaled(loss)
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def finish(self, step: int) -> bool:
+        """A batch ends: clip and update, or leave the batch out.
+
+        Returns:
+            False where gradients are not finite and no smaller loss scale could change that.
+        """
+        if self.loss_scale is not None:
+            self.loss_scale.unscale(self._trained)
+        if self._leaves_out and not self._gradient_is_finite():
+            self.leave_out()
+            return self.loss_scale is None or self.loss_scale.shrink()
+        if self._clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._trained, self._clip_norm)
+        self._set_learning_rate(step)
+        self.optimizer.step()
+        if self.averages is not None:
+            self.averages.update(step)
+        if self.loss_scale is not None:
+            self.loss_scale.grow()
+        return True
+
+    def leave_out(self) -> None:
+        """A batch ends and leaves no trace."""
+        with torch.no_grad():
+            for tensor, before in zip(self._untrained(), self._before, strict=True):
+                tensor.copy_(before)
+
+    def named_state(self) -> Iterator[tuple[str, Tensor]]:
+        """The optimizer's tensors and averages by parameter, and the loss scale."""
+        yield from named_state(self.optimizer, self._modules.named_parameters())
+        if self.averages is not None:
+            yield from self.averages.named()
+        if self.loss_scale is not None:
+            yield self._scale_name, self.loss_scale.tensor()
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what ``named_state`` gave; what is missing starts afresh."""
+        others = (AVERAGE, LOSS_SCALE)
+        state = {n: t for n, t in tensors.items() if not n.endswith(others)}
+        restore_state(self.optimizer, self._modules.named_parameters(), state)
+        if self.averages is not None:
+            self.averages.load(tensors)
+        if self.loss_scale is not None:
+            self.loss_scale.load(tensors.get(self._scale_name))
+
+    @property
+    def _scale_name(self) -> str:
+        return self._modules.auxiliary_name + LOSS_SCALE
+
+    def _gradient_is_finite(self) -> bool:
+        gradients = [p.grad for p in self._trained if p.grad is not None]
+        return bool(nn.utils.get_total_norm(gradients).isfinite())
+
+    def _set_learning_rate(self, step: int) -> None:
+        factor = self.schedule.factor(step)
+        for group, lr in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
+            group["lr"] = lr * factor
+
+    def _untrained(self) -> Iterator[Tensor]:
+        """What changes without the optimizer: buffers, and averages of parameters."""
+        for _, module in self._modules.named():
+            yield from module.buffers()
+            yield from (p for p in module.parameters() if not p.requires_grad)
