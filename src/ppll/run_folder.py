@@ -168,6 +168,16 @@ class RunFolder:
         return self.path / "metrics"
 
     @property
+    def traces(self) -> Path:
+        """Every rank's spans, merged into the timeline at the end."""
+        return self.path / "traces"
+
+    @property
+    def timeline(self) -> Path:
+        """All ranks' spans on one clock, to be opened in Perfetto."""
+        return self.path / "timeline.json"
+
+    @property
     def metrics(self) -> Path:
         """All ranks' metrics, a JSON object a line."""
         return self.path / "metrics.jsonl"

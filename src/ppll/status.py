@@ -15,9 +15,9 @@ import sys
 import tempfile
 import time
 import zlib
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
-__all__ = ["Activity", "Monitor", "Status", "StatusPage", "resident_peak_bytes"]
+__all__ = ["Activity", "Monitor", "Recorder", "Status", "StatusPage", "resident_peak_bytes"]
 
 
 def resident_peak_bytes() -> int:
@@ -142,6 +142,14 @@ def _anonymous_memory(num_bytes: int) -> int:
     return descriptor
 
 
+class Recorder(Protocol):
+    """Is told of everything that a rank has done."""
+
+    def add(self, status: Status, end_s: float) -> None:
+        """``status`` was so from its ``since`` to ``end_s``."""
+        ...
+
+
 class Monitor:
     """Keeps a rank's page up to date and adds up the seconds of every activity.
 
@@ -154,6 +162,7 @@ class Monitor:
         self.seconds = dict.fromkeys(Activity, 0.0)
         self.num_samples = 0
         self.started_s = 0.0
+        self.recorder: Recorder | None = None
         self.training_peak_bytes = 0
         """Most memory of the process before it first saved anything."""
         self._status = _beginning()
@@ -164,6 +173,8 @@ class Monitor:
         now = time.monotonic()
         old = self._status
         self.seconds[old.activity] += now - old.since
+        if self.recorder is not None:
+            self.recorder.add(old, now)
         self._status = old._replace(
             activity=activity,
             since=now,

@@ -31,6 +31,7 @@ from ppll.result import Result, merge_results
 from ppll.run_folder import RunFolder
 from ppll.starting import Beginning, begin
 from ppll.testing import Fault
+from ppll.timeline import merge_timeline
 from ppll.weights import read_weights
 
 __all__ = ["Trainer", "default_folder"]
@@ -150,6 +151,7 @@ class Trainer:
                 results = run_with_restarts(beginning, interrupts, self.watch, self._max_restarts)
             finally:
                 merge_metrics(folder.metric_parts, folder.metrics)
+                merge_timeline(folder.traces, folder.timeline)
         result = merge_results(beginning.job, results, self.blueprint.num_blocks)
         if results[0].samples or not folder.result.exists():  # else it was only looked at again
             folder.write_result(dataclasses.asdict(result))
