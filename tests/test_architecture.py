@@ -29,7 +29,7 @@ PROCESSES = (
 TORCHLESS = (
     *("config", "recipe_files", "resume", "manifest", "data_facts", "claim", "durable"),
     *("randomness", "errors", "registry", "status", "stall", "failure", "cli"),
-    *("json_lines", "tracing", "trace_files", "timeline"),
+    *("json_lines", "tracing", "trace_files", "timeline", "trace_summary", "advice", "lanes"),
     *("cuts", "placement", "costs", "balance", "simulate", "schedules", "plan", "rivals"),
 )
 

@@ -16,7 +16,8 @@ import ppll
 from ppll.errors import RunFolderError, WorkerError
 from ppll.testing import FAULT_VARIABLE, Fault
 from ppll.timeline import merge_timeline, trace_events
-from ppll.trace_files import RankTrace, Span, Start, aligned, read_starts
+from ppll.trace_files import Start, aligned, read_starts
+from tests.traces import made_up_trace, span
 
 RECIPE: dict[str, dict[str, Any]] = {
     "data": {"name": "synthetic", "shape": [1, 8, 8], "num_train": 60, "num_test": 20},
@@ -25,16 +26,6 @@ RECIPE: dict[str, dict[str, Any]] = {
     "train": {"epochs": 2},
 }
 RECIPE["data"]["batch_size"] = 20
-
-
-def span(name: str, start_s: float, end_s: float, step: int = 1, block: int = -1) -> Span:
-    return Span.model_validate(
-        {"name": name, "block": block, "step": step, "start_s": start_s, "end_s": end_s}
-    )
-
-
-def rank_trace(rank: int, *spans: Span, clock: str = "a", offset_s: float = 0.0) -> RankTrace:
-    return RankTrace(rank, (rank,), 4, 2, clock, offset_s, spans, None)
 
 
 def train(out: Path, *, stages: int = 1, track: dict[str, Any] | None = None, **more: Any) -> None:
@@ -153,8 +144,8 @@ def test_a_file_that_cannot_be_read_is_said(
 
 
 def test_ranks_of_one_clock_are_moved_alike() -> None:
-    one = rank_trace(1, span("forward", 2, 3), offset_s=10.0)
-    zero = rank_trace(0, span("send", 1, 2), offset_s=10.5)
+    one = made_up_trace(1, span("forward", 2, 3), offset_s=10.0)
+    zero = made_up_trace(0, span("send", 1, 2), offset_s=10.5)
     first, second = aligned([one, zero])
     assert (first.rank, second.rank) == (0, 1)
     assert second.spans[0].start_s - first.spans[0].start_s == 1
@@ -176,7 +167,7 @@ def test_no_message_is_used_before_it_was_sent(
             span("forward", now_s + errors[clock], sent_s + errors[clock]),
             span("send", sent_s + errors[clock], sent_s + 1 + errors[clock]),
         )
-        traces.append(rank_trace(rank, *spans, clock=clock))
+        traces.append(made_up_trace(rank, *spans, clock=clock))
         now_s = sent_s + delays[rank]
     ordered = aligned(traces)
     for before, after in itertools.pairwise(ordered):
@@ -189,7 +180,7 @@ def test_no_message_is_used_before_it_was_sent(
 
 
 def test_events_name_stages_and_blocks_once() -> None:
-    start = Start((rank_trace(0, span("learn", 5, 6, block=0)), rank_trace(1)))
+    start = Start((made_up_trace(0, span("learn", 5, 6, block=0)), made_up_trace(1)))
     events = list(trace_events([start, start]))
     labels = [e["args"]["name"] for e in events if e["ph"] == "M"]
     assert labels == [

@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
+from ppll.cli_looking import trace_run
 from ppll.cli_options import (
     Best,
     Json,
@@ -198,6 +199,7 @@ def examine_machine(json: Json = None) -> None:
 
 app.command("plan")(plan_recipe)
 app.command("study")(study_recipes)
+app.command("trace")(trace_run)
 app.add_typer(bench, name="bench")
 
 

@@ -55,13 +55,14 @@ class RunFolder:
             What was otherwise when it was written last, as far as bits depend on it.
         """
         environment = describe_environment()
-        differences = _differences(self._read_environment(), environment)
+        differences = _differences(self.read_environment(), environment)
         write_whole(self.config, recipe.to_toml().encode())
         _write_json(self.environment, environment)
         _write_json(self.facts, dataclasses.asdict(facts))
         return differences
 
-    def _read_environment(self) -> dict[str, Any]:
+    def read_environment(self) -> dict[str, Any]:
+        """What the run ran on; nothing where that cannot be read."""
         try:
             found = json.loads(self.environment.read_text(encoding="utf-8"))
         except (OSError, ValueError):

@@ -21,7 +21,7 @@ from ppll.json_lines import read_rows
 from ppll.status import Activity
 from ppll.tracing import SPAN_NAMES
 
-__all__ = ["RankTrace", "Span", "Start", "Sum", "Totals", "aligned", "read_starts"]
+__all__ = ["RankTrace", "Span", "Start", "Sum", "Totals", "aligned", "newest_start", "read_starts"]
 
 _FORWARD: Final = SPAN_NAMES[Activity.FORWARD]
 _SEND: Final = SPAN_NAMES[Activity.SEND]
@@ -144,6 +144,20 @@ def read_starts(folder: Path) -> list[Start]:
             raise RunFolderError(f"cannot read {path}: {error.strerror}.") from None
     ordered = sorted(starts.values(), key=lambda parts: min(h.wall_s for h, _ in parts))
     return [Start(aligned([trace for _, trace in parts])) for parts in ordered]
+
+
+def newest_start(folder: Path) -> Start:
+    """The last start of a run.
+
+    Raises:
+        RunFolderError: Nothing was recorded, or a file cannot be read.
+    """
+    starts = read_starts(folder)
+    if not starts:
+        raise RunFolderError(
+            f"{folder.parent} has no traces: train with track.trace_steps above 0 (100 by default)."
+        )
+    return starts[-1]
 
 
 @dataclass
