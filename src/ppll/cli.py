@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from ppll.cli_looking import trace_run
+from ppll.cli_looking import report_runs, trace_run
 from ppll.cli_options import (
     Best,
     Json,
@@ -200,6 +200,7 @@ def examine_machine(json: Json = None) -> None:
 app.command("plan")(plan_recipe)
 app.command("study")(study_recipes)
 app.command("trace")(trace_run)
+app.command("report")(report_runs)
 app.add_typer(bench, name="bench")
 
 

@@ -1,4 +1,4 @@
-"""Commands that look at what a run left behind: ``trace`` (no torch)."""
+"""Commands that look at what a run left behind: ``trace`` and ``report`` (no torch)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ppll.cli_options import Json, give_json
 if TYPE_CHECKING:
     from ppll.trace_files import Start
 
-__all__ = ["trace_run"]
+__all__ = ["report_runs", "trace_run"]
 
 
 def trace_run(
@@ -68,3 +68,25 @@ def _draw(start: Start, path: Path) -> None:
         draw_timeline(lanes, path)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}.") from None
+
+
+def report_runs(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", metavar="FILE.html", help="Of one run, RUN/report.html by default."),
+    ] = None,
+    costs: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Costs that ppll plan measured: adds the prediction."),
+    ] = None,
+) -> None:
+    """Write one HTML page on a run, or on several side by side."""
+    from ppll.errors import UsageError
+    from ppll.report import write_report
+
+    if to is None and len(runs) > 1:
+        raise UsageError(f"a report on {len(runs)} runs needs --to FILE.html: say where to.")
+    target = to or runs[0] / "report.html"
+    write_report(runs, target, costs)
+    Console().print(f"report: {target}", highlight=False, markup=False, soft_wrap=True)
