@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,7 +18,7 @@ from torch import Tensor
 from ppll.durable import write_whole
 from ppll.json_lines import read_rows
 
-__all__ = ["Counts", "MetricsFile", "Tally", "cut_back", "merge_metrics"]
+__all__ = ["Counts", "MetricsFile", "Tally", "cut_back", "is_before", "merge_metrics"]
 
 
 @dataclass(frozen=True)
@@ -112,10 +112,11 @@ def cut_back(parts: Path, step: int) -> None:
     An evaluation at that step follows the checkpoint, so it comes again, too.
     """
     for part in sorted(parts.glob("*.jsonl")):
-        _write_rows(part, [row for row in read_rows(part) if _is_before(row, step)])
+        _write_rows(part, [row for row in read_rows(part) if is_before(row, step)])
 
 
-def _is_before(row: dict[str, Any], step: int) -> bool:
+def is_before(row: Mapping[str, Any], step: int) -> bool:
+    """Whether a row was written before the checkpoint of ``step``."""
     at: int = row.get("step", 0)
     return at < step or (at == step and row.get("kind") == "train")
 

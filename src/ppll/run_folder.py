@@ -18,6 +18,7 @@ from ppll.data_facts import DataFacts
 from ppll.durable import write_whole
 from ppll.environment import describe_environment
 from ppll.errors import RecipeError, RunFolderError
+from ppll.json_lines import read_rows
 from ppll.recipe_text import read_toml
 
 __all__ = ["RunFolder"]
@@ -85,6 +86,12 @@ class RunFolder:
         entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **entry}
         with self.history.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
+
+    def read_start_steps(self) -> list[int]:
+        """The step that each start began from, the oldest first."""
+        if not self.history.exists():
+            return []
+        return [row["step"] for row in read_rows(self.history) if isinstance(row.get("step"), int)]
 
     def check_free(self) -> None:
         """Refuse a folder that holds anything.
@@ -177,6 +184,11 @@ class RunFolder:
     def timeline(self) -> Path:
         """All ranks' spans on one clock, to be opened in Perfetto."""
         return self.path / "timeline.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files for TensorBoard, where ``track.tensorboard`` asks for them."""
+        return self.path / "tensorboard"
 
     @property
     def metrics(self) -> Path:

@@ -303,3 +303,5 @@ class TrackConfig(Section):
 
     trace_steps: Annotated[int, Field(ge=0, le=10_000)] = 100
     """Batches at the start and at the end of which every rank's spans are recorded; 0 is off."""
+    tensorboard: bool = False
+    """Also write the metrics as event files for TensorBoard, into the run folder."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ppll.callbacks import CallbackLike, check_callbacks, followed
 from ppll.checkpoint import step_folder
 from ppll.checks import check_devices, check_disk, check_names, check_smallest_message
 from ppll.claim import locked
@@ -30,6 +31,7 @@ from ppll.restarts import run_with_restarts
 from ppll.result import Result, merge_results
 from ppll.run_folder import RunFolder
 from ppll.starting import Beginning, begin
+from ppll.tensorboard import TensorBoard
 from ppll.testing import Fault
 from ppll.timeline import merge_timeline
 from ppll.weights import read_weights
@@ -60,6 +62,8 @@ class Trainer:
             by so far, although that changes what is trained.
         max_restarts: How often a run that fails starts again from its newest checkpoint.
         watch: Is shown every stage's status a few times a second.
+        callbacks: ``Callback`` objects, or functions that take a row of metrics; they run in this
+            process, in a thread of their own.
 
     Raises:
         UsageError: The recipe, the network or the data cannot be trained so.
@@ -76,6 +80,7 @@ class Trainer:
         allow_change: Sequence[str] = (),
         max_restarts: int = 0,
         watch: Watcher | None = None,
+        callbacks: Sequence[CallbackLike] = (),
     ) -> None:
         name = str(recipe) if isinstance(recipe, str | Path) else "run"
         self.recipe = _as_recipe(recipe, own_model=model is not None)
@@ -89,6 +94,9 @@ class Trainer:
         check_devices(self.recipe)
         check_names(self.recipe, own_model=model is not None)
         self.watch = watch
+        self._callbacks = check_callbacks(callbacks)
+        if self.recipe.track.tensorboard:
+            self._callbacks.append(TensorBoard())
         prepared = prepare(data or load_dataset(self.recipe.data), self.recipe.data)
         self._facts = facts_of(prepared)
         self.blueprint = draw_blueprint(self.recipe, self._facts, self._own_network)
@@ -143,6 +151,12 @@ class Trainer:
         )
 
     def _carry_out(self, beginning: Beginning) -> Result:
+        with followed(self._callbacks, beginning.job.folder, self.recipe) as run:
+            run.result, is_whole = self._run(beginning)
+        return self._finish(beginning.job.folder, run.result, is_whole=is_whole)
+
+    def _run(self, beginning: Beginning) -> tuple[Result, bool]:
+        """What came of it, and whether it was left to go to its end."""
         folder = beginning.job.folder
         # A run in this process is ended by the second signal, if the first does not suffice.
         stays_here = beginning.job.num_stages == 1 and not self._max_restarts
@@ -155,7 +169,10 @@ class Trainer:
         result = merge_results(beginning.job, results, self.blueprint.num_blocks)
         if results[0].samples or not folder.result.exists():  # else it was only looked at again
             folder.write_result(dataclasses.asdict(result))
-        if interrupts.ends_early and result.step < self.blueprint.num_steps:
+        return result, not (interrupts.ends_early and result.step < self.blueprint.num_steps)
+
+    def _finish(self, folder: RunFolder, result: Result, *, is_whole: bool) -> Result:
+        if not is_whole:
             raise Interrupted(f"interrupted at step {result.step}; saved in {folder.path}.")
         if self._own_network is not None:
             put_back(step_folder(folder.checkpoints, result.step), self._own_network)
