@@ -96,6 +96,7 @@ def train(
         return
     with LiveView(console, trainer.blueprint, quiet=quiet) as view:
         trainer.watch = view.update
+        trainer.callbacks.append(view)
         result = trainer.fit()
     show_result(Console(), result)
 

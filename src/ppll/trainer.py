@@ -94,9 +94,9 @@ class Trainer:
         check_devices(self.recipe)
         check_names(self.recipe, own_model=model is not None)
         self.watch = watch
-        self._callbacks = check_callbacks(callbacks)
+        self.callbacks = check_callbacks(callbacks)
         if self.recipe.track.tensorboard:
-            self._callbacks.append(TensorBoard())
+            self.callbacks.append(TensorBoard())
         prepared = prepare(data or load_dataset(self.recipe.data), self.recipe.data)
         self._facts = facts_of(prepared)
         self.blueprint = draw_blueprint(self.recipe, self._facts, self._own_network)
@@ -151,7 +151,7 @@ class Trainer:
         )
 
     def _carry_out(self, beginning: Beginning) -> Result:
-        with followed(self._callbacks, beginning.job.folder, self.recipe) as run:
+        with followed(self.callbacks, beginning.job.folder, self.recipe) as run:
             run.result, is_whole = self._run(beginning)
         return self._finish(beginning.job.folder, run.result, is_whole=is_whole)
 
