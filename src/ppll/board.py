@@ -197,8 +197,8 @@ class Board:
         entry = {
             "beat": self._beat,
             "host": self._world.host_name,
-            "age_s": now_s - status.since,  # clocks of hosts differ
-            "status": [int(status.activity), *status[2:]],
+            "clock_s": now_s,  # clocks of hosts differ
+            "status": [int(status.activity), *status[1:]],
         }
         self._store.set(f"page/{self._world.rank}", json.dumps(entry))
 
@@ -208,8 +208,7 @@ class Board:
             return
         for rank, content in enumerate(self._store.multi_get(keys)):
             entry = json.loads(content)
-            activity, *rest = entry["status"]
-            status = Status(Activity(activity), now_s - entry["age_s"], *rest)
+            status = _by_this_clock(entry["status"], now_s - entry["clock_s"])
             seen = self._seen.setdefault(rank, _Seen(status, entry["host"]))
             if entry["beat"] != seen.beat:
                 seen.status, seen.beat, seen.changed_s = status, entry["beat"], now_s
@@ -256,3 +255,11 @@ class Board:
             return
         reason = f": {error!s:.200}" if error else f" for {self._timeout_s:g} s"
         self._leave_by({"code": 1, "message": f"torchrun's store cannot be reached{reason}"})
+
+
+def _by_this_clock(fields: list[Any], ahead_s: float) -> Status:
+    """Another host's status, by the clock of this one, which is so many seconds ahead."""
+    activity, *rest = fields
+    status = Status(Activity(activity), *rest)
+    started_s = status.started_s and status.started_s + ahead_s
+    return status._replace(since=status.since + ahead_s, started_s=started_s)
