@@ -136,6 +136,8 @@ class SplitConfig(Section):
     ) = "even"
     """``"even"``; those of a paper by name; ``"balanced"``, which ``ppll plan`` writes out; or the
     first layer of every block but the first, ascending."""
+    features_dtype: Literal["bf16", "int8"] | None = None
+    """In what features cross every cut, on one stage, too; as they are computed without."""
 
     @pydantic.model_validator(mode="after")
     def _cuts_match_blocks(self) -> Self:

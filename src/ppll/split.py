@@ -171,6 +171,7 @@ class Blueprint:
             on_nonfinite=train.on_nonfinite,
             average_decay=train.ema,
             compiles=train.compile,
+            features_type=self.recipe.split.features_dtype,
         )
 
     def build_task_loss(self) -> TaskLoss:
