@@ -15,7 +15,7 @@ import pydantic
 from ppll.claim import LOCK_NAME
 from ppll.config import Recipe
 from ppll.data_facts import DataFacts
-from ppll.durable import write_whole
+from ppll.durable import open_plain, write_whole
 from ppll.environment import describe_environment
 from ppll.errors import RecipeError, RunFolderError
 from ppll.json_lines import read_rows
@@ -65,8 +65,9 @@ class RunFolder:
     def read_environment(self) -> dict[str, Any]:
         """What the run ran on; nothing where that cannot be read."""
         try:
-            found = json.loads(self.environment.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            with open_plain(self.environment) as file:
+                found = json.loads(file.read())
+        except (OSError, ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
 
