@@ -90,9 +90,8 @@ def _check_same_run(manifest: Manifest, beginning: Beginning) -> None:
             f"{recipe.num_steps(per_epoch)}: ask for at least as many (train.epochs, "
             f"train.max_steps)."
         )
-    length_matters = recipe.schedule.knows_end and _num_steps(
-        manifest, per_epoch
-    ) != recipe.num_steps(per_epoch)
+    has_other_length = _num_steps(manifest, per_epoch) != recipe.num_steps(per_epoch)
+    length_matters = beginning.blueprint.knows_end and has_other_length
     for change in refuse_changes(found, beginning.allowed, length_matters=length_matters):
         _log.warning("the run goes on with another %s", change)
 
