@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from typing import Any
 
@@ -89,6 +90,14 @@ def test_settings_reach_options_and_overrides_and_the_last_one_counts() -> None:
     assert recipe.train.seed == 2
 
 
+def test_a_dump_with_all_that_was_not_given_reads_back() -> None:
+    settings = ["schedule.blocks.0.warmup_epochs=2", "optimizer.blocks.1.lr=0.5", "split.blocks=3"]
+    recipe = Recipe().with_settings([*settings, "split.cuts=[2, 4]", "data.root=here"])
+    tree = recipe.model_dump(mode="json")
+    assert tree["schedule"]["blocks"]["0"]["name"] is None
+    assert Recipe.from_dict(tree) == Recipe.from_dict(json.loads(json.dumps(tree))) == recipe
+
+
 @pytest.mark.parametrize("setting", ["", "a", "train=3", "=1", "train..epochs=1", ".epochs=1"])
 def test_a_setting_that_cannot_be_read_is_refused(setting: str) -> None:
     with pytest.raises(RecipeError, match=r"cannot read the setting .* write SECTION\.KEY=VALUE"):
@@ -173,3 +182,4 @@ recipes = st.fixed_dictionaries(
 def test_toml_reads_back_to_an_equal_recipe(tree: dict[str, Any]) -> None:
     recipe = Recipe.from_dict(tree)
     assert read_back(recipe) == recipe
+    assert Recipe.from_dict(recipe.model_dump(mode="json")) == recipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ppll import study
+from ppll import study, study_process
 from ppll.cli import main
 from ppll.config import Recipe
 from ppll.errors import PpllError, RunFolderError
@@ -310,6 +311,45 @@ def test_a_run_that_fails_is_named_and_goes_on_later(tmp_path: Path, monkeypatch
     assert sha["a"] == sha["b"]
     history = (tmp_path / "a/long/dgl/seed-0/history.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in history] == [0, 4]
+
+
+@pytest.mark.processes
+def test_a_run_gets_the_overrides_of_its_blocks(tmp_path: Path, monkeypatch, capsys) -> None:
+    overrides = ["--set=schedule.blocks.0.warmup_epochs=1", "--set=optimizer.blocks.1.lr=0.01"]
+    args = ["digits-resnet", "--seeds=1", *SHORT, *overrides, f"--out={tmp_path / 'study'}"]
+    code, _, err = run_here(monkeypatch, capsys, *args)
+    assert code == 0, err
+    recipe = RunFolder(tmp_path / "study/digits-resnet/dgl/seed-0").read_recipe()
+    assert recipe.schedule.of_block(0).warmup_epochs == 1
+    assert recipe.optimizer.blocks[1].lr == 0.01
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"train": {"epochs": 0}}\n', "RecipeError: train.epochs"),
+        (b'{"trian": {}}\n', "RecipeError: unknown key 'trian'"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_named_in_the_log(
+    line: bytes, message: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(line)))
+    assert study_process.main(str(tmp_path)) == 1
+    assert (study.named_error(capsys.readouterr().err) or "").startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("log", "error"),
+    [
+        ("a warning\nWorkerError: rank 0\nTraceback\nValueError: x\n", "WorkerError: rank 0"),
+        ("Traceback\n  File\nppll.errors.RecipeError: no.\n", "RecipeError: no."),
+        ("Traceback\n  File\nMemoryError\n", "MemoryError"),
+        ("Traceback\n  raise ValueError: x\n", None),
+    ],
+)
+def test_the_first_error_of_a_log_is_the_cause(log: str, error: str | None) -> None:
+    assert study.named_error(log) == error
 
 
 @pytest.mark.processes

@@ -128,6 +128,12 @@ class Recipe(Section):
             apply_setting(tree, setting)
         return type(self).from_dict(tree)
 
+    def without_overrides(self) -> Self:
+        """A copy in which no block has an optimizer or a schedule that differs from the others'."""
+        optimizer = self.optimizer.model_copy(update={"blocks": {}})
+        schedule = self.schedule.model_copy(update={"blocks": {}})
+        return self.model_copy(update={"optimizer": optimizer, "schedule": schedule})
+
     def to_toml(self) -> str:
         """The whole recipe, defaults included, as TOML that reads back to an equal recipe."""
         return write_toml(self.model_dump(mode="json", exclude_none=True))

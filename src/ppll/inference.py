@@ -193,7 +193,7 @@ def load(
         )
     network = None if model is None else Network.from_modules(model)
     blueprint = draw_blueprint(recipe, facts, network)
-    found = find(folder.checkpoints, best=best)
+    found = find(folder, best=best)
     blocks = [blueprint.build_modules(i, torch.device("cpu")) for i in range(blueprint.num_blocks)]
     saved = found.reader.averaged_weights()
     for block in blocks:

@@ -218,10 +218,9 @@ class ScheduleConfig(Section):
     blocks: dict[int, ScheduleOverride] = {}
     """Overrides by block index, such as ``blocks.0.warmup_epochs = 5``."""
 
-    @property
-    def knows_end(self) -> bool:
-        """Whether the learning rate of a step depends on how many follow."""
-        return "cosine" in (self.name, *(block.name for block in self.blocks.values()))
+    def knows_end(self, num_blocks: int) -> bool:
+        """Whether the learning rate of a step depends on how many follow, in any block."""
+        return any(self.of_block(index).name == "cosine" for index in range(num_blocks))
 
     def of_block(self, block_index: int) -> Self:
         """One block's schedule, its overrides applied."""
