@@ -30,7 +30,7 @@ from ppll.channels.shared import SharedReceiveEnd, SharedSendEnd
 from ppll.ends import Ends, Waiting
 from ppll.fork_server import warm_up
 from ppll.message import FEATURES, TARGETS, Kind, Message
-from ppll.metrics import Counts
+from ppll.metrics import Counts, Tally
 from ppll.prefetch import Prefetcher
 from ppll.status import Monitor
 from ppll.worker import Worker, drain
@@ -172,6 +172,10 @@ class SleepingBlock:
         """Take the time of a learning step."""
         self._sleeper(self._times.learn_s)
         return {}
+
+    def take_training(self) -> Tally:
+        """Nothing was counted."""
+        return self.counts.take()
 
     def evaluate(self) -> None:
         """Nothing is evaluated."""
