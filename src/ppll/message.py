@@ -107,6 +107,13 @@ class Message:
         """A copy in which ``tensors`` take the place of the fields of the same name."""
         return dataclasses.replace(self, tensors={**self.tensors, **tensors})
 
+    def on(self, device: torch.device) -> Self:
+        """The message with its tensors on a device; itself where they are there."""
+        if all(tensor.device == device for tensor in self.tensors.values()):
+            return self
+        tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+        return dataclasses.replace(self, tensors=tensors)
+
     def with_saved_step(self, saved_step: int) -> Self:
         """A copy that carries another ``saved_step``."""
         return dataclasses.replace(self, saved_step=saved_step)
