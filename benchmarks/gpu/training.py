@@ -65,6 +65,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="try the script on small networks")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 1024])
+    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--steps", type=int, default=20, help="of a repeat")
     parser.add_argument("--seconds", type=float, default=240.0, help="begin no row after so many")
@@ -73,7 +74,7 @@ def _parse() -> argparse.Namespace:
 
 def _cases(options: argparse.Namespace) -> Iterator[tuple[str, int, str, bool]]:
     """Uncompiled ones first: they say most in the least time."""
-    networks = TINY if options.tiny else NETWORKS
+    networks = [name for name in options.networks if name in TINY or not options.tiny]
     for compiles in (mode == "compiled" for mode in options.modes):
         for network, size in itertools.product(networks, options.batch_sizes):
             for method in ("backprop", "dgl"):
