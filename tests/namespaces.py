@@ -52,13 +52,18 @@ class Network:
             self._in(name, "ip", "link", "set", "lo", "up")
 
     def remove(self) -> None:
+        self.remove_processes()
+        for name in [self._switch, *map(self._host, range(self.num_hosts))]:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+    def remove_processes(self) -> None:
         for process in self._started:
             if process.poll() is None:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        for name in [self._switch, *map(self._host, range(self.num_hosts))]:
-            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+            if process.stdout is not None:
+                process.stdout.close()
 
     def address(self, host: int) -> str:
         return f"10.77.0.{host + 1}"
@@ -100,26 +105,38 @@ class Network:
         return process
 
     def torchrun(
-        self, command: Sequence[str], per_host: int, *options: str, **environment: str
+        self, command: Sequence[str], per_host: int, **environment: str
     ) -> list[subprocess.Popen[str]]:
         """Start ``python -m COMMAND`` under torchrun on every host."""
         return [
-            self.start(
-                host,
-                *(sys.executable, "-m", "torch.distributed.run"),
-                f"--nnodes={self.num_hosts}",
-                f"--nproc-per-node={per_host}",
-                "--rdzv-backend=c10d",
-                f"--rdzv-endpoint={self.address(0)}:{PORT}",
-                f"--rdzv-conf=is_host={int(host == 0)}",  # names tell nothing here
-                f"--rdzv-id={self._name}",
-                f"--local-addr={self.address(host)}",
-                *options,
-                *("-m", *command),
-                **environment,
-            )
-            for host in range(self.num_hosts)
+            self.agent(host, command, per_host, **environment) for host in range(self.num_hosts)
         ]
+
+    def agent(
+        self,
+        host: int,
+        command: Sequence[str],
+        per_host: int,
+        before: Sequence[str] = (),
+        num_hosts: int | None = None,
+        **environment: str,
+    ) -> subprocess.Popen[str]:
+        """Start torchrun on one host of so many, in a command that comes before it if there is
+        one."""
+        return self.start(
+            host,
+            *before,
+            *(sys.executable, "-m", "torch.distributed.run"),
+            f"--nnodes={num_hosts or self.num_hosts}",
+            f"--nproc-per-node={per_host}",
+            "--rdzv-backend=c10d",
+            f"--rdzv-endpoint={self.address(0)}:{PORT}",
+            f"--rdzv-conf=is_host={int(host == 0)}",  # names tell nothing here
+            f"--rdzv-id={self._name}",
+            f"--local-addr={self.address(host)}",
+            *("-m", *command),
+            **environment,
+        )
 
     def _in(self, name: str, *command: str) -> str:
         done = subprocess.run(

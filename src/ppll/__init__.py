@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ppll.callbacks import Callback
     from ppll.config import Recipe
     from ppll.data import Dataset
     from ppll.evaluation import evaluate, evaluate_exits
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ppll.trainer import Trainer
 
 __all__ = [
+    "Callback",
     "Dataset",
     "ExitReport",
     "Recipe",
@@ -37,6 +39,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Callback": "ppll.callbacks",
     "Dataset": "ppll.data",
     "ExitReport": "ppll.exits",
     "Recipe": "ppll.config",

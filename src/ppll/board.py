@@ -71,6 +71,7 @@ class Board:
         self._turned_s = time.monotonic()
         self._signals: set[int] = set()
         self._closed = threading.Event()
+        self._leaves = threading.Lock()
         self.leftovers: list[Path] = []
         """Folders that are removed when the process has to leave."""
         for turn in (self._keep, self._watch_agent):
@@ -94,7 +95,7 @@ class Board:
         except ChannelClosed:
             self._leave_by(self._reason_of_aftermath())
         except BaseException as error:
-            failure = Failure.of(error, self._world.rank, self.monitor.status, time.monotonic())
+            failure = Failure.of(error, self._world.rank, self.page.read(), time.monotonic())
             self._leave_by(self._judge(1, failure.message()))
 
     @contextmanager
@@ -135,6 +136,7 @@ class Board:
     def _reason_of_aftermath(self) -> dict[str, Any]:
         """Why a neighbour is gone: what it says itself, or that it says nothing any more."""
         store = self._world.store.clone()
+        self._look(time.monotonic())  # Whoever is there will have moved when it looks again.
         deadline = time.monotonic() + _AFTERMATH_S
         while time.monotonic() < deadline:
             if store.check([_VERDICT]):
@@ -150,6 +152,8 @@ class Board:
         return self._judge(1, self._silent(rank, "the process died", now_s))
 
     def _leave_by(self, verdict: dict[str, Any]) -> NoReturn:
+        if not self._leaves.acquire(blocking=False):
+            threading.Event().wait()  # Another thread is about to end the process.
         if self._world.speaks:
             sys.stderr.write(verdict["message"] + "\n")
             sys.stderr.flush()
@@ -193,8 +197,8 @@ class Board:
         entry = {
             "beat": self._beat,
             "host": self._world.host_name,
-            "age_s": now_s - status.since,  # clocks of hosts differ
-            "status": [int(status.activity), *status[2:]],
+            "clock_s": now_s,  # clocks of hosts differ
+            "status": [int(status.activity), *status[1:]],
         }
         self._store.set(f"page/{self._world.rank}", json.dumps(entry))
 
@@ -204,8 +208,7 @@ class Board:
             return
         for rank, content in enumerate(self._store.multi_get(keys)):
             entry = json.loads(content)
-            activity, *rest = entry["status"]
-            status = Status(Activity(activity), now_s - entry["age_s"], *rest)
+            status = _by_this_clock(entry["status"], now_s - entry["clock_s"])
             seen = self._seen.setdefault(rank, _Seen(status, entry["host"]))
             if entry["beat"] != seen.beat:
                 seen.status, seen.beat, seen.changed_s = status, entry["beat"], now_s
@@ -252,3 +255,11 @@ class Board:
             return
         reason = f": {error!s:.200}" if error else f" for {self._timeout_s:g} s"
         self._leave_by({"code": 1, "message": f"torchrun's store cannot be reached{reason}"})
+
+
+def _by_this_clock(fields: list[Any], ahead_s: float) -> Status:
+    """Another host's status, by the clock of this one, which is so many seconds ahead."""
+    activity, *rest = fields
+    status = Status(Activity(activity), *rest)
+    started_s = status.started_s and status.started_s + ahead_s
+    return status._replace(since=status.since + ahead_s, started_s=started_s)

@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
+from ppll.cli_looking import report_runs, trace_run
 from ppll.cli_options import (
     Best,
     Json,
@@ -98,6 +99,7 @@ def train(
         return
     with LiveView(console, trainer.blueprint, quiet=quiet) as view:
         trainer.watch = view.update
+        trainer.callbacks.append(view)
         result = trainer.fit()
     if is_first_process():
         show_result(Console(), result)
@@ -202,6 +204,8 @@ def examine_machine(json: Json = None) -> None:
 
 app.command("plan")(plan_recipe)
 app.command("study")(study_recipes)
+app.command("trace")(trace_run)
+app.command("report")(report_runs)
 app.add_typer(bench, name="bench")
 
 

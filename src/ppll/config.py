@@ -2,8 +2,9 @@
 
 A recipe is a TOML file with the sections below. Everything that changes the result stands in
 ``data``, ``model``, ``split``, ``method``, ``optimizer``, ``schedule`` and ``train``; what
-stands in ``runtime`` and ``checkpoint`` never does. Sections that name a thing of a shelf (a data
-set, a model, a method) also hold the options of that thing, which the shelf checks when it builds.
+stands in ``runtime``, ``checkpoint`` and ``track`` never does. Sections that name a thing of a
+shelf (a data set, a model, a method) also hold the options of that thing, which the shelf checks
+when it builds.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from ppll.sections import (
     ScheduleOverride,
     Section,
     SplitConfig,
+    TrackConfig,
     TrainConfig,
 )
 
@@ -51,6 +53,7 @@ class Recipe(Section):
     train: TrainConfig = TrainConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    track: TrackConfig = TrackConfig()
 
     @pydantic.model_validator(mode="after")
     def _counts_fit(self) -> Self:

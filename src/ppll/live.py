@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
+from ppll.callbacks import Callback
+from ppll.pace import Pace
 from ppll.result import Result
 from ppll.split import Blueprint
-from ppll.status import Activity, Status
+from ppll.status import Status
+from ppll.tracing import SPAN_NAMES
 
 __all__ = ["LiveView", "show_blocks", "show_result"]
 
 _LINE_EVERY_S = 5.0
+_MIB = 2**20
 
 
 def show_blocks(console: Console, blueprint: Blueprint) -> None:
@@ -64,8 +69,8 @@ def show_result(console: Console, result: Result) -> None:
     console.print(f"run folder: {result.run_folder}", highlight=False, soft_wrap=True)
 
 
-class LiveView:
-    """Progress of a run: a bar on a terminal, a line every few seconds elsewhere.
+class LiveView(Callback):
+    """What a run does: a table that changes on a terminal, a line every few seconds elsewhere.
 
     Args:
         console: Where to.
@@ -77,24 +82,20 @@ class LiveView:
         self._console = console
         self._blueprint = blueprint
         self._quiet = quiet
+        self._stages = blueprint.stage_blocks(blueprint.recipe.runtime.stages)
+        self._pace = Pace(blueprint.num_steps)
+        self._statuses: Sequence[Status] = ()
+        self._rows: dict[int, dict[str, Mapping[str, Any]]] = {}
         self._next_line_s = 0.0
-        self._started_s: float | None = None
-        self._progress = Progress(
-            TextColumn("{task.fields[note]}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("steps"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=quiet or not console.is_terminal,
+        self._live = Live(
+            console=console, get_renderable=self.render, refresh_per_second=2, transient=True
         )
-        self._task = self._progress.add_task("", total=blueprint.num_steps, note="starting")
 
     def __enter__(self) -> Self:
         if not self._quiet:
             show_blocks(self._console, self._blueprint)
-        self._progress.start()
+            if self._console.is_terminal:
+                self._live.start()
         return self
 
     def __exit__(
@@ -103,29 +104,104 @@ class LiveView:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._progress.stop()
+        self._live.stop()
+
+    def on_metrics(self, row: Mapping[str, Any]) -> None:
+        """Keep each block's newest numbers, in training and in evaluation."""
+        name = "train" if row["kind"] == "train" else "tested"
+        self._rows.setdefault(row["block"], {})[name] = row
 
     def update(self, statuses: Sequence[Status]) -> None:
         """Show where the stages are; the last one says how far the run has come."""
-        note = self._describe(statuses)
-        self._progress.update(self._task, completed=statuses[-1].step, note=note)
         now_s = time.monotonic()
-        if not self._quiet and not self._console.is_terminal and now_s > self._next_line_s:
-            self._next_line_s = now_s + _LINE_EVERY_S
-            self._console.print(
-                f"step {statuses[-1].step}/{self._blueprint.num_steps}  {note}", highlight=False
-            )
+        self._statuses = statuses
+        self._pace.note(statuses[-1].step, statuses[-1].samples, now_s)
+        if self._quiet or self._console.is_terminal or now_s <= self._next_line_s:
+            return
+        self._next_line_s = now_s + _LINE_EVERY_S
+        self._console.print(self._line(), highlight=False, soft_wrap=True)
 
-    def _describe(self, statuses: Sequence[Status]) -> str:
-        samples = statuses[-1].samples
-        if not samples:
-            return "starting"
-        if self._started_s is None:
-            self._started_s = time.monotonic()
-        if statuses[-1].activity is Activity.EVALUATE:
-            return f"epoch {statuses[-1].epoch + 1}  evaluating"
-        elapsed_s = time.monotonic() - self._started_s
-        rate = f"{samples / elapsed_s:,.0f} samples/s" if elapsed_s > 1 else "..."
-        losses = [f"{s.loss:.3f}" for s in statuses if not math.isnan(s.loss)]
-        loss = f"  loss {' '.join(losses)}" if losses else ""
-        return f"epoch {statuses[-1].epoch + 1}  {rate}{loss}"
+    def _line(self) -> str:
+        """All of it in a line, for a file."""
+        statuses = self._statuses
+        step = f"step {statuses[-1].step}/{self._blueprint.num_steps}"
+        if not statuses[-1].samples:
+            return f"{step}  starting"
+        losses = [_number(self._of_block(b, "train", "loss")) for b in self._blocks()]
+        exits = [_share(self._of_block(b, "tested", "accuracy")) for b in self._blocks()]
+        busy = [_share(status.busy) for status in statuses]
+        parts = [step, self._epoch(), *self._pace.words()]
+        for name, values in (("loss", losses), ("tested", exits), ("busy", busy)):
+            parts += [f"{name} {' '.join(values)}"] if all(values) else []
+        return "  ".join(parts)
+
+    def render(self) -> RenderableType:
+        """What a terminal shows."""
+        if not self._statuses or not self._statuses[-1].samples:
+            return Text("starting")
+        return Group(self._bar(), self._table())
+
+    def _bar(self) -> Table:
+        step, per_epoch = self._statuses[-1].step, self._blueprint.steps_per_epoch
+        done = step - self._statuses[-1].epoch * per_epoch
+        bar = ProgressBar(total=per_epoch, completed=done, width=20)
+        grid = Table.grid(padding=(0, 2))
+        grid.add_row(self._epoch(), bar, f"{done}/{per_epoch}", *self._pace.words())
+        return grid
+
+    def _table(self) -> Table:
+        table = Table(box=None, pad_edge=False)
+        for column in (
+            "stage",
+            "does",
+            "busy",
+            "inbox",
+            "memory",
+            "block",
+            "loss",
+            "acc",
+            "tested",
+        ):
+            table.add_column(column, justify="left" if column == "does" else "right", no_wrap=True)
+        for status, blocks in zip(self._statuses, self._stages, strict=False):
+            for block in blocks:
+                table.add_row(*self._stage_cells(status, blocks, block), *self._block_cells(block))
+        return table
+
+    def _stage_cells(self, status: Status, blocks: range, block: int) -> list[str]:
+        if block != blocks[0]:
+            return [""] * 5
+        return [
+            str(self._stages.index(blocks)),
+            SPAN_NAMES[status.activity],
+            _share(status.busy),
+            f"{status.inbox_fill}/{self._blueprint.recipe.runtime.capacity}",
+            f"{status.memory_bytes / _MIB:,.0f} MiB" if status.memory_bytes else "",
+        ]
+
+    def _block_cells(self, block: int) -> list[str]:
+        return [
+            str(block),
+            _number(self._of_block(block, "train", "loss")),
+            _share(self._of_block(block, "train", "accuracy")),
+            _share(self._of_block(block, "tested", "accuracy")),
+        ]
+
+    def _blocks(self) -> range:
+        return range(self._blueprint.num_blocks)
+
+    def _of_block(self, block: int, kind: str, field: str) -> float | None:
+        found: float | None = self._rows.get(block, {}).get(kind, {}).get(field)
+        return found
+
+    def _epoch(self) -> str:
+        num_epochs = -(-self._blueprint.num_steps // self._blueprint.steps_per_epoch)
+        return f"epoch {self._statuses[-1].epoch + 1}/{num_epochs}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"

@@ -22,6 +22,7 @@ __all__ = [
     "MIX",
     "NOTHING_SAVED",
     "OTHER_TARGETS",
+    "PREVIOUS",
     "TARGETS",
     "Kind",
     "Message",
@@ -36,6 +37,8 @@ OTHER_TARGETS: Final = "other_targets"
 """Classes (N) of what the samples are mixed with; there only where they are."""
 MIX: Final = "mix"
 """Share (N) of its own class in every mixed sample, float32, 0 to 1."""
+PREVIOUS: Final = "previous"
+"""Input of the block before (N, ...); there only where the method carries it."""
 NOTHING_SAVED: Final = -1
 
 ALIGNMENT: Final = 64

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ppll.durable import write_whole
+from ppll.json_lines import read_rows
 
-__all__ = ["Counts", "MetricsFile", "Tally", "cut_back", "merge_metrics"]
+__all__ = ["Counts", "MetricsFile", "Tally", "cut_back", "is_before", "merge_metrics"]
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def merge_metrics(parts: Path, target: Path) -> None:
 
     A line that a killed process left unfinished is passed over.
     """
-    rows = [row for part in sorted(parts.glob("*.jsonl")) for row in _rows(part)]
+    rows = [row for part in sorted(parts.glob("*.jsonl")) for row in read_rows(part)]
     rows.sort(key=lambda row: (row.get("step", 0), row.get("block", -1)))
     _write_rows(target, rows)
 
@@ -111,24 +112,14 @@ def cut_back(parts: Path, step: int) -> None:
     An evaluation at that step follows the checkpoint, so it comes again, too.
     """
     for part in sorted(parts.glob("*.jsonl")):
-        _write_rows(part, [row for row in _rows(part) if _is_before(row, step)])
+        _write_rows(part, [row for row in read_rows(part) if is_before(row, step)])
 
 
-def _is_before(row: dict[str, Any], step: int) -> bool:
+def is_before(row: Mapping[str, Any], step: int) -> bool:
+    """Whether a row was written before the checkpoint of ``step``."""
     at: int = row.get("step", 0)
     return at < step or (at == step and row.get("kind") == "train")
 
 
 def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     write_whole(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(row, dict):
-                yield row

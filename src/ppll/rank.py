@@ -26,6 +26,7 @@ from ppll.saving import Saver, SaveRules
 from ppll.slow import SlowParameters
 from ppll.split import Blueprint
 from ppll.status import Monitor, resident_peak_bytes
+from ppll.tracing import Tracer, Windows
 from ppll.worker import Worker, drain
 from ppll.world import World
 
@@ -64,6 +65,7 @@ def run_rank(
             # A rank that fails must say so at once.
             stack.callback(saver.close, wait=job.sockets is None)
             stack.callback(metrics.close)
+            _record(job, rank, blueprint, monitor, stack)
         worker = Worker(
             blocks,
             ends,
@@ -132,6 +134,24 @@ def _saver(job: Job, rank: int, num_blocks: int) -> Saver:
         before_write=_write_fault(job, rank),
     )
     return Saver(rules, commits=rank == job.num_stages - 1, saved_step=job.start_step)
+
+
+def _record(job: Job, rank: int, blueprint: Blueprint, monitor: Monitor, stack: ExitStack) -> None:
+    """Let what the rank does be written down, if the recipe wants it."""
+    num_recorded = job.recipe.track.trace_steps
+    if not num_recorded:
+        return
+    tracer = Tracer(
+        job.folder.traces / f"rank-{rank}.jsonl",
+        rank=rank,
+        num_stages=job.num_stages,
+        blocks=blueprint.stage_blocks(job.num_stages)[rank],
+        windows=Windows.of(num_recorded, job.start_step, blueprint.num_steps),
+        capacity=job.recipe.runtime.capacity,
+        start=job.claim.token if job.claim is not None else "",
+    )
+    stack.callback(tracer.close)
+    monitor.recorder = tracer
 
 
 def _write_fault(job: Job, rank: int) -> Callable[[int], None] | None:

@@ -18,6 +18,7 @@ from ppll.data_facts import DataFacts
 from ppll.durable import write_whole
 from ppll.environment import describe_environment
 from ppll.errors import RecipeError, RunFolderError
+from ppll.json_lines import read_rows
 from ppll.recipe_text import read_toml
 
 __all__ = ["RunFolder"]
@@ -55,13 +56,14 @@ class RunFolder:
             What was otherwise when it was written last, as far as bits depend on it.
         """
         environment = describe_environment()
-        differences = _differences(self._read_environment(), environment)
+        differences = _differences(self.read_environment(), environment)
         write_whole(self.config, recipe.to_toml().encode())
         _write_json(self.environment, environment)
         _write_json(self.facts, dataclasses.asdict(facts))
         return differences
 
-    def _read_environment(self) -> dict[str, Any]:
+    def read_environment(self) -> dict[str, Any]:
+        """What the run ran on; nothing where that cannot be read."""
         try:
             found = json.loads(self.environment.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -84,6 +86,12 @@ class RunFolder:
         entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **entry}
         with self.history.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
+
+    def read_start_steps(self) -> list[int]:
+        """The step that each start began from, the oldest first."""
+        if not self.history.exists():
+            return []
+        return [row["step"] for row in read_rows(self.history) if isinstance(row.get("step"), int)]
 
     def check_free(self) -> None:
         """Refuse a folder that holds anything.
@@ -166,6 +174,21 @@ class RunFolder:
     def metric_parts(self) -> Path:
         """Every rank's metrics, merged at the end."""
         return self.path / "metrics"
+
+    @property
+    def traces(self) -> Path:
+        """Every rank's spans, merged into the timeline at the end."""
+        return self.path / "traces"
+
+    @property
+    def timeline(self) -> Path:
+        """All ranks' spans on one clock, to be opened in Perfetto."""
+        return self.path / "timeline.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files for TensorBoard, where ``track.tensorboard`` asks for them."""
+        return self.path / "tensorboard"
 
     @property
     def metrics(self) -> Path:

@@ -23,6 +23,7 @@ __all__ = [
     "ScheduleOverride",
     "Section",
     "SplitConfig",
+    "TrackConfig",
     "TrainConfig",
 ]
 
@@ -305,3 +306,12 @@ class CheckpointConfig(Section):
     def num_newest(self) -> int:
         """How many of the newest stay."""
         return self.keep if isinstance(self.keep, int) else 2
+
+
+class TrackConfig(Section):
+    """What is taken down of a run for people to look at; nothing here changes the result."""
+
+    trace_steps: Annotated[int, Field(ge=0, le=10_000)] = 100
+    """Batches at the start and at the end of which every rank's spans are recorded; 0 is off."""
+    tensorboard: bool = False
+    """Also write the metrics as event files for TensorBoard, into the run folder."""

@@ -15,9 +15,9 @@ import sys
 import tempfile
 import time
 import zlib
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
-__all__ = ["Activity", "Monitor", "Status", "StatusPage", "resident_peak_bytes"]
+__all__ = ["Activity", "Monitor", "Recorder", "Status", "StatusPage", "resident_peak_bytes"]
 
 
 def resident_peak_bytes() -> int:
@@ -47,7 +47,10 @@ class Activity(enum.IntEnum):
     @property
     def waits(self) -> bool:
         """Whether the rank is waiting for another one."""
-        return self in (Activity.RECEIVE, Activity.SEND_WAIT)
+        return self in _WAITS
+
+
+_WAITS: Final = frozenset({Activity.RECEIVE, Activity.SEND_WAIT})
 
 
 class Status(NamedTuple):
@@ -64,6 +67,9 @@ class Status(NamedTuple):
         outbox_fill: Messages in the channel that it writes to.
         loss: Mean training loss of the rank's last block when it was last written; NaN before.
         accuracy: Its mean training accuracy, 0 to 1; NaN before.
+        started_s: When its first message came, by the same clock; 0 before.
+        waited_s: Seconds from then to ``since`` in which it waited for another rank.
+        memory_bytes: Most memory of its process when it was last looked at; 0 before.
     """
 
     activity: Activity
@@ -76,6 +82,15 @@ class Status(NamedTuple):
     outbox_fill: int
     loss: float
     accuracy: float
+    started_s: float = 0.0
+    waited_s: float = 0.0
+    memory_bytes: int = 0
+
+    @property
+    def busy(self) -> float | None:
+        """Share of the time up to ``since`` in which it did not wait; none before it began."""
+        elapsed_s = self.since - self.started_s
+        return 1 - self.waited_s / elapsed_s if self.started_s and elapsed_s > 0 else None
 
 
 def _beginning() -> Status:
@@ -84,7 +99,7 @@ def _beginning() -> Status:
     return Status(Activity.START, time.monotonic(), -1, 0, 0, 0, 0, 0, nan, nan)
 
 
-_LAYOUT: Final = struct.Struct("<idiqiqiidd")
+_LAYOUT: Final = struct.Struct("<idiqiqiiddddq")
 _CHECKSUM: Final = struct.Struct("<I")
 _SIZE: Final = _LAYOUT.size + _CHECKSUM.size
 _MAX_READS: Final = 100
@@ -142,6 +157,14 @@ def _anonymous_memory(num_bytes: int) -> int:
     return descriptor
 
 
+class Recorder(Protocol):
+    """Is told of everything that a rank has done."""
+
+    def add(self, status: Status, end_s: float) -> None:
+        """``status`` was so from its ``since`` to ``end_s``."""
+        ...
+
+
 class Monitor:
     """Keeps a rank's page up to date and adds up the seconds of every activity.
 
@@ -154,6 +177,8 @@ class Monitor:
         self.seconds = dict.fromkeys(Activity, 0.0)
         self.num_samples = 0
         self.started_s = 0.0
+        self.recorder: Recorder | None = None
+        self._waited_s = 0.0
         self.training_peak_bytes = 0
         """Most memory of the process before it first saved anything."""
         self._status = _beginning()
@@ -164,12 +189,17 @@ class Monitor:
         now = time.monotonic()
         old = self._status
         self.seconds[old.activity] += now - old.since
+        if old.activity in _WAITS:
+            self._waited_s += now - old.since
+        if self.recorder is not None:
+            self.recorder.add(old, now)
         self._status = old._replace(
             activity=activity,
             since=now,
             block=block,
             step=old.step if step is None else step,
             samples=self.num_samples,
+            waited_s=self._waited_s,
         )
         self.page.write(self._status)
 
@@ -189,7 +219,8 @@ class Monitor:
     def start_clock(self) -> None:
         """Forget the seconds so far: what came before the first batch is not training."""
         self.started_s = time.monotonic()
-        self._status = self._status._replace(since=self.started_s)
+        self._status = self._status._replace(since=self.started_s, started_s=self.started_s)
+        self._waited_s = 0.0
         self.seconds = dict.fromkeys(Activity, 0.0)
 
     @property
@@ -199,5 +230,4 @@ class Monitor:
 
     def busy_fraction(self) -> float:
         """Share of those seconds in which the rank did not wait for another one."""
-        waited = sum(s for activity, s in self.seconds.items() if activity.waits)
-        return 1 - waited / self.elapsed_s if self.elapsed_s else 0.0
+        return 1 - self._waited_s / self.elapsed_s if self.elapsed_s else 0.0

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ppll.callbacks import CallbackLike, check_callbacks, followed
 from ppll.checkpoint import step_folder
 from ppll.checks import (
     check_compiler,
@@ -39,7 +40,9 @@ from ppll.restarts import run_with_restarts
 from ppll.result import Result, merge_results
 from ppll.run_folder import RunFolder
 from ppll.starting import Beginning, begin, next_start
+from ppll.tensorboard import TensorBoard
 from ppll.testing import Fault
+from ppll.timeline import merge_timeline
 from ppll.torchrun import started_by_torchrun
 from ppll.weights import read_weights
 
@@ -69,6 +72,8 @@ class Trainer:
             by so far, although that changes what is trained.
         max_restarts: How often a run that fails starts again from its newest checkpoint.
         watch: Is shown every stage's status a few times a second.
+        callbacks: ``Callback`` objects, or functions that take a row of metrics; they run in this
+            process, in a thread of their own.
 
     Raises:
         UsageError: The recipe, the network or the data cannot be trained so.
@@ -85,6 +90,7 @@ class Trainer:
         allow_change: Sequence[str] = (),
         max_restarts: int = 0,
         watch: Watcher | None = None,
+        callbacks: Sequence[CallbackLike] = (),
     ) -> None:
         name = str(recipe) if isinstance(recipe, str | Path) else "run"
         self.recipe = _as_recipe(recipe, own_model=model is not None)
@@ -94,6 +100,9 @@ class Trainer:
         self._allowed = tuple(allow_change)
         self._max_restarts = max_restarts
         self.watch = watch
+        self.callbacks = check_callbacks(callbacks)
+        if self.recipe.track.tensorboard:
+            self.callbacks.append(TensorBoard())
         self._hosts: Hosts | None = None
         if started_by_torchrun():
             self._hosts = Hosts.join(self.recipe.runtime.stall_timeout_s)
@@ -194,7 +203,13 @@ class Trainer:
         )
 
     def _carry_out(self, beginning: Beginning) -> Result:
-        job = beginning.job
+        with followed(self.callbacks, beginning.job.folder, self.recipe) as run:
+            job, run.result, ends_early = self._run(beginning)
+        return self._concluded(job, run.result, ends_early)
+
+    def _run(self, beginning: Beginning) -> tuple[Job, Result, bool]:
+        """The job as it was carried out, what came of it, and whether a signal ended it early."""
+        job, folder = beginning.job, beginning.job.folder
         try:
             if self._hosts is not None:
                 self._hosts.board.watch = self.watch
@@ -204,11 +219,12 @@ class Trainer:
             else:
                 results, ends_early = self._launch(beginning)
         finally:
-            merge_metrics(job.folder.metric_parts, job.folder.metrics)
+            merge_metrics(folder.metric_parts, folder.metrics)
+            merge_timeline(folder.traces, folder.timeline)
         result = merge_results(job, results, self.blueprint.num_blocks)
-        if results[0].samples or not job.folder.result.exists():  # else it was only looked at again
-            job.folder.write_result(dataclasses.asdict(result))
-        return self._concluded(job, result, ends_early)
+        if results[0].samples or not folder.result.exists():  # else it was only looked at again
+            folder.write_result(dataclasses.asdict(result))
+        return job, result, ends_early
 
     def _launch(self, beginning: Beginning) -> tuple[list[RankResult], bool]:
         """Carry out all stages; what they came to, and whether a signal ended them early."""

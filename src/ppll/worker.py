@@ -31,7 +31,7 @@ from ppll.message import Kind, Message, canonical
 from ppll.metrics import MetricsFile, Tally
 from ppll.saving import Saver
 from ppll.slow import SlowParameters
-from ppll.status import Activity, Monitor
+from ppll.status import Activity, Monitor, resident_peak_bytes
 
 __all__ = ["Worker", "drain"]
 
@@ -235,6 +235,7 @@ class Worker:
             tally = block.take_training()
             if tally.samples or tally.skipped:
                 self.monitor.note(loss=tally.loss, accuracy=tally.accuracy)
+                self.monitor.note(memory_bytes=resident_peak_bytes())
                 self._write("train", message, block.index, tally)
         if self._metrics is not None:
             self._metrics.flush()

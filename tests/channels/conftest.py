@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -20,3 +22,26 @@ def folder() -> Iterator[Path]:
 def paths(folder: Path) -> Iterator[Path]:
     """Names for sockets, as many as a test asks for."""
     return (folder / str(number) for number in itertools.count())
+
+
+Start = Callable[..., BaseProcess]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts a function in a process that has imported torch already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch"])
+    started: list[BaseProcess] = []
+
+    def start(function: Callable[..., None], *args: object) -> BaseProcess:
+        process = context.Process(target=function, args=args, daemon=True)
+        process.start()
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join()
+        process.close()

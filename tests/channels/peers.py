@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
+from torch.distributed import FileStore
 
 from ppll.channels.base import SlotLayout
+from ppll.channels.process_group import GroupReceiveEnd, GroupSendEnd
 from ppll.channels.shared import SharedReceiveEnd, SharedSendEnd
 from ppll.message import Kind, Message
 
@@ -18,6 +20,7 @@ LAYOUT = SlotLayout({"features": 4096, "targets": 256})
 PATIENCE_S = 30.0
 
 End = Literal["exit", "wait"]
+NetworkEnd = TypeVar("NetworkEnd", GroupSendEnd, GroupReceiveEnd)
 
 
 def numbered(sequence: int) -> Message:
@@ -61,6 +64,30 @@ def double(upstream: Path, downstream: Path) -> None:
         receiver.release(message)
     sender.close()
     receiver.close()
+
+
+def reach(folder: Path, kind: type[NetworkEnd], capacity: int) -> NetworkEnd:
+    """An end of a channel over a network, which this machine is alone in."""
+    store = FileStore(str(folder / "store"), 2)
+    return kind(store, "edge", LAYOUT, capacity, address="127.0.0.1", timeout_s=PATIENCE_S)
+
+
+def send_over_network(folder: Path, num_messages: int, end: End) -> None:
+    """Send messages, then exit without closing anything, or wait to be killed."""
+    sender = reach(folder, GroupSendEnd, num_messages)
+    for sequence in range(num_messages):
+        sender.send(numbered(sequence), PATIENCE_S)
+    (folder / "sent").touch()
+    _end(end)
+
+
+def receive_over_network(folder: Path, num_messages: int, end: End) -> None:
+    """Receive messages without releasing any, then exit or wait to be killed."""
+    receiver = reach(folder, GroupReceiveEnd, num_messages)
+    for _ in range(num_messages):
+        receiver.recv(PATIENCE_S)
+    (folder / "received").touch()
+    _end(end)
 
 
 def _end(end: End) -> None:

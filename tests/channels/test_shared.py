@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import resource
 import socket
-from collections.abc import Callable, Iterator
-from multiprocessing.process import BaseProcess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +22,7 @@ from ppll.channels.shared import MAX_CAPACITY, SharedReceiveEnd, SharedSendEnd
 from ppll.errors import ChannelClosed, ChannelError, ChannelTimeout, ProtocolError
 from ppll.message import Kind, Message
 from tests.channels import peers
+from tests.channels.conftest import Start
 from tests.channels.peers import LAYOUT, SECRET, numbered
 
 WAIT_S = peers.PATIENCE_S
@@ -354,29 +353,6 @@ def expect_error_or_message(path: Path, data: bytes) -> None:
 
 
 # Two processes
-
-
-Start = Callable[..., BaseProcess]
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """Starts a function in a process that has imported torch already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch"])
-    started: list[BaseProcess] = []
-
-    def start(function: Callable[..., None], *args: object) -> BaseProcess:
-        process = context.Process(target=function, args=args, daemon=True)
-        process.start()
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.join()
-        process.close()
 
 
 @pytest.mark.processes

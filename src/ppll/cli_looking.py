@@ -1,0 +1,92 @@
+"""Commands that look at what a run left behind: ``trace`` and ``report`` (no torch)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ppll.cli_options import Json, give_json
+
+if TYPE_CHECKING:
+    from ppll.trace_files import Start
+
+__all__ = ["report_runs", "trace_run"]
+
+
+def trace_run(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    json: Json = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also draw a few batches: a .png, .svg or .pdf file."),
+    ] = None,
+) -> None:
+    """Tell which stage holds up a run, who waits for whom, and what to change."""
+    from ppll.advice import advise
+    from ppll.run_folder import RunFolder
+    from ppll.trace_files import newest_start
+    from ppll.trace_summary import summarize
+    from ppll.trace_view import show_summary
+
+    folder = RunFolder.open(run)
+    start = newest_start(folder.traces)
+    summary = summarize(start)
+    advice = advise(summary, _num_cores(folder.read_environment()))
+    if picture is not None:
+        _draw(start, picture)
+    rows = [stage.to_dict() for stage in summary.stages]
+    if not give_json(
+        json, {"rows": rows, "bottleneck": summary.bottleneck.stage, "advice": advice}
+    ):
+        show_summary(Console(), summary, advice)
+
+
+def _num_cores(environment: dict[str, Any]) -> int | None:
+    found = environment.get("num_cores")
+    return found if isinstance(found, int) else None
+
+
+def _draw(start: Start, path: Path) -> None:
+    from ppll.errors import RunFolderError, UsageError
+    from ppll.lanes import draw_lanes
+
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise UsageError(f"cannot draw {path}: give it the ending .png, .svg or .pdf.")
+    lanes = draw_lanes(start)
+    if lanes is None:
+        raise RunFolderError("there is nothing to draw: no batch was learned from.")
+    try:
+        from ppll.timeline_picture import draw_timeline
+    except ImportError:
+        raise UsageError(
+            "--picture needs matplotlib, which is not installed: pip install 'ppll[pictures]'."
+        ) from None
+    try:
+        draw_timeline(lanes, path)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}.") from None
+
+
+def report_runs(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", metavar="FILE.html", help="Of one run, RUN/report.html by default."),
+    ] = None,
+    costs: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Costs that ppll plan measured: adds the prediction."),
+    ] = None,
+) -> None:
+    """Write one HTML page on a run, or on several side by side."""
+    from ppll.errors import UsageError
+    from ppll.report import write_report
+
+    if to is None and len(runs) > 1:
+        raise UsageError(f"a report on {len(runs)} runs needs --to FILE.html: say where to.")
+    target = to or runs[0] / "report.html"
+    write_report(runs, target, costs)
+    Console().print(f"report: {target}", highlight=False, markup=False, soft_wrap=True)

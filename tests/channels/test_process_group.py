@@ -1,0 +1,168 @@
+"""The channel between hosts beyond its contract: deaths, strangers, and what goes over the wire."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed import HashStore
+
+from ppll.channels.base import SlotLayout
+from ppll.channels.group_link import RECEIVER, SENDER, GroupLink
+from ppll.channels.header import HEADER_BYTES, pack_header
+from ppll.channels.layout import layout_of
+from ppll.channels.process_group import GroupReceiveEnd, GroupSendEnd
+from ppll.errors import ChannelClosed, ChannelTimeout, ProtocolError
+from ppll.message import Kind, Message
+from tests.channels import peers
+from tests.channels.conftest import Start
+from tests.channels.peers import LAYOUT, numbered, reach
+
+WAIT_S = peers.PATIENCE_S
+SEEN_WITHIN_S = 5.0
+LOOPBACK = "127.0.0.1"
+
+
+def test_who_waits_for_nobody_says_for_which_channel() -> None:
+    with pytest.raises(ChannelTimeout, match=r"other end of channel 'features-2' within 0.05 s"):
+        GroupSendEnd(HashStore(), "features-2", LAYOUT, 2, address=LOOPBACK, timeout_s=0.05)
+
+
+@pytest.fixture
+def link_to_receiver() -> Iterator[tuple[GroupLink, GroupReceiveEnd]]:
+    """A sender's bare link, which may say what it likes, and the end that must not believe it."""
+    store = HashStore()
+    with ThreadPoolExecutor() as pool:
+        link = pool.submit(GroupLink, store, "edge", SENDER, LOOPBACK, WAIT_S)
+        end = GroupReceiveEnd(store, "edge", LAYOUT, 2, address=LOOPBACK, timeout_s=WAIT_S)
+        yield link.result(WAIT_S), end
+    end.close()
+
+
+def header(sequence: int = 0, *, own_memory: bool = False, rows: int = 4) -> torch.Tensor:
+    buffer = bytearray(HEADER_BYTES)
+    message = Message(
+        kind=Kind.TRAIN, sequence=sequence, step=0, tensors={"features": torch.zeros(rows, 8)}
+    )
+    pack_header(buffer, message, layout_of(message.tensors), own_memory=own_memory)
+    return torch.tensor(list(buffer), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (torch.full((HEADER_BYTES,), 7, dtype=torch.uint8), "magic"),
+        (torch.zeros(3, dtype=torch.uint8), "magic"),
+        (header(own_memory=True), "larger than a slot"),
+        (header(rows=4000), "not larger than a slot"),
+    ],
+    ids=["noise", "too short", "small with memory of its own", "large without"],
+)
+def test_what_is_no_message_is_an_error(
+    content: torch.Tensor, message: str, link_to_receiver: tuple[GroupLink, GroupReceiveEnd]
+) -> None:
+    link, end = link_to_receiver
+    link.send(content, 0)
+    with pytest.raises(ProtocolError, match=message):
+        end.recv(WAIT_S)
+
+
+def test_more_messages_than_slots_are_an_error(
+    link_to_receiver: tuple[GroupLink, GroupReceiveEnd],
+) -> None:
+    link, end = link_to_receiver
+    slot = torch.zeros(128, dtype=torch.uint8)
+    for sequence in range(3):
+        link.send(header(sequence), 0)
+        link.send(slot, 1)
+    assert [end.recv(WAIT_S).sequence for _ in range(2)] == [0, 1]
+    with pytest.raises(ProtocolError, match="more messages came than the 2 slots hold"):
+        end.recv(WAIT_S)
+
+
+def pair(layout: SlotLayout, capacity: int = 2) -> tuple[GroupSendEnd, GroupReceiveEnd]:
+    store = HashStore()
+    with ThreadPoolExecutor() as pool:
+        sender = pool.submit(
+            GroupSendEnd, store, "edge", layout, capacity, address=LOOPBACK, timeout_s=WAIT_S
+        )
+        receiver = GroupReceiveEnd(
+            store, "edge", layout, capacity, address=LOOPBACK, timeout_s=WAIT_S
+        )
+        return sender.result(WAIT_S), receiver
+
+
+def test_a_message_is_its_tensors_and_one_percent(tmp_path: Path) -> None:
+    features, targets = torch.rand(64, 16, 8, 8), torch.zeros(64, dtype=torch.int64)
+    sender, receiver = pair(SlotLayout({"features": features.nbytes, "targets": targets.nbytes}))
+    for sequence in range(10):
+        tensors = {"features": features, "targets": targets}
+        sender.send(Message(kind=Kind.TRAIN, sequence=sequence, step=0, tensors=tensors), WAIT_S)
+        receiver.release(receiver.recv(WAIT_S))
+    counted = sender.statistics
+    assert counted.payload_bytes == 10 * (features.nbytes + targets.nbytes)
+    assert counted.payload_bytes < counted.transport_bytes < 1.01 * counted.payload_bytes
+    sender.close()
+    receiver.close()
+
+
+def test_closed_ends_leave_no_thread() -> None:
+    before = threading.active_count()
+    for _ in range(3):
+        sender, receiver = pair(LAYOUT)
+        sender.send(numbered(0), WAIT_S)
+        sender.close()
+        assert receiver.recv(WAIT_S).sequence == 0
+        receiver.close()
+    assert threading.active_count() == before
+
+
+def test_a_receiver_that_is_only_a_link_is_not_waited_for_long() -> None:
+    """Its process hangs: an end that closes goes on without its answer."""
+    store = HashStore()
+    with ThreadPoolExecutor() as pool:
+        link = pool.submit(GroupLink, store, "edge", RECEIVER, LOOPBACK, WAIT_S)
+        sender = GroupSendEnd(store, "edge", LAYOUT, 2, address=LOOPBACK, timeout_s=WAIT_S)
+        assert link.result(WAIT_S)
+    begin_s = time.monotonic()
+    sender.close()
+    assert time.monotonic() - begin_s < WAIT_S
+    with pytest.raises(ChannelClosed):
+        sender.send(numbered(0))
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("end", ["exit", "wait"], ids=["os._exit", "SIGKILL"])
+def test_death_of_the_sender_is_seen_after_what_it_sent(
+    start: Start, tmp_path: Path, end: peers.End
+) -> None:
+    process = start(peers.send_over_network, tmp_path, 3, end)
+    receiver = reach(tmp_path, GroupReceiveEnd, 3)
+    for sequence in range(3):
+        assert torch.equal(receiver.recv(WAIT_S).features, numbered(sequence).features)
+    if end == "wait":
+        process.kill()
+    with pytest.raises(ChannelClosed, match="the sender is gone"):
+        receiver.recv(SEEN_WITHIN_S)
+    receiver.close()
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("end", ["exit", "wait"], ids=["os._exit", "SIGKILL"])
+def test_death_of_the_receiver_is_seen_by_a_waiting_sender(
+    start: Start, tmp_path: Path, end: peers.End
+) -> None:
+    process = start(peers.receive_over_network, tmp_path, 2, end)
+    sender = reach(tmp_path, GroupSendEnd, 2)
+    sender.send(numbered(0), WAIT_S)
+    sender.send(numbered(1), WAIT_S)
+    if end == "wait":
+        process.kill()
+    with pytest.raises(ChannelClosed, match="the receiver is gone"):
+        sender.send(numbered(2), SEEN_WITHIN_S)
+    sender.close()

@@ -1,0 +1,100 @@
+"""``ppll trace``, as a shell sees it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import ppll
+from ppll.cli import main
+
+RECIPE = {
+    "data": {
+        **{"name": "synthetic", "shape": [1, 8, 8], "num_train": 60, "num_test": 20},
+        "batch_size": 20,
+    },
+    "model": {"name": "resnet", "depth": 14, "width": 4},
+    "split": {"blocks": 2},
+    "train": {"epochs": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    ppll.Trainer(RECIPE, out=out).fit()
+    return out
+
+
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: str | Path
+) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["ppll", *map(str, args)])
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as left:
+        main()
+    out, err = capsys.readouterr()
+    return int(left.value.code or 0), out, err
+
+
+def test_a_run_is_summed_up_in_80_columns(run: Path, monkeypatch, capsys) -> None:
+    code, out, err = command(monkeypatch, capsys, "trace", run)
+    assert code == 0, err
+    assert out.split()[:4] == ["stage", "blocks", "work", "busy"]
+    assert "block 1: forward" in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_the_summary_is_json(run: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    code, out, err = command(monkeypatch, capsys, "trace", run, "--json")
+    assert code == 0, err
+    tree = json.loads(out)
+    (row,) = tree["rows"]
+    assert tree["bottleneck"] == row["stage"] == 0
+    assert 0 < row["busy"] <= 1
+    assert [block["block"] for block in row["blocks"]] == [0, 1]
+    file = tmp_path / "trace.json"
+    assert command(monkeypatch, capsys, "trace", run, "--json", file)[0] == 0
+    assert json.loads(file.read_text()) == tree
+
+
+@pytest.mark.parametrize("ending", ["png", "svg"])
+def test_a_picture_is_drawn(ending: str, run: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    target = tmp_path / f"timeline.{ending}"
+    code, _, err = command(monkeypatch, capsys, "trace", run, "--picture", target)
+    assert code == 0, err
+    assert target.read_bytes()[:5] in (b"\x89PNG\r", b"<?xml")
+
+
+def test_what_cannot_be_looked_at_is_refused(
+    run: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    code, _, err = command(monkeypatch, capsys, "trace", tmp_path)
+    assert (code, "is not a run folder" in err) == (2, True)
+    code, _, err = command(monkeypatch, capsys, "trace", run, "--picture", tmp_path / "a.gif")
+    assert (code, "give it the ending .png, .svg or .pdf" in err) == (2, True)
+    code, _, err = command(
+        monkeypatch, capsys, "trace", run, "--picture", tmp_path / "no" / "a.png"
+    )
+    assert (code, "cannot write" in err) == (2, True)
+    (tmp_path / "config.toml").write_text("")
+    code, _, err = command(monkeypatch, capsys, "trace", tmp_path)
+    assert (code, "train with track.trace_steps above 0" in err) == (2, True)
+
+
+def test_a_picture_without_matplotlib_says_what_to_install(
+    run: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setitem(sys.modules, "ppll.timeline_picture", None)
+    code, _, err = command(monkeypatch, capsys, "trace", run, "--picture", tmp_path / "a.png")
+    assert (code, "pip install 'ppll[pictures]'" in err) == (2, True)
+
+
+def test_setting_that_cannot_be_is_refused(monkeypatch, capsys) -> None:
+    code, _, err = command(
+        monkeypatch, capsys, "train", "digits-resnet", "--dry-run", "--set", "track.trace_steps=-1"
+    )
+    assert (code, "track.trace_steps" in err, "found -1" in err) == (2, True, True)

@@ -1,0 +1,138 @@
+"""The documentation: links lead somewhere, files it names exist, what it shows can be done."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import typer
+
+import ppll
+from ppll.cli import app
+from ppll.cli_options import with_json_printed
+from ppll.recipe_files import load_recipe, shipped_recipes
+from ppll.sections import TrackConfig
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md", ROOT / "benchmarks" / "README.md"]
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The ``ppll`` commands that a page shows."""
+    text = "\n".join(blocks(page, "sh")).replace("\\\n", " ")
+    lines = [shlex.split(line, comments=True) for line in text.splitlines()]
+    return [words[1:] for words in lines if words and Path(words[0]).name == "ppll"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text)
+    local = [link for link in links if not link.startswith(("http://", "https://"))]
+    missing = [link for link in local if not (page.parent / link).exists()]
+    assert missing == []
+
+
+def test_the_index_names_every_page() -> None:
+    index = (DOCS / "README.md").read_text(encoding="utf-8")
+    pages = {path.name for path in DOCS.glob("*.md")} - {"README.md"}
+    folders = {f"{path.parent.name}/README.md" for path in DOCS.glob("*/README.md")}
+    assert {page for page in pages | folders if f"({page})" not in index} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_python_that_is_shown_is_python(page: Path) -> None:
+    for text in blocks(page, "python"):
+        compile(text, name(page), "exec")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_that_are_shown_exist(page: Path) -> None:
+    group: Any = typer.main.get_command(app)
+    for words in commands(page):
+        command = group.commands[words[0]]
+        if hasattr(command, "commands"):
+            words, command = words[1:], command.commands[words[1]]
+        command.make_context(words[0], with_json_printed(words[1:]))
+        if words[0] == "train" and words[1] in shipped_recipes():
+            settings = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+            load_recipe(words[1], settings)
+
+
+def test_the_tour_names_files_that_exist() -> None:
+    text = (DOCS / "tour.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\*\*`([\w/.]+)`\*\*", text))
+    assert len(named) > 40
+    assert [path for path in sorted(named) if not (ROOT / "src" / "ppll" / path).exists()] == []
+
+
+def test_what_the_tour_says_of_its_batch_is_so() -> None:
+    recipe = load_recipe("digits-resnet", ["train.epochs=1"])
+    trainer = ppll.Trainer(recipe)
+    assert divmod(118 - 1, trainer.blueprint.steps_per_epoch) == (5, 2)
+    assert [list(blocks) for blocks in trainer.blueprint.stage_blocks(2)] == [[0, 1], [2, 3]]
+
+
+def test_every_key_of_track_is_told_of() -> None:
+    text = "".join((DOCS / f"{page}.md").read_text() for page in ("timeline", "callbacks"))
+    assert [key for key in TrackConfig.model_fields if f"track.{key}" not in text] == []
+
+
+def run(page: str, index: int) -> dict[str, Any]:
+    """Carry out a page's Python and give back its names."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(blocks(DOCS / page, "python")[index], page, "exec"), names)
+    return names
+
+
+def test_the_function_as_a_callback_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len(run("callbacks.md", 0)["rows"]) >= 4
+    assert capsys.readouterr().out.startswith("{'kind': 'train', 'step': ")
+
+
+class FakeRun:
+    def __init__(self) -> None:
+        self.logged: list[dict[str, Any]] = []
+        self.summary: dict[str, Any] = {}
+        self.exit_code: int | None = None
+
+    def log(self, values: dict[str, Any]) -> None:
+        self.logged.append(values)
+
+    def finish(self, exit_code: int) -> None:
+        self.exit_code = exit_code
+
+
+def test_the_callback_for_weights_and_biases_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb: Any = ModuleType("wandb")
+    tracked = FakeRun()
+    wandb.init = lambda **_: tracked
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    callback = run("callbacks.md", 1)["WandB"]()
+    recipe = load_recipe("digits-resnet", ["train.epochs=1"])
+    result = ppll.Trainer(recipe, out=tmp_path / "run", callbacks=[callback]).fit()
+    assert tracked.exit_code == 0
+    assert tracked.summary == {"test_accuracy": result.test_accuracy}
+    assert {key for values in tracked.logged for key in values} >= {
+        *("train/block-0/loss", "test/block-3/accuracy", "step")
+    }

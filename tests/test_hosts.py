@@ -1,0 +1,168 @@
+"""Runs on several hosts: network namespaces that the tests make, each with an agent of torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ppll
+from ppll.testing import Fault
+from tests.namespaces import Network, network, outputs, reason_for_none, wait_for
+
+REASON = reason_for_none()
+RECIPE = ["digits-resnet", "--set=model.depth=14", "--set=model.width=4", "--set=train.epochs=6",
+          "--set=checkpoint.every_steps=10"]  # fmt: skip
+
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(REASON is not None, reason=str(REASON)),
+    pytest.mark.timeout(180),
+]
+
+
+@pytest.fixture
+def two_hosts() -> Iterator[Network]:
+    with network(2) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def on_one_host(tmp_path_factory: pytest.TempPathFactory) -> ppll.Result:
+    settings = [setting.removeprefix("--set=") for setting in RECIPE[1:]]
+    out = tmp_path_factory.mktemp("one") / "run"
+    return ppll.Trainer(ppll.load_recipe("digits-resnet", settings), out=out).fit()
+
+
+def train(out: Path, *options: str) -> list[str]:
+    return ["ppll", "train", *RECIPE, f"--out={out}", *options]
+
+
+def weights(out: Path) -> str:
+    found: str = json.loads((out / "result.json").read_text())["weights_sha256"]
+    return found
+
+
+def test_two_hosts_train_to_the_bits_of_one(
+    two_hosts: Network, tmp_path: Path, on_one_host: ppll.Result
+) -> None:
+    agents = two_hosts.torchrun(train(tmp_path / "run"), 2)
+    first, second = outputs(agents)
+    assert [agent.returncode for agent in agents] == [0, 0], first + second
+    assert weights(tmp_path / "run") == on_one_host.weights_sha256
+    assert first.count("weights_sha256") == 1
+    assert "accuracy" not in second  # One host's terminal is enough.
+
+
+@pytest.mark.parametrize(
+    ("how", "cause"),
+    [
+        ("raise", r"15, in the learning step: .*InjectedFault: asked for"),
+        ("kill", r"\d+, .*: the process died, on host \S+ \(10.77.0.2\)"),
+        ("hang", r"15, in the learning step: no progress for 8 s .*, on host \S+ \(10.77.0.2\)"),
+    ],
+)
+def test_every_host_hears_who_failed_and_why(
+    how: str, cause: str, two_hosts: Network, tmp_path: Path, on_one_host: ppll.Result
+) -> None:
+    """And any hosts go on with the run: here one. Of who says nothing any more, the last step is
+    known that the board had."""
+    fault = Fault(2, 15, how=how)  # type: ignore[arg-type]
+    command = train(tmp_path / "run", "--set=runtime.stall_timeout_s=8")
+    agents = two_hosts.torchrun(command, 2, **fault.to_environment())
+    printed = outputs(agents)
+    assert all(agent.returncode for agent in agents)
+    for text in printed:
+        assert len(re.findall(rf"rank 2 \(stage 2.*\) failed at step {cause}", text)) == 1, (
+            "\n".join(printed)
+        )
+    resumed = subprocess.run(
+        [sys.executable, "-m", *train(tmp_path / "run", "--resume", "--stages=2", "--quiet")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert weights(tmp_path / "run") == on_one_host.weights_sha256
+
+
+def test_a_host_that_vanishes_is_named_and_the_others_go_on(
+    two_hosts: Network, tmp_path: Path, on_one_host: ppll.Result
+) -> None:
+    out = tmp_path / "run"
+    command = train(out, "--set=runtime.stall_timeout_s=6")
+    # One stage waits at the step, so that the run is not over too soon.
+    agents = two_hosts.torchrun(command, 2, **Fault(3, 30, how="hang").to_environment())
+    wait_for(out / "checkpoints/step-00000020/manifest.json")
+    two_hosts.set_link(1, "down")
+    first = outputs(agents[:1])[0]
+    assert re.search(r"rank [23] .* on host \S+ \(10.77.0.2\)", first), first
+    two_hosts.remove_processes()
+    alone = two_hosts.agent(0, [*command, "--resume"], 2, num_hosts=1)
+    printed = outputs([alone])[0]
+    assert weights(out) == on_one_host.weights_sha256, printed
+
+
+def test_a_link_that_comes_back_costs_time_only(
+    two_hosts: Network, tmp_path: Path, on_one_host: ppll.Result
+) -> None:
+    out = tmp_path / "run"
+    agents = two_hosts.torchrun(train(out), 2)
+    wait_for(out / "checkpoints/step-00000010")
+    two_hosts.set_link(1, "down")
+    with pytest.raises(subprocess.TimeoutExpired):
+        agents[0].wait(3)
+    two_hosts.set_link(1, "up")
+    printed = outputs(agents)
+    assert [agent.returncode for agent in agents] == [0, 0], "\n".join(printed)
+    assert weights(out) == on_one_host.weights_sha256
+
+
+def test_one_agent_s_sigterm_saves_and_ends_the_run_of_all(
+    two_hosts: Network, tmp_path: Path, on_one_host: ppll.Result
+) -> None:
+    out = tmp_path / "run"
+    slow = train(out, "--set=train.epochs=60")
+    agents = two_hosts.torchrun(slow, 2)
+    wait_for(out / "checkpoints/step-00000010")
+    agents[1].terminate()
+    printed = outputs(agents)
+    assert all(agent.returncode for agent in agents), "\n".join(printed)
+    assert "Interrupted: interrupted at step" in printed[0], printed[0]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--set=optimizer.lr=0.01", "was started with another recipe than rank 0"),
+        ("--set=runtime.stages=3", "torchrun has started 2 processes, but runtime.stages = 3"),
+    ],
+)
+def test_hosts_that_were_asked_for_different_things_all_refuse(
+    option: str, message: str, two_hosts: Network, tmp_path: Path
+) -> None:
+    commands = [train(tmp_path / "run"), train(tmp_path / "run", option)]
+    agents = [two_hosts.agent(host, command, 1) for host, command in enumerate(commands)]
+    for text in outputs(agents):
+        assert message in text
+
+
+def test_a_folder_that_not_all_see_is_refused_by_all(two_hosts: Network, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    script = f'mount -t tmpfs none {tmp_path} && exec "$@"'
+    hidden = ["unshare", "--mount", "sh", "-c", script, "sh"]
+    command = train(out)
+    agents = [
+        two_hosts.agent(0, command, 1),
+        two_hosts.agent(1, command, 1, before=hidden),
+    ]
+    for text in outputs(agents):
+        assert re.search(r"rank 1 on host \S+ \(10.77.0.2\) does not see the run folder", text), (
+            text
+        )

@@ -1,0 +1,143 @@
+"""What a person sees of a run: on a terminal of 80 columns, in a file, with --quiet."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import ppll
+from ppll.live import LiveView
+from ppll.pace import Pace
+from ppll.status import Activity, Status
+from tests.test_cli_looking import RECIPE
+
+NAN = float("nan")
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> ppll.Trainer:
+    sections = {**RECIPE, "runtime": {"stages": 2}, "train": {"epochs": 4}}
+    return ppll.Trainer(sections, out=tmp_path / "run")
+
+
+def console(*, terminal: bool = True) -> Console:
+    return Console(file=io.StringIO(), width=80, force_terminal=terminal, color_system=None)
+
+
+def printed(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def status(step: int, samples: int, activity: Activity = Activity.LEARN) -> Status:
+    epoch = (step - 1) // 3
+    return Status(
+        *(activity, 12.0, 0, step, epoch, samples, 3, 1, NAN, NAN),
+        started_s=2.0,
+        waited_s=2.5,
+        memory_bytes=300 * 2**20,
+    )
+
+
+def told(view: LiveView) -> None:
+    for block, loss in ((0, 1.25), (1, 0.5)):
+        for kind, accuracy in (("train", 0.75), ("test", 0.6)):
+            view.on_metrics({"kind": kind, "block": block, "loss": loss, "accuracy": accuracy})
+
+
+def test_a_terminal_shows_everything_in_80_columns(trainer: ppll.Trainer) -> None:
+    view = LiveView(console(), trainer.blueprint)
+    told(view)
+    view.update([status(6, 120, Activity.RECEIVE), status(5, 100)])
+    shown = console()
+    shown.print(view.render())
+    text = printed(shown)
+    assert max(len(line) for line in text.splitlines()) <= 80
+    for word in ("epoch 2/4", "2/3", "receive wait", "learn", "75%", "3/4", "300 MiB", "1.250"):
+        assert word in text
+    assert text.split()[-4:] == ["1", "0.500", "75%", "60%"]
+
+
+def test_before_the_first_batch_it_says_so(trainer: ppll.Trainer) -> None:
+    view = LiveView(console(), trainer.blueprint)
+    shown = console()
+    shown.print(view.render())
+    view.update([status(0, 0), status(0, 0)])
+    shown.print(view.render())
+    assert printed(shown).split() == ["starting", "starting"]
+
+
+def test_blocks_of_which_nothing_is_known_are_empty(trainer: ppll.Trainer) -> None:
+    view = LiveView(console(), trainer.blueprint)
+    view.update([status(2, 40), status(1, 20)])
+    view.on_metrics({"kind": "train", "block": 1, "loss": None, "accuracy": None})
+    shown = console()
+    shown.print(view.render())
+    assert "nan" not in printed(shown).lower()
+
+
+def test_a_file_gets_plain_lines(trainer: ppll.Trainer) -> None:
+    to = console(terminal=False)
+    with LiveView(to, trainer.blueprint) as view:
+        view._next_line_s = float("inf")
+        view.update([status(3, 60), status(2, 40)])
+        told(view)
+        view._next_line_s = 0.0
+        view.update([status(6, 120), status(5, 100)])
+        view.update([status(6, 120), status(5, 100)])  # at once: no second line
+    lines = [line for line in printed(to).splitlines() if line.startswith("step")]
+    (line,) = lines
+    assert line == "step 5/12  epoch 2/4  loss 1.250 0.500  tested 60% 60%  busy 75% 75%"
+    assert "\x1b" not in printed(to)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_quiet_shows_nothing(terminal: bool, trainer: ppll.Trainer) -> None:
+    to = console(terminal=terminal)
+    with LiveView(to, trainer.blueprint, quiet=True) as view:
+        view.update([status(6, 120), status(5, 100)])
+    assert printed(to) == ""
+
+
+@pytest.mark.processes
+def test_a_run_tells_the_view_of_every_block(trainer: ppll.Trainer) -> None:
+    view = LiveView(console(), trainer.blueprint)
+    trainer.watch = view.update
+    trainer.callbacks.append(view)
+    trainer.fit()
+    shown = console()
+    shown.print(view.render())
+    words = printed(shown).split()
+    assert "MiB" in words
+    assert words.count("%") == 0
+    assert len([word for word in words if word.endswith("%")]) == 2 + 2 * 2
+
+
+def test_a_status_knows_how_busy_it_was() -> None:
+    assert status(1, 1).busy == 0.75
+    assert status(1, 1)._replace(started_s=0.0).busy is None
+
+
+def test_pace_is_of_the_last_seconds_and_the_rest_of_all() -> None:
+    pace = Pace(num_steps=100)
+    assert pace.words() == []
+    pace.note(0, 0, 0.0)
+    for second in range(1, 31):
+        pace.note(second, 10 * second if second < 15 else 140 + 40 * (second - 14), float(second))
+    assert pace.samples_per_second == 40
+    assert pace.left_s == 70
+    assert pace.words() == ["40 samples/s", "0:01:10 left"]
+
+
+def test_pace_begins_anew_after_a_restart() -> None:
+    pace = Pace(num_steps=100)
+    pace.note(1, 10, 1.0)
+    pace.note(9, 90, 9.0)
+    pace.note(5, 10, 20.0)
+    assert pace.words() == []
+    pace.note(7, 30, 22.0)
+    assert pace.samples_per_second == 10
+    assert pace.left_s == 93

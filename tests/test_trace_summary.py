@@ -1,0 +1,154 @@
+"""What a timeline says, what it advises, and which stretch of it is drawn."""
+
+from __future__ import annotations
+
+import pytest
+
+from ppll.advice import advise
+from ppll.lanes import Bar, draw_lanes
+from ppll.trace_files import RankTrace, Span, Start
+from ppll.trace_summary import summarize
+from tests.traces import made_up_start, made_up_trace, span, totals_trace
+
+BUSY = {"forward": 3.0, "learn": 6.0, "receive wait": 1.0}
+
+
+def test_shares_are_of_the_time_since_the_first_batch() -> None:
+    seconds = {"start": 90.0, "forward": 2.0, "learn": 4.0, "receive wait": 3.0, "send wait": 1.0}
+    (stage,) = summarize(made_up_start(seconds, cpu_s=3.0)).stages
+    assert stage.seconds == 10
+    assert (stage.busy, stage.receive_wait, stage.send_wait) == pytest.approx((0.6, 0.3, 0.1))
+    assert (stage.blocks[0].forward_s, stage.blocks[0].learn_s) == (0.2, 0.4)
+    assert stage.work_s == pytest.approx(0.6)
+    assert (stage.inbox_fill, stage.cpu) == (1.5, 0.5)
+
+
+def test_a_killed_rank_is_known_by_its_spans() -> None:
+    trace = made_up_trace(
+        0,
+        span("start", 0, 5),
+        span("forward", 5, 6, block=0),
+        span("receive wait", 6, 9),
+        span("learn", 9, 10, block=0),
+    )
+    (stage,) = summarize(Start((trace,))).stages
+    assert (stage.busy, stage.receive_wait) == (0.4, 0.6)
+    assert stage.inbox_fill is None
+    assert stage.cpu is None
+
+
+def test_nothing_recorded_is_no_time() -> None:
+    (stage,) = summarize(Start((made_up_trace(0),))).stages
+    assert (stage.busy, stage.work_s) == (0, 0)
+
+
+def advice(*stages: dict[str, float], num_cores: int | None = 8, **more: float) -> list[str]:
+    return advise(summarize(made_up_start(*stages, **{"cpu_s": 9.0, **more})), num_cores)
+
+
+def test_even_stages_need_no_advice() -> None:
+    assert advice(BUSY, BUSY) == []
+
+
+def test_a_slow_loader_is_named() -> None:
+    hungry = {**BUSY, "receive wait": 9.0}
+    (text,) = advice(hungry, hungry)
+    assert text.startswith("Stage 0 waits for data 50% of the time")
+    assert "runtime.capacity, now 4" in text
+
+
+def test_more_stages_than_processors_are_named() -> None:
+    (text,) = advice(BUSY, BUSY, num_cores=1, cpu_s=4.5)
+    assert text.startswith("2 stages share 1 processors: one had a processor only 50%")
+    assert "--stages 1" in text
+
+
+def test_a_slow_stage_of_one_block_asks_for_another_cut() -> None:
+    slow = {"forward": 3.0, "learn": 12.0}
+    fast = {"forward": 1.0, "learn": 2.0, "send wait": 12.0}
+    (text,) = advice(fast, slow)
+    assert text.startswith("Stage 1 takes 1500.0 ms a message, all stages 900.0 ms on average")
+    assert "split.cuts=balanced" in text
+
+
+def test_a_slow_stage_of_two_blocks_asks_for_other_stages() -> None:
+    ranks = (
+        totals_trace(0, (0, 1), {"learn": 5.0}, cpu_s=10.0),
+        totals_trace(1, (2,), {"learn": 5.0, "receive wait": 5.0}, cpu_s=5.0),
+    )
+    (text,) = advise(summarize(Start(ranks)), 8)
+    assert "It has 2 blocks and another stage 1: take --stages 1 or 3" in text
+
+
+def test_stages_that_wait_in_turn_ask_for_capacity() -> None:
+    first = {"forward": 3.0, "learn": 5.0, "send wait": 4.0}
+    second = {"forward": 3.0, "learn": 5.0, "receive wait": 4.0}
+    (text,) = advice(first, second)
+    assert "runtime.capacity = 8 (now 4)" in text
+
+
+def test_one_stage_of_many_blocks_asks_for_more_stages() -> None:
+    start = Start((totals_trace(0, (0, 1, 2), {"learn": 5.0}, cpu_s=15.0),))
+    assert "--stages 2 to 3" in advise(summarize(start), None)[0]
+    assert "--stages 2 blocks" in advise(summarize(start), 2)[0]
+    assert advise(summarize(start), 1) == []
+
+
+def test_many_checkpoints_are_named() -> None:
+    (text,) = advice({**BUSY, "checkpoint": 2.0})
+    assert text == "Checkpoints take 17% of a stage's time: save less often."
+
+
+def steps(rank: int, num: int, *more: Span) -> RankTrace:
+    """A second a step: half forward, half learn."""
+    spans = [
+        part
+        for step in range(1, num + 1)
+        for part in (
+            span("forward", step, step + 0.5, step, rank),
+            span("learn", step + 0.5, step + 1, step, rank),
+        )
+    ]
+    return made_up_trace(rank, *spans, *more)
+
+
+def test_the_stretch_is_in_the_middle() -> None:
+    lanes = draw_lanes(Start((steps(0, 11), steps(1, 11))), num_steps=3)
+    assert lanes is not None
+    assert lanes.seconds == 3
+    assert [lane.label for lane in lanes.lanes] == ["stage 0, block 0", "stage 1, block 1"]
+    assert lanes.lanes[1].bars[:2] == (Bar("forward", 5, 0, 0.5), Bar("learn", 5, 0.5, 1))
+    assert {bar.step for bar in lanes.lanes[1].bars} == {5, 6, 7}
+
+
+def test_the_stretch_keeps_away_from_evaluations() -> None:
+    last = steps(0, 40, span("evaluate", 20.9, 21, step=20, block=0))
+    lanes = draw_lanes(Start((last,)), num_steps=3)
+    assert lanes is not None
+    drawn = {bar.step for bar in lanes.lanes[0].bars}
+    assert 20 not in drawn
+    assert all(14 <= step <= 24 for step in drawn)
+
+
+def test_what_is_sent_is_in_the_lane_of_the_last_block() -> None:
+    trace = RankTrace(
+        0,
+        (0, 1),
+        *(4, 1, "a", 0.0),
+        (
+            span("receive wait", 0, 1),
+            span("forward", 1, 2, block=0),
+            span("forward", 2, 3, block=1),
+            span("send", 3, 4),
+            span("learn", 4, 5, block=1),
+        ),
+        None,
+    )
+    lanes = draw_lanes(Start((trace,)))
+    assert lanes is not None
+    assert [bar.name for bar in lanes.lanes[0].bars] == ["forward"]
+    assert [bar.name for bar in lanes.lanes[1].bars] == ["forward", "send", "learn"]
+
+
+def test_nothing_learned_is_nothing_to_draw() -> None:
+    assert draw_lanes(Start((made_up_trace(0, span("start", 0, 1)),))) is None
