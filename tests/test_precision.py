@@ -217,7 +217,7 @@ def test_tf32_is_set_in_the_rank_and_put_back(tf32: bool) -> None:
     cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = (cuda.allow_tf32, cudnn.allow_tf32)
     with torch_as_new():
-        set_numerics(TrainConfig(tf32=tf32))
+        set_numerics(TrainConfig(tf32=tf32), torch.device("cpu"))
         assert (cuda.allow_tf32, cudnn.allow_tf32) == (tf32, tf32)
     assert (cuda.allow_tf32, cudnn.allow_tf32) == before
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ppll.errors import ModelError
 from ppll.memory_layout import channels_last
-from ppll.methods.base import PREVIOUS
+from ppll.message import PREVIOUS
 from ppll.models.network import Layer, qualified
 
 __all__ = ["AUXILIARY", "CONTEXT", "BlockModules", "Chain", "named_tensors"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 
-import torch
 from torch import nn
 
 from ppll.compiling import missing_compiler
@@ -17,29 +16,11 @@ from ppll.split import Blueprint, build_method
 
 __all__ = [
     "check_compiler",
-    "check_devices",
     "check_disk",
     "check_names",
     "check_smallest_message",
     "checkpoint_bytes",
 ]
-
-
-def check_devices(recipe: Recipe) -> None:
-    """Refuse devices that this machine does not have.
-
-    Raises:
-        RecipeError: A GPU is asked for where there is none.
-    """
-    devices = recipe.runtime.devices
-    for name in (devices,) if isinstance(devices, str) else devices:
-        if name not in ("auto", "cpu"):
-            found = torch.cuda.device_count()
-            state = f"it has {found}, but they cannot be used yet" if found else "it has none"
-            raise RecipeError(
-                f"runtime.devices asks this machine for {name!r}. Of GPUs {state}: set "
-                f'runtime.devices = "cpu".'
-            )
 
 
 def check_compiler(recipe: Recipe) -> None:

@@ -22,6 +22,7 @@ from ppll.config import Recipe
 from ppll.costs import Costs, ExitCosts, LayerCosts, measured_for
 from ppll.data import Loader, load_dataset, prepare
 from ppll.data.preparation import facts_of
+from ppll.devices import check_devices, describe_device, device_of
 from ppll.environment import describe_processor
 from ppll.errors import RecipeError
 from ppll.job import draw_blueprint
@@ -30,9 +31,9 @@ from ppll.memory_layout import channels_last, lay_out
 from ppll.message import FEATURES, TARGETS, Kind, Message
 from ppll.methods import BlockSite, Lesson
 from ppll.models.network import Layer, Network, initialise, with_memory
-from ppll.numerics import autocast_dtype
+from ppll.numerics import autocast_dtype, set_numerics, torch_as_new
 from ppll.optimization import build_optimizer
-from ppll.pieces import Piece, Times, backward, forward, leaf, update
+from ppll.pieces import Piece, Times, backward, clock, forward, leaf, update
 from ppll.sections import MethodConfig, SplitConfig
 from ppll.split import Blueprint, build_method
 
@@ -64,21 +65,19 @@ def measure(recipe: Recipe, *, repeats: int = 7) -> Costs:
     # Wherever the recipe cuts, every cut is measured.
     split = SplitConfig(blocks=1, features_dtype=recipe.split.features_dtype)
     recipe = recipe.model_copy(update={"split": split})
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(recipe.train.threads_per_stage)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            return _measure(recipe, repeats)
-    finally:
-        torch.set_num_threads(num_threads)
+    check_devices(recipe)
+    with torch_as_new():
+        device = device_of(recipe.runtime, 0)
+        set_numerics(recipe.train, device)
+        return _measure(recipe, device, repeats)
 
 
-def _measure(recipe: Recipe, repeats: int) -> Costs:
+def _measure(recipe: Recipe, device: torch.device, repeats: int) -> Costs:
     data = prepare(load_dataset(recipe.data), recipe.data)
     blueprint = draw_blueprint(recipe, facts_of(data), None)
     loader = Loader(data, seed=recipe.train.seed, fields=blueprint.method.fields)
     message, load_s = _message(recipe, loader)
-    bench = _Bench(blueprint, message)
+    bench = _Bench(blueprint, {n: t.to(device) for n, t in message.items()}, device)
     for repeat in range(_WARM_UP + repeats):
         if repeat == _WARM_UP:
             bench.forget_times()
@@ -88,7 +87,7 @@ def _measure(recipe: Recipe, repeats: int) -> Costs:
     network = blueprint.network
     return Costs(
         recipe=measured_for(recipe),
-        device=describe_processor(),
+        device=describe_device(device, describe_processor()),
         message_size=len(message[TARGETS]),
         layers=tuple(
             _layer_costs(layer.name, piece, step_s, recipe.split.features_dtype)
@@ -113,8 +112,11 @@ def _message(recipe: Recipe, loader: Loader) -> tuple[dict[str, Tensor], float]:
 
 
 class _Bench:
-    def __init__(self, blueprint: Blueprint, fields: dict[str, Tensor]) -> None:
+    def __init__(
+        self, blueprint: Blueprint, fields: dict[str, Tensor], device: torch.device
+    ) -> None:
         self._blueprint = blueprint
+        self._device = device
         self._fields = fields
         self._inputs = fields[FEATURES]
         if blueprint.recipe.train.channels_last:
@@ -162,13 +164,13 @@ class _Bench:
         block, message = self._smallest_block()
         steps, turns = [], []
         for _ in range(_WARM_UP + 3 * repeats):
-            start = time.perf_counter()
+            start = clock(message.targets)
             block.forward(message)
             block.learn()
-            turns.append(time.perf_counter() - start)
-            start = time.perf_counter()
+            turns.append(clock(message.targets) - start)
+            start = clock(message.targets)
             block.optimizer.step()
-            steps.append(time.perf_counter() - start)
+            steps.append(clock(message.targets) - start)
         return statistics.median(steps[_WARM_UP:]), statistics.median(turns[_WARM_UP:])
 
     def _smallest_block(self) -> tuple[Block, Message]:
@@ -181,9 +183,10 @@ class _Bench:
             input_shape=(1,),
             num_classes=num_classes,
             steps_per_epoch=1,
-        ).build_block(0, torch.device("cpu"))
+        ).build_block(0, self._device)
         tiny.modules.load(dict(BlockModules(network.layers, None).named_tensors()))
-        tensors = {FEATURES: torch.zeros(len(self._targets), 1), TARGETS: self._targets}
+        inputs = torch.zeros(len(self._targets), 1, device=self._device)
+        tensors = {FEATURES: inputs, TARGETS: self._targets}
         return tiny, Message(kind=Kind.TRAIN, sequence=0, step=1, tensors=tensors)
 
     def _layer(self, layer: Layer) -> Piece:
@@ -227,7 +230,7 @@ class _Bench:
         return Piece(self._autocast(run), module, self._optimizer(module))
 
     def _prepare(self, module: nn.Module) -> None:
-        module.train()
+        module.to(self._device).train()
         if self._blueprint.recipe.train.channels_last:
             lay_out(module)
 
@@ -235,7 +238,7 @@ class _Bench:
         dtype = autocast_dtype(self._blueprint.recipe.train)
 
         def cast(inputs: Tensor) -> Tensor:
-            with torch.autocast("cpu", dtype, enabled=dtype is not None):
+            with torch.autocast(self._device.type, dtype, enabled=dtype is not None):
                 return run(inputs)
 
         return cast

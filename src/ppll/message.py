@@ -22,6 +22,7 @@ __all__ = [
     "MIX",
     "NOTHING_SAVED",
     "OTHER_TARGETS",
+    "PREVIOUS",
     "TARGETS",
     "Kind",
     "Message",
@@ -36,6 +37,8 @@ OTHER_TARGETS: Final = "other_targets"
 """Classes (N) of what the samples are mixed with; there only where they are."""
 MIX: Final = "mix"
 """Share (N) of its own class in every mixed sample, float32, 0 to 1."""
+PREVIOUS: Final = "previous"
+"""Input of the block before (N, ...); there only where the method carries it."""
 NOTHING_SAVED: Final = -1
 
 ALIGNMENT: Final = 64
@@ -106,6 +109,13 @@ class Message:
     def with_tensors(self, **tensors: Tensor) -> Self:
         """A copy in which ``tensors`` take the place of the fields of the same name."""
         return dataclasses.replace(self, tensors={**self.tensors, **tensors})
+
+    def on(self, device: torch.device) -> Self:
+        """The message with its tensors on a device; itself where they are there."""
+        if all(tensor.device == device for tensor in self.tensors.values()):
+            return self
+        tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+        return dataclasses.replace(self, tensors=tensors)
 
     def with_saved_step(self, saved_step: int) -> Self:
         """A copy that carries another ``saved_step``."""

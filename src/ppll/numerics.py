@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,11 +18,15 @@ def autocast_dtype(train: TrainConfig) -> torch.dtype | None:
     return {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[train.precision]
 
 
-def set_numerics(train: TrainConfig) -> None:
-    """Set threads and TF32 of this process.
+def set_numerics(train: TrainConfig, device: torch.device) -> None:
+    """Set threads and TF32 of this process, and what makes a GPU repeat itself.
 
     Torch's own default is TF32 for convolutions and float32 for other matrix products.
     """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(train.deterministic)
     torch.set_num_threads(train.threads_per_stage)
     torch.backends.cuda.matmul.allow_tf32 = train.tf32
     torch.backends.cudnn.allow_tf32 = train.tf32
@@ -32,6 +37,7 @@ def torch_as_new() -> Iterator[None]:
     """Torch's settings as a new process has them, and afterwards as they were: the bits count."""
     num_threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    repeats = torch.are_deterministic_algorithms_enabled()
     try:
         torch.set_default_dtype(torch.float32)
         torch.set_float32_matmul_precision("highest")
@@ -42,6 +48,8 @@ def torch_as_new() -> Iterator[None]:
         ):
             yield
     finally:
+        if torch.are_deterministic_algorithms_enabled() != repeats:
+            torch.use_deterministic_algorithms(repeats)
         torch.backends.cudnn.allow_tf32 = tf32
         torch.set_float32_matmul_precision(precision)
         torch.set_default_dtype(dtype)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Piece", "Times", "backward", "forward", "leaf", "update"]
+__all__ = ["Piece", "Times", "backward", "clock", "forward", "leaf", "update"]
 
 
 @dataclass
@@ -40,14 +40,21 @@ class Piece:
         return sum(p.nbytes for p in self.module.parameters())
 
 
+def clock(tensor: Tensor) -> float:
+    """The time in seconds, once all work on the tensor's device is done."""
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)
+    return time.perf_counter()
+
+
 def forward(piece: Piece, inputs: Tensor, *, counts_time: bool) -> Tensor:
     """A piece's output; the time of it counts or is a warm-up's."""
     if not piece.activation_bytes:
         piece.activation_bytes = _kept_bytes(piece, inputs)
-    start = time.perf_counter()
+    start = clock(inputs)
     output = piece.run(inputs)
     if counts_time:
-        piece.times.forward.append(time.perf_counter() - start)
+        piece.times.forward.append(clock(output) - start)
     piece.features_bytes = output.nbytes
     piece.features_shape = tuple(output.shape)
     return output
@@ -80,15 +87,16 @@ def backward(output: Tensor) -> float:
     if not output.requires_grad:
         return 0.0
     gradient = torch.full_like(output, 1e-3)
-    start = time.perf_counter()
+    start = clock(output)
     torch.autograd.backward(output, gradient)
-    return time.perf_counter() - start
+    return clock(output) - start
 
 
 def update(piece: Piece) -> None:
     """A step of the piece's optimizer, if it has one."""
     if piece.optimizer is not None:
-        start = time.perf_counter()
+        parameter = next(piece.module.parameters())
+        start = clock(parameter)
         piece.optimizer.step()
-        piece.times.update.append(time.perf_counter() - start)
+        piece.times.update.append(clock(parameter) - start)
         piece.optimizer.zero_grad(set_to_none=True)

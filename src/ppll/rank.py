@@ -15,6 +15,7 @@ from ppll.block_modules import named_tensors
 from ppll.checkpoint import TensorReader, step_folder, tensor_digest
 from ppll.compiling import compiler_settings
 from ppll.connections import connect
+from ppll.devices import device_of
 from ppll.errors import ModelError
 from ppll.job import Job, RankResult
 from ppll.metrics import MetricsFile
@@ -49,8 +50,8 @@ def run_rank(
             the stop follow.
         world: All processes, where they may be on several hosts.
     """
-    device = torch.device("cpu")
-    set_numerics(job.recipe.train)
+    device = device_of(job.recipe.runtime, rank)
+    set_numerics(job.recipe.train, device)
     blueprint = job.blueprint()
     with ExitStack() as stack:
         if job.recipe.train.compile:
@@ -91,7 +92,8 @@ def _load_block(job: Job, blueprint: Blueprint, block: Block, reader: TensorRead
     tensors: dict[str, Tensor] = {}
     for prefix, module in block.modules.named():
         if prefix in job.fresh:
-            initialise(module, prefix, job.recipe.train.seed)
+            initialise(module.cpu(), prefix, job.recipe.train.seed)
+            module.to(block.device)
             tensors |= named_tensors(prefix, module)
     names = {name for name, _ in block.modules.named_tensors()} - tensors.keys()
     parameters = {name for name, _ in block.modules.named_parameters()} & names
@@ -100,7 +102,8 @@ def _load_block(job: Job, blueprint: Blueprint, block: Block, reader: TensorRead
     kept = state if job.keeps_optimizer else averages_in(state)
     block.load(tensors | reader.weights(names), kept)
     if block.method.slow_from is not None and not block.site.is_last:
-        block.slow = SlowParameters(_copies(job, blueprint, block, reader, in_flight))
+        copies = _copies(job, blueprint, block, reader, in_flight)
+        block.slow = SlowParameters(copies.to(block.device))
 
 
 def _copies(

@@ -274,7 +274,7 @@ class RuntimeConfig(Section):
     """Messages that a channel holds before its sender waits."""
     transport: Literal["auto", "shared"] = "auto"
     devices: str | tuple[str, ...] = "auto"
-    """``"auto"``, ``"cpu"``, or one device a stage."""
+    """``"auto"`` or ``"cpu"``: processors; ``"cuda"`` or ``"cuda:0"``; or one device a stage."""
     stall_timeout_s: Positive = 300.0
     """A worker that makes no progress for so long is reported and the run ends."""
     log_every_steps: Count = 50

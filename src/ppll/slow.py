@@ -43,11 +43,13 @@ class SlowParameters:
     """What one block reads of the next one.
 
     Args:
-        copies: The values for the next ``lag`` messages, the oldest first: (lag, parameters).
+        copies: The values for the next ``lag`` messages, the oldest first: (lag, parameters), on
+            the block's device.
     """
 
     def __init__(self, copies: Tensor) -> None:
         self.lag = len(copies)
+        self._device = copies.device
         self._copies = deque(copies.unbind())
         self._unfinished: list[InFlight] = []
 
@@ -63,6 +65,7 @@ class SlowParameters:
 
     def put(self, values: Tensor) -> None:
         """Take in the values after one more message: (parameters)."""
+        values = values.to(self._device)
         self._copies.append(values)
         for in_flight in self._unfinished:
             in_flight.copies.append(values)

@@ -15,7 +15,6 @@ from ppll.callbacks import CallbackLike, check_callbacks, followed
 from ppll.checkpoint import step_folder
 from ppll.checks import (
     check_compiler,
-    check_devices,
     check_disk,
     check_names,
     check_smallest_message,
@@ -25,6 +24,7 @@ from ppll.config import Recipe
 from ppll.data import Dataset, load_dataset, prepare
 from ppll.data.preparation import PreparedData, facts_of
 from ppll.data_facts import DataFacts
+from ppll.devices import check_devices
 from ppll.errors import Interrupted
 from ppll.first_values import put_back, skeleton_of
 from ppll.hosts import Hosts

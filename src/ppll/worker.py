@@ -18,7 +18,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Final
 
+import torch
 from torch import Tensor
 
 from ppll.block import Block
@@ -32,6 +34,10 @@ from ppll.slow import SlowParameters
 from ppll.status import Activity, Monitor, resident_peak_bytes
 
 __all__ = ["Worker", "drain"]
+
+
+_PROCESSOR: Final = torch.device("cpu")
+"""Where messages are on their way."""
 
 
 class Worker:
@@ -57,6 +63,7 @@ class Worker:
         log_every_steps: int = 50,
     ) -> None:
         self.blocks = tuple(blocks)
+        self._device = self.blocks[0].device
         self.monitor = monitor or Monitor()
         self.exits: dict[str, dict[int, Tally]] = {}
         """Last evaluation of every split, by split and block index."""
@@ -110,6 +117,7 @@ class Worker:
         if trains:
             self.exits.clear()  # They were those of other weights.
         late: Mapping[str, Tensor] = {}
+        message = message.on(self._device)
         for block in self.blocks:
             self.monitor.enter(Activity.FORWARD, block=block.index, step=message.step)
             message = block.forward(message)
@@ -133,7 +141,7 @@ class Worker:
         received = None
         if block is self.blocks[0] and self._ends.late_inbox is not None:
             received = yield from self._receive_late(self._ends.late_inbox, message)
-            late = received.tensors
+            late = received.on(self._device).tensors
         slow = None
         if block.slow is not None:
             yield from self._wait_for_slow(block, block.slow, lambda s: s.has_next)
@@ -181,7 +189,7 @@ class Worker:
 
     def _side_message(self, message: Message, tensors: Mapping[str, Tensor]) -> Message:
         """What goes beside a training message, numbered for itself."""
-        canonical_tensors = {name: canonical(tensor) for name, tensor in tensors.items()}
+        canonical_tensors = {name: canonical(tensor.cpu()) for name, tensor in tensors.items()}
         return replace(message, sequence=self._num_learned, tensors=canonical_tensors)
 
     def _wait(self, end: Waiting, activity: Activity) -> Iterator[Waiting]:
@@ -197,7 +205,7 @@ class Worker:
         self.monitor.enter(Activity.SEND)
         if self._saver is not None:
             message = message.with_saved_step(self._saver.saved_step)
-        self._outbox.send(message)
+        self._outbox.send(message.on(_PROCESSOR))
         self.monitor.note(outbox_fill=self._outbox.fill)
 
     def _obey(self, message: Message) -> Iterator[Waiting]:

@@ -30,7 +30,7 @@ from ppll.auxiliary.maps import (
 )
 from ppll.data.loader import IMAGE
 from ppll.errors import ModelError
-from ppll.methods.base import PREVIOUS
+from ppll.message import PREVIOUS
 from ppll.site import BlockSite
 
 __all__ = ["Context", "ContextChoice", "build_context", "image_encoder", "previous_encoder"]

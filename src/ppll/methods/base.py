@@ -5,16 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Final, Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from ppll.message import PREVIOUS
 from ppll.site import BlockSite
 
 __all__ = ["PREVIOUS", "BlockSite", "Lesson", "LocalLoss", "Method", "Paper", "TaskLoss"]
-
-PREVIOUS: Final = "previous"
-"""Field with the input of the block before."""
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
 """Logits (N, classes) and targets (N) to a scalar. Where samples are mixed of two, the block adds

@@ -1,0 +1,178 @@
+"""What does one device give: samples a second and memory, backprop and local learning?
+
+Method: a training batch of random images lies on the device; its labels, too. ``backprop`` is the
+whole network as one block, ``dgl`` is local learning in four blocks, one after the other, in one
+process; both are the same code, so what differs is the algorithm. ``compiled`` is
+``train.compile``. After a warm-up a repeat is so many steps between two readings of the clock, the
+device idle at both.
+
+Memory: on a GPU the most that torch's allocator had in use within the steps, parameters and
+optimizer included; on a processor what autograd keeps for backward passes, parameters apart,
+counted in one more step.
+
+Rows are measured in order until ``--seconds`` are over; those that are left out are named.
+
+Run from the repository's root: ``python -m benchmarks.gpu.training --device cuda``
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from benchmarks.gpu.kept import Kept
+from benchmarks.gpu.work import NETWORKS, TINY, make_recipe
+from benchmarks.report import Spread, new_parser, write_report
+
+from ppll.block import Block
+from ppll.compiling import compiler_settings, missing_compiler
+from ppll.config import Recipe
+from ppll.data_facts import DataFacts
+from ppll.devices import check_devices, device_of
+from ppll.job import draw_blueprint
+from ppll.message import FEATURES, TARGETS, Kind, Message
+from ppll.models.network import initialise
+from ppll.numerics import set_numerics
+
+SHAPE, NUM_CLASSES = (3, 32, 32), 10
+MODES = ("eager", "compiled")
+WARM_UP = 3
+
+
+def main() -> None:
+    options = _parse()
+    deadline = time.monotonic() + options.seconds
+    rows: list[dict[str, Any]] = []
+    for network, batch_size, method, compiles in _cases(options):
+        row: dict[str, Any] = {"network": network, "batch_size": batch_size}
+        row |= {"system": f"{method}{', compiled' if compiles else ''}"}
+        if time.monotonic() > deadline:
+            row["left_out"] = f"{options.seconds:g} s were over"
+        else:
+            row |= _measure(options, network, batch_size, method, compiles)
+        rows.append(row)
+        print(_text(row), flush=True)
+    write_report(options, rows)
+
+
+def _parse() -> argparse.Namespace:
+    parser = new_parser(__doc__, repeats=5)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="try the script on small networks")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 1024])
+    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
+    parser.add_argument("--steps", type=int, default=20, help="of a repeat")
+    parser.add_argument("--seconds", type=float, default=240.0, help="begin no row after so many")
+    return parser.parse_args()
+
+
+def _cases(options: argparse.Namespace) -> Iterator[tuple[str, int, str, bool]]:
+    """Uncompiled ones first: they say most in the least time."""
+    networks = [name for name in options.networks if name in TINY or not options.tiny]
+    for compiles in (mode == "compiled" for mode in options.modes):
+        for network, size in itertools.product(networks, options.batch_sizes):
+            for method in ("backprop", "dgl"):
+                yield network, size, method, compiles
+
+
+def _measure(
+    options: argparse.Namespace, network: str, batch_size: int, method: str, compiles: bool
+) -> dict[str, Any]:
+    recipe = make_recipe(
+        network, batch_size, method, options.device, tiny=options.tiny, compile=compiles
+    )
+    check_devices(recipe)
+    device = device_of(recipe.runtime, 0)
+    if compiles and device.type == "cpu" and (missing := missing_compiler()) is not None:
+        return {"left_out": f"no C++ compiler {missing}"}
+    set_numerics(recipe.train, device)
+    with ExitStack() as stack:
+        if compiles:
+            torch._dynamo.reset()
+            stack.enter_context(compiler_settings())
+        return _timed(options, recipe, device)
+
+
+def _timed(options: argparse.Namespace, recipe: Recipe, device: torch.device) -> dict[str, Any]:
+    blocks, message = make_blocks(recipe, device), make_message(recipe, device)
+    start = time.perf_counter()
+    for _ in range(WARM_UP):
+        train_step(blocks, message)
+    _finish(device)
+    warm_up_s = time.perf_counter() - start
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    rates = []
+    for _ in range(options.repeats):
+        start = time.perf_counter()
+        for _ in range(options.steps):
+            train_step(blocks, message)
+        _finish(device)
+        seconds = time.perf_counter() - start
+        rates.append(options.steps * len(message.targets) / seconds)
+    return {
+        "samples_per_second": Spread.of(rates).to_dict(),
+        "warm_up_s": warm_up_s,
+        "memory_bytes": _memory(blocks, message, device),
+        "memory_is": "allocated" if device.type == "cuda" else "kept for backward passes",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "processor",
+    }
+
+
+def make_blocks(recipe: Recipe, device: torch.device) -> list[Block]:
+    """All blocks with their first values, on one device."""
+    blueprint = draw_blueprint(recipe, DataFacts(SHAPE, NUM_CLASSES, 8), None)
+    blocks = [blueprint.build_block(i, device) for i in range(blueprint.num_blocks)]
+    for block in blocks:
+        for prefix, module in block.modules.named():
+            initialise(module.cpu(), prefix, recipe.train.seed)
+            module.to(device)
+    return blocks
+
+
+def make_message(recipe: Recipe, device: torch.device) -> Message:
+    """A training batch of random images on a device."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(recipe.data.batch_size, *SHAPE, generator=generator)
+    targets = torch.randint(NUM_CLASSES, (len(inputs),), generator=generator)
+    tensors = {FEATURES: inputs, TARGETS: targets}
+    return Message(kind=Kind.TRAIN, sequence=0, step=1, tensors=tensors).on(device)
+
+
+def train_step(blocks: list[Block], message: Message) -> None:
+    """One batch through all blocks, each learning before the next one begins."""
+    for block in blocks:
+        message = block.forward(message)
+        block.learn()
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _memory(blocks: list[Block], message: Message, device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    kept = Kept(tensor for block in blocks for _, tensor in block.modules.named_tensors())
+    with kept.counted():
+        train_step(blocks, message)
+    return kept.most
+
+
+def _text(row: dict[str, Any]) -> str:
+    name = f"{row['network']}, batch {row['batch_size']}, {row['system']}"
+    if "left_out" in row:
+        return f"{name}: left out, {row['left_out']}"
+    rate = row["samples_per_second"]["median"]
+    return f"{name}: {rate:,.0f} samples/s, {row['memory_bytes'] / 2**20:,.1f} MiB"
+
+
+if __name__ == "__main__":
+    main()

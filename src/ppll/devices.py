@@ -1,0 +1,63 @@
+"""Which device a stage computes on."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import torch
+
+from ppll.config import Recipe
+from ppll.errors import RecipeError
+from ppll.sections import RuntimeConfig
+
+__all__ = ["check_devices", "describe_device", "device_of"]
+
+_NAME: Final = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+
+def device_of(runtime: RuntimeConfig, stage: int) -> torch.device:
+    """The device of a stage; ``"auto"`` is the processor, ``"cuda"`` one GPU after the other."""
+    devices = runtime.devices
+    name = devices if isinstance(devices, str) else devices[stage]
+    if name == "cuda":
+        return torch.device("cuda", stage % torch.cuda.device_count())
+    return torch.device("cpu" if name == "auto" else name)
+
+
+def check_devices(recipe: Recipe) -> None:
+    """Refuse devices that this machine does not have.
+
+    Raises:
+        RecipeError: A name is none of a device, a GPU is asked for where there is none, or there
+            is not one device a stage.
+    """
+    devices = recipe.runtime.devices
+    names = (devices,) if isinstance(devices, str) else devices
+    num_gpus = torch.cuda.device_count()
+    for name in names:
+        _check(name, num_gpus)
+    if not isinstance(devices, str) and len(devices) != recipe.runtime.stages:
+        raise RecipeError(
+            f"runtime.devices names {len(devices)} devices for {recipe.runtime.stages} stages "
+            f"(runtime.stages): name one a stage, or one for all."
+        )
+
+
+def _check(name: str, num_gpus: int) -> None:
+    if not _NAME.fullmatch(name):
+        raise RecipeError(
+            f'runtime.devices: {name!r} is no device: name "auto", "cpu", "cuda" or "cuda:0".'
+        )
+    index = int(name.partition(":")[2] or 0)
+    if name.startswith("cuda") and index >= num_gpus:
+        there = f"cuda:0 to cuda:{num_gpus - 1}" if num_gpus else "none"
+        raise RecipeError(
+            f"runtime.devices asks this machine for {name!r}. Of GPUs it has {there}: set "
+            f'runtime.devices = "cpu".'
+        )
+
+
+def describe_device(device: torch.device, processor: str) -> str:
+    """What a device is called: the GPU's name, or the processor's."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor
