@@ -18,9 +18,9 @@ import pytest
 from ppll import study, study_process
 from ppll.cli import main
 from ppll.config import Recipe
-from ppll.errors import PpllError, RunFolderError
+from ppll.errors import RunFolderError
 from ppll.run_folder import RunFolder
-from ppll.study_outcome import Outcome, read_outcome
+from ppll.study_outcome import Outcome
 from ppll.study_picture import draw_picture
 from ppll.study_runs import StudyRun, list_runs, split_methods
 from ppll.study_table import Row, Spread, draw_rows, markdown, short_cells
@@ -409,12 +409,24 @@ def session_of(process: Path) -> int | None:
     return None if state == "Z" else int(fields[2])
 
 
-def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
-    run = StudyRun("mine", "dgl", Recipe(), RunFolder.make(tmp_path / "run"))
-    assert read_outcome(run) is None
-    run.folder.facts.write_text(
-        json.dumps({"input_shape": [1, 8, 8], "num_classes": 10, "steps_per_epoch": 5})
-    )
-    run.folder.result.write_text("{")
-    with pytest.raises(PpllError, match=r"cannot read .*result\.json"):
-        read_outcome(run)
+@pytest.mark.processes
+def test_a_study_mends_what_is_damaged(tmp_path: Path, monkeypatch, capsys) -> None:
+    args = ["digits-resnet", "--seeds=1", *SHORT, f"--out={tmp_path}"]
+    assert run_here(monkeypatch, capsys, *args)[0] == 0
+    run = tmp_path / "digits-resnet/dgl/seed-0"
+    before = json.loads((tmp_path / "study.json").read_text())["rows"]
+    exits = (run / "exits.json").read_bytes()
+    (run / "exits.json").write_text("{}")
+    code, _, err = run_here(monkeypatch, capsys, *args)
+    assert code == 0, err
+    assert (run / "exits.json").read_bytes() == exits
+    assert json.loads((tmp_path / "study.json").read_text())["rows"] == before
+
+    (run / "result.json").write_text("{")
+    code, _, err = run_here(monkeypatch, capsys, *args)
+    assert code == 2
+    assert "remove it" in err
+    (run / "result.json").unlink()
+    assert run_here(monkeypatch, capsys, *args)[0] == 0
+    after = json.loads((tmp_path / "study.json").read_text())["rows"]
+    assert after[0]["runs"][0]["weights_sha256"] == before[0]["runs"][0]["weights_sha256"]
