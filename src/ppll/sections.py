@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import pydantic
 from pydantic import Field
@@ -48,12 +48,28 @@ Curve = Literal["cosine", "constant"]
 Cuts = Literal["even", "balanced", "infopro", "infopro-memory", "contsup"] | tuple[Count, ...]
 
 
+def _takes_bool(annotation: Any) -> bool:
+    allowed = (annotation, *get_args(annotation))
+    return any(choice is bool or isinstance(choice, bool) for choice in allowed)
+
+
 class Section(pydantic.BaseModel):
     """A frozen part of a recipe; unknown keys are refused."""
 
     model_config = pydantic.ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
     )
+
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        """Left to pydantic it would be 1."""
+        found = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(item, bool) for item in found):
+            assert info.field_name is not None
+            if not _takes_bool(cls.model_fields[info.field_name].annotation):
+                raise ValueError(f"must not be true or false, found {shown(value)}")
+        return value
 
 
 class NamedSection(Section):
