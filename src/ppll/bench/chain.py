@@ -156,7 +156,8 @@ class SleepingBlock:
 
     def __init__(self, index: int, times: BlockTimes, sleeper: Sleeper) -> None:
         self.index = index
-        self.counts = Counts(torch.device("cpu"))
+        self.device = torch.device("cpu")
+        self.counts = Counts(self.device)
         self._times = times
         self._sleeper = sleeper
         self._features = torch.zeros(times.payload_bytes // _FLOAT_BYTES)
