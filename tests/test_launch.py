@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import socket
+import sys
 import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +21,7 @@ from ppll import fork_server
 from ppll.config import Recipe
 from ppll.data import Dataset
 from ppll.errors import WorkerError
+from ppll.status import Status
 from ppll.testing import FAULT_VARIABLE, Fault
 from tests.interleaving import NETWORKS, OPTIMIZERS
 
@@ -57,7 +63,7 @@ def recipe(network: str = "resnet", optimizer: str = "sgd", **runtime: Any) -> R
             "model": NETWORKS[network],
             "optimizer": OPTIMIZERS[optimizer],
             "train": {"epochs": 3, "seed": 5},
-            "runtime": {"stall_timeout_s": 1.0, **runtime},
+            "runtime": {"stall_timeout_s": 60.0, **runtime},
             "checkpoint": {"every_steps": 3, "keep": 1},
         }
     )
@@ -97,9 +103,10 @@ def test_a_hang_shows_where_and_what_the_others_wait_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fault = Fault(rank=1, step=2, how="hang")
+    hanging = recipe(stages=2, capacity=1, stall_timeout_s=1.0)
     monkeypatch.setenv(FAULT_VARIABLE, fault.to_environment()[FAULT_VARIABLE])
     with pytest.raises(WorkerError) as caught:
-        ppll.Trainer(recipe(stages=2, capacity=1), out=tmp_path / "run").fit()
+        ppll.Trainer(hanging, out=tmp_path / "run").fit()
     assert "in strike" in str(caught.value)
     assert "rank 0: send_wait" in str(caught.value)
 
@@ -162,3 +169,39 @@ def test_own_model_gives_the_same_bits_on_every_placement(tmp_path: Path) -> Non
         trainer = ppll.Trainer(settings, model=model, data=own_data(), out=tmp_path / str(stages))
         shas.add(trainer.fit().weights_sha256)
     assert len(shas) == 1
+
+
+def descendants(pid: int) -> set[int]:
+    """A process's children, their children, and so on."""
+    listed = Path(f"/proc/{pid}/task").glob("*/children")
+    found = {int(child) for path in listed for child in path.read_text().split()}
+    return found.union(*map(descendants, found))
+
+
+def listening(pid: int) -> set[str]:
+    """TCP sockets that a process listens on, by inode."""
+    tables = [Path(f"/proc/{pid}/net/{name}") for name in ("tcp", "tcp6")]
+    rows = [line.split() for t in tables if t.exists() for line in t.read_text().splitlines()[1:]]
+    inodes = {row[9] for row in rows if row[3] == "0A"}
+    links = set()
+    with suppress(FileNotFoundError):  # What is open changes meanwhile; sockets that listen stay.
+        for path in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                links.add(os.readlink(path))
+    return {inode for inode in inodes if f"socket:[{inode}]" in links}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for sockets in /proc")
+def test_on_one_host_no_port_is_open(tmp_path: Path) -> None:
+    found: list[dict[int, set[str]]] = []
+
+    def look(statuses: Sequence[Status]) -> None:
+        if not found and all(status.step for status in statuses):
+            pids = {os.getpid(), *descendants(os.getpid())}
+            found.append({pid: listening(pid) for pid in pids if Path(f"/proc/{pid}").exists()})
+
+    with socket.create_server(("127.0.0.1", 0)):
+        assert len(listening(os.getpid())) == 1  # The look sees what there is.
+    ppll.Trainer(recipe(stages=3), out=tmp_path / "run", watch=look).fit()
+    assert len(found[0]) >= 4  # this process and three ranks
+    assert not any(found[0].values())
