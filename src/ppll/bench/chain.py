@@ -143,7 +143,9 @@ class SleepingBlock:
 
     def __init__(self, index: int, times: BlockTimes, sleeper: Sleeper) -> None:
         self.index = index
-        self.counts = Counts(torch.device("cpu"))
+        self.device = torch.device("cpu")
+        self.counts = Counts(self.device)
+        self.take_training = self.counts.take
         self._times = times
         self._sleeper = sleeper
         self._features = torch.zeros(times.payload_bytes // _FLOAT_BYTES)
