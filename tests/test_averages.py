@@ -18,6 +18,7 @@ from ppll.checkpoint import TensorReader
 from ppll.errors import RecipeError, WorkerError
 from ppll.message import TARGETS, Kind, Message
 from ppll.methods import methods
+from ppll.run_folder import RunFolder
 from ppll.testing import Fault
 from tests.faults import injected, recipe
 from tests.interleaving import (
@@ -228,3 +229,21 @@ def test_averages_can_begin_in_the_middle_where_that_is_allowed(tmp_path: Path) 
     fit(tmp_path / "run", resume=True, allow_change=["train.ema"])
     reader = TensorReader(tmp_path / "run/checkpoints/step-00000012")
     assert reader.averaged_weights().keys() == reader.all_weights().keys()
+
+
+def test_a_checkpoint_is_used_with_the_averages_that_it_has(tmp_path: Path) -> None:
+    """A run that ended with averages and is to go on without has made none without yet."""
+    run = tmp_path / "run"
+    before = fit(run)
+    with injected(Fault(0, 13)), pytest.raises(WorkerError):
+        ppll.Trainer(
+            recipe().with_settings(["schedule.name=constant", "train.epochs=4"]),
+            out=run,
+            resume=True,
+            allow_change=["train.ema", "schedule", "train.epochs"],
+        ).fit()
+    assert RunFolder(run).read_recipe().train.ema == 0
+    evaluated = ppll.evaluate(run)
+    assert evaluated.test_accuracy == before.test_accuracy
+    assert evaluated.weights_sha256 == before.weights_sha256
+    assert evaluated.exit_accuracy == ppll.evaluate_exits(run).exit_accuracy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -83,6 +84,14 @@ def test_what_cannot_be_looked_at_is_refused(
     (tmp_path / "config.toml").write_text("")
     code, _, err = command(monkeypatch, capsys, "trace", tmp_path)
     assert (code, "train with track.trace_steps above 0" in err) == (2, True)
+
+
+def test_a_run_that_has_only_begun_says_so(run: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    begun = Path(shutil.copytree(run, tmp_path / "begun"))
+    trace = begun / "traces" / "rank-0.jsonl"
+    trace.write_text("".join(trace.read_text().splitlines(keepends=True)[:2]))
+    code, _, err = command(monkeypatch, capsys, "trace", begun)
+    assert (code, "has written nothing of its newest start yet" in err) == (2, True)
 
 
 def test_a_picture_without_matplotlib_says_what_to_install(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
 from typing import Any
 
@@ -36,6 +38,23 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "schedule of no block": (
         {"schedule": {"blocks": {"4": {}}}},
         r"schedule\.blocks\.4: .* 0 to 3",
+    ),
+    "override of a name": (
+        {"schedule": {"blocks": {"x": {"name": "constant"}}}},
+        r"^schedule\.blocks\.x: write schedule\.blocks\.INDEX\.KEY, .* warmup_epochs, .*found 'x'",
+    ),
+    "override without key": (
+        {"optimizer": {"blocks": {"1": 3}}},
+        r"^optimizer\.blocks\.1: write optimizer\.blocks\.INDEX\.KEY.*lr, weight_decay \(found 3\)",
+    ),
+    "override of nothing": ({"optimizer": {"blocks": 3}}, r"^optimizer\.blocks: write .*found 3"),
+    "override to nonsense": (
+        {"schedule": {"blocks": {"1": {"name": "cosin"}}}},
+        r"^schedule\.blocks\.1\.name: .*'cosine'.*\(found 'cosin'\)",
+    ),
+    "override to true": (
+        {"optimizer": {"blocks": {"1": {"lr": True}}}},
+        r"^optimizer\.blocks\.1\.lr: must not be true or false, found True\.",
     ),
     "no checkpoint": ({"checkpoint": {"keep": 0}}, r'^checkpoint\.keep: .* or "best", found 0\.'),
     "keep": ({"checkpoint": {"keep": "last"}}, r"checkpoint\.keep: .* found 'last'"),
@@ -87,6 +106,37 @@ def test_settings_reach_options_and_overrides_and_the_last_one_counts() -> None:
     assert recipe.schedule.of_block(0).warmup_epochs == 2
     assert read_back(recipe) == recipe
     assert recipe.train.seed == 2
+
+
+def test_a_dump_with_all_that_was_not_given_reads_back() -> None:
+    settings = ["schedule.blocks.0.warmup_epochs=2", "optimizer.blocks.1.lr=0.5", "split.blocks=3"]
+    recipe = Recipe().with_settings([*settings, "split.cuts=[2, 4]", "data.root=here"])
+    tree = recipe.model_dump(mode="json")
+    assert tree["schedule"]["blocks"]["0"]["name"] is None
+    assert Recipe.from_dict(tree) == Recipe.from_dict(json.loads(json.dumps(tree))) == recipe
+
+
+SWITCHES = {
+    *("data.drop_last", "data.flip", "optimizer.nesterov", "optimizer.decay_all"),
+    *("train.deterministic", "train.compile"),
+}
+KEYS = {f"{s}.{k}" for s, section in Recipe() for k in type(section).model_fields}
+
+
+@pytest.mark.parametrize("key", sorted(KEYS - SWITCHES))
+@pytest.mark.parametrize("value", ["true", "false", "[true, 2, 3]"])
+def test_true_is_no_number(key: str, value: str) -> None:
+    with pytest.raises(RecipeError, match=rf"^{re.escape(key)}: must not be true or false, found"):
+        Recipe().with_settings([f"{key}={value}"])
+
+
+@pytest.mark.parametrize("key", sorted(SWITCHES))
+def test_a_switch_is_true_or_false(key: str) -> None:
+    fixed = {"train.deterministic": "true", "train.compile": "false"}
+    for value in {fixed[key]} if key in fixed else ("true", "false"):
+        section, _, name = key.partition(".")
+        recipe = Recipe().with_settings([f"{key}={value}"])
+        assert getattr(getattr(recipe, section), name) is (value == "true")
 
 
 @pytest.mark.parametrize("setting", ["", "a", "train=3", "=1", "train..epochs=1", ".epochs=1"])
@@ -173,3 +223,4 @@ recipes = st.fixed_dictionaries(
 def test_toml_reads_back_to_an_equal_recipe(tree: dict[str, Any]) -> None:
     recipe = Recipe.from_dict(tree)
     assert read_back(recipe) == recipe
+    assert Recipe.from_dict(recipe.model_dump(mode="json")) == recipe

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,15 +22,13 @@ REASON = reason_for_none()
 RECIPE = ["digits-resnet", "--set=model.depth=14", "--set=model.width=4", "--set=train.epochs=6",
           "--set=checkpoint.every_steps=10"]  # fmt: skip
 
-pytestmark = [
-    pytest.mark.processes,
-    pytest.mark.skipif(REASON is not None, reason=str(REASON)),
-    pytest.mark.timeout(180),
-]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
 
 
 @pytest.fixture
 def two_hosts() -> Iterator[Network]:
+    if REASON is not None:
+        pytest.skip(REASON)
     with network(2) as made:
         yield made
 
@@ -166,3 +166,52 @@ def test_a_folder_that_not_all_see_is_refused_by_all(two_hosts: Network, tmp_pat
         assert re.search(r"rank 1 on host \S+ \(10.77.0.2\) does not see the run folder", text), (
             text
         )
+
+
+def children(pid: int) -> set[int]:
+    listed = Path(f"/proc/{pid}/task/{pid}/children")
+    return {int(child) for child in listed.read_text().split()}
+
+
+@pytest.fixture
+def agent_of_one_host(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """An agent without a network, whose run does not end by itself."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            "--nproc-per-node=2",
+            *("-m", *train(tmp_path / "run", "--set=train.epochs=100000")),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    yield process
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_no_process_outlives_its_agent(
+    agent_of_one_host: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    wait_for(tmp_path / "run/checkpoints/step-00000010/manifest.json")
+    ranks = children(agent_of_one_host.pid)
+    assert len(ranks) == 2
+    agent_of_one_host.kill()
+    deadline = time.monotonic() + 5
+    while any(Path(f"/proc/{rank}").exists() for rank in ranks):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_signal_ends_the_run_with_a_checkpoint_and_torchrun_s_restarts_are_its_own(
+    agent_of_one_host: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    wait_for(tmp_path / "run/checkpoints/step-00000010/manifest.json")
+    agent_of_one_host.send_signal(signal.SIGINT)
+    printed = agent_of_one_host.communicate(timeout=60)[0]
+    found = re.search(r"Interrupted: interrupted at step (\d+); saved in", printed)
+    assert found, printed
+    assert (tmp_path / f"run/checkpoints/step-{int(found[1]):08}/manifest.json").exists()

@@ -19,10 +19,14 @@ from ppll.checkpoint import (
     write_block,
     write_validation,
 )
+from ppll.config import Recipe
 from ppll.errors import CheckpointError, RunFolderError, WorkerError
 from ppll.recovery import best_validation, find, prune
+from ppll.resume import training_sections
+from ppll.run_folder import RunFolder
 from ppll.testing import Fault
 from tests.faults import injected, recipe
+from tests.test_resuming import OWN, own_data, own_model
 
 ACCURACIES = {4: 0.25, 8: 0.75, 12: 0.5, 16: 0.75, 20: 0.0}
 
@@ -32,10 +36,19 @@ def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PPLL_CACHE", str(tmp_path / "cache"))
 
 
-def write(checkpoints: Path, step: int, accuracy: float | None = None) -> Path:
-    folder = step_folder(checkpoints, step)
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    """A run of the default recipe without checkpoints."""
+    folder = RunFolder.make(tmp_path / "made")
+    folder.config.write_text(Recipe().to_toml())
+    return folder
+
+
+def write(run: RunFolder, step: int, accuracy: float | None = None, *settings: str) -> Path:
+    """A checkpoint that is made under other settings, where there are some."""
+    folder = step_folder(run.checkpoints, step)
     write_block(folder, step, 0, {"w": torch.full((2,), float(step))}, {})
-    commit(folder, step, 1, {})
+    commit(folder, step, 1, training_sections(Recipe().with_settings(settings)))
     if accuracy is not None:
         write_validation(folder, step, accuracy)
     return folder
@@ -45,51 +58,82 @@ def steps(checkpoints: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in checkpoints.glob("step-*"))
 
 
-def test_the_best_one_stays_and_of_equal_ones_the_first(tmp_path: Path) -> None:
-    write(tmp_path, 0)
+def test_the_best_one_stays_and_of_equal_ones_the_first(run: RunFolder) -> None:
+    write(run, 0)
     left = []
     for step, accuracy in ACCURACIES.items():
-        write(tmp_path, step, accuracy)
-        prune(tmp_path, 2, keeps_best=True)
-        left.append(steps(tmp_path))
+        write(run, step, accuracy)
+        prune(run.checkpoints, 2, best_of=training_sections(Recipe()))
+        left.append(steps(run.checkpoints))
     assert left == [[0, 4], [0, 4, 8], [0, 8, 12], [0, 8, 12, 16], [0, 8, 16, 20]]
-    assert find(tmp_path).step == 20
-    assert find(tmp_path, best=True).step == 8
+    assert find(run).step == 20
+    assert find(run, best=True).step == 8
 
 
-def test_what_was_not_evaluated_is_not_the_best(tmp_path: Path) -> None:
-    write(tmp_path, 3)
-    assert best_validation(tmp_path) is None
-    with pytest.raises(RunFolderError, match=r'train with checkpoint\.keep = "best"'):
-        find(tmp_path, best=True)
-    folder = write(tmp_path, 4, 0.5)
+def test_what_was_not_evaluated_is_not_the_best(run: RunFolder) -> None:
+    write(run, 3)
+    assert best_validation(run) is None
+    with pytest.raises(RunFolderError, match=r"train with checkpoint\.keep = \"best\""):
+        find(run, best=True)
+    folder = write(run, 4, 0.5)
     (folder / "manifest.json").unlink()
-    assert best_validation(tmp_path) is None
+    assert best_validation(run) is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "best"),
+    [
+        ("data.validation=0.2", 8),
+        ("data.train_limit=50", 8),
+        ("data.num_train=50", 8),
+        ("train.ema=0.9", 8),
+        ("data.batch_size=7", 4),
+        ("data.flip=true", 4),
+        ("data.root=there", 4),
+        ("optimizer.lr=1", 4),
+    ],
+)
+def test_only_accuracies_of_the_same_samples_are_compared(
+    setting: str, best: int, run: RunFolder
+) -> None:
+    write(run, 4, 0.75, setting)
+    write(run, 8, 0.5)
+    write(run, 12, 0.25)
+    assert find(run, best=True).step == best
+    prune(run.checkpoints, 1, best_of=training_sections(Recipe()))
+    assert steps(run.checkpoints) == [best, 12]
+
+
+def test_where_nothing_can_be_compared_there_is_no_best(run: RunFolder) -> None:
+    write(run, 4, 0.75, "data.validation=5")
+    with pytest.raises(RunFolderError, match=r"none by the data and the train\.ema that the run"):
+        find(run, best=True)
 
 
 @pytest.mark.parametrize(
     "content", ["", "{}", '{"step": 9, "accuracy": 1}', '{"step": 4, "accuracy": 2}']
 )
-def test_a_damaged_record_counts_as_none(tmp_path: Path, content: str) -> None:
-    folder = write(tmp_path, 4, 0.5)
+def test_a_damaged_record_counts_as_none(run: RunFolder, content: str) -> None:
+    folder = write(run, 4, 0.5)
     (folder / "validation.json").write_text(content)
     assert read_validation(folder) is None
-    assert find(tmp_path).step == 4
+    assert find(run).step == 4
 
 
-def test_a_best_one_that_is_damaged_is_refused(tmp_path: Path) -> None:
-    folder = write(tmp_path, 4, 0.5)
-    write(tmp_path, 8, 0.25)
-    (folder / "block-00.safetensors").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match="damaged"):
-        find(tmp_path, best=True)
+@pytest.mark.parametrize("file", ["block-00.safetensors", "manifest.json"])
+def test_a_best_one_that_is_damaged_is_refused(run: RunFolder, file: str) -> None:
+    folder = write(run, 4, 0.5)
+    write(run, 8, 0.25)
+    (folder / file).write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"damaged|cannot read"):
+        find(run, best=True)
 
 
-def fit(out: Path, *settings: str, resume: bool = False) -> ppll.Result:
+def fit(out: Path, *settings: str, allow_change: tuple[str, ...] = (), **how: bool) -> ppll.Result:
     base = recipe().with_settings(
         ["checkpoint.keep=best", "train.epochs=8", "schedule.name=constant", *settings]
     )
-    return ppll.Trainer(base, out=out, resume=resume).fit()
+    return ppll.Trainer(base, out=out, allow_change=allow_change, **how).fit()
 
 
 def validations(run: Path) -> dict[int, float]:
@@ -185,3 +229,34 @@ def test_a_copy_of_a_run_without_it_says_so(unbroken: Path, tmp_path: Path) -> N
         file.unlink()
     with pytest.raises(RunFolderError, match="no checkpoint whose validation accuracy is known"):
         ppll.load(run, best=True)
+
+
+def test_after_a_change_of_what_is_validated_the_best_one_is_of_what_follows(
+    unbroken: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+    change = ("data.validation=3", "train.epochs=9")
+    fit(run, *change, resume=True, allow_change=("data.validation",))
+    result = json.loads((run / "result.json").read_text())
+    assert is_best(unbroken)[0] not in steps(run / "checkpoints")
+    assert result["best_step"] > 32
+    assert ppll.load(run, best=True).step == result["best_step"]
+
+
+def test_what_was_validated_on_other_arrays_is_forgotten(tmp_path: Path) -> None:
+    data = {"batch_size": 8, "validation": 6}
+    fixed = {"data": data, "checkpoint": {"keep": "best"}, "schedule": {"name": "constant"}}
+
+    def fit_own(seed: int, epochs: int) -> ppll.Result:
+        tree = {**OWN, **fixed, "train": {"epochs": epochs}}
+        options = {"out": tmp_path / "run", "resume": True, "allow_change": ["data"]}
+        return ppll.Trainer(tree, model=own_model(), data=own_data(seed), **options).fit()
+
+    fit_own(seed=1, epochs=4)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    write_validation(step_folder(checkpoints, 9), 9, 1.0)
+    fit_own(seed=1, epochs=5)
+    assert steps(checkpoints) == [0, 9, 12, 15]
+    fit_own(seed=2, epochs=6)
+    assert 9 not in steps(checkpoints)

@@ -60,10 +60,12 @@ def test_a_block_may_have_a_schedule_of_its_own() -> None:
         ({"name": "constant"}, False),
         ({"name": "constant", "blocks": {1: {"name": "cosine"}}}, True),
         ({"name": "constant", "blocks": {1: {"warmup_epochs": 1}}}, False),
+        ({"name": "cosine", "blocks": {0: {"name": "constant"}}}, True),
+        ({"name": "cosine", "blocks": {i: {"name": "constant"} for i in range(3)}}, False),
     ],
 )
 def test_one_cosine_is_enough_to_know_the_end(config: dict, knows_end: bool) -> None:
-    assert ScheduleConfig(**config).knows_end is knows_end
+    assert ScheduleConfig(**config).knows_end(3) is knows_end
 
 
 class Mixed(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,18 @@ def test_a_file_may_be_missing_or_torn(name: str, run: Path) -> None:
     page_of(run)
     (run / name).unlink()
     page_of(run)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "history.jsonl", "result.json"])
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_file_that_leads_elsewhere_is_refused(name: str, kind: str, run: Path) -> None:
+    (run / name).rename(run / "elsewhere")
+    if kind == "link":
+        (run / name).symlink_to(run / "elsewhere")
+    else:
+        os.mkfifo(run / name)
+    with pytest.raises(RunFolderError, match=f"cannot read .*{name}"):
+        page_of(run)
 
 
 def test_numbers_that_cannot_be_are_passed_over(run: Path) -> None:

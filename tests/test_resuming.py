@@ -185,6 +185,12 @@ def test_a_longer_run_goes_on_where_the_schedule_has_no_end(tmp_path: Path) -> N
         fit(tmp_path / "cosine", resume=True)
 
 
+def test_a_longer_run_goes_on_where_every_block_has_another_schedule(tmp_path: Path) -> None:
+    constant = [f"schedule.blocks.{index}.name=constant" for index in range(4)]
+    fit(tmp_path / "run", *constant, "train.epochs=2")
+    assert fit(tmp_path / "run", *constant, resume=True).step == 12
+
+
 def test_a_run_cannot_go_on_to_less_than_it_has(tmp_path: Path) -> None:
     constant = "schedule.name=constant"
     fit(tmp_path / "run", constant)

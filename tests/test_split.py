@@ -5,6 +5,7 @@ from __future__ import annotations
 import hypothesis
 import hypothesis.strategies as st
 import pytest
+import torch
 from torch import nn
 
 from ppll.config import Recipe
@@ -86,6 +87,47 @@ def test_no_more_stages_than_blocks() -> None:
 def test_end_to_end_methods_are_one_block() -> None:
     blueprint = draw(network(4), method={"name": "backprop"})
     assert blueprint.ranges == (range(0, 4),)
+
+
+OVERRIDES = {
+    "optimizer": {"lr": 0.1, "blocks": {"0": {"lr": 0.5, "weight_decay": 0}}},
+    "schedule": {"blocks": {"0": {"warmup_epochs": 2, "name": "constant"}}},
+}
+
+
+def rates(blueprint: Blueprint) -> list[tuple[float, float, float]]:
+    """Of every block, the highest learning rate, and the shares of it in steps 1 and 15."""
+    blocks = [blueprint.build_block(i, torch.device("cpu")) for i in range(blueprint.num_blocks)]
+    return [
+        (b.optimizer.param_groups[0]["lr"], round(b.schedule.factor(1), 6), b.schedule.factor(15))
+        for b in blocks
+    ]
+
+
+def test_overrides_are_for_blocks_of_local_methods() -> None:
+    train = {"epochs": 3}
+    first, last = rates(draw(network(4), train=train, method={"name": "dgl"}, **OVERRIDES))
+    assert first == (0.5, 0.1, 1.0)
+    assert last == (0.1, 1.0, pytest.approx(0.0109, abs=1e-4))
+    end_to_end = draw(network(4), train=train, method={"name": "backprop"}, **OVERRIDES)
+    assert rates(end_to_end) == [last]
+
+
+@pytest.mark.parametrize(
+    ("method", "constant", "knows_end"),
+    [
+        ("dgl", (), True),
+        ("dgl", (0,), True),
+        ("dgl", (0, 1), False),
+        ("backprop", (0, 1), True),
+    ],
+)
+def test_only_schedules_that_blocks_use_know_the_end(
+    method: str, constant: tuple[int, ...], knows_end: bool
+) -> None:
+    schedule = {"blocks": {index: {"name": "constant"} for index in constant}}
+    blueprint = draw(network(4), method={"name": method}, schedule=schedule)
+    assert blueprint.knows_end is knows_end
 
 
 @pytest.mark.parametrize(("max_steps", "num_steps"), [(None, 15), (7, 7), (99, 15)])

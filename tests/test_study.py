@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -14,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from ppll import study
+from ppll import study, study_process
 from ppll.cli import main
 from ppll.config import Recipe
-from ppll.errors import PpllError, RunFolderError
+from ppll.errors import RunFolderError
 from ppll.run_folder import RunFolder
-from ppll.study_outcome import Outcome, read_outcome
+from ppll.study_outcome import Outcome
 from ppll.study_picture import draw_picture
 from ppll.study_runs import StudyRun, list_runs, split_methods
 from ppll.study_table import Row, Spread, draw_rows, markdown, short_cells
@@ -313,6 +314,45 @@ def test_a_run_that_fails_is_named_and_goes_on_later(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.processes
+def test_a_run_gets_the_overrides_of_its_blocks(tmp_path: Path, monkeypatch, capsys) -> None:
+    overrides = ["--set=schedule.blocks.0.warmup_epochs=1", "--set=optimizer.blocks.1.lr=0.01"]
+    args = ["digits-resnet", "--seeds=1", *SHORT, *overrides, f"--out={tmp_path / 'study'}"]
+    code, _, err = run_here(monkeypatch, capsys, *args)
+    assert code == 0, err
+    recipe = RunFolder(tmp_path / "study/digits-resnet/dgl/seed-0").read_recipe()
+    assert recipe.schedule.of_block(0).warmup_epochs == 1
+    assert recipe.optimizer.blocks[1].lr == 0.01
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"train": {"epochs": 0}}\n', "RecipeError: train.epochs"),
+        (b'{"trian": {}}\n', "RecipeError: unknown key 'trian'"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_named_in_the_log(
+    line: bytes, message: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(line)))
+    assert study_process.main(str(tmp_path)) == 1
+    assert (study.named_error(capsys.readouterr().err) or "").startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("log", "error"),
+    [
+        ("a warning\nWorkerError: rank 0\nTraceback\nValueError: x\n", "WorkerError: rank 0"),
+        ("Traceback\n  File\nppll.errors.RecipeError: no.\n", "RecipeError: no."),
+        ("Traceback\n  File\nMemoryError\n", "MemoryError"),
+        ("Traceback\n  raise ValueError: x\n", None),
+    ],
+)
+def test_the_first_error_of_a_log_is_the_cause(log: str, error: str | None) -> None:
+    assert study.named_error(log) == error
+
+
+@pytest.mark.processes
 def test_a_study_that_is_stopped_leaves_nothing_behind_and_goes_on(tmp_path: Path) -> None:
     """Killed at first, then interrupted: all runs have saved themselves and are gone."""
     out = tmp_path / "study"
@@ -369,12 +409,24 @@ def session_of(process: Path) -> int | None:
     return None if state == "Z" else int(fields[2])
 
 
-def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
-    run = StudyRun("mine", "dgl", Recipe(), RunFolder.make(tmp_path / "run"))
-    assert read_outcome(run) is None
-    run.folder.facts.write_text(
-        json.dumps({"input_shape": [1, 8, 8], "num_classes": 10, "steps_per_epoch": 5})
-    )
-    run.folder.result.write_text("{")
-    with pytest.raises(PpllError, match=r"cannot read .*result\.json"):
-        read_outcome(run)
+@pytest.mark.processes
+def test_a_study_mends_what_is_damaged(tmp_path: Path, monkeypatch, capsys) -> None:
+    args = ["digits-resnet", "--seeds=1", *SHORT, f"--out={tmp_path}"]
+    assert run_here(monkeypatch, capsys, *args)[0] == 0
+    run = tmp_path / "digits-resnet/dgl/seed-0"
+    before = json.loads((tmp_path / "study.json").read_text())["rows"]
+    exits = (run / "exits.json").read_bytes()
+    (run / "exits.json").write_text("{}")
+    code, _, err = run_here(monkeypatch, capsys, *args)
+    assert code == 0, err
+    assert (run / "exits.json").read_bytes() == exits
+    assert json.loads((tmp_path / "study.json").read_text())["rows"] == before
+
+    (run / "result.json").write_text("{")
+    code, _, err = run_here(monkeypatch, capsys, *args)
+    assert code == 2
+    assert "remove it" in err
+    (run / "result.json").unlink()
+    assert run_here(monkeypatch, capsys, *args)[0] == 0
+    after = json.loads((tmp_path / "study.json").read_text())["rows"]
+    assert after[0]["runs"][0]["weights_sha256"] == before[0]["runs"][0]["weights_sha256"]

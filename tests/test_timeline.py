@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import ppll
@@ -151,6 +151,11 @@ def test_ranks_of_one_clock_are_moved_alike() -> None:
     assert second.spans[0].start_s - first.spans[0].start_s == 1
 
 
+@example(
+    clocks=["c", "b", "a", "c"],  # the first host is met again
+    errors={"a": 0.0, "b": -3.0, "c": -2.0},
+    delays=[1.0] * 5,
+)
 @given(
     clocks=st.lists(st.sampled_from("abc"), min_size=2, max_size=5),
     errors=st.fixed_dictionaries({c: st.floats(-5, 5) for c in "abc"}),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ppll.advice import advise
+from ppll.advice import advise, working_cores
 from ppll.lanes import Bar, draw_lanes
 from ppll.trace_files import RankTrace, Span, Start
 from ppll.trace_summary import summarize
@@ -61,6 +61,23 @@ def test_more_stages_than_processors_are_named() -> None:
     (text,) = advice(BUSY, BUSY, num_cores=1, cpu_s=4.5)
     assert text.startswith("2 stages share 1 processors: one had a processor only 50%")
     assert "--stages 1" in text
+
+
+def test_a_machine_that_does_other_things_is_named() -> None:
+    (text,) = advice(BUSY, BUSY, cpu_s=4.5)
+    assert text.startswith("A stage had a processor only 50% of the time")
+    assert advice(BUSY, BUSY, num_cores=None, cpu_s=4.5) == []
+
+
+def test_processors_count_where_they_do_the_work() -> None:
+    assert working_cores({"num_cores": 4, "gpus": []}) == 4
+    assert working_cores({"num_cores": 4, "gpus": ["one"]}) is None
+    assert working_cores({"num_cores": "many"}) is None
+
+
+def test_what_another_stage_waits_for_is_no_data() -> None:
+    hungry = made_up_start({}, {**BUSY, "receive wait": 9.0}, cpu_s=9.0)
+    assert advise(summarize(Start(hungry.ranks[1:]))) == []
 
 
 def test_a_slow_stage_of_one_block_asks_for_another_cut() -> None:

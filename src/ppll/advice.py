@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
 from ppll.trace_summary import StageSummary, Summary
 
-__all__ = ["advise"]
+__all__ = ["advise", "working_cores"]
 
 _LONG_WAIT: Final = 0.2
 _SHORT_WAIT: Final = 0.05
 _UNEVEN: Final = 1.15
 _BUSY: Final = 0.85
 _CROWDED: Final = 0.8
+_INTERRUPTED: Final = 0.6
 _MANY_SAVES: Final = 0.05
 _LARGEST_CAPACITY: Final = 64
+
+
+def working_cores(environment: Mapping[str, Any]) -> int | None:
+    """Processors of the machine that a run ran on; none where GPUs did the work, or unknown."""
+    found = environment.get("num_cores")
+    return found if isinstance(found, int) and not environment.get("gpus") else None
 
 
 def advise(summary: Summary, num_cores: int | None = None) -> list[str]:
@@ -23,7 +30,8 @@ def advise(summary: Summary, num_cores: int | None = None) -> list[str]:
 
     Args:
         summary: Of a run's newest start.
-        num_cores: Processors of the machine, where they are known.
+        num_cores: Processors of the machine, where they are known and do the work; with GPUs a
+            stage's processor waits for them.
     """
     advice = [*_on_data(summary), *_on_crowding(summary, num_cores)]
     advice += _on_stages(summary, num_cores) if not advice else []
@@ -31,8 +39,8 @@ def advise(summary: Summary, num_cores: int | None = None) -> list[str]:
 
 
 def _on_data(summary: Summary) -> Iterator[str]:
-    first = summary.stages[0]
-    if first.receive_wait > _LONG_WAIT and first.send_wait < _SHORT_WAIT:
+    first = summary.stages[0]  # stage 0, unless that one left nothing behind
+    if first.stage == 0 and first.receive_wait > _LONG_WAIT and first.send_wait < _SHORT_WAIT:
         yield (
             f"Stage 0 waits for data {first.receive_wait:.0%} of the time, and so do all behind "
             f"it: make batches further ahead (runtime.capacity, now {first.capacity}), or make "
@@ -48,6 +56,12 @@ def _on_crowding(summary: Summary, num_cores: int | None) -> Iterator[str]:
             f"{num} stages share {num_cores} processors: one had a processor only "
             f"{min(shares):.0%} of the time that it wanted to work. Take --stages {num_cores} or "
             f"fewer; the result stays the same."
+        )
+    elif num_cores is not None and shares and min(shares) < _INTERRUPTED:
+        yield (
+            f"A stage had a processor only {min(shares):.0%} of the time that it wanted to work: "
+            f"other programs run on this machine, so its times say little. Look again when it is "
+            f"idle."
         )
 
 

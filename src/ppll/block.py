@@ -21,6 +21,7 @@ from ppll.block_modules import BlockModules
 from ppll.compiling import compiled
 from ppll.errors import ModelError
 from ppll.in_place import first_in_place
+from ppll.lean import FeaturesType, opened, packed, renamed
 from ppll.losses.classification import on_both_classes
 from ppll.message import FEATURES, MIX, OTHER_TARGETS, Kind, Message, canonical
 from ppll.methods.base import PREVIOUS, BlockSite, Lesson, LocalLoss, Method, TaskLoss
@@ -68,6 +69,7 @@ class Block:
         average_decay: Of moving averages of the parameters, with which the block is evaluated; 0
             for none.
         compiles: Whether forward and local loss of training are compiled.
+        features_type: In what features cross every cut; as they are computed without.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Block:
         on_nonfinite: OnNonFinite = "stop",
         average_decay: float = 0.0,
         compiles: bool = False,
+        features_type: FeaturesType | None = None,
     ) -> None:
         self.site = site
         self.modules = modules
@@ -108,6 +111,7 @@ class Block:
         self._task_loss = task_loss
         self._check = LossCheck(site.block_index, on_nonfinite, self.device)
         self._autocast_dtype = autocast
+        self._features_type = features_type
         self._random_key = fold(seed, "block", site.block_index)
         self._training: bool | None = None
         self._passage: _Passage | None = None
@@ -136,7 +140,8 @@ class Block:
         """
         trains = message.kind is Kind.TRAIN
         self._set_mode(training=trains)
-        inputs, version = message.features, message.features._version
+        received = opened(message.tensors, self._features_type)
+        inputs, version = received[FEATURES], message.features._version
         if trains and message.part == 0:
             self._skips_batch = False
             self.updates.begin()
@@ -147,11 +152,11 @@ class Block:
         with torch.set_grad_enabled(trains), weights, self._autocast(), self._attention():
             # Evaluation is not compiled: a network that is loaded must compute alike.
             compute = self._compute if trains else _compute
-            features = compute(self.modules, inputs, message.tensors)
+            features = compute(self.modules, inputs, received)
         self._passage = _Passage(message, inputs, features, version, features._version)
         self._refuse_in_place(self._passage)
-        carried = {PREVIOUS: message.features} if self.method.carries_input else {}
-        return message.with_tensors(**{FEATURES: _leaving(features)}, **carried)
+        carried = renamed(message.tensors, PREVIOUS) if self.method.carries_input else {}
+        return message.with_tensors(**self._leaving_fields(features), **carried)
 
     def learn(
         self, late: Mapping[str, Tensor] | None = None, slow: Tensor | None = None
@@ -242,6 +247,13 @@ class Block:
         """
         self.modules.load(tensors)
         self.updates.load(optimizer_tensors)
+
+    def _leaving_fields(self, features: Tensor) -> dict[str, Tensor]:
+        """The features as they travel; the network's output goes nowhere."""
+        dtype = None if self.site.is_last else self._features_type
+        with torch.no_grad():
+            fields = packed(features, dtype)
+        return {name: _leaving(tensor) for name, tensor in fields.items()}
 
     def _set_mode(self, *, training: bool) -> None:
         if training is not self._training:

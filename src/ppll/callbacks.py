@@ -183,9 +183,9 @@ class _Tail:
     def read(self) -> Iterator[Row]:
         """The whole lines that are new."""
         with self._path.open("rb") as file:
-            inode = os.fstat(file.fileno()).st_ino
-            if inode != self._inode:
-                self._inode, self._offset = inode, 0
+            found = os.fstat(file.fileno())
+            if found.st_ino != self._inode or found.st_size < self._offset:
+                self._inode, self._offset = found.st_ino, 0
             file.seek(self._offset)
             for line in file:
                 if not line.endswith(b"\n"):

@@ -43,6 +43,7 @@ __all__ = [
     "TensorReader",
     "check_finite",
     "commit",
+    "forget_validation",
     "is_committed",
     "read_validation",
     "step_folder",
@@ -186,6 +187,11 @@ def read_validation(folder: Path) -> ValidationRecord | None:
         record = read_record(folder / _VALIDATION, ValidationRecord)
         return record if folder.name == step_folder(folder.parent, record.step).name else None
     return None
+
+
+def forget_validation(folder: Path) -> None:
+    """Take away what ``write_validation`` noted, since it is of other samples."""
+    (folder / _VALIDATION).unlink(missing_ok=True)
 
 
 def uncommit(folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -25,7 +25,8 @@ def trace_run(
     ] = None,
 ) -> None:
     """Tell which stage holds up a run, who waits for whom, and what to change."""
-    from ppll.advice import advise
+    from ppll.advice import advise, working_cores
+    from ppll.errors import RunFolderError
     from ppll.run_folder import RunFolder
     from ppll.trace_files import newest_start
     from ppll.trace_summary import summarize
@@ -34,7 +35,12 @@ def trace_run(
     folder = RunFolder.open(run)
     start = newest_start(folder.traces)
     summary = summarize(start)
-    advice = advise(summary, _num_cores(folder.read_environment()))
+    if not any(stage.seconds for stage in summary.stages):
+        raise RunFolderError(
+            f"{run} has written nothing of its newest start yet: look again when it has ended, or "
+            f"when its first batches (track.trace_steps) are over."
+        )
+    advice = advise(summary, working_cores(folder.read_environment()))
     if picture is not None:
         _draw(start, picture)
     rows = [stage.to_dict() for stage in summary.stages]
@@ -42,11 +48,6 @@ def trace_run(
         json, {"rows": rows, "bottleneck": summary.bottleneck.stage, "advice": advice}
     ):
         show_summary(Console(), summary, advice)
-
-
-def _num_cores(environment: dict[str, Any]) -> int | None:
-    found = environment.get("num_cores")
-    return found if isinstance(found, int) else None
 
 
 def _draw(start: Start, path: Path) -> None:

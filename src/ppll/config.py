@@ -128,6 +128,12 @@ class Recipe(Section):
             apply_setting(tree, setting)
         return type(self).from_dict(tree)
 
+    def without_overrides(self) -> Self:
+        """A copy in which no block has an optimizer or a schedule that differs from the others'."""
+        optimizer = self.optimizer.model_copy(update={"blocks": {}})
+        schedule = self.schedule.model_copy(update={"blocks": {}})
+        return self.model_copy(update={"optimizer": optimizer, "schedule": schedule})
+
     def to_toml(self) -> str:
         """The whole recipe, defaults included, as TOML that reads back to an equal recipe."""
         return write_toml(self.model_dump(mode="json", exclude_none=True))
@@ -142,9 +148,20 @@ def _explain(error: pydantic.ValidationError) -> str:
     key = ".".join(place)
     if problem["type"] == "extra_forbidden":
         return unknown_name("key", key, _sibling_keys(place))
+    if (form := _form_of_overrides(place)) is not None and problem["type"] != "value_error":
+        return f"{key.removesuffix('.[key]')}: {form} (found {shown(problem['input'])})."
     message = problem["msg"].removeprefix("Value error, ")
     found = "" if problem["type"] == "value_error" else f" (found {shown(problem['input'])})"
     return f"{key}: {message}{found}." if key else f"{message}{found}."
+
+
+def _form_of_overrides(place: list[str]) -> str | None:
+    """How a block is to be different, where something else stands there; else none."""
+    is_short = len(place) < 4 or place[-1] == "[key]"
+    if place[1:2] != ["blocks"] or place[0] not in _OVERRIDES or not is_short:
+        return None
+    keys = ", ".join(_OVERRIDES[place[0]].model_fields)
+    return f"write {place[0]}.blocks.INDEX.KEY, with a block's index from 0 and one of {keys}"
 
 
 def _sibling_keys(place: list[str]) -> list[str]:

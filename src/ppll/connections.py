@@ -21,6 +21,7 @@ from ppll.channels.shared import SharedReceiveEnd, SharedSendEnd
 from ppll.data import load_batches
 from ppll.ends import PARAMETERS, Ends
 from ppll.job import Job
+from ppll.lean import num_bytes
 from ppll.message import FEATURES, MIX, OTHER_TARGETS, TARGETS
 from ppll.methods.base import PREVIOUS
 from ppll.prefetch import Prefetcher
@@ -172,12 +173,19 @@ class _Layouts:
     def features(self, block_index: int) -> SlotLayout:
         """Of what enters a block."""
         method = self._blueprint.method
-        shapes = {FEATURES: self._blueprint.input_shape(block_index)}
+        sizes = self._feature_sizes(block_index)
         # A field of the loader's is a copy of the input in floats or less.
-        shapes |= {name: self._input_shape for name in method.fields}
+        sizes |= self._sizes({name: self._input_shape for name in method.fields})
         if method.carries_input and block_index:
-            shapes[PREVIOUS] = self._blueprint.input_shape(block_index - 1)
-        return SlotLayout({**self._sizes(shapes), **self._target_sizes()})
+            before = self._feature_sizes(block_index - 1)
+            sizes |= {name.replace(FEATURES, PREVIOUS): size for name, size in before.items()}
+        return SlotLayout({**sizes, **self._target_sizes()})
+
+    def _feature_sizes(self, block_index: int) -> dict[str, int]:
+        """Of the fields that stand for a block's input."""
+        shape = (self._num, *self._blueprint.input_shape(block_index))
+        dtype = self._blueprint.recipe.split.features_dtype if block_index else None
+        return num_bytes(shape, dtype)
 
     def _target_sizes(self) -> dict[str, int]:
         """Of what says what is to be predicted."""

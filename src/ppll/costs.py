@@ -154,13 +154,16 @@ def measured_for(recipe: Recipe) -> dict[str, dict[str, Any]]:
     data = {k: v for k, v in tree["data"].items() if f"data.{k}" not in _FREE}
     model = {k: v for k, v in tree["model"].items() if k != "weights"}
     optimizer = {key: tree["optimizer"][key] for key in ("name", "momentum", "nesterov", "fused")}
-    return {
+    parts = {
         "data": data,
         "model": model,
         "method": tree["method"],
         "optimizer": optimizer,
         "train": train,
     }
+    if (dtype := recipe.split.features_dtype) is not None:
+        parts["split"] = {"features_dtype": dtype}
+    return parts
 
 
 def _flat(tree: Mapping[str, Mapping[str, Any]]) -> Iterable[tuple[str, Any]]:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["make_folder", "open_plain", "write_whole"]
+__all__ = ["make_folder", "open_plain", "open_regular", "write_whole"]
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -40,9 +40,17 @@ def open_plain(path: Path) -> BinaryIO:
     """
     if path.is_symlink():
         raise OSError(errno.ELOOP, "it is a link", str(path))
-    # Who puts a link there meanwhile, or a pipe that nobody writes to, gains nothing.
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
-    file = open(os.open(path, flags), "rb")  # noqa: SIM115 (the caller closes it)
+    return open_regular(path, os.O_NOFOLLOW)  # Who puts a link there meanwhile gains nothing.
+
+
+def open_regular(path: Path, flags: int = 0) -> BinaryIO:
+    """Open a file, or where a link leads to: no pipe, which may never end, and no device.
+
+    Raises:
+        OSError: It cannot be read, or is something else.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | flags)
+    file = open(descriptor, "rb")  # noqa: SIM115 (the caller closes it)
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise OSError(errno.EINVAL, "it is no regular file", str(path))

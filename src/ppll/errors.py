@@ -24,6 +24,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import pydantic
+
     from ppll.failure import Failure
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "RunFolderError",
     "UsageError",
     "WorkerError",
+    "first_problem",
     "unknown_name",
 ]
 
@@ -103,6 +106,12 @@ class WorkerError(PpllError):
 
 class Interrupted(PpllError):
     """The run was interrupted by Ctrl-C or SIGTERM, after a checkpoint was written."""
+
+
+def first_problem(error: pydantic.ValidationError) -> str:
+    """What a file of our own holds that it should not, on one line: where, and what is wrong."""
+    problem = error.errors()[0]
+    return "".join(f"{part}: " for part in problem["loc"]) + problem["msg"]
 
 
 def unknown_name(what: str, found: str, allowed: Iterable[str]) -> str:

@@ -18,6 +18,7 @@ from ppll.interrupts import Interrupts
 from ppll.job import Job, draw_blueprint
 from ppll.launch import Watcher
 from ppll.losses.classification import cross_entropy
+from ppll.manifest import Manifest
 from ppll.models import OWN_MODEL
 from ppll.recovery import find
 from ppll.restarts import carry_out
@@ -43,8 +44,9 @@ def evaluate(
         CheckpointError: All its checkpoints are damaged.
     """
     folder, recipe = _open(run)
+    found = find(folder, best=best)
+    recipe = _as_saved(recipe, found.reader.manifest)
     recipe = recipe.with_settings([f"runtime.stages={stages}"])
-    found = find(folder.checkpoints, best=best)
     facts = facts_of(prepare(_load_data(folder, recipe), recipe.data))
     blueprint = draw_blueprint(recipe, facts, None)
     blueprint.stage_blocks(stages)
@@ -110,6 +112,12 @@ def _open(run: str | Path) -> tuple[RunFolder, Recipe]:
             f"ppll.load(run, model=...)."
         )
     return folder, recipe
+
+
+def _as_saved(recipe: Recipe, manifest: Manifest) -> Recipe:
+    """The recipe with averages where the checkpoint has some; the run may have changed since."""
+    decay = manifest.recipe.get("train", {}).get("ema", recipe.train.ema)
+    return recipe.with_settings([f"train.ema={decay}"])
 
 
 def _load_data(folder: RunFolder, recipe: Recipe) -> Dataset:

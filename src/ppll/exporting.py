@@ -39,7 +39,7 @@ def export(run: str | Path, to: str | Path, *, best: bool = False) -> int:
     """
     target, folder = Path(to), RunFolder.open(Path(run))
     _check_target(target)
-    found = find(folder.checkpoints, best=best)
+    found = find(folder, best=best)
     records = found.reader.records()
     names = [
         name

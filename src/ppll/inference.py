@@ -19,6 +19,7 @@ from ppll.data.loader import IMAGE
 from ppll.data_facts import DataFacts
 from ppll.errors import ModelError
 from ppll.job import draw_blueprint
+from ppll.lean import FeaturesType, as_received
 from ppll.message import canonical
 from ppll.methods import Method
 from ppll.methods.base import PREVIOUS
@@ -55,6 +56,7 @@ class TrainedNetwork(nn.Module):
         facts: How inputs are normalised.
         step: Training batches that the network has learned from.
         autocast: Type of the matrix products; none for float32.
+        features_type: In what features cross the cuts; as they are computed without.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class TrainedNetwork(nn.Module):
         step: int,
         *,
         autocast: torch.dtype | None = None,
+        features_type: FeaturesType | None = None,
     ) -> None:
         super().__init__()
         self.facts = facts
@@ -77,6 +80,7 @@ class TrainedNetwork(nn.Module):
         self._modules_of = tuple(blocks)
         self._method = method
         self._autocast_dtype = autocast
+        self._features_type = features_type
         self.eval()
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -136,8 +140,8 @@ class TrainedNetwork(nn.Module):
         """Every block's features."""
         features = self._normalised(inputs)
         fields = {IMAGE: canonical(inputs)}
-        for block in self._modules_of:
-            before = canonical(features)
+        for index, block in enumerate(self._modules_of):
+            before = canonical(as_received(features, self._features_type) if index else features)
             features = block(before, fields)
             fields[PREVIOUS] = before
             yield features
@@ -189,10 +193,17 @@ def load(
         )
     network = None if model is None else Network.from_modules(model)
     blueprint = draw_blueprint(recipe, facts, network)
-    found = find(folder.checkpoints, best=best)
+    found = find(folder, best=best)
     blocks = [blueprint.build_modules(i, torch.device("cpu")) for i in range(blueprint.num_blocks)]
     saved = found.reader.averaged_weights()
     for block in blocks:
         block.load(saved)
     autocast = autocast_dtype(recipe.train)
-    return TrainedNetwork(blocks, blueprint.method, facts, found.step, autocast=autocast)
+    return TrainedNetwork(
+        blocks,
+        blueprint.method,
+        facts,
+        found.step,
+        autocast=autocast,
+        features_type=recipe.split.features_dtype,
+    )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from ppll.durable import open_plain
 
 __all__ = ["read_rows"]
 
@@ -14,9 +17,9 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a file; a line that is not one, as an unfinished one, is passed over.
 
     Raises:
-        OSError: The file cannot be read.
+        OSError: The file cannot be read, or is a link or a pipe.
     """
-    with path.open(encoding="utf-8", errors="replace") as lines:
+    with io.TextIOWrapper(open_plain(path), encoding="utf-8", errors="replace") as lines:
         for line in lines:
             try:
                 row = json.loads(line)

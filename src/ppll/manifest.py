@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import pydantic
 
 from ppll.durable import open_plain
-from ppll.errors import CheckpointError
+from ppll.errors import CheckpointError, first_problem
 
 __all__ = [
     "OPTIMIZER_SUFFIX",
@@ -153,6 +153,4 @@ def read_record(path: Path, model: type[M]) -> M:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}.") from None
     except pydantic.ValidationError as error:
-        problem = error.errors()[0]
-        place = "".join(f"{part}: " for part in problem["loc"])
-        raise CheckpointError(f"cannot read {path}: {place}{problem['msg']}.") from None
+        raise CheckpointError(f"cannot read {path}: {first_problem(error)}.") from None

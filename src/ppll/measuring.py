@@ -26,6 +26,7 @@ from ppll.devices import check_devices, describe_device, device_of
 from ppll.environment import describe_processor
 from ppll.errors import RecipeError
 from ppll.job import draw_blueprint
+from ppll.lean import FeaturesType, num_bytes
 from ppll.memory_layout import channels_last, lay_out
 from ppll.message import FEATURES, TARGETS, Kind, Message
 from ppll.methods import BlockSite, Lesson
@@ -62,7 +63,8 @@ def measure(recipe: Recipe, *, repeats: int = 7) -> Costs:
             "a block: set it to false."
         )
     # Wherever the recipe cuts, every cut is measured.
-    recipe = recipe.model_copy(update={"split": SplitConfig(blocks=1)})
+    split = SplitConfig(blocks=1, features_dtype=recipe.split.features_dtype)
+    recipe = recipe.model_copy(update={"split": split})
     check_devices(recipe)
     with torch_as_new():
         device = device_of(recipe.runtime, 0)
@@ -88,7 +90,7 @@ def _measure(recipe: Recipe, device: torch.device, repeats: int) -> Costs:
         device=describe_device(device, describe_processor()),
         message_size=len(message[TARGETS]),
         layers=tuple(
-            _layer_costs(layer.name, piece, step_s)
+            _layer_costs(layer.name, piece, step_s, recipe.split.features_dtype)
             for layer, piece in zip(network.layers, bench.layers, strict=True)
         ),
         exits=tuple(_exit_costs(piece, step_s) for piece in bench.exits),
@@ -247,7 +249,9 @@ class _Bench:
         return build_optimizer(self._blueprint.recipe.optimizer, 0, [module])
 
 
-def _layer_costs(name: str, piece: Piece, step_s: float) -> LayerCosts:
+def _layer_costs(
+    name: str, piece: Piece, step_s: float, features_type: FeaturesType | None
+) -> LayerCosts:
     times = piece.times
     both = [f + b for f, b in zip(times.forward, times.backward, strict=True)]
     return LayerCosts(
@@ -258,11 +262,18 @@ def _layer_costs(name: str, piece: Piece, step_s: float) -> LayerCosts:
             statistics.median(times.backward_first), statistics.median(times.backward)
         ),
         update_s=_above(times.update, step_s),
-        features_bytes=piece.features_bytes,
+        features_bytes=_sent_bytes(piece, features_type),
         activation_bytes=piece.activation_bytes,
         parameter_bytes=piece.parameter_bytes,
         spread=_spread(both),
     )
+
+
+def _sent_bytes(piece: Piece, features_type: FeaturesType | None) -> int:
+    """What its output takes on the way to the next block."""
+    if features_type is None:
+        return piece.features_bytes
+    return sum(num_bytes(piece.features_shape, features_type).values())
 
 
 def _exit_costs(piece: Piece, step_s: float) -> ExitCosts:

@@ -32,6 +32,7 @@ class Piece:
     times: Times = field(default_factory=Times)
     activation_bytes: int = 0
     features_bytes: int = 0
+    features_shape: tuple[int, ...] = ()
 
     @property
     def parameter_bytes(self) -> int:
@@ -55,6 +56,7 @@ def forward(piece: Piece, inputs: Tensor, *, counts_time: bool) -> Tensor:
     if counts_time:
         piece.times.forward.append(clock(output) - start)
     piece.features_bytes = output.nbytes
+    piece.features_shape = tuple(output.shape)
     return output
 
 

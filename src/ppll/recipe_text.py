@@ -31,11 +31,14 @@ def read_toml(text: str) -> dict[str, Any]:
         raise ValueError("it is nested too deeply") from None
 
 
-def without_none(section: Any) -> Any:
-    """TOML has no word for none, so a key that is none is one that was not given."""
-    if isinstance(section, Mapping):
-        return {key: value for key, value in section.items() if value is not None}
-    return section
+def without_none(tree: Any, depth: int = 0) -> Any:
+    """TOML has no word for none, so a key that is none is one that was not given.
+
+    What nests too deeply for a recipe is left as it is.
+    """
+    if not isinstance(tree, Mapping) or depth > _DEEPEST:
+        return tree
+    return {key: without_none(v, depth + 1) for key, v in tree.items() if v is not None}
 
 
 def check_plain(value: Any, key: str = "", depth: int = 0) -> None:

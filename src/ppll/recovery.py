@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ppll.checkpoint import (
     TensorReader,
+    forget_validation,
     is_committed,
     read_validation,
     step_folder,
@@ -17,8 +18,11 @@ from ppll.checkpoint import (
 )
 from ppll.errors import CheckpointError, RunFolderError
 from ppll.manifest import ValidationRecord
+from ppll.resume import Tree, same_validation, training_sections
+from ppll.run_folder import RunFolder
 
-__all__ = ["Recovered", "best_validation", "find", "newest_whole", "prune", "set_aside"]
+__all__ = ["Recovered", "best_validation", "find", "forget_validations", "newest_whole", "prune"]
+__all__ += ["set_aside"]
 
 _DAMAGED = ".damaged"
 _NAME = re.compile("step-[0-9]+")
@@ -71,30 +75,50 @@ def newest_whole(checkpoints: Path) -> Recovered | None:
     return None
 
 
-def best_validation(checkpoints: Path) -> ValidationRecord | None:
+def best_validation(folder: RunFolder) -> ValidationRecord | None:
     """The committed checkpoint with the best validation accuracy, of equal ones the first; none
-    where none is known."""
-    records = [record for f in _committed(checkpoints) if (record := read_validation(f))]
+    where none is known.
+
+    After a change of what is validated, only those count that were validated as the run has it now.
+
+    Raises:
+        RunFolderError: The run's recipe cannot be read.
+    """
+    return _best(folder.checkpoints, training_sections(folder.read_recipe()))
+
+
+def _best(checkpoints: Path, recipe: Tree) -> ValidationRecord | None:
+    found = [(folder, read_validation(folder)) for folder in _committed(checkpoints)]
+    records = [record for folder, record in found if record and _is_comparable(folder, recipe)]
     return max(records, key=lambda record: record.accuracy, default=None)
 
 
-def find(checkpoints: Path, *, best: bool = False) -> Recovered:
-    """The newest whole checkpoint, or the one with the best validation accuracy.
+def _is_comparable(folder: Path, recipe: Tree) -> bool:
+    try:
+        return same_validation(TensorReader(folder).manifest.recipe, recipe)
+    except CheckpointError:
+        return True  # That it is damaged is said when it is asked for.
+
+
+def find(folder: RunFolder, *, best: bool = False) -> Recovered:
+    """The newest whole checkpoint of a run, or the one with the best validation accuracy.
 
     Raises:
-        RunFolderError: There is none.
+        RunFolderError: There is none, or the run's recipe cannot be read.
         CheckpointError: All are damaged, or the best one is.
     """
+    checkpoints = folder.checkpoints
     if not best:
         found = newest_whole(checkpoints)
         if found is None:
-            raise RunFolderError(f"{checkpoints.parent} has no whole checkpoint.")
+            raise RunFolderError(f"{folder.path} has no whole checkpoint.")
         return found
-    record = best_validation(checkpoints)
+    record = best_validation(folder)
     if record is None:
         raise RunFolderError(
-            f"{checkpoints.parent} has no checkpoint whose validation accuracy is known: take the "
-            f'newest one, or train with checkpoint.keep = "best".'
+            f"{folder.path} has no checkpoint whose validation accuracy is known, or none by the "
+            f"data and the train.ema that the run has now: take the newest one, or train with "
+            f'checkpoint.keep = "best".'
         )
     reader = TensorReader(step_folder(checkpoints, record.step))
     reader.check()
@@ -117,6 +141,12 @@ def _folders(checkpoints: Path) -> Iterator[Path]:
 
 def _committed(checkpoints: Path) -> list[Path]:
     return [folder for folder in _folders(checkpoints) if is_committed(folder)]
+
+
+def forget_validations(checkpoints: Path) -> None:
+    """Take away what is known of validation, where other samples are validated from now on."""
+    for folder in _folders(checkpoints):
+        forget_validation(folder)
 
 
 def set_aside(checkpoints: Path, step: int) -> None:
@@ -144,9 +174,15 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def prune(checkpoints: Path, keep: int, *, keeps_best: bool = False) -> None:
-    """Remove all but step 0 and the ``keep`` newest committed checkpoints, and perhaps the best."""
-    best = best_validation(checkpoints) if keeps_best else None
+def prune(checkpoints: Path, keep: int, *, best_of: Tree | None = None) -> None:
+    """Remove all but step 0 and the ``keep`` newest committed checkpoints.
+
+    Args:
+        checkpoints: The run's folder of checkpoints.
+        keep: How many of the newest stay.
+        best_of: Recipe of the run, as a manifest has it, where the best checkpoint stays, too.
+    """
+    best = None if best_of is None else _best(checkpoints, best_of)
     kept = {step_folder(checkpoints, step) for step in (0, best.step if best else 0)}
     for folder in _committed(checkpoints)[:-keep]:
         if folder not in kept:

@@ -12,8 +12,9 @@ from typing import Annotated, Any, Final, Literal
 import pydantic
 from pydantic import Field
 
-from ppll.advice import advise
+from ppll.advice import advise, working_cores
 from ppll.config import Recipe
+from ppll.durable import open_plain
 from ppll.errors import RunFolderError
 from ppll.json_lines import read_rows
 from ppll.lanes import Lanes, draw_lanes
@@ -134,15 +135,13 @@ def _times(
         return None, None, ()
     start = newest_start(folder.traces)
     summary = summarize(start)
-    found = environment.get("num_cores")
-    num_cores = found if isinstance(found, int) else None
-    return summary, draw_lanes(start), tuple(advise(summary, num_cores))
+    return summary, draw_lanes(start), tuple(advise(summary, working_cores(environment)))
 
 
 def _metrics(folder: RunFolder) -> list[MetricRow]:
     """Those of all ranks; of a run that goes on, what it has written out so far."""
     whole = folder.metrics
-    parts = [whole] if whole.is_file() else sorted(folder.metric_parts.glob("*.jsonl"))
+    parts = [whole] if whole.exists() else sorted(folder.metric_parts.glob("*.jsonl"))
     found = []
     for row in _rows(parts):
         try:
@@ -168,7 +167,8 @@ def _outcome(path: Path) -> Outcome | None:
     if not path.exists():
         return None
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: math.nan)
+        with open_plain(path) as file:
+            tree = json.loads(file.read(), parse_constant=lambda _: math.nan)
         return Outcome.model_validate(tree)
     except (OSError, ValueError, RecursionError) as error:
         first = str(error).splitlines()[0]

@@ -75,7 +75,7 @@ def merge_results(job: Job, results: Sequence[RankResult], num_blocks: int) -> R
     step = results[0].step
     best = None
     if job.recipe.checkpoint.keeps_best:
-        best = best_validation(job.folder.checkpoints)
+        best = best_validation(job.folder)
     return Result(
         step=step,
         epoch=step // job.facts.steps_per_epoch,

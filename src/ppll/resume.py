@@ -14,11 +14,20 @@ from typing import Any, Final
 from ppll.config import Recipe
 from ppll.errors import RecipeError, unknown_name
 
-__all__ = ["Change", "changes", "refuse_changes", "training_sections"]
+__all__ = ["Change", "Tree", "changes", "refuse_changes", "same_validation"]
+__all__ += ["training_sections"]
 
 _SECTIONS: Final = ("data", "model", "split", "method", "optimizer", "schedule", "train")
 _FREE: Final = frozenset({"data.root", "data.eval_batch_size", "train.evaluate_every"})
 _LENGTH: Final = frozenset({"train.epochs", "train.max_steps"})
+_OF_TRAINING: Final = frozenset(
+    f"data.{key}"
+    for key in (
+        *("batch_size", "drop_last", "crop", "flip", "randaugment", "randaugment_ops", "cutout"),
+        *("mixup", "cutmix"),
+    )
+)
+"""Keys of the data that the validation part does not depend on."""
 
 Tree = Mapping[str, Mapping[str, Any]]
 
@@ -57,6 +66,13 @@ def changes(before: Tree, now: Tree) -> list[Change]:
         if key not in _FREE
     ]
     return [change for change in found if change.before != change.now]
+
+
+def same_validation(before: Tree, now: Tree) -> bool:
+    """Whether validation accuracies under both can be compared: of the same samples, and either
+    both of averages or both of parameters as they are."""
+    keys = {change.key for change in changes(before, now)} - _OF_TRAINING
+    return "train.ema" not in keys and not any(key.startswith("data.") for key in keys)
 
 
 def _flat(tree: Tree) -> dict[str, Any]:

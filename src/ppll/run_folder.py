@@ -15,9 +15,9 @@ import pydantic
 from ppll.claim import LOCK_NAME
 from ppll.config import Recipe
 from ppll.data_facts import DataFacts
-from ppll.durable import write_whole
+from ppll.durable import open_plain, write_whole
 from ppll.environment import describe_environment
-from ppll.errors import RecipeError, RunFolderError
+from ppll.errors import RecipeError, RunFolderError, first_problem
 from ppll.json_lines import read_rows
 from ppll.recipe_text import read_toml
 
@@ -65,8 +65,9 @@ class RunFolder:
     def read_environment(self) -> dict[str, Any]:
         """What the run ran on; nothing where that cannot be read."""
         try:
-            found = json.loads(self.environment.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            with open_plain(self.environment) as file:
+                found = json.loads(file.read())
+        except (OSError, ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
 
@@ -78,8 +79,10 @@ class RunFolder:
         """
         try:
             return _FACTS.validate_json(self.facts.read_bytes())
-        except (OSError, ValueError) as error:
-            raise RunFolderError(f"cannot read {self.facts}: {error}") from None
+        except OSError as error:
+            raise RunFolderError(f"cannot read {self.facts}: {error.strerror}.") from None
+        except pydantic.ValidationError as error:
+            raise RunFolderError(f"cannot read {self.facts}: {first_problem(error)}.") from None
 
     def note(self, **entry: Any) -> None:
         """Add a line to the run's history: one a start."""

@@ -241,7 +241,8 @@ class Saver:
             if is_committed(step_folder(checkpoints, step)):
                 accuracy = self._accuracies.pop(step)
                 write_validation(step_folder(checkpoints, step), step, accuracy)
-        prune(checkpoints, self._rules.keep, keeps_best=self._rules.keeps_best)
+        best_of = self._rules.recipe if self._rules.keeps_best else None
+        prune(checkpoints, self._rules.keep, best_of=best_of)
 
     def _check_claim(self) -> None:
         if self._rules.claim is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import pydantic
 from pydantic import Field
@@ -48,12 +48,28 @@ Curve = Literal["cosine", "constant"]
 Cuts = Literal["even", "balanced", "infopro", "infopro-memory", "contsup"] | tuple[Count, ...]
 
 
+def _takes_bool(annotation: Any) -> bool:
+    allowed = (annotation, *get_args(annotation))
+    return any(choice is bool or isinstance(choice, bool) for choice in allowed)
+
+
 class Section(pydantic.BaseModel):
     """A frozen part of a recipe; unknown keys are refused."""
 
     model_config = pydantic.ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
     )
+
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        """Left to pydantic it would be 1."""
+        found = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(item, bool) for item in found):
+            assert info.field_name is not None
+            if not _takes_bool(cls.model_fields[info.field_name].annotation):
+                raise ValueError(f"must not be true or false, found {shown(value)}")
+        return value
 
 
 class NamedSection(Section):
@@ -136,6 +152,8 @@ class SplitConfig(Section):
     ) = "even"
     """``"even"``; those of a paper by name; ``"balanced"``, which ``ppll plan`` writes out; or the
     first layer of every block but the first, ascending."""
+    features_dtype: Literal["bf16", "int8"] | None = None
+    """In what features cross every cut, on one stage, too; as they are computed without."""
 
     @pydantic.model_validator(mode="after")
     def _cuts_match_blocks(self) -> Self:
@@ -216,10 +234,9 @@ class ScheduleConfig(Section):
     blocks: dict[int, ScheduleOverride] = {}
     """Overrides by block index, such as ``blocks.0.warmup_epochs = 5``."""
 
-    @property
-    def knows_end(self) -> bool:
-        """Whether the learning rate of a step depends on how many follow."""
-        return "cosine" in (self.name, *(block.name for block in self.blocks.values()))
+    def knows_end(self, num_blocks: int) -> bool:
+        """Whether the learning rate of a step depends on how many follow, in any block."""
+        return any(self.of_block(index).name == "cosine" for index in range(num_blocks))
 
     def of_block(self, block_index: int) -> Self:
         """One block's schedule, its overrides applied."""

@@ -130,6 +130,17 @@ class Blueprint:
         """Number of blocks."""
         return len(self.ranges)
 
+    @property
+    def knows_end(self) -> bool:
+        """Whether a step's learning rates depend on how many follow."""
+        return self._rules.schedule.knows_end(self.num_blocks)
+
+    @property
+    def _rules(self) -> Recipe:
+        """What optimizers and schedules go by. The one block of an end-to-end method is the whole
+        network, not the block 0 that an override means, so there are none."""
+        return self.recipe.without_overrides() if self.method.end_to_end else self.recipe
+
     def stage_blocks(self, num_stages: int) -> tuple[range, ...]:
         """The blocks that each of ``num_stages`` stages runs.
 
@@ -156,14 +167,14 @@ class Blueprint:
         roots = [module for _, module in modules.named()]
         if not any(p.requires_grad for _, p in modules.named_parameters()):
             raise ModelError(f"block {index} has nothing to train: choose other cuts.")
-        train = self.recipe.train
+        train, rules = self.recipe.train, self._rules
         return Block(
             self.sites[index],
             modules,
             self.method,
             self.build_task_loss(),
-            build_optimizer(self.recipe.optimizer, index, roots),
-            Schedule(self.recipe.schedule.of_block(index), self.num_steps, self.steps_per_epoch),
+            build_optimizer(rules.optimizer, index, roots),
+            Schedule(rules.schedule.of_block(index), self.num_steps, self.steps_per_epoch),
             seed=train.seed,
             device=device,
             autocast=autocast_dtype(train),
@@ -171,6 +182,7 @@ class Blueprint:
             on_nonfinite=train.on_nonfinite,
             average_decay=train.ema,
             compiles=train.compile,
+            features_type=self.recipe.split.features_dtype,
         )
 
     def build_task_loss(self) -> TaskLoss:

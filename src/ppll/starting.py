@@ -18,7 +18,7 @@ from ppll.first_values import write_first_checkpoint
 from ppll.job import Job
 from ppll.manifest import Manifest, TensorRecord
 from ppll.metrics import cut_back
-from ppll.recovery import Recovered, newest_whole, set_aside
+from ppll.recovery import Recovered, forget_validations, newest_whole, set_aside
 from ppll.resume import Change, changes, refuse_changes, training_sections
 from ppll.split import Blueprint
 
@@ -90,9 +90,8 @@ def _check_same_run(manifest: Manifest, beginning: Beginning) -> None:
             f"{recipe.num_steps(per_epoch)}: ask for at least as many (train.epochs, "
             f"train.max_steps)."
         )
-    length_matters = recipe.schedule.knows_end and _num_steps(
-        manifest, per_epoch
-    ) != recipe.num_steps(per_epoch)
+    has_other_length = _num_steps(manifest, per_epoch) != recipe.num_steps(per_epoch)
+    length_matters = beginning.blueprint.knows_end and has_other_length
     for change in refuse_changes(found, beginning.allowed, length_matters=length_matters):
         _log.warning("the run goes on with another %s", change)
 
@@ -108,13 +107,15 @@ def _save_data(beginning: Beginning) -> None:
     data, path = beginning.own_data, beginning.job.folder.user_data
     if data is None:
         return
-    if path.exists() and "data" not in beginning.allowed:
+    if path.exists():
         if Dataset.load(path).equals(data):
             return
-        raise DataError(
-            "the run was trained on other data than is given now: give it the same, start a new "
-            'run with another out, or allow it with allow_change=("data",).'
-        )
+        if "data" not in beginning.allowed:
+            raise DataError(
+                "the run was trained on other data than is given now: give it the same, start a "
+                'new run with another out, or allow it with allow_change=("data",).'
+            )
+        forget_validations(beginning.job.folder.checkpoints)
     data.save(path)
 
 

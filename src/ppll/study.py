@@ -23,10 +23,11 @@ from ppll.study_outcome import read_outcome
 from ppll.study_runs import StudyRun, check_same_recipe
 from ppll.trainer import Trainer
 
-__all__ = ["check_runs", "hold", "train_all"]
+__all__ = ["check_runs", "hold", "named_error", "train_all"]
 
 _TURN_S: Final = 0.1
-_ERROR: Final = re.compile(r"^[A-Z]\w*Error: .*", re.MULTILINE)
+_ERROR: Final = re.compile(r"^(?:\w+\.)*([A-Z]\w*Error\b.*)", re.MULTILINE)
+"""As a run says it, or as Python ends a traceback: behind the name of a module."""
 
 
 @contextmanager
@@ -236,9 +237,13 @@ class _Training:
         if code < 0:
             return f"the process was killed by {signal.Signals(-code).name}"
         text = self.run.log.read_text(encoding="utf-8", errors="replace")
-        if found := _ERROR.search(text):
-            return found[0]
-        return f"the process ended with exit code {code}"
+        return named_error(text) or f"the process ended with exit code {code}"
+
+
+def named_error(text: str) -> str | None:
+    """The first error that a run's log names; none where it names none."""
+    found = _ERROR.search(text)
+    return found[1] if found else None
 
 
 def _duration(seconds: float) -> str:

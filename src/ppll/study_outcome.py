@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Final
 
 import pydantic
 
 from ppll.config import Recipe
-from ppll.errors import RunFolderError
+from ppll.errors import RunFolderError, first_problem
 from ppll.result import Result
 from ppll.run_folder import RunFolder
 from ppll.study_runs import StudyRun
@@ -48,13 +48,20 @@ class Outcome:
     weights_sha256: str
 
 
+class _Exits(pydantic.BaseModel):
+    """What a study needs of a run's exits."""
+
+    step: int
+    average_accuracy: Annotated[float, pydantic.Field(ge=0, le=1)]
+
+
 def exits_path(folder: RunFolder) -> Path:
     """What the exits of a run are worth, as ``ppll eval --exits`` has it."""
     return folder.path / "exits.json"
 
 
 def is_trained(folder: RunFolder, recipe: Recipe) -> bool:
-    """Whether a run has been trained to its end.
+    """Whether a run has been trained to its end, and tested.
 
     Raises:
         RunFolderError: What it wrote cannot be read.
@@ -62,29 +69,31 @@ def is_trained(folder: RunFolder, recipe: Recipe) -> bool:
     if not folder.result.is_file():
         return False
     steps_per_epoch = folder.read_facts().steps_per_epoch
-    return _read_result(folder).step >= recipe.num_steps(steps_per_epoch)
+    result = _read_result(folder)
+    is_through = result.step >= recipe.num_steps(steps_per_epoch)
+    return is_through and result.test_accuracy is not None
 
 
 def read_outcome(run: StudyRun) -> Outcome | None:
-    """What a run came to; none where it is not finished.
+    """What a run came to; none where it is not finished, or its exits are to be tested again.
 
     Raises:
         RunFolderError: What it wrote cannot be read.
     """
     folder = run.folder
-    if not is_trained(folder, run.recipe) or not exits_path(folder).is_file():
+    if not is_trained(folder, run.recipe):
         return None
-    result, exits = _read_result(folder), _read_object(exits_path(folder))
-    if exits.get("step") != result.step or result.test_accuracy is None:
+    result, exits = _read_result(folder), _read_exits(exits_path(folder))
+    if exits is None or exits.step != result.step or result.test_accuracy is None:
         return None
     return Outcome(
         seed=run.seed,
         run_folder=str(Path(*folder.path.parts[-3:])),
         test_accuracy=result.test_accuracy,
         exit_accuracy=result.exit_accuracy,
-        average_accuracy=exits["average_accuracy"],
+        average_accuracy=exits.average_accuracy,
         epoch_seconds=_epoch_seconds(folder, result),
-        peak_memory_bytes=max(result.peak_memory_bytes),
+        peak_memory_bytes=max(result.peak_memory_bytes, default=0),
         num_stages=result.num_stages,
         weights_sha256=result.weights_sha256,
     )
@@ -103,20 +112,25 @@ def _read_starts(folder: RunFolder) -> list[int]:
     try:
         lines = folder.history.read_text(encoding="utf-8").splitlines()
         return [int(json.loads(line)["step"]) for line in lines]
-    except (OSError, ValueError, KeyError) as error:
-        raise RunFolderError(f"cannot read {folder.history}: {error}.") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(f"cannot read {folder.history}: {error!r:.200}.") from None
 
 
 def _read_result(folder: RunFolder) -> Result:
     try:
         return _RESULT.validate_json(folder.result.read_bytes())
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"cannot read {folder.result}: {error}.") from None
+    except OSError as error:
+        raise RunFolderError(f"cannot read {folder.result}: {error.strerror}.") from None
+    except pydantic.ValidationError as error:
+        raise RunFolderError(
+            f"cannot read {folder.result}: {first_problem(error)}. Put it back from a copy, or "
+            f"remove it: the run is then tested again, but how long it took is not known."
+        ) from None
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _read_exits(path: Path) -> _Exits | None:
+    """None where they are not known, or damaged."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"cannot read {path}: {error}.") from None
-    return found if isinstance(found, dict) else {}
+        return _Exits.model_validate_json(path.read_bytes())
+    except (OSError, pydantic.ValidationError):
+        return None

@@ -31,9 +31,9 @@ def main(path: str) -> int:
     Returns:
         0 done, 1 failed, 130 interrupted, as ``ppll train`` has it.
     """
-    recipe = Recipe.from_dict(json.loads(sys.stdin.buffer.readline()))
-    threading.Thread(target=_end_with_the_study, name="lifeline", daemon=True).start()
     try:
+        recipe = Recipe.from_dict(json.loads(sys.stdin.buffer.readline()))
+        threading.Thread(target=_end_with_the_study, name="lifeline", daemon=True).start()
         complete(recipe, RunFolder(Path(path)))
     except PpllError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")

@@ -7,6 +7,8 @@ features arrive before they were sent, and is taken out.
 
 from __future__ import annotations
 
+import itertools
+import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -208,11 +210,27 @@ def aligned(traces: Sequence[RankTrace]) -> tuple[RankTrace, ...]:
     offsets = _common_offsets(traces)
     ordered = sorted(traces, key=lambda trace: trace.rank)
     ranks = [_shifted(trace, offsets[trace.clock]) for trace in ordered]
-    for index in range(1, len(ranks)):
-        before, after = ranks[index - 1], ranks[index]
-        if before.clock != after.clock and (early_s := _earliness_s(before, after)) > 0:
-            ranks = [_shifted(t, early_s) if t.clock == after.clock else t for t in ranks]
-    return tuple(ranks)
+    delays = _delays(ranks)
+    return tuple(_shifted(rank, delays[rank.clock]) for rank in ranks)
+
+
+def _delays(ranks: Sequence[RankTrace]) -> dict[str, float]:
+    """The least seconds to add to each clock so that features arrive after they were sent.
+
+    A clock must be at least so far behind the one before it: the longest paths of these demands,
+    by the method of Bellman and Ford.
+    """
+    delays = dict.fromkeys((rank.clock for rank in ranks), 0.0)
+    demands = [
+        (before.clock, after.clock, _earliness_s(before, after))
+        for before, after in itertools.pairwise(ranks)
+        if before.clock != after.clock
+    ]
+    for _ in delays:
+        for before_clock, after_clock, early_s in demands:
+            least_s = delays[before_clock] + early_s
+            delays[after_clock] = max(delays[after_clock], least_s)
+    return delays
 
 
 def _common_offsets(traces: Iterable[RankTrace]) -> dict[str, float]:
@@ -232,10 +250,10 @@ def _shifted(trace: RankTrace, by_s: float) -> RankTrace:
 
 
 def _earliness_s(sender: RankTrace, receiver: RankTrace) -> float:
-    """By how much a message seems to have been used before it was sent; negative if none was."""
+    """By how much a message seems to have been used before it was sent; below 0 if none was."""
     sent = _first_of_steps(sender.spans, _SEND)
     used = _first_of_steps(receiver.spans, _FORWARD)
-    return max((sent[step] - used[step] for step in sent.keys() & used.keys()), default=-1.0)
+    return max((sent[step] - used[step] for step in sent.keys() & used.keys()), default=-math.inf)
 
 
 def _first_of_steps(spans: Iterable[Span], name: str) -> dict[int, float]:

@@ -162,5 +162,9 @@ def test_a_rate_is_taken_between_equal_points_of_the_loop(sees: Any) -> None:
 
 
 def test_a_comparison_needs_enough_to_see() -> None:
+    marks = Marks(2, 18, 8)
     with pytest.raises(RecipeError, match="too few batches were seen"):
-        run("sequential", num_batches=1, warm_up=1)
+        marks.samples_per_second()
+    marks([Status(Activity.LEARN, 30.0, 1, 5, 0, 40, 0, 0, 0.0, 0.0)])
+    with pytest.raises(RecipeError, match="too few batches were seen"):
+        marks.samples_per_second()

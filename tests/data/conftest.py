@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +34,22 @@ def encoded(image: Pixels, mode: str = "RGB") -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image.transpose(1, 2, 0)).convert(mode).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def png(depth: int, kind: Literal["grey", "RGB", "RGBA"], side: int = 8) -> bytes:
+    """A PNG of that many bits a channel, all bytes alike, which Pillow itself cannot write."""
+    colour, channels = {"grey": (0, 1), "RGB": (2, 3), "RGBA": (6, 4)}[kind]
+    row = b"\0" + b"\x12" * (side * channels * depth // 8)
+    parts = {
+        b"IHDR": struct.pack(">IIBBBBB", side, side, depth, colour, 0, 0, 0),
+        b"IDAT": zlib.compress(row * side),
+        b"IEND": b"",
+    }
+    chunks = [
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in parts.items()
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 def write_parquet(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +19,7 @@ from ppll.data import Dataset, load_dataset
 from ppll.errors import DataError, RecipeError
 from ppll.sections import DataConfig
 
-from .conftest import Pixels, encoded, random_images
+from .conftest import Pixels, encoded, png, random_images
 
 pytest.importorskip("PIL")
 
@@ -342,12 +343,38 @@ def test_a_truncated_jpeg_is_named(tmp_path: Path) -> None:
         one(tmp_path, content[:-200], "a.jpg")
 
 
-def test_more_than_8_bits_a_channel_are_refused(tmp_path: Path) -> None:
-    from PIL import Image
+@pytest.mark.parametrize(
+    ("name", "content", "mode"),
+    [
+        ("a.png", png(16, "grey"), "I;16"),
+        ("a.png", png(16, "RGB"), "RGB"),
+        ("a.png", png(16, "RGBA"), "RGBA"),
+        ("a.ppm", b"P6 8 8 65535\n" + b"\x12\x34" * 192, "RGB"),
+        ("a.ppm", b"P6 8 8 256\n" + b"\0\x34" * 192, "RGB"),
+        ("a.ppm", b"P3 8 8 65535\n" + b"4660 " * 192, "RGB"),
+        ("a.pgm", b"P5 8 8 65535\n" + b"\x12\x34" * 64, "I"),
+    ],
+)
+def test_more_than_8_bits_a_channel_are_refused(
+    tmp_path: Path, name: str, content: bytes, mode: str
+) -> None:
+    """Pillow would keep the high ones of RGB in silence."""
+    words = f"{re.escape(name)} has more than 8 bits a channel \\({re.escape(mode)}\\)"
+    with pytest.raises(DataError, match=words):
+        one(tmp_path, content, name)
 
-    deep = Image.fromarray(np.full((8, 8), 1000, np.uint16))
-    with pytest.raises(DataError, match=r"a\.png has more than 8 bits a channel \(I;16\)"):
-        one(tmp_path, saved(deep, "PNG"))
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.png", png(8, "RGB")),
+        ("a.ppm", b"P6 8 8 255\n" + b"\x12" * 192),
+        ("a.ppm", b"P6 8 8 15\n" + b"\x02" * 192),
+        ("a.pgm", b"P2 8 8 100\n" + b"20 " * 64),
+    ],
+)
+def test_up_to_8_bits_a_channel_are_read(tmp_path: Path, name: str, content: bytes) -> None:
+    assert one(tmp_path, content, name).size == 3 * 8 * 8
 
 
 def test_a_folder_that_cannot_be_read_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 from ppll.data.published import ImageColumns, Labels, Pixels
 from ppll.errors import DataError
 
-from .conftest import encoded, random_images, write_parquet
+from .conftest import encoded, png, random_images, write_parquet
 
 pa = pytest.importorskip("pyarrow")
 pytest.importorskip("PIL")
@@ -96,8 +96,9 @@ def test_wrong_columns_are_named(tmp_path: Path, columns: dict[str, Any], words:
         (GOOD[0][:500], "cannot be decoded"),
         (encoded(random_images(1, size=31)[0]), "is RGB of 31 x 31 pixels, .* 32 x 32"),
         (encoded(random_images(1)[0], "L"), "is L of 32 x 32 pixels, allowed is RGB"),
+        (png(16, "RGB", side=32), r"has more than 8 bits a channel \(RGB\)"),
     ],
-    ids=["missing", "empty", "text", "truncated", "size", "grey"],
+    ids=["missing", "empty", "text", "truncated", "size", "grey", "deep"],
 )
 def test_bad_image_is_named(tmp_path: Path, image: bytes | None, words: str) -> None:
     path = write_parquet(tmp_path / "a.parquet", [GOOD[0], image, GOOD[1]], [0, 1, 2])

@@ -52,6 +52,27 @@ def test_nothing_is_called(tmp_path: Path) -> None:
     assert trap.exists()  # or the trap would be none
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        b"N" + b"\x85" * 100_000,  # a tuple in a tuple in a tuple: too deep to hash
+        b"N" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(64)),  # each twice the work
+        b")",
+        b"N",
+        b"]",
+        b"cos\npath\n",
+    ],
+)
+@pytest.mark.parametrize("form", [b"%sK\1s", b"(%sK\1u"])
+def test_keys_are_texts_and_whole_numbers(key: bytes, form: bytes) -> None:
+    with pytest.raises(DataError, match=r"has a key of a dict|holds more than"):
+        read_plain(b"\x80\2}" + form % key + b".")
+
+
+def test_whole_numbers_may_be_keys() -> None:
+    assert read_plain(pickle.dumps({"a": {1: 2, "b": 3}}, 2)) == {"a": {1: 2, "b": 3}}
+
+
 ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n"
 
 
@@ -64,7 +85,7 @@ ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n"
         (b"\x80\2\x85.", "too little on the stack"),
         (b"\x80\2}}.", "is not a whole pickle of a dict"),
         (b"\x80\2}(K\1u.", "is not a whole pickle"),
-        (b"\x80\2}]K\1s.", "is not a whole pickle"),
+        (b"\x80\2}]K\1s.", "has a key of a dict"),
         (b"\x80\2}U\1ah\7s.", "is not a whole pickle .*KeyError"),
         (pickle.dumps({"a": 1.5}, 2), "holds more than .*: BINFLOAT"),
         (pickle.dumps({"a": 2**40}, 2), "holds more than .*: LONG1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from ppll import data
 from ppll.data import Dataset, load_dataset
 from ppll.data.cifar10 import CIFAR10
-from ppll.data.published import PublishedSet
+from ppll.data.published import PublishedSet, content_of
 from ppll.data.stl10 import STL10
 from ppll.data.svhn import SVHN
 from ppll.errors import DataError
@@ -114,6 +115,44 @@ def test_half_of_the_files_is_not_enough(published: PublishedSet, folder: Path) 
     (folder / "test-00000-of-00001.parquet").unlink()
     with pytest.raises(DataError, match=rf"{folder} has no test-\*\.parquet"):
         load(published, folder)
+
+
+def replaced(path: Path, kind: str) -> None:
+    """Put something else in the place of a file."""
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_what_is_no_regular_file_is_refused(
+    kind: str, published: PublishedSet, folder: Path, tmp_path: Path
+) -> None:
+    replaced(folder / "train-00000-of-00001.parquet", kind)
+    with pytest.raises(DataError, match=r"train-00000-of-00001\.parquet is no regular file"):
+        load(published, folder)
+    for layout in published.official:
+        for name in {*layout.train, *layout.test}:
+            replaced(tmp_path / name, kind)
+        with pytest.raises(DataError, match="is no regular file"):
+            load(published, tmp_path)
+        for name in {*layout.train, *layout.test}:
+            path = tmp_path / name
+            path.rmdir() if kind == "folder" else path.unlink()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_pipe_is_not_waited_for(kind: str, tmp_path: Path) -> None:
+    replaced(tmp_path / "x", kind)
+    with pytest.raises(DataError, match="cannot be read: it is no regular file"):
+        content_of(tmp_path / "x")
+    (tmp_path / "y").write_bytes(b"y")
+    (tmp_path / "link").symlink_to(tmp_path / "y")
+    assert content_of(tmp_path / "link") == b"y"
 
 
 def test_bad_label_is_found_in_its_file(published: PublishedSet, folder: Path) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from ppll.data.matlab import read_arrays
 from ppll.data.published import Part
 from ppll.data.svhn import read_matlab
 from ppll.errors import DataError
@@ -103,6 +106,55 @@ Y = np.array([[1], [2]], np.uint8)
 def test_what_is_wrong_is_named(tmp_path: Path, content: bytes, words: str) -> None:
     with pytest.raises(DataError, match=rf"train_32x32\.mat:? {words}"):
         read(tmp_path, content)
+
+
+def compressed(tag: bytes, num_zeros: int) -> bytes:
+    """A file whose one element is compressed, begins with ``tag``, and goes on with zeros."""
+    body = zlib.compress(tag + bytes(num_zeros))
+    return bytes(124) + b"\0\1IM" + struct.pack("<II", 15, len(body)) + body
+
+
+@pytest.mark.parametrize(
+    ("tag", "words"),
+    [
+        (struct.pack("<II", 14, 992), "its compressed part holds more than it announces"),
+        (bytes(8), "its compressed part holds more than it announces"),
+        (struct.pack("<HH", 1, 4) + bytes(4), "its compressed part holds more than it announces"),
+        (struct.pack("<II", 14, 1000), "it announces 1008 bytes, more than any variable has"),
+        (struct.pack("<II", 14, 2**32 - 1), "more than any variable has"),
+        (struct.pack("<II", 14, 10**8), "more than any variable has"),
+    ],
+)
+def test_a_bomb_is_not_inflated(tag: bytes, words: str, tmp_path: Path) -> None:
+    content = compressed(tag, 2**24)
+    assert len(content) < 20_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=words):
+            read_arrays(content, tmp_path / "bomb.mat", most_bytes=1000)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("most_bytes", [6208, 6207])
+def test_a_variable_may_be_as_large_as_the_bound(most_bytes: int, tmp_path: Path) -> None:
+    content, size = matlab(random_images(2), [1, 2]), 2 * 3 * 32 * 32 + 64
+    assert size == 6208
+    if most_bytes >= size:
+        assert read_arrays(content, tmp_path, most_bytes=most_bytes)["X"].shape == (32, 32, 3, 2)
+    else:
+        with pytest.raises(DataError, match=f"announces {size} bytes"):
+            read_arrays(content, tmp_path, most_bytes=most_bytes)
+
+
+def test_what_does_not_fit_into_memory_is_named(tmp_path: Path, monkeypatch) -> None:
+    def exhausted(*args: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("ppll.data.matlab._inflated", exhausted)
+    with pytest.raises(DataError, match=r"x\.mat does not fit into memory"):
+        read_arrays(matlab(random_images(1), [1]), tmp_path / "x.mat")
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:

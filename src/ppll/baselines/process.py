@@ -39,6 +39,7 @@ __all__ = [
     "log_path",
     "main",
     "open_page",
+    "run",
     "stacks_path",
 ]
 
@@ -58,6 +59,7 @@ class Assignment:
         keeps_weights: Whether the trained weights are reported.
         keeps_gradients: Whether the last batch's gradients are reported.
         fault: The failure that a test wants.
+        interface: The network interface over which the ranks talk; the loopback one without.
     """
 
     work: Workload
@@ -67,6 +69,7 @@ class Assignment:
     keeps_weights: bool = True
     keeps_gradients: bool = False
     fault: Fault | None = None
+    interface: str | None = None
 
 
 @dataclass
@@ -129,14 +132,15 @@ def main(assignment: Assignment, rank: int, result: Connection) -> None:
     with stacks_path(folder, rank).open("w", encoding="utf-8") as stacks:
         faulthandler.register(STACKS_SIGNAL, file=stacks, all_threads=True)
         try:
-            result.send(_run(assignment, rank, monitor))
+            result.send(run(assignment, rank, monitor))
         except BaseException as error:
             failure = Failure.of(error, rank, monitor.status, time.monotonic())
             result.send((failure, _is_aftermath(error)))
         _leave()
 
 
-def _run(assignment: Assignment, rank: int, monitor: Monitor) -> RankReport:
+def run(assignment: Assignment, rank: int, monitor: Monitor) -> RankReport:
+    """Carry out one rank in this process, and say what it measured."""
     report = RankReport(base_memory_bytes=_most_memory_bytes())
     with _group(assignment, rank):
         part = assignment.work.part(assignment.layout, rank)
@@ -193,11 +197,12 @@ def _runner(layout: Layout, part: Part, rank: int) -> Runner:
 
 @contextlib.contextmanager
 def _group(assignment: Assignment, rank: int) -> Iterator[None]:
-    """All ranks connected by gloo over the loopback interface, if there are several."""
+    """All ranks connected by gloo, if there are several."""
     if assignment.layout.num_ranks == 1:
         yield
         return
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
+    loopback = "lo0" if sys.platform == "darwin" else "lo"
+    os.environ["GLOO_SOCKET_IFNAME"] = assignment.interface or loopback
     dist.init_process_group(
         "gloo",
         init_method=f"file://{assignment.folder}/meeting",

@@ -203,7 +203,7 @@ class _RecipePart(Part):
     """One rank's chunks of a recipe's network, with the optimizer over all of them."""
 
     def __init__(self, work: RecipeWork, layout: Layout, rank: int) -> None:
-        recipe = work.recipe
+        recipe = work.recipe.without_overrides()
         torch.set_num_threads(recipe.train.threads_per_stage)
         torch.manual_seed(fold(recipe.train.seed, "baseline", rank) & 0xFFFFFFFF)
         self._work, self._layout = work, layout
@@ -211,10 +211,9 @@ class _RecipePart(Part):
         self._ranges = work.ranges(self._blueprint.network, layout)
         self.chunks = {index: self._chunk(index) for index in layout.chunks_of(rank)}
         self._parameters = [p for _, p in self._named_parameters() if p.requires_grad]
-        config = recipe.optimizer.model_copy(update={"blocks": {}})
         self._optimizer = None
         if self._parameters:
-            self._optimizer = build_optimizer(config, 0, self.chunks.values())
+            self._optimizer = build_optimizer(recipe.optimizer, 0, self.chunks.values())
         steps = self._blueprint.num_steps, self._blueprint.steps_per_epoch
         self._schedule = Schedule(recipe.schedule, *steps)
         self._loss = partial(cross_entropy, label_smoothing=recipe.train.label_smoothing)

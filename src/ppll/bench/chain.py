@@ -13,7 +13,7 @@ import secrets
 import tempfile
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -30,12 +30,20 @@ from ppll.channels.shared import SharedReceiveEnd, SharedSendEnd
 from ppll.ends import Ends, Waiting
 from ppll.fork_server import warm_up
 from ppll.message import FEATURES, TARGETS, Kind, Message
-from ppll.metrics import Counts
+from ppll.metrics import Counts, Tally
 from ppll.prefetch import Prefetcher
 from ppll.status import Monitor
 from ppll.worker import Worker, drain
 
-__all__ = ["BlockTimes", "Chain", "Footprint", "RankReport", "run_chain"]
+__all__ = [
+    "BlockTimes",
+    "Chain",
+    "Footprint",
+    "RankReport",
+    "chain_messages",
+    "run_chain",
+    "run_stage",
+]
 
 _CONNECT_TIMEOUT_S = 60.0
 _FLOAT_BYTES = torch.float32.itemsize
@@ -86,6 +94,11 @@ class Chain:
     def num_stages(self) -> int:
         """Number of processes."""
         return len(self.stages)
+
+    def layout(self, rank: int) -> SlotLayout:
+        """What a slot before a stage, not the first, must hold."""
+        payload_bytes = self.stages[rank - 1][-1].payload_bytes
+        return SlotLayout({FEATURES: payload_bytes, TARGETS: _BATCH * torch.int64.itemsize})
 
 
 @dataclass(frozen=True)
@@ -145,7 +158,6 @@ class SleepingBlock:
         self.index = index
         self.device = torch.device("cpu")
         self.counts = Counts(self.device)
-        self.take_training = self.counts.take
         self._times = times
         self._sleeper = sleeper
         self._features = torch.zeros(times.payload_bytes // _FLOAT_BYTES)
@@ -161,6 +173,10 @@ class SleepingBlock:
         """Take the time of a learning step."""
         self._sleeper(self._times.learn_s)
         return {}
+
+    def take_training(self) -> Tally:
+        """Nothing was counted."""
+        return self.counts.take()
 
     def evaluate(self) -> None:
         """Nothing is evaluated."""
@@ -235,44 +251,52 @@ def _gather(ends: list[Connection], timeout_s: float) -> list[RankReport]:
 
 def _run_rank(chain: Chain, rank: int, folder: Path, secret: bytes, result: Connection) -> None:
     torch.set_num_threads(1)
-    report = RankReport()
-    monitor = Monitor()
     with ExitStack() as stack:
-        inbox, outbox = _connect(chain, rank, folder, secret, stack.callback)
-        if chain.footprint_steps:
-            Footprint.now(0)  # the first look takes memory of its own
-        sleeper = Sleeper()
-        blocks = [SleepingBlock(i, times, sleeper) for i, times in enumerate(chain.stages[rank])]
-        ends = Ends(inbox, outbox)
-        worker = _Observed(chain, report, cast(list[Block], blocks), ends, monitor=monitor)
-        drain(worker.run())
-        report.busy_fraction = monitor.busy_fraction()
-        report.activity_s = {a.name.lower(): s for a, s in monitor.seconds.items()}
-        result.send(report)
+        result.send(run_stage(chain, rank, Ends(*_connect(chain, rank, folder, secret, stack))))
+
+
+def run_stage(chain: Chain, rank: int, ends: Ends) -> RankReport:
+    """Run one stage to its end, whatever its ends are.
+
+    Args:
+        chain: The pipeline.
+        rank: Which of its stages.
+        ends: Where messages come from and go to; the caller closes them.
+    """
+    report, monitor, sleeper = RankReport(), Monitor(), Sleeper()
+    if chain.footprint_steps:
+        Footprint.now(0)  # the first look takes memory of its own
+    blocks = [SleepingBlock(i, times, sleeper) for i, times in enumerate(chain.stages[rank])]
+    worker = _Observed(chain, report, cast(list[Block], blocks), ends, monitor=monitor)
+    drain(worker.run())
+    report.busy_fraction = monitor.busy_fraction()
+    report.activity_s = {a.name.lower(): s for a, s in monitor.seconds.items()}
+    return report
 
 
 def _connect(
-    chain: Chain, rank: int, folder: Path, secret: bytes, at_end: Callable[..., Any]
+    chain: Chain, rank: int, folder: Path, secret: bytes, stack: ExitStack
 ) -> tuple[Inbox, SendEnd | None]:
     """As ``ppll.rank`` does: listen, then connect, then accept."""
     receiver = outbox = None
     if rank > 0:
-        payload_bytes = chain.stages[rank - 1][-1].payload_bytes
-        layout = SlotLayout({FEATURES: payload_bytes, TARGETS: _BATCH * torch.int64.itemsize})
-        receiver = SharedReceiveEnd.listen(folder / str(rank), layout, chain.capacity, secret)
-        at_end(receiver.close)
+        receiver = SharedReceiveEnd.listen(
+            folder / str(rank), chain.layout(rank), chain.capacity, secret
+        )
+        stack.callback(receiver.close)
     if rank + 1 < chain.num_stages:
         outbox = SharedSendEnd.connect(folder / str(rank + 1), secret, _CONNECT_TIMEOUT_S)
-        at_end(outbox.close)
+        stack.callback(outbox.close)
     if receiver is not None:
         receiver.accept(_CONNECT_TIMEOUT_S)
         return receiver, outbox
-    loader = Prefetcher(_messages(chain), chain.capacity)
-    at_end(loader.close)
+    loader = Prefetcher(chain_messages(chain), chain.capacity)
+    stack.callback(loader.close)
     return loader, outbox
 
 
-def _messages(chain: Chain) -> Iterator[Message]:
+def chain_messages(chain: Chain) -> Iterator[Message]:
+    """What the first stage of a pipeline reads: training messages, then the stop."""
     tensors = {
         FEATURES: torch.zeros(1),
         TARGETS: torch.zeros(_BATCH, dtype=torch.int64),

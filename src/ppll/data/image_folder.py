@@ -145,7 +145,7 @@ def _decoded(parts: Mapping[str, _Folder], size: tuple[int, int], channels: int)
     images = [i for part in parts.values() for images in part.images.values() for i in images]
     try:
         version = metadata.version("pillow")  # Another one may decode a JPEG to other pixels.
-        recipe = f"size {size}, channels {channels}, pillow {version}"
+        recipe = f"8 bits, size {size}, channels {channels}, pillow {version}"
         sources = [recipe, *(image.state for image in images)]
         return cached("image-folder", sources, partial(_decode, parts, size, channels))
     except (metadata.PackageNotFoundError, ImportError):
@@ -178,19 +178,14 @@ def _room(number: int, channels: int, height: int, width: int) -> Pixels:
 
 
 def _decode_image(file: Path, size: tuple[int, int], channels: int) -> Pixels:
-    from ppll.data.images import decode_image
+    from ppll.data.images import check_depth, decode_image
 
     content = content_of(file)
     finish = partial(_fitted, size=size, mode="RGB" if channels == 3 else "L")
     try:
-        return decode_image(content, _FORMATS, _check_depth, finish)
+        return decode_image(content, _FORMATS, check_depth, finish)
     except DataError as error:
         raise DataError(f"the image {file} {error}") from None
-
-
-def _check_depth(image: Image.Image) -> None:
-    if image.mode[0] in "IF":
-        raise DataError(f"has more than 8 bits a channel ({image.mode}): convert it to 8.")
 
 
 def _fitted(image: Image.Image, size: tuple[int, int], mode: str) -> Image.Image:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageFile
 
 from ppll.errors import DataError
 
-__all__ = ["decode_image"]
+__all__ = ["check_depth", "decode_image"]
 
 
 def decode_image(
@@ -47,3 +48,21 @@ def decode_image(
     except Exception as error:  # what Pillow's decoders raise has no common type
         raise DataError(f"cannot be decoded ({type(error).__name__}: {error}).") from None
     return pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1)
+
+
+def check_depth(image: Image.Image) -> None:
+    """Refuse an image of more than 8 bits a channel, of which Pillow may keep the high ones only.
+
+    Raises:
+        DataError: It is such an image; the message is the end of a sentence as in ``decode_image``.
+    """
+    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
+    if image.mode[0] in "IF" or any(_is_deep(image.format, tile[3]) for tile in tiles):
+        raise DataError(f"has more than 8 bits a channel ({image.mode}): convert it to 8.")
+
+
+def _is_deep(form: str | None, stored: Any) -> bool:
+    """Whether pixels are stored so: a PNG as ``RGB;16B``, a PPM as RGB up to 65535."""
+    if form == "PPM":
+        return isinstance(stored, tuple) and stored[-1] > 255
+    return form == "PNG" and ";16" in stored

@@ -21,6 +21,9 @@ from ppll.errors import DataError
 __all__ = ["read_arrays"]
 
 _PIECE_BYTES: Final = 2**22
+_MOST_BYTES: Final = 2**31
+"""MATLAB writes no larger variable into a file of this level."""
+_TAG_BYTES: Final = 8
 _MATRIX: Final = 14
 _COMPRESSED: Final = 15
 _TYPES: Final = {
@@ -40,15 +43,18 @@ _CLASSES: Final = range(6, 16)
 """Dense arrays of numbers: double, single, and the integers."""
 
 
-def read_arrays(content: bytes, source: Path) -> dict[str, npt.NDArray[Any]]:
+def read_arrays(
+    content: bytes, source: Path, *, most_bytes: int = _MOST_BYTES
+) -> dict[str, npt.NDArray[Any]]:
     """Every array of numbers by its name, in the type in which it is stored.
 
     Args:
         content: The whole file.
         source: Where it comes from, for messages.
+        most_bytes: A compressed variable that holds more is refused.
 
     Raises:
-        DataError: It is damaged or another kind of file.
+        DataError: It is damaged, another kind of file, or larger than the memory.
     """
     if content[124:128] != b"\0\1IM":
         raise DataError(
@@ -60,22 +66,42 @@ def read_arrays(content: bytes, source: Path) -> dict[str, npt.NDArray[Any]]:
         while len(rest) > 0:
             kind, body, rest = _element(rest)
             if kind == _COMPRESSED:
-                kind, body, _ = _element(memoryview(_inflated(body, source)))
+                kind, body, _ = _element(_inflated(body, source, most_bytes))
             if kind == _MATRIX and (named := _array(body)) is not None:
                 name, array = named
                 arrays[name] = array
     except (struct.error, zlib.error, ValueError) as error:
         raise DataError(f"{source} is not a whole MATLAB file ({error}): fetch it again.") from None
+    except MemoryError:
+        raise DataError(f"{source} does not fit into memory.") from None
     return arrays
 
 
-def _inflated(body: memoryview, source: Path) -> bytes:
+def _inflated(body: memoryview, source: Path, most_bytes: int) -> memoryview:
+    """A compressed element; not much of it is inflated if it is larger than it may be."""
     pieces = [body[start : start + _PIECE_BYTES] for start in range(0, len(body), _PIECE_BYTES)]
     inflater = zlib.decompressobj()
-    content = b"".join([inflater.decompress(piece) for piece in counted(str(source), pieces)])
+    content, size = bytearray(), 0
+    for part in counted(str(source), pieces):
+        piece: memoryview | bytes = part
+        if not content:
+            content += inflater.decompress(piece, _TAG_BYTES)
+            size = _TAG_BYTES + _announced(content)
+            piece = inflater.unconsumed_tail
+            if size > most_bytes:
+                raise ValueError(f"it announces {size} bytes, more than any variable has")
+        content += inflater.decompress(piece, size + 1 - len(content))
+        if len(content) > size:
+            raise ValueError("its compressed part holds more than it announces")
     if not inflater.eof:
         raise ValueError("its compressed part ends too early")
-    return content
+    return memoryview(content)
+
+
+def _announced(tag: bytearray) -> int:
+    """Bytes that follow an element's tag; a small one lies in the tag itself."""
+    kind, size = struct.unpack("<II", tag)
+    return 0 if kind >> 16 else size + -size % 8
 
 
 def _element(data: memoryview) -> tuple[int, memoryview, memoryview]:

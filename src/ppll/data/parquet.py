@@ -16,7 +16,7 @@ import pyarrow.compute
 import pyarrow.parquet
 from PIL import Image
 
-from ppll.data.images import decode_image
+from ppll.data.images import check_depth, decode_image
 from ppll.data.progress import counted
 from ppll.data.published import ImageColumns, Labels, Part, Pixels, joined
 from ppll.errors import DataError
@@ -125,3 +125,4 @@ def _check_image(image: Image.Image, size: tuple[int, int]) -> None:
     if (image.mode, image.size) != ("RGB", size):
         found, allowed = (f"{width} x {height}" for width, height in (image.size, size))
         raise DataError(f"is {image.mode} of {found} pixels, allowed is RGB of {allowed}.")
+    check_depth(image)

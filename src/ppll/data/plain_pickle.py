@@ -116,7 +116,11 @@ def _extend(stack: Stack, taken: Stack) -> None:
 
 
 def _update(stack: Stack, taken: Stack) -> None:
-    stack[-1].update(zip(taken[::2], taken[1::2], strict=True))
+    keys = taken[::2]
+    # A tuple would be hashed, tuples within it and theirs: too deep, or for ever.
+    if not all(isinstance(key, str | int) for key in keys):
+        raise DataError("has a key of a dict that is neither text nor a whole number.")
+    stack[-1].update(zip(keys, taken[1::2], strict=True))
 
 
 def _make(stack: Stack, taken: Stack) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from ppll.durable import open_regular
 from ppll.errors import DataError
 
 __all__ = ["SPLITS", "ImageColumns", "Labels", "Layout", "Part", "Pixels", "PublishedSet"]
@@ -118,7 +119,8 @@ def content_of(file: Path) -> bytes:
         DataError: It cannot be read.
     """
     try:
-        return file.read_bytes()
+        with open_regular(file) as opened:
+            return opened.read()
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}.") from None
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,7 @@ def _find(above: Path, layout: Layout) -> Files | None:
         }
         missing = [name for name, files in found.items() if not files]
         if not missing:
+            _check_regular(itertools.chain(*found.values()))
             return {
                 split: [file for name in layout.names(split) for file in found[name]]
                 for split in SPLITS
@@ -89,6 +90,16 @@ def _find(above: Path, layout: Layout) -> Files | None:
         if len(missing) < len(found):
             raise DataError(f"{folder} has no {missing[0]}: put it beside the others.")
     return None
+
+
+def _check_regular(files: Iterable[Path]) -> None:
+    """Refuse what a reader would wait at for ever."""
+    for file in files:
+        if not file.is_file():
+            raise DataError(
+                f"{file} is no regular file but a folder, a pipe, a device or a link that leads to "
+                "no file: put the data set's own file there."
+            )
 
 
 def _nothing_found(published: PublishedSet, searched: Sequence[Path], also: str = "") -> DataError:

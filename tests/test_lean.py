@@ -1,0 +1,121 @@
+"""Features in fewer bytes at every cut: what is lost, and that no placement changes a bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import ppll
+from ppll.errors import WorkerError
+from ppll.lean import as_received, opened, packed, renamed
+from ppll.measuring import measure
+from ppll.testing import Fault
+from tests.faults import injected, recipe
+from tests.interleaving import digest, small_recipe, train_interleaved
+from tests.test_exits import said_by_training
+
+TYPES = ["bf16", "int8"]
+every_type = pytest.mark.parametrize("dtype", TYPES)
+every_shape = pytest.mark.parametrize("shape", [(5, 4, 6, 6), (5, 9, 8), (5, 12)])
+
+
+@every_shape
+def test_int8_is_off_by_half_a_step_at_most(shape: tuple[int, ...]) -> None:
+    features = torch.randn(shape) * torch.logspace(-3, 3, shape[1]).reshape(
+        1, -1, *[1] * (len(shape) - 2)
+    )
+    found = as_received(features, "int8")
+    where = {4: (2, 3), 3: (1,), 2: (1,)}[len(shape)]
+    step = features.abs().amax(where, keepdim=True) / 127
+    assert ((found - features).abs() <= 0.5001 * step).all()
+    assert found.dtype is torch.float32
+
+
+def test_bf16_rounds() -> None:
+    features = torch.randn(3, 4, 5, 5)
+    assert torch.equal(as_received(features, "bf16"), features.bfloat16().float())
+
+
+@every_type
+@every_shape
+def test_a_sample_does_not_depend_on_the_others(shape: tuple[int, ...], dtype: str) -> None:
+    features = torch.randn(shape) * torch.arange(1.0, 6).reshape(-1, *[1] * (len(shape) - 1))
+    alone = torch.cat([as_received(sample, dtype) for sample in features.split(1)])
+    assert torch.equal(as_received(features, dtype), alone)
+
+
+def test_nothing_but_zeros_stays_so() -> None:
+    assert torch.equal(as_received(torch.zeros(2, 3, 4, 4), "int8"), torch.zeros(2, 3, 4, 4))
+
+
+@every_type
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_so(value: float, dtype: str) -> None:
+    features = torch.ones(2, 3, 4, 4)
+    features[1, 2, 0, 0] = value
+    found = as_received(features, dtype)
+    assert not found[1, 2, 0, 0].isfinite()
+    assert torch.equal(found[0], torch.ones(3, 4, 4))
+
+
+@every_type
+def test_a_plan_counts_what_travels(dtype: str) -> None:
+    plain, lean = (
+        measure(recipe().with_settings(settings), repeats=1)
+        for settings in ([], [f"split.features_dtype={dtype}"])
+    )
+    share = {"bf16": 0.5, "int8": 0.25 + 1 / 64}[dtype]  # maps of 8 x 8
+    assert lean.layers[1].features_bytes == share * plain.layers[1].features_bytes
+    assert lean.recipe != plain.recipe
+
+
+def test_bytes_that_travel() -> None:
+    features = torch.randn(8, 16, 8, 8)
+    sizes = [sum(t.nbytes for t in packed(features, dtype).values()) for dtype in (None, *TYPES)]
+    assert sizes == [features.nbytes, features.nbytes // 2, features.nbytes // 4 + 8 * 16 * 4]
+
+
+def test_a_field_may_change_its_name() -> None:
+    fields = renamed(packed(torch.ones(2, 3), "int8"), "previous")
+    assert torch.equal(opened(fields, "int8")["previous"], torch.ones(2, 3))
+
+
+@every_type
+@pytest.mark.parametrize("network", ["resnet", "vit"])
+@pytest.mark.parametrize("method", ["dgl", "contsup", "sgr"])
+def test_the_same_bits_on_every_placement(method: str, network: str, dtype: str) -> None:
+    settings = [f"split.features_dtype={dtype}"]
+    if method == "contsup":
+        settings.append("method.context=R1E")
+    base = small_recipe(network, method)
+    lean = base.with_settings(settings)
+    digests = {digest(train_interleaved(lean, stages)) for stages in (1, 2, 4)}
+    assert len(digests) == 1
+    assert digests != {digest(train_interleaved(base.with_settings(settings[1:]), 1))}
+
+
+@pytest.mark.processes
+@every_type
+def test_real_processes_and_a_resumed_run_have_the_same_bits(tmp_path: Path, dtype: str) -> None:
+    lean = recipe().with_settings([f"split.features_dtype={dtype}", "method.name=manpp"])
+    one = ppll.Trainer(lean, out=tmp_path / "one").fit()
+    out = tmp_path / "broken"
+    with injected(Fault(1, 7)), pytest.raises(WorkerError):
+        ppll.Trainer(lean.with_settings(["runtime.stages=3"]), out=out).fit()
+    two = ppll.Trainer(lean.with_settings(["runtime.stages=2"]), out=out, resume=True).fit()
+    assert two.weights_sha256 == one.weights_sha256
+    assert two.exit_accuracy == one.exit_accuracy
+
+
+@every_type
+def test_exits_are_to_the_bit_what_training_said(tmp_path: Path, dtype: str) -> None:
+    lean = recipe().with_settings(
+        [f"split.features_dtype={dtype}", "method.name=contsup", "method.context=R1"]
+    )
+    ppll.Trainer(lean, out=tmp_path / "run").fit()
+    accuracies, losses = said_by_training(tmp_path / "run")
+    report = ppll.evaluate_exits(tmp_path / "run")
+    assert list(report.exit_accuracy) == accuracies
+    assert list(report.exit_loss) == losses
