@@ -317,7 +317,7 @@ def test_a_stage_in_this_process_that_hangs_is_ended(tmp_path: Path) -> None:
         injected(Fault(0, 5, how="hang")),
         pytest.raises(WorkerError, match=r"failed at step 5.*no progress for 1 s(.|\n)*strike"),
     ):
-        fit(tmp_path / "run")
+        fit(tmp_path / "run", "runtime.stall_timeout_s=1")
 
 
 def test_a_disk_that_is_too_small_is_found_before_anything_is_made(

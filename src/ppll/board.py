@@ -36,7 +36,9 @@ __all__ = ["Board"]
 _TURN_S: Final = 1.0
 _AGENT_TURN_S: Final = 0.5
 _AFTERMATH_S: Final = 2.5
-"""How long one whose neighbour is gone waits for the reason."""
+"""How long one whose neighbour is gone waits for the reason, before it looks who is silent."""
+_LONG_AFTERMATH_S: Final = 8.0
+"""The same on a machine that is so busy that several are."""
 _VERDICT, _END = "verdict", "end"
 
 
@@ -136,20 +138,26 @@ class Board:
     def _reason_of_aftermath(self) -> dict[str, Any]:
         """Why a neighbour is gone: what it says itself, or that it says nothing any more."""
         store = self._world.store.clone()
-        self._look(time.monotonic())  # Whoever is there will have moved when it looks again.
-        deadline = time.monotonic() + _AFTERMATH_S
-        while time.monotonic() < deadline:
+        begin_s = now_s = time.monotonic()
+        self._look(begin_s)
+        while now_s < begin_s + _LONG_AFTERMATH_S:
             if store.check([_VERDICT]):
                 found: dict[str, Any] = json.loads(store.get(_VERDICT))
                 return found
             time.sleep(0.05)
-        now_s = time.monotonic()
-        self._look(now_s)
-        others = {r: s for r, s in self._seen.items() if r != self._world.rank}
-        if not others:
-            return self._judge(1, "another process is gone, and none is known.")
-        rank = min(others, key=lambda r: others[r].changed_s)
-        return self._judge(1, self._silent(rank, "the process died", now_s))
+            now_s = time.monotonic()
+            self._look(now_s)
+            if now_s > begin_s + _AFTERMATH_S and len(self._silent_since(begin_s)) == 1:
+                break
+        silent = self._silent_since(begin_s)
+        if not silent:
+            return self._judge(1, "the channel to another process is closed, but all are there.")
+        return self._judge(1, self._about(silent[0], "the process died", now_s))
+
+    def _silent_since(self, begin_s: float) -> list[int]:
+        """Other processes whose entries have not changed since then, the oldest first."""
+        others = {r: s.changed_s for r, s in self._seen.items() if r != self._world.rank}
+        return sorted((r for r in others if others[r] <= begin_s), key=others.__getitem__)
 
     def _leave_by(self, verdict: dict[str, Any]) -> NoReturn:
         if not self._leaves.acquire(blocking=False):
@@ -226,16 +234,16 @@ class Board:
         silence_s = now_s - self._seen[rank].changed_s
         if silence_s > self._timeout_s:
             cause = f"no sign of life for {silence_s:.0f} s (runtime.stall_timeout_s)"
-            self._leave_by(self._judge(1, self._silent(rank, cause, now_s)))
+            self._leave_by(self._judge(1, self._about(rank, cause, now_s)))
         statuses = self._statuses()
         through = {r for r, s in enumerate(statuses) if s.activity is Activity.FINISH}
         stalled = find_stall(statuses, now_s, self._timeout_s, through=through)
         if stalled is not None:
             self._leave_by(
-                self._judge(1, self._silent(stalled, stall_cause(self._timeout_s), now_s))
+                self._judge(1, self._about(stalled, stall_cause(self._timeout_s), now_s))
             )
 
-    def _silent(self, rank: int, cause: str, now_s: float) -> str:
+    def _about(self, rank: int, cause: str, now_s: float) -> str:
         seen = self._seen[rank]
         detail = describe(self._statuses(), now_s)
         cause = f"{cause}, on host {seen.host}"
