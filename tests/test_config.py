@@ -118,7 +118,8 @@ def test_a_dump_with_all_that_was_not_given_reads_back() -> None:
 
 SWITCHES = {
     *("data.drop_last", "data.flip", "optimizer.nesterov", "optimizer.decay_all"),
-    *("train.deterministic", "train.compile"),
+    *("train.deterministic", "train.compile", "train.tf32", "train.channels_last"),
+    *("optimizer.fused", "track.tensorboard"),
 }
 KEYS = {f"{s}.{k}" for s, section in Recipe() for k in type(section).model_fields}
 

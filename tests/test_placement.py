@@ -135,7 +135,7 @@ def test_blocks_with_schedules_of_their_own_on_every_placement() -> None:
     runs = [train_interleaved(base, stages) for stages in (1, 2, 4)]
     assert len({digest(blocks) for blocks in runs}) == 1
     blueprint = blueprint_of(base, MadeUpBatches())
-    factors = [block.schedule.factor(1) for block in built_blocks(blueprint)]
+    factors = [block.updates.schedule.factor(1) for block in built_blocks(blueprint)]
     assert factors == [2 / 3, 2 / 3, 1 / 3, 2 / 3]
 
 

@@ -99,7 +99,11 @@ def rates(blueprint: Blueprint) -> list[tuple[float, float, float]]:
     """Of every block, the highest learning rate, and the shares of it in steps 1 and 15."""
     blocks = [blueprint.build_block(i, torch.device("cpu")) for i in range(blueprint.num_blocks)]
     return [
-        (b.optimizer.param_groups[0]["lr"], round(b.schedule.factor(1), 6), b.schedule.factor(15))
+        (
+            b.optimizer.param_groups[0]["lr"],
+            round(b.updates.schedule.factor(1), 6),
+            b.updates.schedule.factor(15),
+        )
         for b in blocks
     ]
 

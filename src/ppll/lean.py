@@ -40,7 +40,7 @@ def packed(features: Tensor, dtype: FeaturesType | None) -> dict[str, Tensor]:
     scale = values.abs().amax(_shared(values), keepdim=True) / _LARGEST
     # What is not finite makes its scale so, and comes out as what is not a number.
     steps = values / scale.masked_fill(scale == 0, 1)
-    whole = steps.round().nan_to_num().clamp(-_LARGEST, _LARGEST).to(torch.int8)
+    whole = steps.round_().nan_to_num_().clamp_(-_LARGEST, _LARGEST).to(torch.int8)
     return {FEATURES: whole, FEATURES + _SCALE: scale}
 
 
