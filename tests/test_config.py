@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -106,6 +107,25 @@ def test_settings_reach_options_and_overrides_and_the_last_one_counts() -> None:
     assert recipe.schedule.of_block(0).warmup_epochs == 2
     assert read_back(recipe) == recipe
     assert recipe.train.seed == 2
+
+
+@pytest.mark.parametrize("recipe", ["cifar10-resnet32-quick", "cifar10-vit-context-heads"])
+def test_another_method_has_none_of_the_options_of_the_one_before(recipe: str) -> None:
+    loaded = load_recipe(recipe, ["method.context=R1", "method.auxiliary_options.depth=1"])
+    assert loaded.method.options["context"] == "R1"
+    settings = ["method.exits=linear", "method.name=backprop"]
+    for other in (load_recipe(recipe, settings), loaded.with_settings(settings)):
+        assert other.method.model_dump(exclude_none=True) == {"name": "backprop", "exits": "linear"}
+    same = loaded.with_settings(["method.name=contsup"])
+    assert same.method == loaded.method
+
+
+def test_a_recipe_that_extends_another_may_have_another_method(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('extends = "cifar10-resnet32-quick"\n[method]\nname = "greedy"\n')
+    assert load_recipe(str(path)).method.model_dump(exclude_none=True) == {"name": "greedy"}
+    path.write_text('extends = "cifar10-resnet32-quick"\n[method]\ncontext = "R1"\n')
+    assert load_recipe(str(path)).method.auxiliary == "auglocal"
 
 
 def test_a_dump_with_all_that_was_not_given_reads_back() -> None:

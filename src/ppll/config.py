@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 import pydantic
 
 from ppll.errors import RecipeError, unknown_name
-from ppll.recipe_text import apply_setting, check_plain, shown, without_none, write_toml
+from ppll.recipe_text import apply_settings, check_plain, shown, without_none, write_toml
 from ppll.sections import (
     BlockOverride,
     CheckpointConfig,
@@ -120,12 +120,13 @@ class Recipe(Section):
     def with_settings(self, settings: Iterable[str]) -> Self:
         """A copy with ``SECTION.KEY=VALUE`` settings applied, as ``--set`` gives them.
 
+        Another ``method.name`` leaves no option of the method before.
+
         Raises:
             RecipeError: A setting cannot be read, or what comes out is not allowed.
         """
         tree = self.model_dump(mode="json", exclude_unset=True)
-        for setting in settings:
-            apply_setting(tree, setting)
+        apply_settings(tree, settings)
         return type(self).from_dict(tree)
 
     def without_overrides(self) -> Self:

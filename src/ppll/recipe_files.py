@@ -1,7 +1,7 @@
 """Recipes in files, and those that come with the package (no torch).
 
 A recipe may begin with ``extends = "OTHER"``, the name of a shipped recipe or a file beside it, and
-then gives only the keys that differ.
+then gives only the keys that differ. Another method has none of the options of the one before.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from ppll.config import Recipe
 from ppll.errors import RecipeError, unknown_name
-from ppll.recipe_text import apply_setting, read_toml
+from ppll.recipe_text import apply_settings, drop_other_method, read_toml
 
 __all__ = ["load_recipe", "shipped_recipes"]
 
@@ -34,8 +34,7 @@ def load_recipe(recipe: str | Path, settings: Iterable[str] = ()) -> Recipe:
         RecipeError: There is no such file or name, it is not TOML, or what it says cannot be.
     """
     tree = _recipe_tree(recipe)
-    for setting in settings:
-        apply_setting(tree, setting)
+    apply_settings(tree, settings)
     try:
         return Recipe.from_dict(tree)
     except RecipeError as error:
@@ -62,7 +61,10 @@ def _recipe_tree(recipe: str | Path, extended_by: tuple[str, ...] = ()) -> dict[
         )
     # A file is looked for beside the one that names it.
     other = str(Path(recipe).parent / base) if base.endswith(".toml") else base
-    return _merged(_recipe_tree(other, chain), tree)
+    below = _recipe_tree(other, chain)
+    if isinstance(tree.get("method"), dict) and "name" in tree["method"]:
+        drop_other_method(below, tree["method"]["name"])
+    return _merged(below, tree)
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -6,13 +6,21 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any, Final
 
 from ppll.errors import RecipeError
 
-__all__ = ["apply_setting", "check_plain", "read_toml", "shown", "without_none", "write_toml"]
+__all__ = [
+    "apply_settings",
+    "check_plain",
+    "drop_other_method",
+    "read_toml",
+    "shown",
+    "without_none",
+    "write_toml",
+]
 
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 _DEEPEST: Final = 16
@@ -86,7 +94,28 @@ def shown(value: Any) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
-def apply_setting(tree: dict[str, Any], setting: str) -> None:
+def drop_other_method(tree: dict[str, Any], name: object) -> None:
+    """Take a method's options out of a recipe's tree that is to have another method."""
+    method = tree.get("method")
+    if isinstance(method, dict) and method.get("name", name) != name:
+        del tree["method"]
+
+
+def apply_settings(tree: dict[str, Any], settings: Iterable[str]) -> None:
+    """Change keys of a recipe's tree; another method comes first and without the options of the
+    one before.
+
+    Raises:
+        RecipeError: A setting cannot be read, or names a key below a value.
+    """
+    for setting in sorted(settings, key=lambda s: s.partition("=")[0].strip() != "method.name"):
+        key, _, text = setting.partition("=")
+        if key.strip() == "method.name":
+            drop_other_method(tree, _value(text.strip(), setting))
+        _apply_setting(tree, setting)
+
+
+def _apply_setting(tree: dict[str, Any], setting: str) -> None:
     """Change one key of a recipe's tree as ``SECTION.KEY=VALUE`` says.
 
     A value is read as TOML, or taken as it is where it is none.
