@@ -128,9 +128,9 @@ class Board:
         self._signals.add(number)  # The board's thread tells the others.
         self.ends_early.set()
 
-    def _judge(self, code: int, message: str) -> dict[str, Any]:
+    def _judge(self, code: int, message: str, died: int | None = None) -> dict[str, Any]:
         """Write the verdict, unless there is one; the one that holds."""
-        verdict = json.dumps({"code": code, "message": message})
+        verdict = json.dumps({"code": code, "message": message, "died": died})
         found = self._world.store.clone().compare_set(_VERDICT, "", verdict)
         holding: dict[str, Any] = json.loads(found)
         return holding
@@ -152,7 +152,8 @@ class Board:
         silent = self._silent_since(begin_s)
         if not silent:
             return self._judge(1, "the channel to another process is closed, but all are there.")
-        return self._judge(1, self._about(silent[0], "the process died", now_s))
+        message = self._about(silent[0], "the process died", now_s)
+        return self._judge(1, message, died=silent[0])
 
     def _silent_since(self, begin_s: float) -> list[int]:
         """Other processes whose entries have not changed since then, the oldest first."""
@@ -162,13 +163,18 @@ class Board:
     def _leave_by(self, verdict: dict[str, Any]) -> NoReturn:
         if not self._leaves.acquire(blocking=False):
             threading.Event().wait()  # Another thread is about to end the process.
-        if self._world.speaks:
+        if self._is_read(verdict.get("died")):
             sys.stderr.write(verdict["message"] + "\n")
             sys.stderr.flush()
         if self._world.host_index == 0:
             # The store is this host's, and gone with its agent: the others are to read it first.
             time.sleep(_TURN_S + _AGENT_TURN_S)
         self._leave(verdict["code"])
+
+    def _is_read(self, died: int | None) -> bool:
+        """Whether people read what this process prints: the first of its host that is there."""
+        first = self._world.rank - self._world.local_rank
+        return self._world.local_rank == (1 if died == first else 0)
 
     def _leave(self, code: int) -> NoReturn:
         for folder in self.leftovers:
@@ -234,7 +240,7 @@ class Board:
         silence_s = now_s - self._seen[rank].changed_s
         if silence_s > self._timeout_s:
             cause = f"no sign of life for {silence_s:.0f} s (runtime.stall_timeout_s)"
-            self._leave_by(self._judge(1, self._about(rank, cause, now_s)))
+            self._leave_by(self._judge(1, self._about(rank, cause, now_s), died=rank))
         statuses = self._statuses()
         through = {r for r, s in enumerate(statuses) if s.activity is Activity.FINISH}
         stalled = find_stall(statuses, now_s, self._timeout_s, through=through)

@@ -125,5 +125,5 @@ class Hosts:
     @contextmanager
     def together(self) -> Iterator[None]:
         """Let all processes leave for what went wrong first; signals end the run for all."""
-        with self.board.ending_together(), self.board.hearing_signals():
+        with self.board.hearing_signals(), self.board.ending_together():
             yield
