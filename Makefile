@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test clean
+.PHONY: demo test test-slow clean
 
 demo: $(VENV)/ready
 	$(BIN)/ppll train digits-resnet --stages 4
@@ -13,7 +13,11 @@ test: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 -m "not processes and not slow"
+	$(BIN)/python -m pytest -m "processes and not slow"
+
+test-slow: $(VENV)/ready
+	$(BIN)/python -m pytest -m slow
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -45,6 +45,8 @@ def test_it_measures_everything_and_writes_it_down(tmp_path: Path) -> None:
     assert len({row["weights_sha256"] for row in ranks}) == 2
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.timeout(200)
 def test_a_part_that_fails_is_named_and_stops_no_other(tmp_path: Path) -> None:
     """No device is called so; the plans have no costs to read, and the tests are skipped."""

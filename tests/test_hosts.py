@@ -63,9 +63,15 @@ def test_two_hosts_train_to_the_bits_of_one(
 @pytest.mark.parametrize(
     ("how", "cause"),
     [
-        ("raise", r"15, in the learning step: .*InjectedFault: asked for"),
+        pytest.param(
+            "raise", r"15, in the learning step: .*InjectedFault: asked for", marks=pytest.mark.slow
+        ),
         ("kill", r"\d+, .*: the process died, on host \S+ \(10.77.0.2\)"),
-        ("hang", r"15, in the learning step: no progress for 8 s .*, on host \S+ \(10.77.0.2\)"),
+        pytest.param(
+            "hang",
+            r"15, in the learning step: no progress for 8 s .*, on host \S+ \(10.77.0.2\)",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_every_host_hears_who_failed_and_why(
@@ -109,6 +115,7 @@ def test_a_host_that_vanishes_is_named_and_the_others_go_on(
     assert weights(out) == on_one_host.weights_sha256, printed
 
 
+@pytest.mark.slow
 def test_a_link_that_comes_back_costs_time_only(
     two_hosts: Network, tmp_path: Path, on_one_host: ppll.Result
 ) -> None:

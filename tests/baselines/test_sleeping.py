@@ -109,6 +109,7 @@ def test_an_output_can_be_cut_off_its_graph() -> None:
     assert outputs.requires_grad
 
 
+@pytest.mark.slow  # a millisecond counts: for a machine that does nothing else
 def test_many_short_sleeps_take_no_longer_than_they_should() -> None:
     sleeper = Sleeper()
     taken = []
