@@ -154,10 +154,9 @@ def test_a_sender_that_leaves_without_closing_may_lose_what_came_last(
 ) -> None:
     start(peers.send_over_network, tmp_path, 3, "exit")
     receiver = reach(tmp_path, GroupReceiveEnd, 3)
-    arrived = []
+    arrived: list[int] = []
     with pytest.raises(ChannelClosed, match="the sender is gone"):
-        while True:
-            arrived.append(receiver.recv(WAIT_S).sequence)
+        arrived.extend(message.sequence for message in iter(lambda: receiver.recv(WAIT_S), None))
     assert arrived == list(range(len(arrived)))
     receiver.close()
 
