@@ -38,7 +38,7 @@ pytestmark = [
 needs_compiler = pytest.mark.skipif(
     missing_compiler() is not None, reason=f"no C++ compiler {missing_compiler()}"
 )
-slow = pytest.mark.timeout(600)
+patient = pytest.mark.timeout(600)
 """Torch calls the compiler some ten times, and a few seconds each."""
 
 
@@ -71,7 +71,8 @@ def trained(num_stages: int, **train: object) -> list[Block]:
     return blocks
 
 
-@slow
+@pytest.mark.slow
+@patient
 @needs_compiler
 @pytest.mark.usefixtures("settings")
 def test_any_placement_gives_the_same_bits() -> None:
@@ -88,7 +89,7 @@ def test_any_placement_gives_the_same_bits() -> None:
             assert torch.isfinite(a).all()
 
 
-@slow
+@patient
 @needs_compiler
 @pytest.mark.usefixtures("settings")
 def test_without_dropout_it_is_nearly_what_is_not_compiled() -> None:
@@ -101,7 +102,7 @@ def test_without_dropout_it_is_nearly_what_is_not_compiled() -> None:
     torch.testing.assert_close(*found)
 
 
-@slow
+@patient
 @needs_compiler
 @pytest.mark.usefixtures("settings")
 def test_a_shape_has_the_same_code_whatever_came_before() -> None:
@@ -146,7 +147,7 @@ def test_settings_hold_inside_only() -> None:
     assert after == before
 
 
-@slow
+@patient
 @needs_compiler
 @pytest.mark.processes
 def test_processes_and_one_process_end_alike(tmp_path: Path) -> None:
