@@ -26,6 +26,7 @@ from typing import Any
 from benchmarks.report import new_parser, write_report
 
 import ppll
+from ppll.sections import MethodConfig
 
 LOCAL, FINISH = "cifar10-resnet32-quick", "cifar10-resnet32-quick-finish"
 
@@ -37,20 +38,26 @@ def train(method: str, seed: int, share: float, num_steps: int) -> tuple[float, 
         run = Path(folder) / "local"
         seconds = 0.0
         if last < num_steps:
-            local = _fit(LOCAL, run, seed, num_steps - last, f"method.name={method}")
+            local = _fit(LOCAL, method, run, seed, num_steps - last)
             seconds += local.train_seconds
             if last == 0:
                 return local.test_accuracy or 0.0, seconds
-            end = _fit(FINISH, Path(folder) / "end", seed, last, f"model.weights={run}")
+            weights = f"model.weights={run}"
+            end = _fit(FINISH, "backprop", Path(folder) / "end", seed, last, weights)
         else:
-            end = _fit(LOCAL, run, seed, num_steps, "method.name=backprop")
+            end = _fit(LOCAL, "backprop", run, seed, num_steps)
         return end.test_accuracy or 0.0, seconds + end.train_seconds
 
 
-def _fit(recipe: str, out: Path, seed: int, num_steps: int, *settings: str) -> ppll.Result:
+def _fit(
+    recipe: str, method: str, out: Path, seed: int, num_steps: int, *settings: str
+) -> ppll.Result:
     # The steps bound the run, not the epochs.
     bounds = (f"train.seed={seed}", "train.epochs=10", f"train.max_steps={num_steps}")
-    return ppll.Trainer(ppll.load_recipe(recipe, [*settings, *bounds]), out=out).fit()
+    loaded = ppll.load_recipe(recipe, [*settings, *bounds])
+    # The method alone, without the options that the recipe gives its own.
+    loaded = loaded.model_copy(update={"method": MethodConfig(name=method)})
+    return ppll.Trainer(loaded, out=out).fit()
 
 
 def row(share: float, runs: list[tuple[float, float]]) -> dict[str, Any]:
