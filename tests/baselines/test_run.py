@@ -45,22 +45,30 @@ def emulate(system: str, *, timeout_s: float = 60.0, num_batches: int = 4) -> Ba
     )
 
 
-@pytest.mark.parametrize(
-    ("system", "ideal_s", "sent"),
-    [
-        ("backprop", 0.12, [0]),
-        ("ddp", 0.06, [PAYLOAD] * 2),
-        ("1f1b", 0.075, [PAYLOAD] * 2),
-        ("zero-bubble", 0.06 + 0.0025, [3 * PAYLOAD] * 2),
-    ],
-)
-def test_an_emulated_rival_takes_its_ideal_time_and_little_more(
+EMULATED = [
+    ("backprop", 0.12, [0]),
+    ("ddp", 0.06, [PAYLOAD] * 2),
+    ("1f1b", 0.075, [PAYLOAD] * 2),
+    ("zero-bubble", 0.06 + 0.0025, [3 * PAYLOAD] * 2),
+]
+
+
+@pytest.mark.parametrize(("system", "ideal_s", "sent"), EMULATED)
+def test_an_emulated_rival_is_no_faster_than_its_ideal(
     system: str, ideal_s: float, sent: list[int]
 ) -> None:
     result = emulate(system)
     assert len(result.seconds_per_batch) == 3
-    assert ideal_s - 0.001 < min(result.seconds_per_batch) < ideal_s + 0.05
+    assert min(result.seconds_per_batch) > ideal_s - 0.001
     assert list(result.bytes_sent) == sent
+
+
+@pytest.mark.slow  # for a machine that does nothing else
+@pytest.mark.parametrize(("system", "ideal_s", "sent"), EMULATED)
+def test_an_emulated_rival_takes_little_more_than_its_ideal(
+    system: str, ideal_s: float, sent: list[int]
+) -> None:
+    assert min(emulate(system).seconds_per_batch) < ideal_s + 0.05
 
 
 @pytest.mark.parametrize(
