@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -205,3 +206,20 @@ def test_on_one_host_no_port_is_open(tmp_path: Path) -> None:
     ppll.Trainer(recipe(stages=3), out=tmp_path / "run", watch=look).fit()
     assert len(found[0]) >= 4  # this process and three ranks
     assert not any(found[0].values())
+
+
+def test_a_script_without_a_guard_is_told_what_is_missing(tmp_path: Path) -> None:
+    script = tmp_path / "unguarded.py"
+    script.write_text(
+        "import ppll\n"
+        'recipe = {"data": {"name": "digits"}, "runtime": {"stages": 2}}\n'
+        "ppll.Trainer(recipe).fit()\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": tempfile.gettempdir()}
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, env=environment, cwd=tmp_path
+    )
+    assert done.returncode == 1
+    assert "found a run in it: put what trains below" in done.stderr
+    assert "already holds" not in done.stderr
+    assert len(list((tmp_path / "runs").iterdir())) == 1

@@ -79,7 +79,8 @@ class Hosts:
         """
         if out is None:
             raise UsageError(
-                "torchrun starts a run in a folder that all hosts are told: give --out."
+                "torchrun starts a run in a folder that all hosts are told: give --out "
+                "(Trainer(..., out=...) in Python)."
             )
         recipe = check_world(self._world, recipe, max_restarts)
         agree_on(self._world, recipe, Path(out))

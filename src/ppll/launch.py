@@ -251,7 +251,10 @@ class Launcher:
             return self._silent(0, f"the fork server is gone ({agent.error or 'it was killed'})")
         rank = next((r for r, code in codes.items() if code), 0)
         return self._silent(
-            rank, f"{_ending(codes.get(rank))} before it reached the launcher; see logs/"
+            rank,
+            f"{_ending(codes.get(rank))} before it reached the launcher; what it "
+            f"printed is above. A script that trains on several stages lies in a file and has "
+            f'`if __name__ == "__main__":` around what trains.',
         )
 
 

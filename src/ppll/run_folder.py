@@ -103,9 +103,10 @@ class RunFolder:
             RunFolderError: It does, or it is a file.
         """
         if self.path.exists() and not self._is_unused():
+            goes_on = ", go on with this run with --resume" if self.config.exists() else ""
             raise RunFolderError(
                 f"{self.path} already holds {'a run' if self.config.exists() else 'files'}: "
-                f"choose another folder with --out, or remove this one."
+                f"choose another folder with --out{goes_on}, or remove this one."
             )
 
     def _is_unused(self) -> bool:

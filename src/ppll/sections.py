@@ -163,7 +163,8 @@ class SplitConfig(Section):
             raise ValueError(f"split.cuts must ascend, found {list(self.cuts)}")
         if len(self.cuts) != self.blocks - 1:
             raise ValueError(
-                f"split.cuts makes {len(self.cuts) + 1} blocks, but split.blocks = {self.blocks}"
+                f"split.cuts makes {len(self.cuts) + 1} blocks, but split.blocks = {self.blocks}: "
+                f"set split.blocks = {len(self.cuts) + 1}, or give {self.blocks - 1} cut(s)"
             )
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -25,7 +26,7 @@ from ppll.data import Dataset, load_dataset, prepare
 from ppll.data.preparation import PreparedData, facts_of
 from ppll.data_facts import DataFacts
 from ppll.devices import check_devices
-from ppll.errors import Interrupted
+from ppll.errors import Interrupted, UsageError
 from ppll.first_values import put_back, skeleton_of
 from ppll.hosts import Hosts
 from ppll.interrupts import Interrupts
@@ -92,6 +93,7 @@ class Trainer:
         watch: Watcher | None = None,
         callbacks: Sequence[CallbackLike] = (),
     ) -> None:
+        _refuse_import()
         name = str(recipe) if isinstance(recipe, str | Path) else "run"
         self.recipe = _as_recipe(recipe, own_model=model is not None)
         self._own_network = None if model is None else Network.from_modules(model)
@@ -246,10 +248,22 @@ class Trainer:
     def _concluded(self, job: Job, result: Result, ends_early: bool) -> Result:
         """The result, with the trained values in the user's own network."""
         if ends_early and result.step < self.blueprint.num_steps:
-            raise Interrupted(f"interrupted at step {result.step}; saved in {job.folder.path}.")
+            raise Interrupted(
+                f"interrupted at step {result.step}; saved in {job.folder.path}. The same with "
+                f"--resume and this --out goes on (resume=True and out=... in Python)."
+            )
         if self._own_network is not None:
             put_back(step_folder(job.folder.checkpoints, result.step), self._own_network)
         return result
+
+
+def _refuse_import() -> None:
+    """Refuse a run in a process that a run has started and that imports the caller's script."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise UsageError(
+            "a stage's process imports the script that trains, and found a run in it: put what "
+            'trains below `if __name__ == "__main__":`.'
+        )
 
 
 def _resumes(folder: RunFolder, resume: bool) -> bool:
