@@ -24,6 +24,7 @@ def run(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.timeout(600)
 def test_it_measures_everything_and_writes_it_down(tmp_path: Path) -> None:

@@ -131,6 +131,7 @@ def test_a_link_that_comes_back_costs_time_only(
     assert weights(out) == on_one_host.weights_sha256
 
 
+@pytest.mark.slow
 def test_one_agent_s_sigterm_saves_and_ends_the_run_of_all(
     two_hosts: Network, tmp_path: Path, on_one_host: ppll.Result
 ) -> None:
@@ -147,7 +148,11 @@ def test_one_agent_s_sigterm_saves_and_ends_the_run_of_all(
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--set=optimizer.lr=0.01", "was started with another recipe than rank 0"),
+        pytest.param(
+            "--set=optimizer.lr=0.01",
+            "was started with another recipe than rank 0",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "--set=runtime.stages=3",
             "torchrun has started 2 processes, but runtime.stages = 3",
