@@ -177,9 +177,13 @@ class Board:
         return self._world.local_rank == (1 if died == first else 0)
 
     def _leave(self, code: int) -> NoReturn:
+        self.remove_leftovers()
+        os._exit(code)
+
+    def remove_leftovers(self) -> None:
+        """Remove the folders that this process made."""
         for folder in self.leftovers:
             shutil.rmtree(folder, ignore_errors=True)
-        os._exit(code)
 
     # --- the threads -----------------------------------------------------------------------
 
@@ -200,10 +204,9 @@ class Board:
             self.ends_early.set()
         if self._store.check([_VERDICT]):
             self._leave_by(json.loads(self._store.get(_VERDICT)))
-        if self._world.speaks:
-            now_s = time.monotonic()
-            self._look(now_s)
-            self._find_silence(now_s)
+        now_s = time.monotonic()
+        self._look(now_s)
+        self._find_silence(now_s)
 
     def _show(self) -> None:
         status, now_s = self.page.read(), time.monotonic()

@@ -112,13 +112,17 @@ class Hosts:
         """
         job = tell_job(self._world, job) if self.is_first else hear_job(self._world, job)
         folder = private_folder(self._world)
-        self.board.leftovers.append(folder)
+        if self._world.speaks:  # Who made it removes it.
+            self.board.leftovers.append(folder)
         job = dataclasses.replace(job, sockets=folder)
         rank, timeout_s = self._world.rank, job.recipe.runtime.stall_timeout_s
         monitor = injected_monitor(job.fault, job.generation, rank, self.board.monitor)
         self._world.gather("ready", True, timeout_s)
         origin_s = time.monotonic()  # The same moment on all clocks, but for what a message takes.
-        result = run_rank(job, rank, monitor, self.board.ends_early.is_set, self._world)
+        try:
+            result = run_rank(job, rank, monitor, self.board.ends_early.is_set, self._world)
+        finally:
+            self.board.remove_leftovers()
         result = dataclasses.replace(result, started_s=result.started_s - origin_s)
         found = self._world.gather("result", dataclasses.asdict(result), timeout_s)
         return job, [_RESULT.validate_python(entry) for entry in found]

@@ -217,7 +217,7 @@ class Trainer:
                 self._hosts.board.watch = self.watch
                 job = next_start(beginning, self._hosts.num_restarts)
                 job, results = self._hosts.carry_out(job)
-                ends_early = self._hosts.board.ends_early.is_set()
+                ends_early = True  # _concluded looks at how far it came
             else:
                 results, ends_early = self._launch(beginning)
         finally:
@@ -243,7 +243,8 @@ class Trainer:
         self._hosts.prove_folder(folder.path)
         job, results = self._hosts.carry_out(self._job(folder))
         result = merge_results(job, results, self.blueprint.num_blocks)
-        return self._concluded(job, result, self._hosts.board.ends_early.is_set())
+        # A run of several hosts that is not at its end was ended: the word may be late here.
+        return self._concluded(job, result, ends_early=True)
 
     def _concluded(self, job: Job, result: Result, ends_early: bool) -> Result:
         """The result, with the trained values in the user's own network."""
