@@ -118,6 +118,7 @@ class Network:
         command: Sequence[str],
         per_host: int,
         before: Sequence[str] = (),
+        options: Sequence[str] = (),
         num_hosts: int | None = None,
         **environment: str,
     ) -> subprocess.Popen[str]:
@@ -134,6 +135,7 @@ class Network:
             f"--rdzv-conf=is_host={int(host == 0)}",  # names tell nothing here
             f"--rdzv-id={self._name}",
             f"--local-addr={self.address(host)}",
+            *options,
             *("-m", *command),
             **environment,
         )

@@ -189,20 +189,69 @@ def children(pid: int) -> set[int]:
     return {int(child) for child in listed.read_text().split()}
 
 
-@pytest.fixture
-def agent_of_one_host(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """An agent without a network, whose run does not end by itself."""
-    process = subprocess.Popen(
+def torchrun_here(command: list[str], *options: str, **environment: str) -> subprocess.Popen[str]:
+    """An agent without a network, with two processes; what it prints comes through one pipe."""
+    return subprocess.Popen(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            "--nproc-per-node=2",
-            *("-m", *train(tmp_path / "run", "--set=train.epochs=100000")),
+            *("--nproc-per-node=2", *options, *command),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )
+
+
+def test_a_start_that_follows_a_failure_goes_on(tmp_path: Path, on_one_host: ppll.Result) -> None:
+    out = tmp_path / "run"
+    fault = Fault(1, 25, generation=0).to_environment()
+    agent = torchrun_here(["-m", *train(out)], "--max-restarts=1", **fault)
+    printed = agent.communicate(timeout=120)[0]
+    assert agent.returncode == 0, printed
+    assert weights(out) == on_one_host.weights_sha256
+    lines = (out / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["generation"] for line in lines] == [0, 1]
+    assert json.loads(lines[1])["step"] > 0
+
+
+def test_a_script_may_train_twice_and_leaves_nothing(tmp_path: Path) -> None:
+    script = tmp_path / "twice.py"
+    script.write_text(
+        "import sys, time, ppll\n"
+        f"settings = {[s.removeprefix('--set=') for s in RECIPE[1:]]} + ['train.max_steps=5']\n"
+        "for seed in (1, 2):\n"
+        "    each = [*settings, f'train.seed={seed}', 'runtime.stall_timeout_s=2']\n"
+        "    recipe = ppll.load_recipe('digits-resnet', each)\n"
+        f"    result = ppll.Trainer(recipe, out=f'{tmp_path}/{{seed}}').fit()\n"
+        "    print('hash', result.weights_sha256)\n"
+        "if sys.argv[1] == 'slow' and __import__('os').environ['RANK'] == '0':\n"
+        "    time.sleep(6)\n"
+    )
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    agent = torchrun_here([str(script), "slow"], TMPDIR=str(folder))
+    printed = agent.communicate(timeout=120)[0]
+    assert agent.returncode == 0, printed
+    found = re.findall(r"hash (\w+)", printed)
+    assert len(found) == 4
+    assert len(set(found)) == 2
+    assert not list(folder.glob("ppll-*"))
+
+
+@pytest.mark.slow
+def test_a_first_process_that_is_stopped_is_named(tmp_path: Path) -> None:
+    command = ["-m", *train(tmp_path / "run", "--set=runtime.stall_timeout_s=5")]
+    agent = torchrun_here(command, **Fault(0, 15, how="stop").to_environment())
+    printed = agent.communicate(timeout=120)[0]  # the agent waits 30 s before it kills
+    assert agent.returncode
+    assert re.search(r"rank 0 \(stage 0.*no sign of life for", printed), printed
+
+
+@pytest.fixture
+def agent_of_one_host(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """An agent without a network, whose run does not end by itself."""
+    process = torchrun_here(["-m", *train(tmp_path / "run", "--set=train.epochs=100000")])
     yield process
     process.kill()
     process.communicate()
@@ -222,12 +271,39 @@ def test_no_process_outlives_its_agent(
         time.sleep(0.05)
 
 
-def test_a_signal_ends_the_run_with_a_checkpoint_and_torchrun_s_restarts_are_its_own(
-    agent_of_one_host: subprocess.Popen[str], tmp_path: Path
+@pytest.mark.parametrize("whom", ["agent", "agent and processes"])
+def test_a_signal_ends_the_run_with_a_checkpoint(
+    whom: str, agent_of_one_host: subprocess.Popen[str], tmp_path: Path
 ) -> None:
+    """Processes of a control group get it from its sender and from the agent."""
     wait_for(tmp_path / "run/checkpoints/step-00000010/manifest.json")
-    agent_of_one_host.send_signal(signal.SIGINT)
+    ranks = children(agent_of_one_host.pid) if whom != "agent" else set()
+    agent_of_one_host.send_signal(signal.SIGTERM)
+    for rank in ranks:
+        os.kill(rank, signal.SIGTERM)
     printed = agent_of_one_host.communicate(timeout=60)[0]
     found = re.search(r"Interrupted: interrupted at step (\d+); saved in", printed)
     assert found, printed
     assert (tmp_path / f"run/checkpoints/step-{int(found[1]):08}/manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_agents_of_two_hosts_start_again_together(
+    two_hosts: Network, tmp_path: Path, on_one_host: ppll.Result
+) -> None:
+    fault = Fault(2, 25, generation=0).to_environment()
+    agents = [
+        two_hosts.agent(host, train(tmp_path / "run"), 2, options=["--max-restarts=2"], **fault)
+        for host in range(2)
+    ]
+    printed = outputs(agents)
+    assert [agent.returncode for agent in agents] == [0, 0], "\n".join(printed)
+    assert weights(tmp_path / "run") == on_one_host.weights_sha256
+
+
+@pytest.mark.slow
+def test_whose_rendezvous_is_gone_says_where_to_look(two_hosts: Network, tmp_path: Path) -> None:
+    """The only process of its host is killed, and with its agent goes the store."""
+    fault = Fault(0, 15, how="kill").to_environment()
+    printed = outputs(two_hosts.torchrun(train(tmp_path / "run"), 1, **fault))[1]
+    assert re.search(r"rank 0 .*the process died|what torchrun printed there", printed), printed

@@ -17,8 +17,9 @@ import pytest
 
 from ppll import study, study_process
 from ppll.cli import main
+from ppll.cli_study import study_recipes
 from ppll.config import Recipe
-from ppll.errors import RunFolderError
+from ppll.errors import RunFolderError, UsageError
 from ppll.run_folder import RunFolder
 from ppll.study_outcome import Outcome
 from ppll.study_picture import draw_picture
@@ -430,3 +431,9 @@ def test_a_study_mends_what_is_damaged(tmp_path: Path, monkeypatch, capsys) -> N
     assert run_here(monkeypatch, capsys, *args)[0] == 0
     after = json.loads((tmp_path / "study.json").read_text())["rows"]
     assert after[0]["runs"][0]["weights_sha256"] == before[0]["runs"][0]["weights_sha256"]
+
+
+def test_a_study_is_not_for_torchrun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
+    with pytest.raises(UsageError, match="run it without torchrun"):
+        study_recipes(["digits-resnet"], out=tmp_path / "study")

@@ -1,8 +1,9 @@
 """What the processes of several hosts know of each other while a run goes on.
 
 Every process puts its status on a board, once a second: the store of torchrun's agents. The first
-process of every host looks whether one has gone silent or stands still. Whoever finds out first why
-the run has to end writes the verdict, all leave by it, and each host's first process prints it.
+two processes of every host look whether one has gone silent or stands still; two, because the one
+that does may be the first. Whoever finds out first why the run has to end writes the verdict, all
+leave by it, and each host's first process that is there prints it.
 
 A process that torchrun started has no launcher of ours. So here it also watches the agent, and
 leaves when that is gone.
@@ -17,9 +18,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final, NoReturn
@@ -27,8 +27,9 @@ from typing import Any, Final, NoReturn
 from ppll.errors import ChannelClosed, Interrupted, UsageError
 from ppll.failure import Failure
 from ppll.launch import Watcher
-from ppll.stall import describe, find_stall, stall_cause
-from ppll.status import Activity, Monitor, Status, StatusPage
+from ppll.roster import Roster
+from ppll.stall import find_stall, stall_cause
+from ppll.status import Activity, Monitor, StatusPage
 from ppll.world import World
 
 __all__ = ["Board"]
@@ -39,17 +40,9 @@ _AFTERMATH_S: Final = 2.5
 """How long one whose neighbour is gone waits for the reason, before it looks who is silent."""
 _LONG_AFTERMATH_S: Final = 8.0
 """The same on a machine that is so busy that several are."""
+_AGAIN_S: Final = 3.0
+"""A signal that comes again so soon is the same: a terminal and the agent both pass it on."""
 _VERDICT, _END = "verdict", "end"
-
-
-@dataclass
-class _Seen:
-    """What was last read of a process."""
-
-    status: Status
-    host: str
-    beat: int = -1
-    changed_s: float = 0.0
 
 
 class Board:
@@ -68,10 +61,9 @@ class Board:
         self._world = world
         self._timeout_s = timeout_s
         self._store = world.store.clone()
-        self._seen: dict[int, _Seen] = {}
-        self._beat = 0
+        self._roster = Roster(world.rank, world.size, world.host_name)
         self._turned_s = time.monotonic()
-        self._signals: set[int] = set()
+        self._signalled_s: float | None = None
         self._closed = threading.Event()
         self._leaves = threading.Lock()
         self.leftovers: list[Path] = []
@@ -102,10 +94,7 @@ class Board:
 
     @contextmanager
     def hearing_signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM end the run with a checkpoint; one that comes again ends it at once.
-
-        The agent passes on what it gets, so each of the two may come once.
-        """
+        """SIGINT and SIGTERM end the run with a checkpoint; one some seconds later, at once."""
         numbers = (signal.SIGINT, signal.SIGTERM)
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -122,43 +111,51 @@ class Board:
         self._closed.set()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        if number in self._signals:
+        del number, frame
+        now_s = time.monotonic()
+        if self._signalled_s is None:
+            self._signalled_s = now_s  # The board's thread tells the others.
+            self.ends_early.set()
+        elif now_s > self._signalled_s + _AGAIN_S:
             self._leave(130)
-        self._signals.add(number)  # The board's thread tells the others.
-        self.ends_early.set()
 
     def _judge(self, code: int, message: str, died: int | None = None) -> dict[str, Any]:
         """Write the verdict, unless there is one; the one that holds."""
-        verdict = json.dumps({"code": code, "message": message, "died": died})
-        found = self._world.store.clone().compare_set(_VERDICT, "", verdict)
-        holding: dict[str, Any] = json.loads(found)
-        return holding
+        verdict: dict[str, Any] = {"code": code, "message": message, "died": died}
+        with suppress(RuntimeError):  # The store may be gone; then this one holds here.
+            found = self._world.store.clone().compare_set(_VERDICT, "", json.dumps(verdict))
+            verdict = json.loads(found)
+        return verdict
 
     def _reason_of_aftermath(self) -> dict[str, Any]:
         """Why a neighbour is gone: what it says itself, or that it says nothing any more."""
-        store = self._world.store.clone()
-        begin_s = now_s = time.monotonic()
-        self._look(begin_s)
+        begin_s = time.monotonic()
+        try:
+            return self._said_meanwhile(begin_s) or self._unsaid(begin_s)
+        except RuntimeError as error:
+            return _without_store(f": {error!s:.200}")
+
+    def _said_meanwhile(self, begin_s: float) -> dict[str, Any] | None:
+        """The verdict, if somebody writes one while the silent are told from the busy."""
+        store, now_s = self._world.store.clone(), begin_s
+        self._roster.look(store, begin_s)
         while now_s < begin_s + _LONG_AFTERMATH_S:
             if store.check([_VERDICT]):
                 found: dict[str, Any] = json.loads(store.get(_VERDICT))
                 return found
             time.sleep(0.05)
             now_s = time.monotonic()
-            self._look(now_s)
-            if now_s > begin_s + _AFTERMATH_S and len(self._silent_since(begin_s)) == 1:
+            self._roster.look(store, now_s)
+            if now_s > begin_s + _AFTERMATH_S and len(self._roster.silent_since(begin_s)) == 1:
                 break
-        silent = self._silent_since(begin_s)
+        return None
+
+    def _unsaid(self, begin_s: float) -> dict[str, Any]:
+        silent = self._roster.silent_since(begin_s)
         if not silent:
             return self._judge(1, "the channel to another process is closed, but all are there.")
-        message = self._about(silent[0], "the process died", now_s)
+        message = self._roster.about(silent[0], "the process died", time.monotonic())
         return self._judge(1, message, died=silent[0])
-
-    def _silent_since(self, begin_s: float) -> list[int]:
-        """Other processes whose entries have not changed since then, the oldest first."""
-        others = {r: s.changed_s for r, s in self._seen.items() if r != self._world.rank}
-        return sorted((r for r in others if others[r] <= begin_s), key=others.__getitem__)
 
     def _leave_by(self, verdict: dict[str, Any]) -> NoReturn:
         if not self._leaves.acquire(blocking=False):
@@ -178,6 +175,7 @@ class Board:
 
     def _leave(self, code: int) -> NoReturn:
         self.remove_leftovers()
+        sys.stdout.flush()
         os._exit(code)
 
     def remove_leftovers(self) -> None:
@@ -191,72 +189,41 @@ class Board:
         while not self._closed.is_set():
             try:
                 self._turn()
-            except Exception as error:  # torch's store raises what it likes
+            except RuntimeError as error:  # as torch's stores raise
                 self._lose_store(error)
+            if self.watch is not None and (statuses := self._roster.statuses()):
+                with self.ending_together():
+                    self.watch(statuses)
             self._turned_s = time.monotonic()
             self._closed.wait(_TURN_S)
 
     def _turn(self) -> None:
-        self._show()
-        if self._signals:
+        self._roster.show(self._store, self.page.read())
+        if self._signalled_s is not None:
             self._store.set(_END, "1")
         if self._store.check([_END]):
             self.ends_early.set()
         if self._store.check([_VERDICT]):
             self._leave_by(json.loads(self._store.get(_VERDICT)))
-        now_s = time.monotonic()
-        self._look(now_s)
-        self._find_silence(now_s)
-
-    def _show(self) -> None:
-        status, now_s = self.page.read(), time.monotonic()
-        self._beat += 1
-        entry = {
-            "beat": self._beat,
-            "host": self._world.host_name,
-            "clock_s": now_s,  # clocks of hosts differ
-            "status": [int(status.activity), *status[1:]],
-        }
-        self._store.set(f"page/{self._world.rank}", json.dumps(entry))
-
-    def _look(self, now_s: float) -> None:
-        keys = [f"page/{rank}" for rank in range(self._world.size)]
-        if not self._store.check(keys):
-            return
-        for rank, content in enumerate(self._store.multi_get(keys)):
-            entry = json.loads(content)
-            status = _by_this_clock(entry["status"], now_s - entry["clock_s"])
-            seen = self._seen.setdefault(rank, _Seen(status, entry["host"]))
-            if entry["beat"] != seen.beat:
-                seen.status, seen.beat, seen.changed_s = status, entry["beat"], now_s
-        if self.watch is not None:
-            self.watch(self._statuses())
-
-    def _statuses(self) -> Sequence[Status]:
-        return [self._seen[rank].status for rank in range(self._world.size)]
+        if self._world.local_rank < 2:
+            now_s = time.monotonic()
+            self._roster.look(self._store, now_s)
+            self._find_silence(now_s)
 
     def _find_silence(self, now_s: float) -> None:
         """End the run for a process that is silent or stands still."""
-        if not self._seen:
+        statuses = self._roster.statuses()
+        if not statuses:
             return
-        rank = min(self._seen, key=lambda r: self._seen[r].changed_s)
-        silence_s = now_s - self._seen[rank].changed_s
+        rank, silence_s = self._roster.most_silent(now_s)
         if silence_s > self._timeout_s:
             cause = f"no sign of life for {silence_s:.0f} s (runtime.stall_timeout_s)"
-            self._leave_by(self._judge(1, self._about(rank, cause, now_s), died=rank))
-        statuses = self._statuses()
+            self._leave_by(self._judge(1, self._roster.about(rank, cause, now_s), died=rank))
         through = {r for r, s in enumerate(statuses) if s.activity is Activity.FINISH}
         stalled = find_stall(statuses, now_s, self._timeout_s, through=through)
         if stalled is not None:
-            self._leave_by(
-                self._judge(1, self._about(stalled, stall_cause(self._timeout_s), now_s))
-            )
-
-    def _about(self, rank: int, cause: str, now_s: float) -> str:
-        seen = self._seen[rank]
-        detail = describe(self._statuses(), now_s)
-        cause = f"{cause}, on host {seen.host}"
-        return Failure.silent(rank, seen.status, now_s, cause, detail).message()
+            cause = stall_cause(self._timeout_s)
+            self._leave_by(self._judge(1, self._roster.about(stalled, cause, now_s)))
 
     def _watch_agent(self) -> None:
         """Leave when torchrun's agent is gone, or its store cannot be reached any more."""
@@ -271,12 +238,13 @@ class Board:
         if self._closed.is_set():
             return
         reason = f": {error!s:.200}" if error else f" for {self._timeout_s:g} s"
-        self._leave_by({"code": 1, "message": f"torchrun's store cannot be reached{reason}"})
+        self._leave_by(_without_store(reason))
 
 
-def _by_this_clock(fields: list[Any], ahead_s: float) -> Status:
-    """Another host's status, by the clock of this one, which is so many seconds ahead."""
-    activity, *rest = fields
-    status = Status(Activity(activity), *rest)
-    started_s = status.started_s and status.started_s + ahead_s
-    return status._replace(since=status.since + ahead_s, started_s=started_s)
+def _without_store(reason: str) -> dict[str, Any]:
+    """The verdict of a process that can ask nobody any more."""
+    message = (
+        f"torchrun's store cannot be reached{reason}\nThe host of the rendezvous or the link to it "
+        f"is gone, or its processes have ended: what torchrun printed there says more."
+    )
+    return {"code": 1, "message": message}

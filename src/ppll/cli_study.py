@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 
 from ppll.cli_options import Json, Settings, Stages, give_json
+from ppll.errors import UsageError
+from ppll.torchrun import started_by_torchrun
 
 if TYPE_CHECKING:
     from ppll.study_runs import StudyRun
@@ -52,6 +54,8 @@ def study_recipes(
 
     The same command goes on where it stopped; what is finished is not trained again.
     """
+    if started_by_torchrun():
+        raise UsageError("a study starts processes of its own: run it without torchrun.")
     from ppll.study import hold, train_all
     from ppll.study_runs import list_runs, split_methods
 

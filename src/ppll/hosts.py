@@ -23,6 +23,7 @@ from ppll.job import Job, RankResult
 from ppll.meeting import (
     agree_on,
     check_world,
+    count_starts,
     hear_facts,
     hear_job,
     private_folder,
@@ -30,6 +31,7 @@ from ppll.meeting import (
     tell_facts,
     tell_job,
 )
+from ppll.numerics import torch_as_new
 from ppll.rank import run_rank
 from ppll.testing import injected_monitor
 from ppll.world import World
@@ -66,11 +68,6 @@ class Hosts:
         """Whether this process begins the run and keeps its folder."""
         return self._world.rank == 0
 
-    @property
-    def num_restarts(self) -> int:
-        """How often torchrun has started the processes again after a failure."""
-        return self._world.num_restarts
-
     def agree(self, recipe: Recipe, out: str | Path | None, max_restarts: int) -> Recipe:
         """Make sure that all were asked for the same; the recipe on as many stages as processes.
 
@@ -85,6 +82,10 @@ class Hosts:
         recipe = check_world(self._world, recipe, max_restarts)
         agree_on(self._world, recipe, Path(out))
         return recipe
+
+    def count_starts(self, out: Path) -> int:
+        """How often torchrun has started this run before; for the first process, once a start."""
+        return count_starts(self._world, out)
 
     def share_facts(self, facts: DataFacts | None) -> DataFacts:
         """The first process's facts of the data, which gives them; the others hear them."""
@@ -115,17 +116,26 @@ class Hosts:
         if self._world.speaks:  # Who made it removes it.
             self.board.leftovers.append(folder)
         job = dataclasses.replace(job, sockets=folder)
-        rank, timeout_s = self._world.rank, job.recipe.runtime.stall_timeout_s
+        rank = self._world.rank
         monitor = injected_monitor(job.fault, job.generation, rank, self.board.monitor)
-        self._world.gather("ready", True, timeout_s)
+        self._world.gather("ready", True)
         origin_s = time.monotonic()  # The same moment on all clocks, but for what a message takes.
         try:
-            result = run_rank(job, rank, monitor, self.board.ends_early.is_set, self._world)
+            with torch_as_new():
+                result = run_rank(job, rank, monitor, self.board.ends_early.is_set, self._world)
         finally:
             self.board.remove_leftovers()
         result = dataclasses.replace(result, started_s=result.started_s - origin_s)
-        found = self._world.gather("result", dataclasses.asdict(result), timeout_s)
+        found = self._world.gather("result", dataclasses.asdict(result))
         return job, [_RESULT.validate_python(entry) for entry in found]
+
+    def part(self) -> None:
+        """The run is over for all when the first process has written what it came to."""
+        if self.is_first:
+            self._world.publish("over", True)
+        else:
+            self._world.read("over")
+        self.board.close()
 
     @contextmanager
     def together(self) -> Iterator[None]:

@@ -17,11 +17,13 @@ from ppll.config import Recipe
 from ppll.data_facts import DataFacts
 from ppll.errors import RecipeError, RunFolderError, UsageError
 from ppll.job import Job
+from ppll.run_folder import PROOF_NAME
 from ppll.world import World
 
 __all__ = [
     "agree_on",
     "check_world",
+    "count_starts",
     "hear_facts",
     "hear_job",
     "private_folder",
@@ -30,8 +32,6 @@ __all__ = [
     "tell_job",
 ]
 
-_PATIENCE_S: Final = 3600.0
-"""The first process may have to download data."""
 _SHORT_S: Final = 120.0
 _FACTS = pydantic.TypeAdapter(DataFacts)
 
@@ -83,7 +83,7 @@ def tell_facts(world: World, facts: DataFacts) -> None:
 
 def hear_facts(world: World) -> DataFacts:
     """What the first process says of the data."""
-    return _FACTS.validate_python(world.read("facts", _PATIENCE_S))
+    return _FACTS.validate_python(world.read("facts"))
 
 
 def prove_folder(world: World, run: Path) -> None:
@@ -92,13 +92,13 @@ def prove_folder(world: World, run: Path) -> None:
     Raises:
         RunFolderError: This one does not.
     """
-    proof = run / "meeting"
+    proof = run / PROOF_NAME
     if world.rank == 0:
         token = secrets.token_hex(16)
         proof.write_text(token, encoding="utf-8")
         world.publish("meeting", token)
     else:
-        token = world.read("meeting", _PATIENCE_S)
+        token = world.read("meeting")
         _check_proof(world, proof, token)
     world.gather("proved", True, _SHORT_S)
     if world.rank == 0:
@@ -130,25 +130,26 @@ def tell_job(world: World, job: Job) -> Job:
     assert job.claim is not None
     terms: dict[str, Any] = {
         "start_step": job.start_step,
+        "generation": job.generation,
         "claim": job.claim.token,
         "fresh": sorted(job.fresh),
         "keeps_optimizer": job.keeps_optimizer,
         "secret": secrets.token_hex(32),
     }
     world.publish("job", terms)
-    return _with_terms(job, world, terms)
+    return _with_terms(job, terms)
 
 
 def hear_job(world: World, job: Job) -> Job:
     """The job as the first process has begun it."""
-    return _with_terms(job, world, world.read("job", _PATIENCE_S))
+    return _with_terms(job, world.read("job"))
 
 
-def _with_terms(job: Job, world: World, terms: dict[str, Any]) -> Job:
+def _with_terms(job: Job, terms: dict[str, Any]) -> Job:
     return dataclasses.replace(
         job,
         start_step=terms["start_step"],
-        generation=world.num_restarts,
+        generation=terms["generation"],
         claim=Claim(job.folder.path, terms["claim"]),
         fresh=frozenset(terms["fresh"]),
         keeps_optimizer=terms["keeps_optimizer"],
@@ -156,9 +157,20 @@ def _with_terms(job: Job, world: World, terms: dict[str, Any]) -> Job:
     )
 
 
+def count_starts(world: World, out: Path) -> int:
+    """How often torchrun has started this run before; asked once a start, by the first process.
+
+    Agents count alike only the starts that follow a failure, and hosts that come or go make more.
+    """
+    counted: int = world.lasting.add(f"starts/{out.absolute()}", 1)
+    return counted - 1
+
+
 def private_folder(world: World) -> Path:
     """A folder in which the processes of this host meet; the first of them removes it."""
     key = f"folder/{world.host_index}"
-    if world.speaks:
-        world.publish(key, tempfile.mkdtemp(prefix="ppll-"))
-    return Path(world.read(key, _SHORT_S))
+    if not world.speaks:
+        return Path(world.read(key, _SHORT_S))
+    folder = tempfile.mkdtemp(prefix="ppll-")
+    world.publish(key, folder)
+    return Path(folder)

@@ -21,7 +21,10 @@ from ppll.errors import RecipeError, RunFolderError, first_problem
 from ppll.json_lines import read_rows
 from ppll.recipe_text import read_toml
 
-__all__ = ["RunFolder"]
+__all__ = ["PROOF_NAME", "RunFolder"]
+
+PROOF_NAME = "meeting"
+"""By which processes of several hosts find out that they see the same folder."""
 
 _FACTS = pydantic.TypeAdapter(DataFacts)
 _COUNTS = ("processor", "cpu_capability", "gpus")
@@ -114,7 +117,7 @@ class RunFolder:
         if not self.path.is_dir():
             return False
         parts = {self.checkpoints, self.logs, self.metric_parts}
-        left = [p for p in self.path.iterdir() if p.name != LOCK_NAME]
+        left = [p for p in self.path.iterdir() if p.name not in (LOCK_NAME, PROOF_NAME)]
         return all(p in parts and p.is_dir() and not any(p.iterdir()) for p in left)
 
     @classmethod

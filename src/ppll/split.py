@@ -240,14 +240,14 @@ def _sites(
     )
 
 
-def _with_memory(outline: BlockModules, device: torch.device, is_last: bool) -> BlockModules:
+def _with_memory(outline: BlockModules, device: torch.device, channels_last: bool) -> BlockModules:
     """The outline with copies of its layers, all on ``device`` and without values."""
     if isinstance(outline, Chain):
-        return Chain.of([_with_memory(segment, device, is_last) for segment in outline.segments])
+        return Chain.of([_with_memory(part, device, channels_last) for part in outline.segments])
     layers = tuple(
         Layer(layer.name, with_memory(copy.deepcopy(layer.module), device))
         for layer in outline.layers
     )
     auxiliary = outline.auxiliary and with_memory(outline.auxiliary, device)
     context = outline.context and with_memory(outline.context, device)
-    return BlockModules(layers, auxiliary, context, is_last)
+    return BlockModules(layers, auxiliary, context, channels_last)

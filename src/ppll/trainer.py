@@ -105,13 +105,16 @@ class Trainer:
         self.callbacks = check_callbacks(callbacks)
         if self.recipe.track.tensorboard:
             self.callbacks.append(TensorBoard())
+        self._generation = 0
         self._hosts: Hosts | None = None
         if started_by_torchrun():
             self._hosts = Hosts.join(self.recipe.runtime.stall_timeout_s)
         with self._together():
             if self._hosts is not None:
                 self.recipe = self._hosts.agree(self.recipe, out, max_restarts)
-                resume = resume or self._hosts.num_restarts > 0
+                # Another start of the same by torchrun follows a failure.
+                self._generation = self._hosts.count_starts(self._out) if self._is_first else 0
+                resume = resume or self._generation > 0
             self._resumes = self._is_first and _resumes(RunFolder(self._out.absolute()), resume)
             # What is quick to find out comes first: reading a data set may take a minute.
             check_devices(self.recipe)
@@ -206,35 +209,31 @@ class Trainer:
 
     def _carry_out(self, beginning: Beginning) -> Result:
         with followed(self.callbacks, beginning.job.folder, self.recipe) as run:
-            job, run.result, ends_early = self._run(beginning)
-        return self._concluded(job, run.result, ends_early)
+            job, run.result = self._run(beginning)
+        return self._concluded(job, run.result)
 
-    def _run(self, beginning: Beginning) -> tuple[Job, Result, bool]:
-        """The job as it was carried out, what came of it, and whether a signal ended it early."""
+    def _run(self, beginning: Beginning) -> tuple[Job, Result]:
+        """The job as it was carried out, and what came of it."""
         job, folder = beginning.job, beginning.job.folder
         try:
             if self._hosts is not None:
                 self._hosts.board.watch = self.watch
-                job = next_start(beginning, self._hosts.num_restarts)
-                job, results = self._hosts.carry_out(job)
-                ends_early = True  # _concluded looks at how far it came
+                job, results = self._hosts.carry_out(next_start(beginning, self._generation))
             else:
-                results, ends_early = self._launch(beginning)
+                results = self._launch(beginning)
         finally:
             merge_metrics(folder.metric_parts, folder.metrics)
             merge_timeline(folder.traces, folder.timeline)
         result = merge_results(job, results, self.blueprint.num_blocks)
         if results[0].samples or not folder.result.exists():  # else it was only looked at again
             folder.write_result(dataclasses.asdict(result))
-        return job, result, ends_early
+        return job, result
 
-    def _launch(self, beginning: Beginning) -> tuple[list[RankResult], bool]:
-        """Carry out all stages; what they came to, and whether a signal ended them early."""
+    def _launch(self, beginning: Beginning) -> list[RankResult]:
         # A run in this process is ended by the second signal, if the first does not suffice.
         stays_here = beginning.job.num_stages == 1 and not self._max_restarts
         with Interrupts(most=1 if stays_here else None) as interrupts:
-            results = run_with_restarts(beginning, interrupts, self.watch, self._max_restarts)
-            return results, interrupts.ends_early
+            return run_with_restarts(beginning, interrupts, self.watch, self._max_restarts)
 
     def _follow(self) -> Result:
         """Carry out a stage of the run that the first process begins."""
@@ -242,13 +241,13 @@ class Trainer:
         folder = RunFolder(self._out.absolute())
         self._hosts.prove_folder(folder.path)
         job, results = self._hosts.carry_out(self._job(folder))
-        result = merge_results(job, results, self.blueprint.num_blocks)
-        # A run of several hosts that is not at its end was ended: the word may be late here.
-        return self._concluded(job, result, ends_early=True)
+        return self._concluded(job, merge_results(job, results, self.blueprint.num_blocks))
 
-    def _concluded(self, job: Job, result: Result, ends_early: bool) -> Result:
+    def _concluded(self, job: Job, result: Result) -> Result:
         """The result, with the trained values in the user's own network."""
-        if ends_early and result.step < self.blueprint.num_steps:
+        if self._hosts is not None:
+            self._hosts.part()
+        if result.step < self.blueprint.num_steps:  # A run ends before only if a signal came.
             raise Interrupted(
                 f"interrupted at step {result.step}; saved in {job.folder.path}. The same with "
                 f"--resume and this --out goes on (resume=True and out=... in Python)."

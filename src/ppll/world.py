@@ -7,12 +7,16 @@ nothing that comes from another host is ever unpickled.
 from __future__ import annotations
 
 import json
+import math
 import os
+import secrets
 import socket
+import time
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final, Self
 
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from ppll.errors import ChannelError, ChannelTimeout
@@ -20,6 +24,7 @@ from ppll.errors import ChannelError, ChannelTimeout
 __all__ = ["World"]
 
 _JOIN_TIMEOUT_S: Final = 60.0
+_TURN_S: Final = 0.05
 
 
 @dataclass(frozen=True)
@@ -34,9 +39,9 @@ class World:
         host_index: Position of this host.
         host_name: What its users call it, with the address that the others reach it by.
         address: That address.
-        num_restarts: How often the agents have started all processes again.
-        store: What all processes can reach, a ``torch.distributed.Store``. One thread's wait keeps
-            others waiting, so each has a clone.
+        store: What all processes of this start can reach, a ``torch.distributed.Store``. One
+            thread's wait keeps others waiting, so each has a clone.
+        lasting: The same without a name for this start: what earlier ones left is there, too.
     """
 
     rank: int
@@ -46,8 +51,8 @@ class World:
     host_index: int
     host_name: str
     address: str
-    num_restarts: int
     store: Any = field(repr=False)
+    lasting: Any = field(repr=False)
 
     @classmethod
     def join(cls) -> Self:
@@ -59,8 +64,9 @@ class World:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         try:
             timeout = timedelta(seconds=_JOIN_TIMEOUT_S)
-            store, rank, size = next(rendezvous("env://", timeout=timeout))
+            lasting, rank, size = next(rendezvous("env://", timeout=timeout))
             address = _address_towards(host, port)
+            store = PrefixStore(_name_of_start(lasting, rank, size), lasting)
         except (OSError, RuntimeError, ValueError) as error:
             raise ChannelError(f"cannot reach torchrun's store at {host}:{port}: {error}") from None
         return cls(
@@ -71,8 +77,8 @@ class World:
             host_index=int(os.environ["GROUP_RANK"]),
             host_name=f"{socket.gethostname()} ({address})",
             address=address,
-            num_restarts=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
             store=store,
+            lasting=lasting,
         )
 
     @property
@@ -89,21 +95,22 @@ class World:
         """Tell all processes something that JSON can hold."""
         self.store.set(key, json.dumps(value))
 
-    def read(self, key: str, timeout_s: float) -> Any:
+    def read(self, key: str, timeout_s: float = math.inf) -> Any:
         """What some process publishes under a name; wait until it does.
+
+        Signals are heard meanwhile.
 
         Raises:
             ChannelTimeout: It did not in time.
         """
-        try:
-            self.store.wait([key], timedelta(seconds=timeout_s))
-        except RuntimeError as error:
-            raise ChannelTimeout(
-                f"waited {timeout_s:g} s for {key!r} of another process: {error!s:.200}"
-            ) from None
+        deadline = time.monotonic() + timeout_s
+        while not self.store.check([key]):
+            if time.monotonic() > deadline:
+                raise ChannelTimeout(f"waited {timeout_s:g} s for {key!r} of another process.")
+            time.sleep(_TURN_S)
         return json.loads(self.store.get(key))
 
-    def gather(self, name: str, value: Any, timeout_s: float) -> list[Any]:
+    def gather(self, name: str, value: Any, timeout_s: float = math.inf) -> list[Any]:
         """Tell all processes something, and hear it from each of them, in order of rank.
 
         Raises:
@@ -120,3 +127,46 @@ def _address_towards(host: str, port: int) -> str:
         probe.connect(target)  # Nothing is sent.
         found: str = probe.getsockname()[0]
         return found
+
+
+def _name_of_start(store: Any, rank: int, size: int) -> str:
+    """A name that all processes of this start know and no earlier start has had.
+
+    The agents' store outlives a start and what it wrote, so every process shows a fresh token; the
+    first names the start and lists the tokens that it saw, until each finds its own.
+    """
+    mine, deadline = secrets.token_hex(8), time.monotonic() + _JOIN_TIMEOUT_S
+    store.set(f"hello/{rank}", mine)
+    while time.monotonic() < deadline:
+        if rank == 0 and (name := _named_by_first(store, size)) is not None:
+            return name
+        if rank > 0 and (name := _found_by_other(store, rank, mine)) is not None:
+            return name
+        time.sleep(_TURN_S)
+    raise RuntimeError(f"not all {size} processes came within {_JOIN_TIMEOUT_S:g} s")
+
+
+def _named_by_first(store: Any, size: int) -> str | None:
+    """Name the start; none while a process has not found itself in it."""
+    hellos = [f"hello/{rank}" for rank in range(size)]
+    if not store.check(hellos):
+        return None
+    tokens = [token.decode() for token in store.multi_get(hellos)]
+    name = "-".join(tokens)
+    store.set("start", json.dumps({"name": name, "tokens": tokens}))
+    if not store.check([f"{name}/found/{rank}" for rank in range(1, size)]):
+        return None
+    store.set(f"{name}/begun", "1")
+    return name
+
+
+def _found_by_other(store: Any, rank: int, mine: str) -> str | None:
+    """The start's name, if this process is in it and the first knows that all are."""
+    if not store.check(["start"]):
+        return None
+    start = json.loads(store.get("start"))
+    name: str = start["name"]
+    if len(start["tokens"]) <= rank or start["tokens"][rank] != mine:
+        return None
+    store.set(f"{name}/found/{rank}", "1")
+    return name if store.check([f"{name}/begun"]) else None

@@ -17,7 +17,7 @@ from ppll.channels.group_link import RECEIVER, SENDER, GroupLink
 from ppll.channels.header import HEADER_BYTES, pack_header
 from ppll.channels.layout import layout_of
 from ppll.channels.process_group import GroupReceiveEnd, GroupSendEnd
-from ppll.errors import ChannelClosed, ChannelTimeout, ProtocolError
+from ppll.errors import ChannelClosed, ChannelError, ChannelTimeout, ProtocolError
 from ppll.message import Kind, Message
 from tests.channels import peers
 from tests.channels.conftest import Start
@@ -69,6 +69,16 @@ def test_what_is_no_message_is_an_error(
     link, end = link_to_receiver
     link.send(content, 0)
     with pytest.raises(ProtocolError, match=message):
+        end.recv(WAIT_S)
+
+
+def test_memory_that_is_not_there_is_an_error(
+    link_to_receiver: tuple[GroupLink, GroupReceiveEnd], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ppll.channels.memory.available_memory_bytes", lambda: 1000)
+    link, end = link_to_receiver
+    link.send(header(rows=4000, own_memory=True), 0)
+    with pytest.raises(ChannelError, match="cannot reserve"):
         end.recv(WAIT_S)
 
 

@@ -54,6 +54,8 @@ class GroupLink:
         self._works: deque[Work] = deque(maxlen=256)  # keeps what is being sent alive
         self.changed = threading.Event()
         self.is_gone = False
+        self.error: ChannelError | None = None
+        """Why this end cannot go on, where it is not that the other has gone."""
         self._thread: threading.Thread | None = None
         store = PrefixStore(name, store)
         _meet(store, name, rank, timeout_s)
@@ -106,9 +108,13 @@ class GroupLink:
             self._thread.join(_LEAVE_S)
 
     def _hear_all(self, hear: Callable[[], None]) -> None:
-        with contextlib.suppress(RuntimeError, ChannelClosed):
+        try:
             while True:
                 hear()
+        except (RuntimeError, ChannelClosed):
+            pass
+        except ChannelError as error:
+            self.error = error
         self.is_gone = True
         self.changed.set()
 

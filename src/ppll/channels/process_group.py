@@ -178,7 +178,6 @@ class GroupReceiveEnd(ReceiveEnd):
         self._poison = poison
         self._arrived: deque[tuple[Header, Slots, int]] = deque()
         self._places: deque[tuple[Slots, int]] = deque()  # of the messages in use, oldest first
-        self._error: ProtocolError | None = None
         self._num_heard = self._num_filled = 0
         self._open = True
         self._group = GroupLink(store, name, RECEIVER, address, timeout_s)
@@ -202,12 +201,8 @@ class GroupReceiveEnd(ReceiveEnd):
             raise ChannelClosed("the sender closes.")
         buffer.zero_()
         self._posted.append(self._group.post(buffer, _HEADER))
-        try:
-            header = unpack_header(memoryview(packed))
-            self._check(header)
-        except ProtocolError as error:
-            self._error = error
-            raise ChannelClosed("what came is no message.") from None
+        header = unpack_header(memoryview(packed))
+        self._check(header)
         self._arrived.append((header, *self._tensors_of(header)))
         self._group.changed.set()
 
@@ -243,8 +238,8 @@ class GroupReceiveEnd(ReceiveEnd):
         if not self._open:
             raise ChannelClosed(_THIS_CLOSED)
         is_gone = self._group.is_gone  # asked first: what came before it is there by now
-        if not self._arrived and self._error is not None:
-            raise self._error
+        if not self._arrived and self._group.error is not None:
+            raise self._group.error
         if not self._arrived and is_gone:
             raise ChannelClosed("the sender is gone.")
         return bool(self._arrived)
@@ -253,9 +248,8 @@ class GroupReceiveEnd(ReceiveEnd):
         self._group.wait_for_change(timeout_s)
 
     def _take(self) -> Message:
-        header, slots, index = self._arrived[0]
+        header, slots, index = self._arrived.popleft()
         self._places.append((slots, index))
-        self._arrived.popleft()
         return header.message(slots.read(index, header.layout))
 
     def _give_back(self) -> None:
