@@ -139,7 +139,7 @@ def test_a_dump_with_all_that_was_not_given_reads_back() -> None:
 SWITCHES = {
     *("data.drop_last", "data.flip", "optimizer.nesterov", "optimizer.decay_all"),
     *("train.deterministic", "train.compile", "train.tf32", "train.channels_last"),
-    *("optimizer.fused", "track.tensorboard"),
+    *("optimizer.fused", "track.tensorboard", "train.cuda_graphs", "runtime.concurrent_blocks"),
 }
 KEYS = {f"{s}.{k}" for s, section in Recipe() for k in type(section).model_fields}
 
@@ -154,6 +154,7 @@ def test_true_is_no_number(key: str, value: str) -> None:
 @pytest.mark.parametrize("key", sorted(SWITCHES))
 def test_a_switch_is_true_or_false(key: str) -> None:
     fixed = {"train.deterministic": "true", "train.compile": "false"}
+    fixed |= {"runtime.concurrent_blocks": "false"}
     for value in {fixed[key]} if key in fixed else ("true", "false"):
         section, _, name = key.partition(".")
         recipe = Recipe().with_settings([f"{key}={value}"])

@@ -14,8 +14,9 @@ from ppll.metrics import Counts, MetricsFile, Tally, cut_back, merge_metrics
 def test_counts_are_means_over_samples_of_unequal_batches() -> None:
     counts = Counts(torch.device("cpu"))
     logits = torch.eye(3)
-    counts.add(torch.tensor(1.0), logits, torch.tensor([0, 1, 2]))
-    counts.add(torch.tensor(5.0), logits[:1], torch.tensor([2]))
+    for loss, targets in ((1.0, torch.tensor([0, 1, 2])), (5.0, torch.tensor([2]))):
+        counts.add(torch.tensor(loss), logits[: len(targets)], targets)
+        counts.count(targets)
     assert counts.take() == Tally(samples=4, loss=pytest.approx(2.0), accuracy=0.75)
     empty = counts.take()
     assert (empty.samples, math.isnan(empty.loss), math.isnan(empty.accuracy)) == (0, True, True)
@@ -24,6 +25,7 @@ def test_counts_are_means_over_samples_of_unequal_batches() -> None:
 def test_batches_that_were_not_learned_from_count_apart() -> None:
     counts = Counts(torch.device("cpu"))
     counts.add(torch.tensor(1.0), torch.eye(2), torch.tensor([0, 1]))
+    counts.count(torch.tensor([0, 1]))
     counts.skip(torch.tensor([0, 1, 1]))
     assert counts.take() == Tally(samples=2, loss=1.0, accuracy=1.0, skipped=3)
     assert counts.take().skipped == 0

@@ -32,13 +32,13 @@ from ppll.randomness import fold
 from ppll.slow import SlowParameters
 from ppll.updates import Updates
 
-__all__ = ["Block", "NonFiniteLoss", "OnNonFinite"]
+__all__ = ["Block", "NonFiniteLoss", "OnNonFinite", "Passage"]
 
 _FORWARD, _LEARN, _EVALUATE = range(3)
 
 
 @dataclass(frozen=True, slots=True)
-class _Passage:
+class Passage:
     """What a block remembers of a message between its forward and its learning step."""
 
     message: Message
@@ -114,8 +114,12 @@ class Block:
         self._features_type = features_type
         self._random_key = fold(seed, "block", site.block_index)
         self._training: bool | None = None
-        self._passage: _Passage | None = None
+        self._passage: Passage | None = None
         self._skips_batch = False
+
+    def has_recorded(self, message: Message) -> bool:  # noqa: ARG002
+        """Whether the block only replays what it does with messages such as this one."""
+        return False
 
     @property
     def index(self) -> int:
@@ -140,23 +144,29 @@ class Block:
         """
         trains = message.kind is Kind.TRAIN
         self._set_mode(training=trains)
-        received = opened(message.tensors, self._features_type)
-        inputs, version = received[FEATURES], message.features._version
         if trains and message.part == 0:
             self._skips_batch = False
-            self.updates.begin()
+            self.updates.begin(message.step)
+        self._seed(_FORWARD if trains else _EVALUATE, message)
+        self._passage, fields = self._forward(message)
+        return message.with_tensors(**fields)
+
+    def _forward(self, message: Message) -> tuple[Passage, dict[str, Tensor]]:
+        """What a forward does on the device: the passage, and the fields that leave."""
+        trains = message.kind is Kind.TRAIN
+        received = opened(message.tensors, self._features_type)
+        inputs, version = received[FEATURES], message.features._version
         if trains and self.method.needs_input_gradient:
             inputs = inputs.view_as(inputs).requires_grad_()
-        self._seed(_FORWARD if trains else _EVALUATE, message)
         weights = nullcontext() if trains else self._evaluated_weights()
         with torch.set_grad_enabled(trains), weights, self._autocast(), self._attention():
             # Evaluation is not compiled: a network that is loaded must compute alike.
             compute = self._compute if trains else _compute
             features = compute(self.modules, inputs, received)
-        self._passage = _Passage(message, inputs, features, version, features._version)
-        self._refuse_in_place(self._passage)
+        passage = Passage(message, inputs, features, version, features._version)
+        self._refuse_in_place(passage)
         carried = renamed(message.tensors, PREVIOUS) if self.method.carries_input else {}
-        return message.with_tensors(**self._leaving_fields(features), **carried)
+        return passage, {**self._leaving_fields(features), **carried}
 
     def learn(
         self, late: Mapping[str, Tensor] | None = None, slow: Tensor | None = None
@@ -179,20 +189,25 @@ class Block:
         """
         passage = self._take_passage()
         message = passage.message
-        lesson = Lesson(
-            passage.inputs, passage.features, message.targets, message.tensors, late or {}
-        )
         if slow is not None and self.modules.auxiliary is not None:
             self.method.take_slow(self.modules.auxiliary, slow)
         self._seed(_LEARN, message)
+        late_part = self._learn(passage, late or {})
+        self.counts.count(message.targets, skipped=self._skips_batch)
+        if message.ends_batch and not self._skips_batch:
+            self.updates.settle(message.step)
+        return late_part
+
+    def _learn(self, passage: Passage, late: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What a learning step does on the device; the second part of the message."""
+        message = passage.message
+        lesson = Lesson(passage.inputs, passage.features, message.targets, message.tensors, late)
         with self._autocast(), self._attention():
             task_loss = self._task_loss_on(message)
             loss = self._local_loss(self.method, self.modules.auxiliary, lesson, task_loss)
         self._refuse_in_place(passage)
         self._skips_batch = self._skips_batch or not self._check.may_learn_from(loss.value)
-        if self._skips_batch:
-            self.counts.skip(message.targets)
-        else:
+        if not self._skips_batch:
             self.updates.backward(_share_of(loss.value, message))
             self._refuse_in_place(passage)
             self.counts.add(loss.value, loss.logits, message.targets)
@@ -200,7 +215,7 @@ class Block:
             if self._skips_batch:
                 self.updates.leave_out()
             else:
-                self._check.check_update(self.updates.finish(message.step))
+                self._check.check_update(self.updates.finish())
         late_part = self.method.late_part(lesson, loss)
         return {name: _leaving(tensor) for name, tensor in late_part.items()}
 
@@ -213,6 +228,7 @@ class Block:
             loss = None if logits is None else self._task_loss(logits, targets)
         self._refuse_in_place(passage)
         self.counts.add(loss, logits, targets)
+        self.counts.count(targets)
 
     def take_training(self) -> Tally:
         """What was counted in training since the last call.
@@ -287,7 +303,7 @@ class Block:
         """The averages in place of the parameters, where there are some."""
         return nullcontext() if self.averages is None else self.averages.in_place()
 
-    def _take_passage(self) -> _Passage:
+    def _take_passage(self) -> Passage:
         passage, self._passage = self._passage, None
         if passage is None:
             raise AssertionError("a block learns or evaluates once after each forward")
@@ -300,7 +316,7 @@ class Block:
         other, mix = message.tensors[OTHER_TARGETS], message.tensors[MIX]
         return partial(on_both_classes, self._task_loss, other, mix)
 
-    def _refuse_in_place(self, passage: _Passage) -> None:
+    def _refuse_in_place(self, passage: Passage) -> None:
         """A changed input or output would be seen by a neighbour in the same process only."""
         if passage.message.features._version != passage.input_version:
             raise self._in_place_error("input", passage.message.features)

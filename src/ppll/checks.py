@@ -16,6 +16,7 @@ from ppll.split import Blueprint, build_method
 
 __all__ = [
     "check_compiler",
+    "check_concurrency",
     "check_disk",
     "check_names",
     "check_smallest_message",
@@ -40,6 +41,21 @@ def check_compiler(recipe: Recipe) -> None:
         raise RecipeError(
             f"train.compile needs a C++ compiler, but {name!r} is not there: install it, name "
             f"another in the environment variable CXX, or set train.compile = false."
+        )
+
+
+def check_concurrency(recipe: Recipe) -> None:
+    """Refuse blocks at the same time that exchange more than features.
+
+    Raises:
+        RecipeError: The method's blocks do.
+    """
+    method = build_method(recipe)
+    if recipe.runtime.concurrent_blocks and (method.late_fields or method.slow_from is not None):
+        raise RecipeError(
+            f"runtime.concurrent_blocks: blocks of method {recipe.method.name!r} exchange more "
+            f"than features, so they cannot overlap: set runtime.concurrent_blocks = false, or "
+            f"choose another method."
         )
 
 

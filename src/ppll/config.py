@@ -68,6 +68,7 @@ class Recipe(Section):
                 f"train.accumulate = {self.train.accumulate} parts of data.batch_size = "
                 f"{self.data.batch_size} samples: ask for 1 to {self.data.batch_size} parts"
             )
+        self._check_graphs()
         if self.checkpoint.keeps_best and not self.data.validation:
             raise ValueError(
                 'checkpoint.keep = "best" goes by the validation accuracy, but data.validation is '
@@ -82,6 +83,30 @@ class Recipe(Section):
                         f"{section}.blocks.{index}: blocks count from 0 to {self.split.blocks - 1}"
                     )
         return self
+
+    def _check_graphs(self) -> None:
+        """A graph does every time what it did when it was recorded."""
+        train = self.train
+        if self.runtime.concurrent_blocks and not train.cuda_graphs:
+            raise ValueError(
+                "runtime.concurrent_blocks lets recorded steps overlap, but nothing is recorded: "
+                "set train.cuda_graphs = true"
+            )
+        hindrances = {
+            'train.precision = "fp16", whose loss scale decides about every update': (
+                train.precision == "fp16"
+            ),
+            'train.on_nonfinite = "skip", which decides about every update': (
+                train.on_nonfinite == "skip"
+            ),
+            "train.accumulate above 1": train.accumulate > 1,
+            "optimizer.fused = false": self.optimizer.fused is False,
+        }
+        for hindrance, is_there in hindrances.items():
+            if train.cuda_graphs and is_there:
+                raise ValueError(
+                    f"train.cuda_graphs cannot record a step with {hindrance}: change one of them"
+                )
 
     def num_steps(self, steps_per_epoch: int) -> int:
         """Training batches of the whole run."""

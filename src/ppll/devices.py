@@ -29,8 +29,8 @@ def check_devices(recipe: Recipe) -> None:
     """Refuse devices that this machine does not have.
 
     Raises:
-        RecipeError: A name is none of a device, a GPU is asked for where there is none, or there
-            is not one device a stage.
+        RecipeError: A name is none of a device, a GPU is asked for where there is none, there is
+            not one device a stage, or CUDA graphs are to be recorded elsewhere than on GPUs.
     """
     devices = recipe.runtime.devices
     names = (devices,) if isinstance(devices, str) else devices
@@ -41,6 +41,11 @@ def check_devices(recipe: Recipe) -> None:
         raise RecipeError(
             f"runtime.devices names {len(devices)} devices for {recipe.runtime.stages} stages "
             f"(runtime.stages): name one a stage, or one for all."
+        )
+    if recipe.train.cuda_graphs and not all(name.startswith("cuda") for name in names):
+        raise RecipeError(
+            f"train.cuda_graphs records what GPUs do, but runtime.devices is {devices!r}: set "
+            f'runtime.devices = "cuda", or train.cuda_graphs = false.'
         )
 
 

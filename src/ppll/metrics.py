@@ -47,9 +47,10 @@ class Counts:
         self.skipped = 0
 
     def add(self, loss: Tensor | None, logits: Tensor | None, targets: Tensor) -> None:
-        """Count a batch: mean loss (scalar), logits (N, classes), targets (N).
+        """Add a batch to the sums: mean loss (scalar), logits (N, classes), targets (N).
 
-        Without a loss or logits, as of a block that makes no prediction, the means are NaN.
+        Without a loss or logits, as of a block that makes no prediction, the means are NaN. All of
+        it happens on the device; ``count`` is what the host has to do.
         """
         num = targets.shape[0]
         with torch.no_grad():
@@ -57,11 +58,11 @@ class Counts:
             correct = nothing if logits is None else (logits.argmax(dim=1) == targets).sum()
             total = nothing if loss is None else loss.double() * num
             self._sums += torch.stack([total, correct.double()])
-        self.samples += num
 
-    def skip(self, targets: Tensor) -> None:
-        """Count a batch that was not learned from."""
-        self.skipped += targets.shape[0]
+    def count(self, targets: Tensor, *, skipped: bool = False) -> None:
+        """Count the samples of a batch, or those of one that was not learned from."""
+        self.samples += 0 if skipped else targets.shape[0]
+        self.skipped += targets.shape[0] if skipped else 0
 
     def take(self) -> Tally:
         """What was counted since the last call."""

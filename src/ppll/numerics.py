@@ -27,6 +27,8 @@ def set_numerics(train: TrainConfig, device: torch.device) -> None:
         torch.cuda.set_device(device)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(train.deterministic)
+        # Nobody reads what is not written, and to fill it takes as many kernels as the rest.
+        torch._C._set_deterministic_fill_uninitialized_memory(False)
     torch.set_num_threads(train.threads_per_stage)
     torch.backends.cuda.matmul.allow_tf32 = train.tf32
     torch.backends.cudnn.allow_tf32 = train.tf32
@@ -38,6 +40,7 @@ def torch_as_new() -> Iterator[None]:
     num_threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     repeats = torch.are_deterministic_algorithms_enabled()
+    fills = torch._C._get_deterministic_fill_uninitialized_memory()
     try:
         torch.set_default_dtype(torch.float32)
         torch.set_float32_matmul_precision("highest")
@@ -50,6 +53,7 @@ def torch_as_new() -> Iterator[None]:
     finally:
         if torch.are_deterministic_algorithms_enabled() != repeats:
             torch.use_deterministic_algorithms(repeats)
+        torch._C._set_deterministic_fill_uninitialized_memory(fills)
         torch.backends.cudnn.allow_tf32 = tf32
         torch.set_float32_matmul_precision(precision)
         torch.set_default_dtype(dtype)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn, optim
 
 from ppll.memory_layout import like
@@ -52,12 +53,17 @@ class Schedule:
 
 
 def build_optimizer(
-    config: OptimizerConfig, block_index: int, modules: Iterable[nn.Module]
+    config: OptimizerConfig,
+    block_index: int,
+    modules: Iterable[nn.Module],
+    device: torch.device | None = None,
 ) -> optim.Optimizer:
     """The optimizer of one block, over the trainable parameters of its modules.
 
     Norms, biases and embeddings are not decayed by AdamW, as its users expect, and are by SGD, as
-    the literature of CIFAR ResNets has it; ``optimizer.decay_all`` chooses otherwise.
+    the literature of CIFAR ResNets has it; ``optimizer.decay_all`` chooses otherwise. Where one
+    kernel updates a block on a GPU, it reads the learning rate from there, so that the update can
+    be recorded.
     """
     override = config.blocks.get(block_index)
     lr = override.lr if override and override.lr else config.lr
@@ -66,10 +72,12 @@ def build_optimizer(
         decay = override.weight_decay
     decay_all = config.name == "sgd" if config.decay_all is None else config.decay_all
     groups = _parameter_groups(modules, decay, decay_all)
+    on_gpu = bool(config.fused) and device is not None and device.type == "cuda"
+    rate = torch.tensor(lr, device=device) if on_gpu else lr
     if config.name == "sgd":
         momentum, nesterov = config.momentum, config.nesterov
-        return optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=config.fused)
-    return optim.AdamW(groups, lr=lr, betas=config.betas, fused=config.fused)
+        return optim.SGD(groups, lr=rate, momentum=momentum, nesterov=nesterov, fused=config.fused)
+    return optim.AdamW(groups, lr=rate, betas=config.betas, fused=config.fused, capturable=on_gpu)
 
 
 def _parameter_groups(

@@ -26,6 +26,7 @@ from ppll.saving import Saver, SaveRules
 from ppll.slow import SlowParameters
 from ppll.split import Blueprint
 from ppll.status import Monitor, resident_peak_bytes
+from ppll.streams import Streams, make_streams
 from ppll.tracing import Tracer, Windows
 from ppll.worker import Worker, drain
 from ppll.world import World
@@ -57,7 +58,9 @@ def run_rank(
         if job.recipe.train.compile:
             stack.enter_context(compiler_settings())
         ends = connect(job, rank, blueprint, ends_early, stack, world)
-        blocks = build_blocks(job, rank, blueprint, device)
+        indices = blueprint.stage_blocks(job.num_stages)[rank]
+        streams = make_streams(job.recipe, device, len(indices))
+        blocks = build_blocks(job, rank, blueprint, device, streams)
         saver = metrics = None
         if not job.evaluates_only:
             saver = _saver(job, rank, blueprint.num_blocks)
@@ -73,15 +76,22 @@ def run_rank(
             metrics=metrics,
             monitor=monitor,
             log_every_steps=job.recipe.runtime.log_every_steps,
+            streams=streams,
         )
-        drain(worker.run())
+        with streams.home():
+            drain(worker.run())
         return _result(worker, device)
 
 
-def build_blocks(job: Job, rank: int, blueprint: Blueprint, device: torch.device) -> list[Block]:
+def build_blocks(
+    job: Job, rank: int, blueprint: Blueprint, device: torch.device, streams: Streams
+) -> list[Block]:
     """The rank's blocks with the values of the checkpoint that the run starts from."""
     indices = blueprint.stage_blocks(job.num_stages)[rank]
-    blocks = [blueprint.build_block(index, device) for index in indices]
+    blocks = [
+        blueprint.build_block(index, device, streams.recorder(position))
+        for position, index in enumerate(indices)
+    ]
     reader = TensorReader(step_folder(job.folder.checkpoints, job.start_step))
     for block in blocks:
         _load_block(job, blueprint, block, reader)

@@ -265,6 +265,9 @@ class TrainConfig(Section):
     many kernels are faster."""
     compile: bool = False
     """Whether each block's forward and local loss are compiled; evaluation never is."""
+    cuda_graphs: bool = False
+    """Whether each block's forward and learning step are recorded as CUDA graphs and replayed: no
+    Python and one launch a step. Updates are fused; the bits are those of ``optimizer.fused``."""
     accumulate: Annotated[int, Field(ge=1, le=1024)] = 1
     """A batch travels as so many messages, and a block updates after the last of them: less memory
     a stage. Batch norm sees the samples of a message."""
@@ -292,6 +295,9 @@ class RuntimeConfig(Section):
     transport: Literal["auto", "shared"] = "auto"
     devices: str | tuple[str, ...] = "auto"
     """``"auto"`` or ``"cpu"``: processors; ``"cuda"`` or ``"cuda:0"``; or one device a stage."""
+    concurrent_blocks: bool = False
+    """Whether the blocks of a stage compute on its GPU at the same time; needs train.cuda_graphs.
+    """
     stall_timeout_s: Positive = 300.0
     """A worker that makes no progress for so long is reported and the run ends."""
     log_every_steps: Count = 50

@@ -18,6 +18,7 @@ from ppll.block_modules import BlockModules, Chain
 from ppll.config import Recipe
 from ppll.cuts import cut_starts
 from ppll.errors import ModelError
+from ppll.graphs import RecordedBlock, Recorder
 from ppll.losses.classification import cross_entropy
 from ppll.memory_layout import lay_out
 from ppll.methods import BlockSite, Method, TaskLoss, methods
@@ -161,19 +162,28 @@ class Blueprint:
             return self.sites[0].input_shape
         return self.sites[block_index - 1].feature_shape
 
-    def build_block(self, index: int, device: torch.device) -> Block:
-        """Build one block on ``device``, its parameters still without values."""
+    def build_block(
+        self, index: int, device: torch.device, recorder: Recorder | None = None
+    ) -> Block:
+        """Build one block on ``device``, its parameters still without values.
+
+        With a recorder its learning is recorded and replayed.
+        """
         modules = self.build_modules(index, device)
         roots = [module for _, module in modules.named()]
         if not any(p.requires_grad for _, p in modules.named_parameters()):
             raise ModelError(f"block {index} has nothing to train: choose other cuts.")
         train, rules = self.recipe.train, self._rules
-        return Block(
+        updates = rules.optimizer
+        if train.cuda_graphs:
+            updates = updates.model_copy(update={"fused": True})
+        kind = Block if recorder is None else partial(RecordedBlock, recorder=recorder)
+        return kind(
             self.sites[index],
             modules,
             self.method,
             self.build_task_loss(),
-            build_optimizer(rules.optimizer, index, roots),
+            build_optimizer(updates, index, roots, device),
             Schedule(rules.schedule.of_block(index), self.num_steps, self.steps_per_epoch),
             seed=train.seed,
             device=device,

@@ -16,6 +16,7 @@ from ppll.callbacks import CallbackLike, check_callbacks, followed
 from ppll.checkpoint import step_folder
 from ppll.checks import (
     check_compiler,
+    check_concurrency,
     check_disk,
     check_names,
     check_smallest_message,
@@ -120,6 +121,7 @@ class Trainer:
             check_devices(self.recipe)
             check_names(self.recipe, own_model=model is not None)
             check_compiler(self.recipe)
+            check_concurrency(self.recipe)
             prepared = self._load() if self._is_first else None
             facts = None if prepared is None else facts_of(prepared)
             self._facts = self._share(facts)

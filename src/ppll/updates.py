@@ -56,9 +56,11 @@ class Updates:
         self._base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
         self._trained = [p for group in optimizer.param_groups for p in group["params"]]
         self._before: list[Tensor] = []
+        self._updated = False
 
-    def begin(self) -> None:
-        """A batch begins: no gradients, and what is put back if it is left out."""
+    def begin(self, step: int) -> None:
+        """A batch begins: its learning rate, no gradients, what is put back if it is left out."""
+        self._set_learning_rate(step)
         self.optimizer.zero_grad(set_to_none=True)
         if self._leaves_out:
             self._before = [tensor.clone() for tensor in self._untrained()]
@@ -69,7 +71,7 @@ class Updates:
             loss = self.loss_scale.scaled(loss)
         loss.backward()  # type: ignore[no-untyped-call]
 
-    def finish(self, step: int) -> bool:
+    def finish(self) -> bool:
         """A batch ends: clip and update, or leave the batch out.
 
         Returns:
@@ -82,16 +84,22 @@ class Updates:
             return self.loss_scale is None or self.loss_scale.shrink()
         if self._clip_norm is not None:
             nn.utils.clip_grad_norm_(self._trained, self._clip_norm)
-        self._set_learning_rate(step)
         self.optimizer.step()
+        self._updated = True
+        return True
+
+    def settle(self, step: int) -> None:
+        """Let averages and loss scale follow the batch that ended, if it was not left out."""
+        if not self._updated:
+            return
         if self.averages is not None:
             self.averages.update(step)
         if self.loss_scale is not None:
             self.loss_scale.grow()
-        return True
 
     def leave_out(self) -> None:
         """A batch ends and leaves no trace."""
+        self._updated = False
         with torch.no_grad():
             for tensor, before in zip(self._untrained(), self._before, strict=True):
                 tensor.copy_(before)
@@ -125,7 +133,10 @@ class Updates:
     def _set_learning_rate(self, step: int) -> None:
         factor = self.schedule.factor(step)
         for group, lr in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
-            group["lr"] = lr * factor
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr * factor)
+            else:
+                group["lr"] = lr * factor
 
     def _untrained(self) -> Iterator[Tensor]:
         """What changes without the optimizer: buffers, and averages of parameters."""

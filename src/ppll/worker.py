@@ -32,6 +32,7 @@ from ppll.metrics import MetricsFile, Tally
 from ppll.saving import Saver
 from ppll.slow import SlowParameters
 from ppll.status import Activity, Monitor, resident_peak_bytes
+from ppll.streams import Streams
 
 __all__ = ["Worker", "drain"]
 
@@ -50,6 +51,7 @@ class Worker:
         metrics: Takes the blocks' numbers; none where nobody asks for them.
         monitor: Is told what the worker does.
         log_every_steps: Training metrics are written after so many batches.
+        streams: Where the blocks compute; one after the other without.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Worker:
         metrics: MetricsFile | None = None,
         monitor: Monitor | None = None,
         log_every_steps: int = 50,
+        streams: Streams | None = None,
     ) -> None:
         self.blocks = tuple(blocks)
         self._device = self.blocks[0].device
@@ -77,6 +80,7 @@ class Worker:
         self._saver = saver
         self._metrics = metrics
         self._log_every_steps = log_every_steps
+        self._streams = streams or Streams()
         self._num_learned = 0
 
     def run(self) -> Iterator[Waiting]:
@@ -108,6 +112,7 @@ class Worker:
         if message.kind in (Kind.TRAIN, Kind.EVALUATE):
             yield from self._pass_batch(message)
         else:
+            self._streams.join()
             yield from self._obey(message)
             yield from self._send(message)
 
@@ -118,20 +123,26 @@ class Worker:
             self.exits.clear()  # They were those of other weights.
         late: Mapping[str, Tensor] = {}
         message = message.on(self._device)
-        for block in self.blocks:
-            self.monitor.enter(Activity.FORWARD, block=block.index, step=message.step)
-            message = block.forward(message)
-            if block is self.blocks[-1]:
-                yield from self._send(message)
-            if trains:
-                late = yield from self._learn(block, message, late)
-            else:
-                self.monitor.enter(Activity.EVALUATE, block=block.index)
-                block.evaluate()
+        overlaps = trains and self.blocks[0].has_recorded(message)
+        if not overlaps:
+            self._streams.join()
+        for position, block in enumerate(self.blocks):
+            with self._streams.turn(position, overlaps=overlaps):
+                self.monitor.enter(Activity.FORWARD, block=block.index, step=message.step)
+                message = block.forward(message)
+                self._streams.forwarded(position)
+                if block is self.blocks[-1]:
+                    yield from self._send(message)
+                if trains:
+                    late = yield from self._learn(block, message, late)
+                else:
+                    self.monitor.enter(Activity.EVALUATE, block=block.index)
+                    block.evaluate()
         if trains:
             self._num_learned += 1
             self.monitor.num_samples += message.targets.shape[0]
             if message.ends_batch and message.step % self._log_every_steps == 0:
+                self._streams.join()
                 self._write_training(message)
 
     def _learn(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import ppll
 from ppll.measuring import measure
 from ppll.message import Kind, Message
 from ppll.models.network import initialise
+from ppll.numerics import set_numerics
 from tests.faults import recipe
 from tests.interleaving import MadeUpBatches, blueprint_of, small_recipe
 
@@ -62,7 +66,9 @@ def test_a_run_goes_on_from_the_gpu_to_the_processor_and_back(tmp_path: Path) ->
 def steps(device: torch.device, **train: Any) -> tuple[list[Any], torch.Tensor]:
     """Two blocks after three steps, and all their parameters."""
     batches = MadeUpBatches((6,))
-    blueprint = blueprint_of(small_recipe(split_blocks=2, **train), batches)
+    recipe = small_recipe(split_blocks=2, **train)
+    set_numerics(recipe.train, device)
+    blueprint = blueprint_of(recipe, batches)
     blocks = [blueprint.build_block(i, device) for i in range(2)]
     for block in blocks:
         for prefix, module in block.modules.named():
@@ -87,7 +93,19 @@ def learn(blocks: list[Any], sent: Message) -> None:
 
 def test_float32_is_nearly_what_the_processor_computes() -> None:
     (_, here), (_, there) = steps(torch.device("cpu")), steps(torch.device("cuda", 0))
-    torch.testing.assert_close(here, there, rtol=1e-3, atol=1e-4)
+    assert float((here - there).norm() / here.norm()) < 1e-3
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Whatever waits for the GPU inside is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Torch says that not everything is found.
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
@@ -95,11 +113,8 @@ def test_no_step_waits_for_the_gpu(precision: str) -> None:
     device = torch.device("cuda", 0)
     blocks, _ = steps(device, precision=precision)
     sent = message(MadeUpBatches((6,)), 4).on(device)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         learn(blocks, sent)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_costs_are_measured_there() -> None:
