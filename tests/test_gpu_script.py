@@ -32,9 +32,9 @@ def test_it_measures_everything_and_writes_it_down(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     out = tmp_path / "out"
     training = json.loads((out / "training.json").read_text())["rows"]
-    names = {(row["network"], row["system"]) for row in training}
+    names = {(row["network"], row["method"]) for row in training}
     assert names == {(n, s) for n in ("resnet32", "vit-tiny") for s in ("backprop", "dgl")}
-    memory = {(row["network"], row["system"]): row["memory_bytes"] for row in training}
+    memory = {(row["network"], row["method"]): row["memory_bytes"] for row in training}
     for network in ("resnet32", "vit-tiny"):
         assert 0 < memory[network, "dgl"] < memory[network, "backprop"]
         plan = json.loads((out / f"{network}-8.plan.json").read_text())

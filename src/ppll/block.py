@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -28,24 +27,14 @@ from ppll.methods.base import PREVIOUS, BlockSite, Lesson, LocalLoss, Method, Ta
 from ppll.metrics import Counts, Tally
 from ppll.nonfinite import LossCheck, NonFiniteLoss, OnNonFinite
 from ppll.optimization import Schedule
+from ppll.passage import Passage
 from ppll.randomness import fold
 from ppll.slow import SlowParameters
 from ppll.updates import Updates
 
-__all__ = ["Block", "NonFiniteLoss", "OnNonFinite", "Passage"]
+__all__ = ["Block", "NonFiniteLoss", "OnNonFinite"]
 
 _FORWARD, _LEARN, _EVALUATE = range(3)
-
-
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """What a block remembers of a message between its forward and its learning step."""
-
-    message: Message
-    inputs: Tensor
-    features: Tensor
-    input_version: int
-    feature_version: int
 
 
 class Block:
@@ -318,10 +307,8 @@ class Block:
 
     def _refuse_in_place(self, passage: Passage) -> None:
         """A changed input or output would be seen by a neighbour in the same process only."""
-        if passage.message.features._version != passage.input_version:
-            raise self._in_place_error("input", passage.message.features)
-        if passage.features._version != passage.feature_version:
-            raise self._in_place_error("output", passage.features)
+        for what, tensor in passage.changed():
+            raise self._in_place_error(what, tensor)
 
     def _in_place_error(self, what: str, tensor: Tensor) -> ModelError:
         culprit = first_in_place(self._run_once, [m for _, m in self.modules.named()], what, tensor)

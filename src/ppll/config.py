@@ -108,6 +108,13 @@ class Recipe(Section):
                     f"train.cuda_graphs cannot record a step with {hindrance}: change one of them"
                 )
 
+    @property
+    def updates(self) -> OptimizerConfig:
+        """The optimizer as it is built: recorded updates are fused."""
+        if not self.train.cuda_graphs:
+            return self.optimizer
+        return self.optimizer.model_copy(update={"fused": True})
+
     def num_steps(self, steps_per_epoch: int) -> int:
         """Training batches of the whole run."""
         num_steps = steps_per_epoch * self.train.epochs

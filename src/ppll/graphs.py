@@ -19,9 +19,10 @@ from typing import Any, Final, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from ppll.block import Block, Passage
+from ppll.block import Block
 from ppll.errors import ModelError
 from ppll.message import Kind, Message, dense_copy
+from ppll.passage import Passage
 
 __all__ = ["GraphRecorder", "RecordedBlock", "Recorder"]
 

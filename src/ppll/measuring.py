@@ -2,7 +2,8 @@
 
 Layers run in the order and with the sizes of training, one after the other, so that caches are as
 they are there. Every repeat runs the network twice: once with the gradients of all inputs, once
-with those of the parameters alone, as in the first layer of a block.
+with those of the parameters alone, as in the first layer of a block. Where training records CUDA
+graphs, what is measured are replays: what a GPU takes when no host is in its way.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ppll.data.preparation import facts_of
 from ppll.devices import check_devices, describe_device, device_of
 from ppll.environment import describe_processor
 from ppll.errors import RecipeError
+from ppll.graphs import Recorder
 from ppll.job import draw_blueprint
 from ppll.lean import FeaturesType, num_bytes
 from ppll.memory_layout import channels_last, lay_out
@@ -33,9 +35,20 @@ from ppll.methods import BlockSite, Lesson
 from ppll.models.network import Layer, Network, initialise, with_memory
 from ppll.numerics import autocast_dtype, set_numerics, torch_as_new
 from ppll.optimization import build_optimizer
-from ppll.pieces import Piece, Times, backward, clock, forward, leaf, update
+from ppll.pieces import (
+    Piece,
+    RecordedWatch,
+    Times,
+    Watch,
+    backward,
+    clock,
+    forward,
+    leaf,
+    update,
+)
 from ppll.sections import MethodConfig, SplitConfig
 from ppll.split import Blueprint, build_method
+from ppll.streams import make_streams
 
 __all__ = ["measure"]
 
@@ -77,13 +90,17 @@ def _measure(recipe: Recipe, device: torch.device, repeats: int) -> Costs:
     blueprint = draw_blueprint(recipe, facts_of(data), None)
     loader = Loader(data, seed=recipe.train.seed, fields=blueprint.method.fields)
     message, load_s = _message(recipe, loader)
-    bench = _Bench(blueprint, {n: t.to(device) for n, t in message.items()}, device)
-    for repeat in range(_WARM_UP + repeats):
-        if repeat == _WARM_UP:
-            bench.forget_times()
-        bench.run_layers()
-        bench.run_exits()
-    step_s, block_s = bench.overheads(repeats)
+    streams = make_streams(recipe, device, 1)
+    bench = _Bench(
+        blueprint, {n: t.to(device) for n, t in message.items()}, device, streams.recorder(0)
+    )
+    with streams.home():
+        for repeat in range(_WARM_UP + repeats):
+            if repeat == _WARM_UP:
+                bench.begin()
+            bench.run_layers()
+            bench.run_exits()
+        step_s, block_s = bench.overheads(repeats)
     network = blueprint.network
     return Costs(
         recipe=measured_for(recipe),
@@ -113,10 +130,16 @@ def _message(recipe: Recipe, loader: Loader) -> tuple[dict[str, Tensor], float]:
 
 class _Bench:
     def __init__(
-        self, blueprint: Blueprint, fields: dict[str, Tensor], device: torch.device
+        self,
+        blueprint: Blueprint,
+        fields: dict[str, Tensor],
+        device: torch.device,
+        recorder: Recorder | None,
     ) -> None:
         self._blueprint = blueprint
         self._device = device
+        self._recorder = recorder
+        self._watch = Watch(device)
         self._fields = fields
         self._inputs = fields[FEATURES]
         if blueprint.recipe.train.channels_last:
@@ -126,8 +149,10 @@ class _Bench:
         self._exits_by_structure: dict[tuple[object, ...], Piece] = {}
         self.exits = [self._exit(i) for i in range(len(self.layers))]
 
-    def forget_times(self) -> None:
-        """Begin to count."""
+    def begin(self) -> None:
+        """Begin to count; to record, where steps are recorded in training."""
+        if self._recorder is not None:
+            self._watch = RecordedWatch(self._device, self._recorder)
         for piece in [*self.layers, *self.exits]:
             piece.times = Times()
 
@@ -137,14 +162,13 @@ class _Bench:
             features, outputs = self._inputs, []
             for piece in self.layers:
                 inputs = leaf(features, needs_gradient=not first)
-                output = forward(piece, inputs, counts_time=not first)
+                output = forward(piece, inputs, self._watch, counts_time=not first)
                 outputs.append(output)
                 features = output
             for piece, output in zip(reversed(self.layers), reversed(outputs), strict=True):
-                times = piece.times.backward_first if first else piece.times.backward
-                times.append(backward(output))
+                backward(piece, output, self._watch, first=first)
                 if not first:
-                    update(piece)
+                    update(piece, self._watch)
 
     def run_exits(self) -> None:
         """Every exit on the features that its layer makes, and back to them."""
@@ -155,22 +179,24 @@ class _Bench:
                 features = layer.run(features)
             if id(piece) not in done:
                 done.add(id(piece))
-                loss = forward(piece, leaf(features, needs_gradient=True), counts_time=True)
-                piece.times.backward.append(backward(loss))
-                update(piece)
+                inputs = leaf(features, needs_gradient=True)
+                loss = forward(piece, inputs, self._watch, counts_time=True)
+                backward(piece, loss, self._watch, first=False)
+                update(piece, self._watch)
 
     def overheads(self, repeats: int) -> tuple[float, float]:
         """Seconds of an optimizer step, and of a whole block's turn, with next to nothing in it."""
         block, message = self._smallest_block()
-        steps, turns = [], []
+        steps, turns, gradients = [], [], []
         for _ in range(_WARM_UP + 3 * repeats):
-            start = clock(message.targets)
+            start = clock(self._device)
             block.forward(message)
             block.learn()
-            turns.append(clock(message.targets) - start)
-            start = clock(message.targets)
-            block.optimizer.step()
-            steps.append(clock(message.targets) - start)
+            turns.append(clock(self._device) - start)
+            # What a recorded step reads must stay.
+            gradients.append([p.grad for _, p in block.modules.named_parameters()])
+            seconds, _ = self._watch.time("step", block.optimizer.step)
+            steps.append(seconds)
         return statistics.median(steps[_WARM_UP:]), statistics.median(turns[_WARM_UP:])
 
     def _smallest_block(self) -> tuple[Block, Message]:
@@ -183,7 +209,7 @@ class _Bench:
             input_shape=(1,),
             num_classes=num_classes,
             steps_per_epoch=1,
-        ).build_block(0, self._device)
+        ).build_block(0, self._device, self._recorder)
         tiny.modules.load(dict(BlockModules(network.layers, None).named_tensors()))
         inputs = torch.zeros(len(self._targets), 1, device=self._device)
         tensors = {FEATURES: inputs, TARGETS: self._targets}
@@ -246,7 +272,7 @@ class _Bench:
     def _optimizer(self, module: nn.Module) -> torch.optim.Optimizer | None:
         if not any(p.requires_grad for p in module.parameters()):
             return None
-        return build_optimizer(self._blueprint.recipe.optimizer, 0, [module])
+        return build_optimizer(self._blueprint.recipe.updates, 0, [module], self._device)
 
 
 def _layer_costs(

@@ -174,16 +174,13 @@ class Blueprint:
         if not any(p.requires_grad for _, p in modules.named_parameters()):
             raise ModelError(f"block {index} has nothing to train: choose other cuts.")
         train, rules = self.recipe.train, self._rules
-        updates = rules.optimizer
-        if train.cuda_graphs:
-            updates = updates.model_copy(update={"fused": True})
         kind = Block if recorder is None else partial(RecordedBlock, recorder=recorder)
         return kind(
             self.sites[index],
             modules,
             self.method,
             self.build_task_loss(),
-            build_optimizer(updates, index, roots, device),
+            build_optimizer(rules.updates, index, roots, device),
             Schedule(rules.schedule.of_block(index), self.num_steps, self.steps_per_epoch),
             seed=train.seed,
             device=device,
