@@ -182,6 +182,8 @@ class _Recording:
         else:
             _take_in(self._late, late)
         self._replay_learn()
+        # A history would hold on to nodes of the stream that was recorded on.
+        self._passage = self._passage and self._passage.without_history()
         return self._late_part
 
     def _run_forward(self) -> None:

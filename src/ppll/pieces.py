@@ -157,6 +157,9 @@ def backward(piece: Piece, output: Tensor, watch: Watch, *, first: bool) -> None
         seconds, _ = watch.time((id(piece), "backward", first), work)
     times = piece.times.backward_first if first else piece.times.backward
     times.append(seconds)
+    if first:
+        # Or the next backward would add to them, recorded or not.
+        piece.module.zero_grad(set_to_none=True)
 
 
 def update(piece: Piece, watch: Watch) -> None:

@@ -40,7 +40,10 @@ def fit(out: Path, *settings: str, stages: int = 1, **options: Any) -> ppll.Resu
         ["optimizer.name=adamw", "train.ema=0.9", "optimizer.clip_norm=1.0"],
         ["method.name=contsup"],
         ["method.name=auglocal"],
-        ["model.name=vit", "model.width=32", "model.depth=4", "model.dropout=0.2"],
+        [
+            *("model.name=vit", "model.width=16", "model.depth=4", "model.heads=2"),
+            *("model.patch_size=4", "model.dropout=0.2"),
+        ],
     ],
     ids=" ".join,
 )
