@@ -1,7 +1,7 @@
 """What do layers and heads cost on a device, for ``ppll plan`` and ``ppll bench emulate``?
 
-Method: that of ``ppll plan`` (``ppll.measuring``), on a device that is idle before and after every
-layer. So short layers count with their launch, which a device that is kept busy would hide.
+Method: that of ``ppll plan`` (``ppll.measuring``). On a GPU what is measured are replays of recorded
+layers (``train.cuda_graphs``), or the host's launches would count for most of it.
 Writes ``NAME.costs.json`` for every network and batch size into ``--out``, and the recipe with
 balanced cuts as ``NAME.toml``. With them, on any machine::
 
@@ -53,7 +53,10 @@ def _parse() -> argparse.Namespace:
 
 
 def _measure(options: argparse.Namespace, network: str, size: int) -> dict[str, Any]:
-    recipe = make_recipe(network, size, "dgl", options.device, tiny=options.tiny)
+    records = options.device.startswith("cuda")
+    recipe = make_recipe(
+        network, size, "dgl", options.device, tiny=options.tiny, cuda_graphs=records
+    )
     costs = measure(recipe, repeats=options.repeats)
     name = f"{network}-{size}"
     costs.write(options.out / f"{name}.costs.json")

@@ -4,7 +4,7 @@ Method: a few steps of ``benchmarks.gpu.training`` under torch's profiler, which
 every kernel began and ended (CUPTI; it costs some time itself, so rates are measured there, not
 here). Of every mode:
 
-- ``idle``: share of the time in which no kernel runs: launches, and waits of one kernel for another.
+- ``idle``: share of the time in which no kernel runs: launches, and waits of kernels for kernels.
 - ``overlap``: kernels that run at once while any runs, on average.
 - ``kernel_us``: median length of a kernel; ``kernels``: their number a step.
 - ``top``: kernels with the largest share of all kernels' time.

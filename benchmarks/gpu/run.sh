@@ -44,6 +44,9 @@ part costs 150 "$PYTHON" -m benchmarks.gpu.costs --device "$device" "${tiny[@]}"
     --batch-sizes "${sizes[@]}" --seconds 90 --out "$out" --json "$out/costs.json"
 part training 200 "$PYTHON" -m benchmarks.gpu.training --device "$device" "${tiny[@]}" \
     "${training[@]}" --batch-sizes "${sizes[@]}" --seconds 120 --json "$out/training.json"
+if [[ "$device" == cuda* ]]; then
+    part kernels 60 "$PYTHON" -m benchmarks.gpu.kernels --json "$out/kernels.json"
+fi
 part ranks 100 "$PYTHON" -m benchmarks.gpu.ranks --device "$device" "${tiny[@]}" "${ranks[@]}" \
     --json "$out/ranks.json"
 for recipe in "$out"/*.toml; do

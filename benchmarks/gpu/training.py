@@ -85,6 +85,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 1024])
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
+    parser.add_argument("--set", dest="settings", nargs="*", default=[], help="SECTION.KEY=VALUE")
     parser.add_argument("--steps", type=int, default=20, help="of a repeat")
     parser.add_argument("--seconds", type=float, default=240.0, help="begin no row after so many")
     return parser.parse_args()
@@ -105,7 +106,7 @@ def _measure(
     options: argparse.Namespace, network: str, batch_size: int, method: str, mode: str
 ) -> dict[str, Any]:
     recipe = make_recipe(network, batch_size, method, options.device, tiny=options.tiny)
-    recipe = recipe.with_settings(MODES[mode])
+    recipe = recipe.with_settings([*MODES[mode], *options.settings])
     compiles = recipe.train.compile
     check_devices(recipe)
     device = device_of(recipe.runtime, 0)
