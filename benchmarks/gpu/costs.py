@@ -1,7 +1,7 @@
 """What do layers and heads cost on a device, for ``ppll plan`` and ``ppll bench emulate``?
 
-Method: that of ``ppll plan`` (``ppll.measuring``). On a GPU what is measured are replays of recorded
-layers (``train.cuda_graphs``), or the host's launches would count for most of it.
+Method: that of ``ppll plan`` (``ppll.measuring``). On a GPU what is measured are replays of layers
+that were recorded (``train.cuda_graphs``), or the host's launches would count for most of it.
 Writes ``NAME.costs.json`` for every network and batch size into ``--out``, and the recipe with
 balanced cuts as ``NAME.toml``. With them, on any machine::
 
