@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 
 import pydantic
 
-from ppll.errors import RecipeError, unknown_name
+from ppll.errors import RecipeError, unknown_name, up_to
 from ppll.recipe_text import apply_settings, check_plain, shown, without_none, write_toml
 from ppll.sections import (
     BlockOverride,
@@ -59,14 +59,14 @@ class Recipe(Section):
     def _counts_fit(self) -> Self:
         if self.runtime.stages > self.split.blocks:
             raise ValueError(
-                f"runtime.stages = {self.runtime.stages}, but there are only "
-                f"{self.split.blocks} blocks to place (split.blocks): "
-                f"ask for 1 to {self.split.blocks} stages, or for more blocks"
+                f"runtime.stages = {self.runtime.stages}, but split.blocks = {self.split.blocks}, "
+                f"and a stage runs one block or more: "
+                f"ask for {up_to(self.split.blocks, 'stage')}, or for more blocks"
             )
         if self.train.accumulate > self.data.batch_size:
             raise ValueError(
                 f"train.accumulate = {self.train.accumulate} parts of data.batch_size = "
-                f"{self.data.batch_size} samples: ask for 1 to {self.data.batch_size} parts"
+                f"{self.data.batch_size} samples: ask for {up_to(self.data.batch_size, 'part')}"
             )
         if self.checkpoint.keeps_best and not self.data.validation:
             raise ValueError(

@@ -44,6 +44,7 @@ __all__ = [
     "WorkerError",
     "first_problem",
     "unknown_name",
+    "up_to",
 ]
 
 
@@ -120,3 +121,13 @@ def unknown_name(what: str, found: str, allowed: Iterable[str]) -> str:
     near = difflib.get_close_matches(found, names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"unknown {what} {found!r}.{hint} Known: {', '.join(names)}."
+
+
+def up_to(most: int, thing: str) -> str:
+    """How many of a thing there may be, in words.
+
+    Example:
+        >>> up_to(1, "stage"), up_to(4, "stage")
+        ('1 stage', '1 to 4 stages')
+    """
+    return f"1 {thing}" if most == 1 else f"1 to {most} {thing}s"
