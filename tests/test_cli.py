@@ -121,6 +121,27 @@ def test_ctrl_c_saves_and_leaves_with_130(
     wait_until_gone(process.pid)
 
 
+def test_ctrl_c_while_it_starts_says_so_and_nothing_else(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    args = ["train", "digits-resnet", "--stages", "2", "--out", str(tmp_path / "run"), *TINY]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ppll", *args],
+        env={**environment, "TMPDIR": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err == "Interrupted: stopped before anything began; nothing was saved.\n"
+    wait_until_gone(process.pid)
+    assert list(tmp_path.glob("pymp-*")) == []
+
+
 def test_no_orphans_when_the_launcher_is_killed(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
@@ -412,6 +433,26 @@ def test_dry_run_trains_nothing(tmp_path: Path, monkeypatch, capsys) -> None:
     assert code == 0
     assert "stage3_0 .. head" in err
     assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_of_a_resume_checks_it(tmp_path: Path, monkeypatch, capsys) -> None:
+    out = str(tmp_path / "run")
+    run = ("train", "digits-resnet", *TINY, "--set=train.max_steps=3", "--out", out)
+    dry = (*run, "--resume", "--dry-run")
+    assert "would begin at step 0" in run_here(monkeypatch, capsys, *dry)[2]
+    assert not Path(out).exists()
+    code, _, err = run_here(monkeypatch, capsys, *run, "--quiet")
+    assert code == 0, err
+    before = {path: path.stat().st_mtime_ns for path in Path(out).rglob("*")}
+    assert "would go on from step 3" in run_here(monkeypatch, capsys, *dry)[2]
+    assert {path: path.stat().st_mtime_ns for path in Path(out).rglob("*")} == before
+    for more in ((), ("--dry-run",)):  # The refusal comes before the table of blocks.
+        code, _, err = run_here(monkeypatch, capsys, *run, "--resume", *more, "--set=train.seed=7")
+        assert (code, err.startswith("RecipeError: the run was trained by another")) == (2, True)
+    for block in Path(out).glob("checkpoints/*/block-00.safetensors"):
+        block.write_bytes(b"")
+    code, _, err = run_here(monkeypatch, capsys, *dry)
+    assert (code, "no checkpoint is whole" in err) == (1, True)
 
 
 def test_help_needs_no_torch(environment: dict[str, str]) -> None:

@@ -94,7 +94,7 @@ def _check(runs: Sequence[StudyRun], console: Console) -> list[StudyRun]:
     from ppll.decoding_view import decoding_shown
     from ppll.study import check_runs
 
-    with decoding_shown(console, quiet=console.quiet):
+    with decoding_shown(None if console.quiet else console):
         left = check_runs(runs)
     done = f"{len(runs) - len(left)} finished before, " if len(left) < len(runs) else ""
     _note(console, f"{len(runs)} runs: {done}{len(left)} to train")

@@ -129,6 +129,15 @@ class Recipe(Section):
         apply_settings(tree, settings)
         return type(self).from_dict(tree)
 
+    def with_absolute_paths(self) -> Self:
+        """A copy that means the same files in any working folder."""
+        data, model = self.data, self.model
+        if data.root is not None:
+            data = data.model_copy(update={"root": data.root.absolute()})
+        if model.weights is not None:
+            model = model.model_copy(update={"weights": model.weights.absolute()})
+        return self.model_copy(update={"data": data, "model": model})
+
     def without_overrides(self) -> Self:
         """A copy in which no block has an optimizer or a schedule that differs from the others'."""
         optimizer = self.optimizer.model_copy(update={"blocks": {}})
