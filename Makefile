@@ -8,6 +8,9 @@ BIN := $(VENV)/bin
 
 demo: $(VENV)/ready
 	$(BIN)/ppll train digits-resnet --stages 4
+	@run=$$(ls -td runs/digits-resnet-* | head -n 1); \
+	echo "next: $(BIN)/ppll report $$run    writes the run on one page, $$run/report.html"; \
+	echo "      $(BIN)/ppll trace $$run     says which stage holds up the others"
 
 test: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -407,7 +407,7 @@ def test_the_doctor_says_what_a_machine_can_do(monkeypatch, capsys) -> None:
     bad = doctor.Finding("memory", "problem", "none [left]", "get some")
     monkeypatch.setattr(doctor, "examine", lambda: [good])
     code, printed, _ = run_here(monkeypatch, capsys, "doctor")
-    assert (code, printed.split()) == (0, ["ok", "disk", "room", "enough"])
+    assert (code, printed.split()) == (0, ["ok", "disk", "room", "enough", "Runs", "work", "here."])
     monkeypatch.setattr(doctor, "examine", lambda: [good, bad])
     code, printed, _ = run_here(monkeypatch, capsys, "doctor", "--json")
     assert code == 1

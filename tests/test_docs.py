@@ -108,6 +108,18 @@ def test_the_function_as_a_callback_works(
     assert capsys.readouterr().out.startswith("{'kind': 'train', 'step': ")
 
 
+def test_the_script_that_may_be_interrupted_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    printed = []
+    for _ in range(2):  # The second goes on at the end of the first.
+        run("failures.md", 0)
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    assert printed[0].endswith("%\n")
+
+
 class FakeRun:
     def __init__(self) -> None:
         self.logged: list[dict[str, Any]] = []

@@ -139,12 +139,12 @@ def evaluate_run(
 
     from ppll.decoding_view import decoding_shown
     from ppll.evaluation import evaluate
-    from ppll.live import show_result
+    from ppll.live import show_evaluation
 
     with decoding_shown(Console(stderr=True)):
         result = evaluate(run, stages or 1, best=best)
     if not give_json(json, asdict(result)):
-        show_result(Console(), result)
+        show_evaluation(Console(), result)
 
 
 def _evaluate_exits(
@@ -196,7 +196,7 @@ def examine_machine(json: Json = None) -> None:
     """Check what this machine can do, and say how to mend what it cannot."""
     from dataclasses import asdict
 
-    from ppll.doctor import examine
+    from ppll.doctor import conclude, examine
 
     findings = examine()
     if not give_json(json, {"rows": [asdict(finding) for finding in findings]}):
@@ -204,6 +204,7 @@ def examine_machine(json: Json = None) -> None:
             advice = f"\n        {finding.advice}" if finding.advice else ""
             line = f"{finding.state:<8}{finding.name:<25}{finding.found}{advice}"
             Console().print(line, highlight=False, soft_wrap=True, markup=False)
+        Console().print(conclude(findings), highlight=False)
     if any(finding.state == "problem" for finding in findings):
         raise typer.Exit(1)
 

@@ -160,4 +160,5 @@ def _show(rows: Sequence[Row], out: Path) -> None:
         table.add_row(*line)
     console = Console()
     console.print(table)
-    console.print(f"{out}: study.json, study.md and all runs", highlight=False, soft_wrap=True)
+    files = [n for n in ("study.json", "study.md", "study.png") if (out / n).exists()]
+    console.print(f"{out}: {', '.join(files)} and all runs", highlight=False, soft_wrap=True)

@@ -106,7 +106,12 @@ class WorkerError(PpllError):
 
 
 class Interrupted(PpllError):
-    """The run was interrupted by Ctrl-C or SIGTERM, after a checkpoint was written."""
+    """The run was ended by Ctrl-C or SIGTERM; the message says at which step and where it is saved.
+
+    Raised by ``Trainer.fit`` and other calls that hear signals, instead of ``KeyboardInterrupt``.
+    After the first signal a checkpoint was written, and the same call with ``resume=True`` goes on;
+    after a second one the run stopped at once, and the newest checkpoint is an older one.
+    """
 
 
 def first_problem(error: pydantic.ValidationError) -> str:

@@ -22,7 +22,8 @@ from ppll.split import Blueprint
 from ppll.status import Status
 from ppll.tracing import SPAN_NAMES
 
-__all__ = ["LiveView", "progress_console", "show_blocks", "show_result", "shown", "together"]
+__all__ = ["LiveView", "progress_console", "show_blocks", "show_evaluation", "show_result"]
+__all__ += ["shown", "together"]
 
 _LINE_EVERY_S = 5.0
 _MIB = 2**20
@@ -65,6 +66,23 @@ def show_blocks(console: Console, blueprint: Blueprint) -> None:
 
 def show_result(console: Console, result: Result) -> None:
     """Print what a run came to."""
+    _show_accuracies(console, result)
+    if result.samples_per_second:
+        rate = f"{result.samples_per_second:,.0f} ({result.train_seconds:.1f} s)"
+        console.print(f"training samples per second: {rate}", highlight=False)
+    busy = "  ".join(f"{s}: {share:.0%}" for s, share in enumerate(result.busy_fraction))
+    console.print(f"busy share by stage: {busy}", highlight=False)
+    _show_origin(console, result)
+
+
+def show_evaluation(console: Console, result: Result) -> None:
+    """Print how accurate a checkpoint is."""
+    console.print(f"the network after step {result.step}", highlight=False)
+    _show_accuracies(console, result)
+    _show_origin(console, result)
+
+
+def _show_accuracies(console: Console, result: Result) -> None:
     for index, accuracy in enumerate(result.exit_accuracy):
         last = index == result.num_blocks - 1
         name = "final output" if last else f"exit of block {index}"
@@ -75,11 +93,9 @@ def show_result(console: Console, result: Result) -> None:
     if result.best_validation_accuracy is not None:
         best = f"{result.best_validation_accuracy:.2%} (step {result.best_step})"
         console.print(f"best validation accuracy: {best}", highlight=False)
-    if result.samples_per_second:
-        rate = f"{result.samples_per_second:,.0f} ({result.train_seconds:.1f} s)"
-        console.print(f"training samples per second: {rate}", highlight=False)
-    busy = "  ".join(f"{s}: {share:.0%}" for s, share in enumerate(result.busy_fraction))
-    console.print(f"busy share by stage: {busy}", highlight=False)
+
+
+def _show_origin(console: Console, result: Result) -> None:
     console.print(f"weights_sha256: {result.weights_sha256}", highlight=False, soft_wrap=True)
     console.print(f"run folder: {result.run_folder}", highlight=False, soft_wrap=True)
 
