@@ -16,6 +16,7 @@ import pydantic
 
 from ppll.errors import RecipeError, unknown_name, up_to
 from ppll.recipe_text import apply_settings, check_plain, shown, without_none, write_toml
+from ppll.section import Section
 from ppll.sections import (
     BlockOverride,
     CheckpointConfig,
@@ -26,7 +27,6 @@ from ppll.sections import (
     RuntimeConfig,
     ScheduleConfig,
     ScheduleOverride,
-    Section,
     SplitConfig,
     TrackConfig,
     TrainConfig,

@@ -41,11 +41,17 @@ class Entry(Generic[T]):
 
     @property
     def meanings(self) -> dict[str, str]:
-        """What each option is, as far as the docstring says so under ``Args:``."""
-        text = inspect.getdoc(self.build) or ""
-        listed = re.split(r"^\w+:$", text.partition("\nArgs:\n")[2], flags=re.MULTILINE)[0]
-        entries = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", listed, flags=re.MULTILINE)
-        return {name: " ".join(words.split()) for name, words in entries}
+        """What each option is, as far as docstrings say so under ``Args:``."""
+        found: dict[str, str] = {}
+        for source in inspect.getmro(self.build) if inspect.isclass(self.build) else [self.build]:
+            found = _arguments(inspect.cleandoc(source.__doc__ or "")) | found
+        return found
+
+
+def _arguments(docstring: str) -> dict[str, str]:
+    listed = re.split(r"^\w+:$", docstring.partition("\nArgs:\n")[2], flags=re.MULTILINE)[0]
+    entries = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", listed, flags=re.MULTILINE)
+    return {name: " ".join(words.split()) for name, words in entries}
 
 
 def _option_parameters(build: Callable[..., Any]) -> list[inspect.Parameter]:
