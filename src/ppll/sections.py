@@ -155,7 +155,7 @@ class OptimizerConfig(Section):
     """One kernel for the whole update of a block; by default torch chooses. The bits differ."""
     clip_norm: Positive | None = None
     """Largest norm of a block's gradient; longer ones are scaled down."""
-    blocks: dict[int, BlockOverride] = {}
+    blocks: dict[int, BlockOverride] = Field(default={})
     """Overrides by block index, such as ``blocks.0.lr = 0.05``."""
 
     @pydantic.model_validator(mode="after")
@@ -185,7 +185,7 @@ class ScheduleConfig(Section):
     """Epochs (or parts of one) in which the learning rate rises from zero on a line."""
     final_factor: Factor = 0.0
     """Learning rate at the end as a share of the highest; cosine only."""
-    blocks: dict[int, ScheduleOverride] = {}
+    blocks: dict[int, ScheduleOverride] = Field(default={})
     """Overrides by block index, such as ``blocks.0.warmup_epochs = 5``."""
 
     def knows_end(self, num_blocks: int) -> bool:
