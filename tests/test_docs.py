@@ -21,6 +21,7 @@ from ppll.sections import TrackConfig
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md", ROOT / "benchmarks" / "README.md"]
+PAGES += [ROOT / "examples" / "README.md"]
 
 
 def name(page: Path) -> str:
