@@ -9,8 +9,8 @@ BIN := $(VENV)/bin
 demo: $(VENV)/ready
 	$(BIN)/ppll train digits-resnet --stages 4
 	@run=$$(ls -td runs/digits-resnet-* | head -n 1); \
-	echo "next: $(BIN)/ppll report $$run    writes the run on one page, $$run/report.html"; \
-	echo "      $(BIN)/ppll trace $$run     says which stage holds up the others"
+	echo "next: $(BIN)/ppll report $$run   # the run on one page"; \
+	echo "      $(BIN)/ppll trace $$run    # which stage holds up the others"
 
 docs: $(VENV)/ready
 	$(BIN)/sphinx-build -q -n -W --keep-going -c docs -d build/doctrees . build/docs

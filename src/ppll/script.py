@@ -19,12 +19,13 @@ def refuse_import() -> None:
     """Refuse a run in a process that a run has started and that imports the caller's script.
 
     Raises:
-        UsageError: This is such a process.
+        SystemExit: This is such a process. Those of stages end by it without a traceback each; the
+            launcher says why.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise UsageError(
-            "a stage's process imports the script that trains, and found a run in it: put what "
-            'trains below `if __name__ == "__main__":`.'
+        raise SystemExit(
+            "a process imports the script that trains, and found a run in it: put what trains "
+            'below `if __name__ == "__main__":`.'
         )
 
 
