@@ -443,6 +443,9 @@ def test_dry_run_of_a_resume_checks_it(tmp_path: Path, monkeypatch, capsys) -> N
     assert not Path(out).exists()
     code, _, err = run_here(monkeypatch, capsys, *run, "--quiet")
     assert code == 0, err
+    code, printed, err = run_here(monkeypatch, capsys, "eval", out)
+    assert (code, printed.startswith("the network after step 3\ntest accuracy, exit")) == (0, True)
+    assert "training" not in printed
     before = {path: path.stat().st_mtime_ns for path in Path(out).rglob("*")}
     assert "would go on from step 3" in run_here(monkeypatch, capsys, *dry)[2]
     assert {path: path.stat().st_mtime_ns for path in Path(out).rglob("*")} == before

@@ -267,6 +267,7 @@ def test_a_study_trains_everything_once(tmp_path: Path, monkeypatch, capsys) -> 
             assert run["epoch_seconds"] == pytest.approx(result["train_seconds"] * 5 / 7)
     assert "| digits-resnet | dgl |" in (out / "study.md").read_text()
     assert (out / "study.png").read_bytes().startswith(b"\x89PNG")
+    assert "study.json, study.md, study.png and all runs" in " ".join(printed.split())
 
     # Once more: all is there. Without matplotlib there is no picture, and somebody says so.
     monkeypatch.setattr(subprocess, "Popen", no_process)
