@@ -104,7 +104,9 @@ def train(
         step = trainer.check()
         show_blocks(console, trainer.blueprint)
         if resume:
-            console.print(f"would go on from step {step}" if step else "would begin at step 0")
+            nothing = f"{out} holds no checkpoint to go on from: would begin at step 0"
+            line = f"would go on from step {step}" if step else nothing
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
         return
     result = trainer.fit()
     if is_first_process():
