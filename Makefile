@@ -4,12 +4,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow clean
+.PHONY: demo docs test test-slow clean
 
 demo: $(VENV)/ready
 	$(BIN)/ppll train digits-resnet --stages 4
+	@run=$$(ls -td runs/digits-resnet-* | head -n 1); \
+	echo "next: $(BIN)/ppll report $$run   # the run on one page"; \
+	echo "      $(BIN)/ppll trace $$run    # which stage holds up the others"
 
-test: $(VENV)/ready
+docs: $(VENV)/ready
+	$(BIN)/sphinx-build -q -n -W --keep-going -c docs -d build/doctrees . build/docs
+	@echo "docs: build/docs/docs/README.html"
+
+test: $(VENV)/ready docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

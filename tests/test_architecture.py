@@ -29,6 +29,7 @@ PROCESSES = (
 TORCHLESS = (
     *("config", "recipe_files", "resume", "manifest", "data_facts", "claim", "durable"),
     *("randomness", "errors", "registry", "status", "stall", "failure", "cli"),
+    *("section", "sections", "recipe_text", "interrupts", "torchrun", "fork_server"),
     *("json_lines", "tracing", "trace_files", "timeline", "trace_summary", "advice", "lanes"),
     *("markup", "charts", "report_data", "report_sections", "report"),
     *("cuts", "placement", "costs", "balance", "simulate", "schedules", "plan", "rivals"),

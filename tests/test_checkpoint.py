@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from ppll.checkpoint import (
-    TensorReader,
     commit,
     step_folder,
     tensor_digest,
     write_block,
 )
 from ppll.errors import CheckpointError
+from ppll.tensor_reader import TensorReader
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.count": torch.tensor(3)}
 STATE = {"a.weight.exp_avg": torch.ones(2, 3), "a.weight.step": torch.tensor(1.0)}

@@ -121,6 +121,27 @@ def test_ctrl_c_saves_and_leaves_with_130(
     wait_until_gone(process.pid)
 
 
+def test_ctrl_c_while_it_starts_says_so_and_nothing_else(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    args = ["train", "digits-resnet", "--stages", "2", "--out", str(tmp_path / "run"), *TINY]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ppll", *args],
+        env={**environment, "TMPDIR": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err == "Interrupted: stopped before anything began; nothing was saved.\n"
+    wait_until_gone(process.pid)
+    assert list(tmp_path.glob("pymp-*")) == []
+
+
 def test_no_orphans_when_the_launcher_is_killed(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
@@ -181,9 +202,10 @@ def run_here(
         ("digits-resnet", ["train.accumulate=10"], "training messages have one sample"),
         ("digits-resnet", ["train.accumulate=11"], "ask for 1 to 10 parts"),
         ("digits-resnet", ["split.blocks=40"], "cannot make 40 blocks of 6 layers"),
-        ("digits-resnet", ["runtime.stages=5"], "only 4 blocks"),
+        ("digits-resnet", ["runtime.stages=5"], "ask for 1 to 4 stages"),
+        ("digits-resnet", ["split.blocks=1", "runtime.stages=2"], "ask for 1 stage, or"),
         ("digits-resnet", ["method.name=dlg"], "Did you mean 'dgl'"),
-        ("digits-resnet", ["method.name=backprop", "runtime.stages=2"], "ask for 1 to 1 stages"),
+        ("digits-resnet", ["method.name=backprop", "runtime.stages=2"], "ask for 1 stage."),
         ("digits-resnet", ["method.name=man", "method.lag=0"], "method.lag"),
         ("digits-resnet", ["method.lag=2"], "unknown option of method 'dgl' 'method.lag'"),
         ("digits-resnet", ["method.auxiliary=mlp-st"], "Did you mean 'mlp-sr'"),
@@ -385,7 +407,7 @@ def test_the_doctor_says_what_a_machine_can_do(monkeypatch, capsys) -> None:
     bad = doctor.Finding("memory", "problem", "none [left]", "get some")
     monkeypatch.setattr(doctor, "examine", lambda: [good])
     code, printed, _ = run_here(monkeypatch, capsys, "doctor")
-    assert (code, printed.split()) == (0, ["ok", "disk", "room", "enough"])
+    assert (code, printed.split()) == (0, ["ok", "disk", "room", "enough", "Runs", "work", "here."])
     monkeypatch.setattr(doctor, "examine", lambda: [good, bad])
     code, printed, _ = run_here(monkeypatch, capsys, "doctor", "--json")
     assert code == 1
@@ -411,6 +433,29 @@ def test_dry_run_trains_nothing(tmp_path: Path, monkeypatch, capsys) -> None:
     assert code == 0
     assert "stage3_0 .. head" in err
     assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_of_a_resume_checks_it(tmp_path: Path, monkeypatch, capsys) -> None:
+    out = str(tmp_path / "run")
+    run = ("train", "digits-resnet", *TINY, "--set=train.max_steps=3", "--out", out)
+    dry = (*run, "--resume", "--dry-run")
+    assert "would begin at step 0" in run_here(monkeypatch, capsys, *dry)[2]
+    assert not Path(out).exists()
+    code, _, err = run_here(monkeypatch, capsys, *run, "--quiet")
+    assert code == 0, err
+    code, printed, err = run_here(monkeypatch, capsys, "eval", out)
+    assert (code, printed.startswith("the network after step 3\ntest accuracy, exit")) == (0, True)
+    assert "training" not in printed
+    before = {path: path.stat().st_mtime_ns for path in Path(out).rglob("*")}
+    assert "would go on from step 3" in run_here(monkeypatch, capsys, *dry)[2]
+    assert {path: path.stat().st_mtime_ns for path in Path(out).rglob("*")} == before
+    for more in ((), ("--dry-run",)):  # The refusal comes before the table of blocks.
+        code, _, err = run_here(monkeypatch, capsys, *run, "--resume", *more, "--set=train.seed=7")
+        assert (code, err.startswith("RecipeError: the run was trained by another")) == (2, True)
+    for block in Path(out).glob("checkpoints/*/block-00.safetensors"):
+        block.write_bytes(b"")
+    code, _, err = run_here(monkeypatch, capsys, *dry)
+    assert (code, "no checkpoint is whole" in err) == (1, True)
 
 
 def test_help_needs_no_torch(environment: dict[str, str]) -> None:

@@ -46,7 +46,9 @@ def test_a_run_is_summed_up_in_80_columns(run: Path, monkeypatch, capsys) -> Non
     assert code == 0, err
     assert out.split()[:4] == ["stage", "blocks", "work", "busy"]
     assert "block 1: forward" in out
-    assert max(map(len, out.splitlines())) <= 80
+    *summary, timeline = out.splitlines()
+    assert max(map(len, summary)) <= 80
+    assert timeline == f"{run / 'timeline.json'}: every span; open it in https://ui.perfetto.dev"
 
 
 def test_the_summary_is_json(run: Path, tmp_path: Path, monkeypatch, capsys) -> None:

@@ -21,6 +21,7 @@ from ppll.sections import TrackConfig
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md", ROOT / "benchmarks" / "README.md"]
+PAGES += [ROOT / "examples" / "README.md"]
 
 
 def name(page: Path) -> str:
@@ -106,6 +107,18 @@ def test_the_function_as_a_callback_works(
     monkeypatch.chdir(tmp_path)
     assert len(run("callbacks.md", 0)["rows"]) >= 4
     assert capsys.readouterr().out.startswith("{'kind': 'train', 'step': ")
+
+
+def test_the_script_that_may_be_interrupted_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    printed = []
+    for _ in range(2):  # The second goes on at the end of the first.
+        run("failures.md", 0)
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    assert printed[0].endswith("%\n")
 
 
 class FakeRun:

@@ -488,3 +488,15 @@ def test_a_limited_address_space_counts(machine: Path, monkeypatch: pytest.Monke
     write(machine, "self/statm", "10 5 1 1 0 1 0")
     monkeypatch.setattr(resource, "getrlimit", lambda which: (1 << 20, 1 << 20))
     assert limits.available_memory_bytes() == (1 << 20) - 10 * resource.getpagesize()
+
+
+@pytest.mark.parametrize(
+    ("states", "words"),
+    [
+        (["ok"], "Runs work here."),
+        (["ok", "warning"], "Runs work here; 1 to know of: see warning above."),
+        (["warning", "problem", "problem"], "2 to mend before runs can work: see problem above."),
+    ],
+)
+def test_it_ends_with_what_all_of_it_means(states: list[trials.State], words: str) -> None:
+    assert doctor.conclude([doctor.Finding("x", state, "") for state in states]) == words

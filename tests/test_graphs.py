@@ -168,7 +168,7 @@ def test_graphs_need_gpus() -> None:
 def test_blocks_that_exchange_more_than_features_do_not_overlap(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ppll.trainer.check_devices", lambda recipe: None)
+    monkeypatch.setattr("ppll.checks.check_devices", lambda recipe: None)
     settings = ["train.cuda_graphs=true", "runtime.concurrent_blocks=true"]
     recipe = Recipe().with_settings([*settings, f"method.name={method}"])
     with pytest.raises(RecipeError, match="exchange more than features"):

@@ -12,7 +12,6 @@ import torch
 
 import ppll
 from ppll.checkpoint import (
-    TensorReader,
     commit,
     read_validation,
     step_folder,
@@ -24,6 +23,7 @@ from ppll.errors import CheckpointError, RunFolderError, WorkerError
 from ppll.recovery import best_validation, find, prune
 from ppll.resume import training_sections
 from ppll.run_folder import RunFolder
+from ppll.tensor_reader import TensorReader
 from ppll.testing import Fault
 from tests.faults import injected, recipe
 from tests.test_resuming import OWN, own_data, own_model

@@ -220,6 +220,7 @@ def test_a_script_without_a_guard_is_told_what_is_missing(tmp_path: Path) -> Non
         [sys.executable, str(script)], capture_output=True, text=True, env=environment, cwd=tmp_path
     )
     assert done.returncode == 1
-    assert "found a run in it: put what trains below" in done.stderr
+    assert 'stand below `if __name__ == "__main__":`?' in done.stderr
+    assert done.stderr.count("Traceback") == 1  # of the script itself, not of each process
     assert "already holds" not in done.stderr
     assert len(list((tmp_path / "runs").iterdir())) == 1

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 import ppll
-from ppll.live import LiveView
+from ppll.live import LiveView, progress_console, together
 from ppll.pace import Pace
 from ppll.status import Activity, Status
 from tests.test_cli_looking import RECIPE
@@ -94,12 +94,48 @@ def test_a_file_gets_plain_lines(trainer: ppll.Trainer) -> None:
     assert "\x1b" not in printed(to)
 
 
-@pytest.mark.parametrize("terminal", [True, False])
-def test_quiet_shows_nothing(terminal: bool, trainer: ppll.Trainer) -> None:
-    to = console(terminal=terminal)
-    with LiveView(to, trainer.blueprint, quiet=True) as view:
-        view.update([status(6, 120), status(5, 100)])
-    assert printed(to) == ""
+def test_before_anything_is_known_a_file_gets_no_step(trainer: ppll.Trainer) -> None:
+    to = console(terminal=False)
+    with LiveView(to, trainer.blueprint) as view:
+        view.update([status(0, 0), status(0, 0)])
+    assert printed(to).splitlines()[-1] == "starting"
+
+
+@pytest.mark.parametrize("progress", [None, False])
+def test_python_is_quiet_where_nobody_looks(
+    progress: bool | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ppll.Trainer(RECIPE, out=tmp_path / "run", progress=progress).fit()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_python_shows_progress_where_it_is_asked_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ppll.Trainer(RECIPE, out=tmp_path / "run", progress=True).fit()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.split()[:5] == ["stage", "block", "layers", "parameters", "auxiliary"]
+
+
+def test_several_watchers_are_told_together() -> None:
+    first, second = [], []
+    assert together([]) is None
+    watch = together([first.append, second.append])
+    assert watch is not None
+    watch([status(1, 20)])
+    assert first == second == [[status(1, 20)]]
+
+
+def test_a_terminal_and_a_notebook_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert progress_console(None) is None
+    monkeypatch.setattr(Console, "is_terminal", True)
+    assert progress_console(None) is not None
+    assert progress_console(False) is None
+    monkeypatch.setattr(Console, "is_terminal", False)
+    monkeypatch.setattr(Console, "is_jupyter", True, raising=False)
+    monkeypatch.setattr(Console, "__init__", lambda self, **_: None)
+    assert progress_console(None) is not None
 
 
 @pytest.mark.processes

@@ -53,6 +53,7 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (package / "broken.py").write_text("1 / 0", encoding="utf-8")
     (package / "torn.py").write_text("def", encoding="utf-8")
     (package / "leaves.py").write_text("raise SystemExit(0)", encoding="utf-8")
+    (package.parent / "own_module.py").touch()
     monkeypatch.syspath_prepend(package.parent)
     for name in [name for name in sys.modules if name.startswith("own_package")]:
         monkeypatch.delitem(sys.modules, name)
@@ -80,8 +81,11 @@ def test_options_are_checked_and_converted() -> None:
         ("../evil:Mine", 'write "module:Class"'),
         ("own_package.methods:Mine:Mine", 'write "module:Class"'),
         ("__main__:Mine", "another process has another __main__"),
+        ("own_package.methods.Mine", 'such as "own_package.methods:Mine"'),
         ("own_packages:Mine", "No module named 'own_packages'.*PYTHONPATH"),
-        ("own_package.method:Mine", "No module named 'own_package.method'"),
+        ("own_modul:Mine", r"'own_modul'\. Did you mean 'own_module'\?"),
+        ("nothing_like_it:Mine", r"'nothing_like_it'\. Install its package"),
+        ("own_package.method:Mine", r"'own_package\.method'\. Did you mean 'own_package\.methods'"),
         ("own_package.broken:Mine", "ZeroDivisionError: division by zero"),
         ("own_package.torn:Mine", "SyntaxError"),
         ("own_package.leaves:Mine", "SystemExit"),
@@ -97,6 +101,16 @@ def test_options_are_checked_and_converted() -> None:
 def test_what_is_no_method_is_refused(name: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         build_own_method(name, {})
+
+
+def test_a_module_in_the_working_folder_is_pointed_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "beside.py").write_text(MODULE, encoding="utf-8")
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
+    with pytest.raises(RecipeError, match=r"lies in this folder.*PYTHONPATH=\."):
+        build_own_method("beside:Mine", {})
 
 
 @pytest.mark.parametrize(

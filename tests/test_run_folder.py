@@ -10,7 +10,7 @@ import pytest
 from ppll.data_facts import DataFacts
 from ppll.errors import RunFolderError
 from ppll.recipe_files import load_recipe
-from ppll.run_folder import RunFolder
+from ppll.run_folder import RunFolder, default_folder, take_free
 
 RECIPE = load_recipe("digits-vit", ["train.seed=3"])
 FACTS = DataFacts((1, 8, 8), 10, 20, mean=(0.5,), std=(0.25,))
@@ -83,3 +83,19 @@ def test_a_result_is_written(tmp_path: Path) -> None:
     folder = make(tmp_path)
     folder.write_result({"step": 7})
     assert json.loads(folder.result.read_text()) == {"step": 7}
+
+
+def test_starts_of_one_second_get_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda form: "now")
+    taken = [take_free(default_folder("some/mine.toml")) for _ in range(3)]
+    assert [str(path) for path in taken] == ["runs/mine-now", "runs/mine-now-2", "runs/mine-now-3"]
+    assert all(path.is_dir() for path in taken)
+
+
+def test_a_default_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "runs").touch()
+    with pytest.raises(RunFolderError, match=r"cannot make the run folder .*/runs/a"):
+        take_free(tmp_path / "runs" / "a")

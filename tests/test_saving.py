@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppll.checkpoint import TensorReader
 from ppll.message import NOTHING_SAVED
 from ppll.recovery import newest_whole
 from ppll.saving import Saver, SaveRules
 from ppll.stream import EVERYTHING_SAVED
+from ppll.tensor_reader import TensorReader
 from tests.interleaving import MadeUpBatches, blueprint_of, built_blocks, small_recipe
 
 

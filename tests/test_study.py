@@ -113,7 +113,7 @@ def test_another_method_does_not_get_the_recipes_options(tmp_path: Path) -> None
         (["digits-resnet", "--methods=dgl,weight=2"], "cannot read the method 'dgl,weight=2'"),
         (["digits-resnet", "--methods=dgl:weight=2"], "method.weight"),
         (["digits-resnet", "--set=trian.epochs=1"], "Did you mean 'train'"),
-        (["digits-resnet", "--stages=9"], "only 4 blocks"),
+        (["digits-resnet", "--stages=9"], "ask for 1 to 4 stages"),
         (["digits-resnet", "--seeds=0"], "--seeds"),
         (["digits-resnet", "--parallel=0"], "--parallel"),
         (["digits-resnet", "--set=data.num_train=5"], "data.num_train"),
@@ -267,6 +267,7 @@ def test_a_study_trains_everything_once(tmp_path: Path, monkeypatch, capsys) -> 
             assert run["epoch_seconds"] == pytest.approx(result["train_seconds"] * 5 / 7)
     assert "| digits-resnet | dgl |" in (out / "study.md").read_text()
     assert (out / "study.png").read_bytes().startswith(b"\x89PNG")
+    assert "study.json, study.md, study.png and all runs" in " ".join(printed.split())
 
     # Once more: all is there. Without matplotlib there is no picture, and somebody says so.
     monkeypatch.setattr(subprocess, "Popen", no_process)

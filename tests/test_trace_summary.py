@@ -6,6 +6,7 @@ import pytest
 
 from ppll.advice import advise, working_cores
 from ppll.lanes import Bar, draw_lanes
+from ppll.sections import CheckpointConfig
 from ppll.trace_files import RankTrace, Span, Start
 from ppll.trace_summary import summarize
 from tests.traces import made_up_start, made_up_trace, span, totals_trace
@@ -112,8 +113,17 @@ def test_one_stage_of_many_blocks_asks_for_more_stages() -> None:
 
 
 def test_many_checkpoints_are_named() -> None:
-    (text,) = advice({**BUSY, "checkpoint": 2.0})
-    assert text == "Checkpoints take 17% of a stage's time: save less often."
+    summary = summarize(made_up_start({**BUSY, "checkpoint": 2.0}, cpu_s=9.0))
+    (text,) = advise(summary, 8, CheckpointConfig(every_steps=5))
+    assert text.startswith("Checkpoints take 17% of a stage's time: save less often (checkpoint.")
+    (text,) = advise(summary, 8, CheckpointConfig(keep="best"))
+    assert "evaluate less often" in text
+    rare = summarize(made_up_start({**BUSY, "checkpoint": 0.5}, cpu_s=9.0))
+    assert advise(rare, 8, CheckpointConfig(every_steps=5)) == []
+
+
+def test_checkpoints_that_nobody_asked_for_are_not_held_against_a_run() -> None:
+    assert advice({**BUSY, "checkpoint": 2.0}) == []
 
 
 def steps(rank: int, num: int, *more: Span) -> RankTrace:

@@ -3,8 +3,8 @@
 Method: the recipe ``cifar10-wide-gpu``, by local learning and by backprop, which is the same
 network with the same data, optimizer and schedule. The clock starts when ``fit`` is called and runs
 through the start, the recording of CUDA graphs and an evaluation on the test set after every epoch;
-the data set has been decoded before. A callback notes when an evaluation is there, to half a second.
-Nothing was chosen by the test set.
+the data set has been decoded before. A callback notes when an evaluation is there, to half a
+second. Nothing was chosen by the test set.
 
 CIFAR-10 is expected in ``--root`` (or PPLL_DATA). Run from the repository's root:
 ``python -m benchmarks.gpu.accuracy --root DATA``

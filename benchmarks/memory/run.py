@@ -20,7 +20,8 @@ from typing import Any
 
 from benchmarks.report import new_parser, write_report
 
-from ppll.bench.chain import BlockTimes, Chain, RankReport, run_chain
+from ppll.bench.chain import BlockTimes, Chain, run_chain
+from ppll.bench.rank_report import RankReport
 
 
 def main() -> None:

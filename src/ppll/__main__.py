@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from ppll.cli import main
+from typing import NoReturn
+
+from ppll.interrupts import leaving_at_once
 
 __all__ = ["main"]
+
+
+def main() -> NoReturn:
+    """Run the command line."""
+    with leaving_at_once():
+        from ppll import cli
+    cli.main()
+
 
 if __name__ == "__main__":
     main()

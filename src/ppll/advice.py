@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from ppll.sections import CheckpointConfig
 from ppll.trace_summary import StageSummary, Summary
 
 __all__ = ["advise", "working_cores"]
@@ -25,17 +26,20 @@ def working_cores(environment: Mapping[str, Any]) -> int | None:
     return found if isinstance(found, int) and not environment.get("gpus") else None
 
 
-def advise(summary: Summary, num_cores: int | None = None) -> list[str]:
+def advise(
+    summary: Summary, num_cores: int | None = None, checkpoint: CheckpointConfig | None = None
+) -> list[str]:
     """What would make the run faster, what helps most first; what is well needs no words.
 
     Args:
         summary: Of a run's newest start.
         num_cores: Processors of the machine, where they are known and do the work; with GPUs a
             stage's processor waits for them.
+        checkpoint: When the run is saved; without, as a recipe that does not say.
     """
     advice = [*_on_data(summary), *_on_crowding(summary, num_cores)]
     advice += _on_stages(summary, num_cores) if not advice else []
-    return [*advice, *_on_checkpoints(summary)]
+    return [*advice, *_on_checkpoints(summary, checkpoint or CheckpointConfig())]
 
 
 def _on_data(summary: Summary) -> Iterator[str]:
@@ -115,7 +119,16 @@ def _on_capacity(summary: Summary) -> Iterator[str]:
         )
 
 
-def _on_checkpoints(summary: Summary) -> Iterator[str]:
+def _on_checkpoints(summary: Summary, config: CheckpointConfig) -> Iterator[str]:
+    """Only of those that the recipe asks for: the first and the last are always taken."""
     share = max(stage.checkpoint for stage in summary.stages)
-    if share > _MANY_SAVES:
-        yield f"Checkpoints take {share:.0%} of a stage's time: save less often."
+    if share <= _MANY_SAVES:
+        return
+    found = f"Checkpoints take {share:.0%} of a stage's time"
+    if config.every_steps is not None:
+        yield f"{found}: save less often (checkpoint.every_steps, now {config.every_steps})."
+    elif config.keeps_best:
+        yield (
+            f'{found}: with checkpoint.keep = "best" there is one at every evaluation, so evaluate '
+            f"less often (train.evaluate_every; a recipe that evaluates less may keep another one)."
+        )

@@ -13,22 +13,19 @@ block with a value that is not finite writes a record that says so, and no check
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from ppll.averages import AVERAGE
-from ppll.durable import make_folder, open_plain, write_whole
+from ppll.durable import make_folder, write_whole
 from ppll.errors import CheckpointError
 from ppll.manifest import (
-    OPTIMIZER_SUFFIX,
+    MANIFEST_NAME,
     BlockRecord,
     FileRecord,
     Manifest,
@@ -37,10 +34,10 @@ from ppll.manifest import (
     read_record,
     shard_names,
 )
+from ppll.tensor_reader import dtype_name
 
 __all__ = [
     "NonFiniteCheckpoint",
-    "TensorReader",
     "check_finite",
     "commit",
     "forget_validation",
@@ -53,7 +50,6 @@ __all__ = [
     "write_validation",
 ]
 
-_MANIFEST: Final = "manifest.json"
 _VALIDATION: Final = "validation.json"
 
 
@@ -119,7 +115,7 @@ def _write_shard(
     write_whole(path, content)
     records = {
         name: TensorRecord(
-            dtype=_dtype_name(tensor), shape=tuple(tensor.shape), persistent=name not in transient
+            dtype=dtype_name(tensor), shape=tuple(tensor.shape), persistent=name not in transient
         )
         for name, tensor in sorted(tensors.items())
     }
@@ -148,7 +144,7 @@ def commit(
         check_finite(record)
         files.update(record.files)
     manifest = Manifest(step=step, num_blocks=num_blocks, recipe=dict(recipe), files=files).sealed()
-    write_whole(folder / _MANIFEST, manifest.model_dump_json(indent=1).encode())
+    write_whole(folder / MANIFEST_NAME, manifest.model_dump_json(indent=1).encode())
     return manifest
 
 
@@ -168,7 +164,7 @@ def check_finite(record: BlockRecord) -> None:
 
 def is_committed(folder: Path) -> bool:
     """Whether a checkpoint's folder has a manifest."""
-    return (folder / _MANIFEST).is_file()
+    return (folder / MANIFEST_NAME).is_file()
 
 
 def write_validation(folder: Path, step: int, accuracy: float) -> None:
@@ -196,118 +192,7 @@ def forget_validation(folder: Path) -> None:
 
 def uncommit(folder: Path) -> None:
     """Make a checkpoint one no longer, before its files are removed or moved."""
-    (folder / _MANIFEST).unlink(missing_ok=True)
-
-
-class TensorReader:
-    """Tensors of a checkpoint by name, from files whose digests have been checked.
-
-    Args:
-        folder: A committed checkpoint.
-
-    Raises:
-        CheckpointError: The manifest cannot be read, or is damaged.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.manifest = read_record(folder / _MANIFEST, Manifest)
-        if not self.manifest.is_whole:
-            raise CheckpointError(
-                f"{folder / _MANIFEST} is damaged: its SHA-256 is not the one that it names."
-            )
-
-    def check(self) -> None:
-        """Read every file, and compare its digest and what is in it.
-
-        Raises:
-            CheckpointError: A file is missing, damaged, or holds other tensors.
-        """
-        for name, record in self.manifest.files.items():
-            self._load(name, record)
-
-    def records(self) -> dict[str, TensorRecord]:
-        """What there is to read by ``weights``, by name."""
-        return {
-            tensor: record
-            for name, file in self.manifest.files.items()
-            if not name.endswith(OPTIMIZER_SUFFIX)
-            for tensor, record in file.tensors.items()
-        }
-
-    def weights(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Parameters and buffers of the given names, as far as the checkpoint has them.
-
-        Raises:
-            CheckpointError: A file is missing or damaged.
-        """
-        wanted = set(names)
-        return self._read(lambda name: name in wanted, optimizer=False)
-
-    def optimizer_state(self, parameters: Iterable[str]) -> dict[str, Tensor]:
-        """Optimizer tensors and averages (``PARAMETER.key``) of the given parameters.
-
-        Raises:
-            CheckpointError: A file is missing or damaged.
-        """
-        wanted = set(parameters)
-        return self._read(lambda name: name.rpartition(".")[0] in wanted, optimizer=True)
-
-    def all_weights(self) -> dict[str, Tensor]:
-        """All parameters and buffers.
-
-        Raises:
-            CheckpointError: A file is missing or damaged.
-        """
-        return self._read(lambda _: True, optimizer=False)
-
-    def averaged_weights(self) -> dict[str, Tensor]:
-        """All parameters and buffers as the network is used: averages in the place of parameters
-        that have some.
-
-        Raises:
-            CheckpointError: A file is missing or damaged.
-        """
-        averages = self._read(lambda name: name.endswith(AVERAGE), optimizer=True)
-        named = {name.removesuffix(AVERAGE): average for name, average in averages.items()}
-        return {**self.all_weights(), **named}
-
-    def _read(self, wants: Callable[[str], bool], *, optimizer: bool) -> dict[str, Tensor]:
-        tensors: dict[str, Tensor] = {}
-        for name, record in self.manifest.files.items():
-            wanted = [t for t in record.tensors if wants(t)]
-            if wanted and name.endswith(OPTIMIZER_SUFFIX) is optimizer:
-                loaded = self._load(name, record)
-                tensors.update({t: loaded[t] for t in wanted})
-        return tensors
-
-    def _load(self, name: str, record: FileRecord) -> dict[str, Tensor]:
-        content = self._content(name, record)
-        try:
-            tensors = safetensors.torch.load(content)
-        # Beside its own errors come torch's about types and shapes that it does not know.
-        except (safetensors.SafetensorError, LookupError, RuntimeError, TypeError) as error:
-            raise CheckpointError(f"cannot read {self.folder / name}: {error!r:.200}.") from None
-        found = {t: (_dtype_name(v), tuple(v.shape)) for t, v in tensors.items()}
-        if found != {t: (r.dtype, r.shape) for t, r in record.tensors.items()}:
-            raise CheckpointError(f"{self.folder / name} holds other tensors than its manifest.")
-        return tensors
-
-    def _content(self, name: str, record: FileRecord) -> bytes:
-        path = self.folder / name
-        try:
-            with open_plain(path) as file:
-                num_bytes = os.fstat(file.fileno()).st_size
-                content = file.read() if num_bytes == record.num_bytes else b""
-        except OSError as error:
-            raise CheckpointError(f"cannot read {path}: {error.strerror}.") from None
-        if num_bytes != record.num_bytes:
-            raise CheckpointError(
-                f"{path} is damaged: it has {num_bytes} bytes, not {record.num_bytes}."
-            )
-        if hashlib.sha256(content).hexdigest() != record.sha256:
-            raise CheckpointError(f"{path} is damaged: its SHA-256 differs from the manifest's.")
-        return content
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)
 
 
 def tensor_digest(name: str, tensor: Tensor) -> str:
@@ -315,8 +200,4 @@ def tensor_digest(name: str, tensor: Tensor) -> str:
     with torch.no_grad():
         content = tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
     digest = hashlib.sha256(content).hexdigest()
-    return f"{name} {_dtype_name(tensor)} {list(tensor.shape)} {digest}"
-
-
-def _dtype_name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+    return f"{name} {dtype_name(tensor)} {list(tensor.shape)} {digest}"

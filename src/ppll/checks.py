@@ -9,6 +9,7 @@ from torch import nn
 from ppll.compiling import missing_compiler
 from ppll.config import Recipe
 from ppll.data import PreparedData, datasets
+from ppll.devices import check_devices
 from ppll.errors import DataError, RecipeError, RunFolderError
 from ppll.models import models
 from ppll.run_folder import RunFolder
@@ -19,9 +20,23 @@ __all__ = [
     "check_concurrency",
     "check_disk",
     "check_names",
+    "check_recipe",
     "check_smallest_message",
     "checkpoint_bytes",
 ]
+
+
+def check_recipe(recipe: Recipe, *, own_model: bool) -> None:
+    """Refuse what can be told of the recipe alone, before any data is read.
+
+    Raises:
+        RecipeError: A device, a name, an option or a compiler is not there, or the method cannot
+            what the recipe asks for.
+    """
+    check_devices(recipe)
+    check_names(recipe, own_model=own_model)
+    check_compiler(recipe)
+    check_concurrency(recipe)
 
 
 def check_compiler(recipe: Recipe) -> None:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
+from ppll.cli_lists import (
+    list_datasets,
+    list_methods,
+    list_models,
+    list_recipes,
+    show_environment,
+)
 from ppll.cli_looking import report_runs, trace_run
 from ppll.cli_options import (
     Best,
@@ -17,13 +26,13 @@ from ppll.cli_options import (
     Settings,
     Stages,
     give_json,
-    give_rows,
     load,
     with_json_printed,
 )
 from ppll.cli_planning import bench, plan_recipe
 from ppll.cli_study import study_recipes
 from ppll.errors import Interrupted, PpllError, UsageError
+from ppll.interrupts import leaving_at_once
 from ppll.torchrun import is_first_process, speaks_for_its_host, started_by_torchrun
 
 __all__ = ["app", "main"]
@@ -73,34 +82,33 @@ def train(
     """Train a recipe and print what it reached."""
     if resume and out is None:
         raise UsageError("--resume needs --out: the folder of the run to go on with.")
-    loaded = load(recipe, stages, settings)
-    starts_processes = (loaded.runtime.stages > 1 or max_restarts) and not started_by_torchrun()
-    if starts_processes and not dry_run:
-        from ppll import fork_server
-
-        fork_server.warm_up()
-    from ppll.decoding_view import decoding_shown
-    from ppll.live import LiveView, show_blocks, show_result
-    from ppll.trainer import Trainer, default_folder
-
     console = Console(stderr=True)
     quiet = quiet or not is_first_process()
     _show_log(console, quiet=quiet)
-    with decoding_shown(console, quiet=quiet):
+    loaded = load(recipe, stages, settings)
+    starts_processes = (loaded.runtime.stages > 1 or max_restarts) and not started_by_torchrun()
+    with _starting(warm=bool(starts_processes and not dry_run)):
+        from ppll.live import show_blocks, show_result
+        from ppll.trainer import Trainer
+
         trainer = Trainer(
             loaded,
-            out=out if out or started_by_torchrun() else default_folder(recipe),
+            out=out,
+            name=recipe,
             resume=resume,
             allow_change=allow_change or (),
             max_restarts=max_restarts,
+            progress=False if quiet else console,
         )
     if dry_run:
+        step = trainer.check()
         show_blocks(console, trainer.blueprint)
+        if resume:
+            nothing = f"{out} holds no checkpoint to go on from: would begin at step 0"
+            line = f"would go on from step {step}" if step else nothing
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
         return
-    with LiveView(console, trainer.blueprint, quiet=quiet) as view:
-        trainer.watch = view.update
-        trainer.callbacks.append(view)
-        result = trainer.fit()
+    result = trainer.fit()
     if is_first_process():
         show_result(Console(), result)
 
@@ -133,12 +141,12 @@ def evaluate_run(
 
     from ppll.decoding_view import decoding_shown
     from ppll.evaluation import evaluate
-    from ppll.live import show_result
+    from ppll.live import show_evaluation
 
     with decoding_shown(Console(stderr=True)):
         result = evaluate(run, stages or 1, best=best)
     if not give_json(json, asdict(result)):
-        show_result(Console(), result)
+        show_evaluation(Console(), result)
 
 
 def _evaluate_exits(
@@ -190,7 +198,7 @@ def examine_machine(json: Json = None) -> None:
     """Check what this machine can do, and say how to mend what it cannot."""
     from dataclasses import asdict
 
-    from ppll.doctor import examine
+    from ppll.doctor import conclude, examine
 
     findings = examine()
     if not give_json(json, {"rows": [asdict(finding) for finding in findings]}):
@@ -198,6 +206,7 @@ def examine_machine(json: Json = None) -> None:
             advice = f"\n        {finding.advice}" if finding.advice else ""
             line = f"{finding.state:<8}{finding.name:<25}{finding.found}{advice}"
             Console().print(line, highlight=False, soft_wrap=True, markup=False)
+        Console().print(conclude(findings), highlight=False)
     if any(finding.state == "problem" for finding in findings):
         raise typer.Exit(1)
 
@@ -207,65 +216,22 @@ app.command("study")(study_recipes)
 app.command("trace")(trace_run)
 app.command("report")(report_runs)
 app.add_typer(bench, name="bench")
+app.command("methods")(list_methods)
+app.command("models")(list_models)
+app.command("datasets")(list_datasets)
+app.command("recipes")(list_recipes)
+app.command("env")(show_environment)
 
 
-@app.command("methods")
-def list_methods(json: Json = None) -> None:
-    """List the methods of local learning and what they ask for."""
-    from ppll.zoo import as_table, describe_methods
+@contextmanager
+def _starting(*, warm: bool) -> Iterator[None]:
+    """Import torch and read data, here and, to be ``warm``, in the process that ranks come from."""
+    from ppll import fork_server
 
-    rows = describe_methods()
-    if not give_json(json, {"rows": rows}):
-        give_rows("Methods", as_table(rows), None)
-
-
-@app.command("models")
-def list_models(json: Json = None) -> None:
-    """List the networks."""
-    from ppll.models import models
-
-    rows = [{"name": e.name, "summary": e.summary, "options": sorted(e.options)} for e in models]
-    give_rows("Models", rows, json)
-
-
-@app.command("datasets")
-def list_datasets(json: Json = None) -> None:
-    """List the data sets."""
-    from ppll.data import datasets
-
-    rows = [{"name": e.name, "summary": e.summary, "options": sorted(e.options)} for e in datasets]
-    give_rows("Data sets", rows, json)
-
-
-@app.command("recipes")
-def list_recipes(json: Json = None) -> None:
-    """List the shipped recipes."""
-    from ppll.recipe_files import load_recipe, shipped_recipes
-
-    recipes = {name: load_recipe(name) for name in sorted(shipped_recipes())}
-    rows = [
-        {
-            "name": name,
-            "data": r.data.name,
-            "model": r.model.name,
-            "method": r.method.name,
-            "blocks": r.split.blocks,
-            "epochs": r.train.epochs,
-        }
-        for name, r in recipes.items()
-    ]
-    give_rows("Recipes", rows, json)
-
-
-@app.command("env")
-def show_environment(json: Json = None) -> None:
-    """Print what a bug report needs."""
-    from ppll.environment import describe_environment
-
-    described = describe_environment()
-    if not give_json(json, described):
-        for key, value in described.items():
-            Console().print(f"[bold]{key}[/bold]: {value}", soft_wrap=True)
+    with leaving_at_once(fork_server.temporary_folder() if warm else None):
+        if warm:
+            fork_server.warm_up()
+        yield
 
 
 def _show_log(console: Console, *, quiet: bool) -> None:
@@ -289,6 +255,8 @@ def main() -> NoReturn:
         _fail(error, 2)
     except Interrupted as error:
         _fail(error, 130)
+    except KeyboardInterrupt:
+        _fail(Interrupted("stopped at once."), 130)
     except PpllError as error:
         _fail(error, 1)
     sys.exit(0)

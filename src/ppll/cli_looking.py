@@ -40,7 +40,8 @@ def trace_run(
             f"{run} has written nothing of its newest start yet: look again when it has ended, or "
             f"when its first batches (track.trace_steps) are over."
         )
-    advice = advise(summary, working_cores(folder.read_environment()))
+    saves = folder.read_recipe().checkpoint
+    advice = advise(summary, working_cores(folder.read_environment()), saves)
     if picture is not None:
         _draw(start, picture)
     rows = [stage.to_dict() for stage in summary.stages]
@@ -48,6 +49,9 @@ def trace_run(
         json, {"rows": rows, "bottleneck": summary.bottleneck.stage, "advice": advice}
     ):
         show_summary(Console(), summary, advice)
+        if folder.timeline.exists():
+            line = f"\n{folder.timeline}: every span; open it in https://ui.perfetto.dev"
+            Console().print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _draw(start: Start, path: Path) -> None:

@@ -94,7 +94,7 @@ def _check(runs: Sequence[StudyRun], console: Console) -> list[StudyRun]:
     from ppll.decoding_view import decoding_shown
     from ppll.study import check_runs
 
-    with decoding_shown(console, quiet=console.quiet):
+    with decoding_shown(None if console.quiet else console):
         left = check_runs(runs)
     done = f"{len(runs) - len(left)} finished before, " if len(left) < len(runs) else ""
     _note(console, f"{len(runs)} runs: {done}{len(left)} to train")
@@ -160,4 +160,5 @@ def _show(rows: Sequence[Row], out: Path) -> None:
         table.add_row(*line)
     console = Console()
     console.print(table)
-    console.print(f"{out}: study.json, study.md and all runs", highlight=False, soft_wrap=True)
+    files = [n for n in ("study.json", "study.md", "study.png") if (out / n).exists()]
+    console.print(f"{out}: {', '.join(files)} and all runs", highlight=False, soft_wrap=True)

@@ -14,8 +14,9 @@ from typing import Any, Final, Self
 
 import pydantic
 
-from ppll.errors import RecipeError, unknown_name
+from ppll.errors import RecipeError, unknown_name, up_to
 from ppll.recipe_text import apply_settings, check_plain, shown, without_none, write_toml
+from ppll.section import Section
 from ppll.sections import (
     BlockOverride,
     CheckpointConfig,
@@ -26,7 +27,6 @@ from ppll.sections import (
     RuntimeConfig,
     ScheduleConfig,
     ScheduleOverride,
-    Section,
     SplitConfig,
     TrackConfig,
     TrainConfig,
@@ -59,14 +59,14 @@ class Recipe(Section):
     def _counts_fit(self) -> Self:
         if self.runtime.stages > self.split.blocks:
             raise ValueError(
-                f"runtime.stages = {self.runtime.stages}, but there are only "
-                f"{self.split.blocks} blocks to place (split.blocks): "
-                f"ask for 1 to {self.split.blocks} stages, or for more blocks"
+                f"runtime.stages = {self.runtime.stages}, but split.blocks = {self.split.blocks}, "
+                f"and a stage runs one block or more: "
+                f"ask for {up_to(self.split.blocks, 'stage')}, or for more blocks"
             )
         if self.train.accumulate > self.data.batch_size:
             raise ValueError(
                 f"train.accumulate = {self.train.accumulate} parts of data.batch_size = "
-                f"{self.data.batch_size} samples: ask for 1 to {self.data.batch_size} parts"
+                f"{self.data.batch_size} samples: ask for {up_to(self.data.batch_size, 'part')}"
             )
         self._check_graphs()
         if self.checkpoint.keeps_best and not self.data.validation:
@@ -160,6 +160,15 @@ class Recipe(Section):
         tree = self.model_dump(mode="json", exclude_unset=True)
         apply_settings(tree, settings)
         return type(self).from_dict(tree)
+
+    def with_absolute_paths(self) -> Self:
+        """A copy that means the same files in any working folder."""
+        data, model = self.data, self.model
+        if data.root is not None:
+            data = data.model_copy(update={"root": data.root.absolute()})
+        if model.weights is not None:
+            model = model.model_copy(update={"weights": model.weights.absolute()})
+        return self.model_copy(update={"data": data, "model": model})
 
     def without_overrides(self) -> Self:
         """A copy in which no block has an optimizer or a schedule that differs from the others'."""

@@ -17,17 +17,14 @@ _EVERY_S = 0.1
 
 
 @contextmanager
-def decoding_shown(
-    console: Console, *, quiet: bool = False, delay_s: float = 1.0
-) -> Iterator[None]:
+def decoding_shown(console: Console | None, *, delay_s: float = 1.0) -> Iterator[None]:
     """Show how far decoding is that goes on meanwhile, on a terminal only.
 
     Args:
-        console: Where to.
-        quiet: Show nothing.
+        console: Where to; nowhere without.
         delay_s: What is done sooner is not shown, in seconds.
     """
-    if quiet or not console.is_terminal:
+    if console is None or not console.is_terminal:
         yield
         return
     bar = _Bar(console, delay_s)

@@ -7,14 +7,14 @@ little about what a container lets through. A check leaves nothing behind and ca
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from ppll import trials
 from ppll.trials import State, Verdict
 
-__all__ = ["CHECKS", "Check", "Finding", "examine"]
+__all__ = ["CHECKS", "Check", "Finding", "conclude", "examine"]
 
 _PATIENCE_S: Final = 60.0
 
@@ -121,3 +121,13 @@ CHECKS: Final = (
 def examine() -> list[Finding]:
     """Try everything that runs need, one after the other; takes a few seconds."""
     return [check.examine() for check in CHECKS]
+
+
+def conclude(findings: Sequence[Finding]) -> str:
+    """What all findings mean, in one line."""
+    counts = {state: sum(f.state == state for f in findings) for state in ("problem", "warning")}
+    if counts["problem"]:
+        return f"{counts['problem']} to mend before runs can work: see problem above."
+    if counts["warning"]:
+        return f"Runs work here; {counts['warning']} to know of: see warning above."
+    return "Runs work here."

@@ -44,6 +44,7 @@ __all__ = [
     "WorkerError",
     "first_problem",
     "unknown_name",
+    "up_to",
 ]
 
 
@@ -105,7 +106,12 @@ class WorkerError(PpllError):
 
 
 class Interrupted(PpllError):
-    """The run was interrupted by Ctrl-C or SIGTERM, after a checkpoint was written."""
+    """The run was ended by Ctrl-C or SIGTERM; the message says at which step and where it is saved.
+
+    Raised by ``Trainer.fit`` and other calls that hear signals, instead of ``KeyboardInterrupt``.
+    After the first signal a checkpoint was written, and the same call with ``resume=True`` goes on;
+    after a second one the run stopped at once, and the newest checkpoint is an older one.
+    """
 
 
 def first_problem(error: pydantic.ValidationError) -> str:
@@ -120,3 +126,13 @@ def unknown_name(what: str, found: str, allowed: Iterable[str]) -> str:
     near = difflib.get_close_matches(found, names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"unknown {what} {found!r}.{hint} Known: {', '.join(names)}."
+
+
+def up_to(most: int, thing: str) -> str:
+    """How many of a thing there may be, in words.
+
+    Example:
+        >>> up_to(1, "stage"), up_to(4, "stage")
+        ('1 stage', '1 to 4 stages')
+    """
+    return f"1 {thing}" if most == 1 else f"1 to {most} {thing}s"

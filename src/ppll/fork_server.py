@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from multiprocessing import forkserver, util
+import signal
+from multiprocessing import forkserver, resource_tracker, util
 from pathlib import Path
 
 __all__ = ["LAUNCHER_VARIABLE", "START_METHOD", "temporary_folder", "warm_up"]
@@ -20,7 +21,14 @@ def warm_up() -> None:
         ["ppll.fork_server_guard", "torch._dynamo", "ppll.rank_process"]
     )
     os.environ[LAUNCHER_VARIABLE] = str(os.getpid())
-    forkserver.ensure_running()
+    # A Ctrl-C goes to all processes of a terminal and would end the importing server with a
+    # traceback; so it inherits a blocked SIGINT. To start the tracker unblocks it: that is first.
+    resource_tracker.ensure_running()
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def temporary_folder() -> Path:

@@ -18,6 +18,10 @@ __all__: list[str] = []
 
 _PR_SET_PDEATHSIG: Final = 1
 
+# Ctrl-C is for the launcher, which blocked it for this process to be born.
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     launcher = os.environ.get(LAUNCHER_VARIABLE)

@@ -182,8 +182,9 @@ class _Recording:
         else:
             _take_in(self._late, late)
         self._replay_learn()
-        # A history would hold on to nodes of the stream that was recorded on.
-        self._passage = self._passage and self._passage.without_history()
+        # Replays need no tensors with a history, which holds on to nodes of the recording's stream.
+        inputs = self._message.features
+        self._passage = Passage(self._message, inputs, inputs, inputs._version, inputs._version)
         return self._late_part
 
     def _run_forward(self) -> None:

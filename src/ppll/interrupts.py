@@ -2,14 +2,49 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from ppll.errors import Interrupted
+from ppll.torchrun import speaks_for_its_host
 
-__all__ = ["Interrupts"]
+__all__ = ["Interrupts", "leaving_at_once"]
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def leaving_at_once(leftover: Path | None = None) -> Iterator[None]:
+    """Let the process end by a signal without a word of whatever it was doing: it has saved nothing
+    yet, and most of its time goes into imports, some of which make another error of an exception.
+
+    Args:
+        leftover: A folder to remove.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        if speaks_for_its_host():
+            sys.stderr.write("Interrupted: stopped before anything began; nothing was saved.\n")
+            sys.stderr.flush()
+        if leftover is not None:
+            shutil.rmtree(leftover, ignore_errors=True)
+        os._exit(130)
+
+    previous = {number: signal.signal(number, leave) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class Interrupts:
@@ -30,7 +65,7 @@ class Interrupts:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in _SIGNALS:
                 self._previous[number] = signal.signal(number, self._on_signal)
         return self
 

@@ -236,26 +236,31 @@ class Launcher:
         """The earliest failure; one of a rank that died without a word gets its exit code."""
         codes = agent.exit_codes()
         if not self._failures:
-            return self._unheard(agent, codes)
+            return self._silence(agent, codes)
         first = min(self._failures, key=lambda failure: failure.time_s)
         missing = [r for r in range(self._job.num_stages) if r not in self._lines]
         if missing and first.cause.startswith(ChannelTimeout.__name__):
             return self._silent(missing[0], f"it did not come up: {first.cause}")
         if first.cause == _DIED:
-            return replace(first, cause=_ending(codes.get(first.rank)))
+            ending = _ending(codes.get(first.rank))
+            return replace(first, cause=ending if first.rank in self._lines else _unheard(ending))
         return first
 
-    def _unheard(self, agent: Agent, codes: dict[int, int]) -> Failure:
+    def _silence(self, agent: Agent, codes: dict[int, int]) -> Failure:
         """The failure of a start of which no rank has said anything."""
         if self._anyone_is_there() or agent.error is not None:
             return self._silent(0, f"the fork server is gone ({agent.error or 'it was killed'})")
         rank = next((r for r, code in codes.items() if code), 0)
-        return self._silent(
-            rank,
-            f"{_ending(codes.get(rank))} before it reached the launcher; what it "
-            f"printed is above. A script that trains on several stages lies in a file and has "
-            f'`if __name__ == "__main__":` around what trains.',
-        )
+        return self._silent(rank, _unheard(_ending(codes.get(rank))))
+
+
+def _unheard(ending: str) -> str:
+    """What to say of a rank that ended before it could say anything."""
+    return (
+        f"{ending} before it reached the launcher; if it printed why, that is above. The processes "
+        f"of stages import the script that trains: does what trains in it stand below "
+        f'`if __name__ == "__main__":`?'
+    )
 
 
 def _ending(code: int | None) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,16 +15,31 @@ from rich.table import Table
 from rich.text import Text
 
 from ppll.callbacks import Callback
+from ppll.launch import Watcher
 from ppll.pace import Pace
 from ppll.result import Result
 from ppll.split import Blueprint
 from ppll.status import Status
 from ppll.tracing import SPAN_NAMES
 
-__all__ = ["LiveView", "show_blocks", "show_result"]
+__all__ = ["LiveView", "progress_console", "show_blocks", "show_evaluation", "show_result"]
+__all__ += ["shown", "together"]
 
 _LINE_EVERY_S = 5.0
 _MIB = 2**20
+
+
+def progress_console(progress: bool | Console | None) -> Console | None:
+    """Where progress is shown; none where it is not.
+
+    Args:
+        progress: Whether; without, on a terminal and in a notebook. Or where.
+    """
+    if isinstance(progress, Console):
+        return progress
+    console = Console(stderr=True)
+    is_seen = console.is_terminal or console.is_jupyter
+    return console if (is_seen if progress is None else progress) else None
 
 
 def show_blocks(console: Console, blueprint: Blueprint) -> None:
@@ -50,6 +66,23 @@ def show_blocks(console: Console, blueprint: Blueprint) -> None:
 
 def show_result(console: Console, result: Result) -> None:
     """Print what a run came to."""
+    _show_accuracies(console, result)
+    if result.samples_per_second:
+        rate = f"{result.samples_per_second:,.0f} ({result.train_seconds:.1f} s)"
+        console.print(f"training samples per second: {rate}", highlight=False)
+    busy = "  ".join(f"{s}: {share:.0%}" for s, share in enumerate(result.busy_fraction))
+    console.print(f"busy share by stage: {busy}", highlight=False)
+    _show_origin(console, result)
+
+
+def show_evaluation(console: Console, result: Result) -> None:
+    """Print how accurate a checkpoint is."""
+    console.print(f"the network after step {result.step}", highlight=False)
+    _show_accuracies(console, result)
+    _show_origin(console, result)
+
+
+def _show_accuracies(console: Console, result: Result) -> None:
     for index, accuracy in enumerate(result.exit_accuracy):
         last = index == result.num_blocks - 1
         name = "final output" if last else f"exit of block {index}"
@@ -60,11 +93,9 @@ def show_result(console: Console, result: Result) -> None:
     if result.best_validation_accuracy is not None:
         best = f"{result.best_validation_accuracy:.2%} (step {result.best_step})"
         console.print(f"best validation accuracy: {best}", highlight=False)
-    if result.samples_per_second:
-        rate = f"{result.samples_per_second:,.0f} ({result.train_seconds:.1f} s)"
-        console.print(f"training samples per second: {rate}", highlight=False)
-    busy = "  ".join(f"{s}: {share:.0%}" for s, share in enumerate(result.busy_fraction))
-    console.print(f"busy share by stage: {busy}", highlight=False)
+
+
+def _show_origin(console: Console, result: Result) -> None:
     console.print(f"weights_sha256: {result.weights_sha256}", highlight=False, soft_wrap=True)
     console.print(f"run folder: {result.run_folder}", highlight=False, soft_wrap=True)
 
@@ -75,13 +106,11 @@ class LiveView(Callback):
     Args:
         console: Where to.
         blueprint: What is trained.
-        quiet: Show nothing.
     """
 
-    def __init__(self, console: Console, blueprint: Blueprint, *, quiet: bool = False) -> None:
+    def __init__(self, console: Console, blueprint: Blueprint) -> None:
         self._console = console
         self._blueprint = blueprint
-        self._quiet = quiet
         self._stages = blueprint.stage_blocks(blueprint.recipe.runtime.stages)
         self._pace = Pace(blueprint.num_steps)
         self._statuses: Sequence[Status] = ()
@@ -92,10 +121,9 @@ class LiveView(Callback):
         )
 
     def __enter__(self) -> Self:
-        if not self._quiet:
-            show_blocks(self._console, self._blueprint)
-            if self._console.is_terminal:
-                self._live.start()
+        show_blocks(self._console, self._blueprint)
+        if self._console.is_terminal:
+            self._live.start()
         return self
 
     def __exit__(
@@ -116,7 +144,7 @@ class LiveView(Callback):
         now_s = time.monotonic()
         self._statuses = statuses
         self._pace.note(statuses[-1].step, statuses[-1].samples, now_s)
-        if self._quiet or self._console.is_terminal or now_s <= self._next_line_s:
+        if self._console.is_terminal or now_s <= self._next_line_s:
             return
         self._next_line_s = now_s + _LINE_EVERY_S
         self._console.print(self._line(), highlight=False, soft_wrap=True)
@@ -124,9 +152,9 @@ class LiveView(Callback):
     def _line(self) -> str:
         """All of it in a line, for a file."""
         statuses = self._statuses
-        step = f"step {statuses[-1].step}/{self._blueprint.num_steps}"
         if not statuses[-1].samples:
-            return f"{step}  starting"
+            return "starting"  # At which step is not known yet: the run may go on.
+        step = f"step {statuses[-1].step}/{self._blueprint.num_steps}"
         losses = [_number(self._of_block(b, "train", "loss")) for b in self._blocks()]
         exits = [_share(self._of_block(b, "tested", "accuracy")) for b in self._blocks()]
         busy = [_share(status.busy) for status in statuses]
@@ -197,6 +225,26 @@ class LiveView(Callback):
     def _epoch(self) -> str:
         num_epochs = -(-self._blueprint.num_steps // self._blueprint.steps_per_epoch)
         return f"epoch {self._statuses[-1].epoch + 1}/{num_epochs}"
+
+
+@contextmanager
+def shown(console: Console | None, blueprint: Blueprint) -> Iterator[list[LiveView]]:
+    """Show a run that goes on meanwhile, by one view; by none without a console."""
+    if console is None:
+        yield []
+        return
+    with LiveView(console, blueprint) as view:
+        yield [view]
+
+
+def together(watchers: Sequence[Watcher]) -> Watcher | None:
+    """One watcher that tells all; none of none."""
+
+    def watch(statuses: Sequence[Status]) -> None:
+        for watcher in watchers:
+            watcher(statuses)
+
+    return watch if watchers else None
 
 
 def _number(value: float | None) -> str:

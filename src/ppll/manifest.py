@@ -16,6 +16,7 @@ from ppll.durable import open_plain
 from ppll.errors import CheckpointError, first_problem
 
 __all__ = [
+    "MANIFEST_NAME",
     "OPTIMIZER_SUFFIX",
     "BlockRecord",
     "FileRecord",
@@ -27,6 +28,9 @@ __all__ = [
 ]
 
 M = TypeVar("M", bound=pydantic.BaseModel)
+
+MANIFEST_NAME = "manifest.json"
+"""What makes a folder a checkpoint."""
 
 OPTIMIZER_SUFFIX = ".optimizer.safetensors"
 """How the names of shards with optimizer state end."""

@@ -6,9 +6,13 @@ to name it is to ask that it be run. Nothing is added to what Python searches.
 
 from __future__ import annotations
 
+import difflib
 import inspect
+import pkgutil
+import sys
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Final
 
 from ppll.errors import PpllError, RecipeError, unknown_name
@@ -21,8 +25,8 @@ _SEPARATOR: Final = ":"
 
 
 def is_own_method(name: str) -> bool:
-    """Whether a name is that of a class in a module, not one of the shelf."""
-    return _SEPARATOR in name
+    """Whether a name is that of a class in a module, not one of the shelf; those have no dot."""
+    return _SEPARATOR in name or "." in name
 
 
 def build_own_method(name: str, options: Mapping[str, Any]) -> Method:
@@ -48,9 +52,11 @@ def build_own_method(name: str, options: Mapping[str, Any]) -> Method:
 def _imported_class(name: str) -> type[Method]:
     module_name, _, class_name = name.partition(_SEPARATOR)
     if not all(part.isidentifier() for part in [*module_name.split("."), class_name]):
+        nearest = ":".join(name.rsplit(".", 1)) if _SEPARATOR not in name else ""
+        example = nearest or "my_package.my_module:MyMethod"
         raise RecipeError(
             f"method.name = {name!r} is neither a method of the shelf nor a class of a module: "
-            f'write "module:Class", such as "my_package.my_module:MyMethod".'
+            f'write "module:Class", such as "{example}".'
         )
     module = _imported(name, module_name)
     found = getattr(module, class_name, None)
@@ -69,16 +75,33 @@ def _imported(name: str, module_name: str) -> object:
         return import_module(module_name)
     except (Exception, SystemExit) as error:
         raise RecipeError(
-            f"cannot import {module_name!r} for method.name = {name!r}: {_shown(error)}. Install "
-            f"its package or put its folder on PYTHONPATH; python -c 'import {module_name}' must "
-            f"work."
+            f"cannot import {module_name!r} for method.name = {name!r}: {_shown(error)}. "
+            f"{_how_to_import(module_name, error)}"
         ) from error
+
+
+def _how_to_import(module_name: str, error: BaseException) -> str:
+    """What to do about a module that cannot be imported."""
+    what = f"python -c 'import {module_name}' must work."
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if not missing or not f"{module_name}.".startswith(f"{missing}."):
+        return f"Mend that: {what}"
+    if Path(f"{missing}.py").is_file() or Path(missing).is_dir():
+        return (
+            f"It lies in this folder, where Python does not look: put PYTHONPATH=. before the "
+            f"command; {what}"
+        )
+    parent, _, last = missing.rpartition(".")
+    found = pkgutil.iter_modules(sys.modules[parent].__path__ if parent else None)
+    near = difflib.get_close_matches(last, {module.name for module in found}, n=1)
+    hint = f"Did you mean {'.'.join([*filter(None, [parent]), near[0]])!r}? " if near else ""
+    return f"{hint}Install its package or put its folder on PYTHONPATH; {what}"
 
 
 def _no_method(module: object, module_name: str, class_name: str) -> str:
     """Why what was found is no class to build a method from, and which ones the module has."""
     classes = inspect.getmembers(module, inspect.isclass)
-    methods = [name for name, cls in classes if issubclass(cls, Method)]
+    methods = [n for n, cls in classes if issubclass(cls, Method) and cls is not Method]
     if class_name not in vars(module):
         return unknown_name(f"class of module {module_name!r}", class_name, methods or ["(none)"])
     abstract = sorted(getattr(getattr(module, class_name), "__abstractmethods__", ()))

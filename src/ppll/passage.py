@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -30,10 +29,6 @@ class Passage:
     features: Tensor
     input_version: int
     feature_version: int
-
-    def without_history(self) -> Self:
-        """The same tensors, without what autograd keeps for them."""
-        return replace(self, inputs=self.inputs.detach(), features=self.features.detach())
 
     def changed(self) -> Iterator[tuple[str, Tensor]]:
         """Input and output, as far as they were changed in place."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from ppll.averages import averages_in
 from ppll.block import Block
 from ppll.block_modules import named_tensors
-from ppll.checkpoint import TensorReader, step_folder, tensor_digest
+from ppll.checkpoint import step_folder, tensor_digest
 from ppll.compiling import compiler_settings
 from ppll.connections import connect
 from ppll.devices import device_of
@@ -27,6 +27,7 @@ from ppll.slow import SlowParameters
 from ppll.split import Blueprint
 from ppll.status import Monitor, resident_peak_bytes
 from ppll.streams import Streams, make_streams
+from ppll.tensor_reader import TensorReader
 from ppll.tracing import Tracer, Windows
 from ppll.worker import Worker, drain
 from ppll.world import World

@@ -6,13 +6,15 @@ then gives only the keys that differ. Another method has none of the options of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import difflib
+from collections import Counter
+from collections.abc import Collection, Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
 from ppll.config import Recipe
-from ppll.errors import RecipeError, unknown_name
+from ppll.errors import RecipeError
 from ppll.recipe_text import apply_settings, drop_other_method, read_toml
 
 __all__ = ["load_recipe", "shipped_recipes"]
@@ -44,10 +46,11 @@ def load_recipe(recipe: str | Path, settings: Iterable[str] = ()) -> Recipe:
 def _recipe_tree(recipe: str | Path, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
     """What a recipe says, on top of what those that it extends say."""
     chain = (*extended_by, str(recipe))
+    if str(recipe) in extended_by:
+        circle = " extends ".join(chain[chain.index(str(recipe)) :])
+        raise RecipeError(f"{circle}: that is a circle; take one of these extends out.")
     if len(chain) > _LONGEST_CHAIN:
-        raise RecipeError(
-            f"{' extends '.join(chain)}: that is more than {_LONGEST_CHAIN} recipes, or a circle."
-        )
+        raise RecipeError(f"{' extends '.join(chain)}: those are more than {_LONGEST_CHAIN}.")
     try:
         tree = read_toml(_recipe_text(recipe))
     except ValueError as error:
@@ -80,13 +83,53 @@ def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 def _recipe_text(recipe: str | Path) -> str:
     path = Path(recipe)
+    shipped = shipped_recipes()
     try:
         if path.suffix == ".toml" or path.is_file():
             return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(_no_file(path, shipped)) from None
     except (OSError, ValueError) as error:
-        raise RecipeError(f"cannot read the recipe {recipe!s:.200}: {error!s:.200}.") from None
-    shipped = shipped_recipes()
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RecipeError(f"cannot read the recipe {recipe!s:.200}: {reason:.200}.") from None
     if str(recipe) not in shipped:
-        message = unknown_name("recipe", str(recipe), shipped)
-        raise RecipeError(f"{message} A recipe file ends in .toml.")
+        raise RecipeError(_no_name(str(recipe), shipped))
     return shipped[str(recipe)]
+
+
+def _no_file(path: Path, shipped: Collection[str]) -> str:
+    """What to say of a recipe file that is not there."""
+    beside = [file.name for file in path.parent.glob("*.toml")]
+    near = difflib.get_close_matches(path.name, beside, n=1)
+    if path.stem in shipped:
+        hint = f"The shipped recipe is called {path.stem}, without .toml."
+    elif near:
+        hint = f"Did you mean {path.with_name(near[0])}?"
+    else:
+        hint = (
+            'Write it, with a first line such as extends = "digits-resnet" and below it only what '
+            "differs, or name a shipped recipe: ppll recipes lists them."
+        )
+    return f"there is no recipe file {path!s:.200}. {hint}"
+
+
+def _no_name(name: str, shipped: Collection[str]) -> str:
+    """What to say of a name that no shipped recipe has."""
+    near = difflib.get_close_matches(name, sorted(shipped), n=3, cutoff=0.75)
+    if Path(f"{name}.toml").is_file():
+        hint = f"Did you mean the file {name}.toml?"
+    elif _is_method(name):
+        hint = f"It is a method; a recipe takes it by --set method.name={name}."
+    elif near:
+        hint = f"Did you mean {' or '.join(map(repr, near))}?"
+    else:
+        families = Counter(known.partition("-")[0] for known in shipped)
+        kinds = [f"{family}-... ({number})" for family, number in sorted(families.items())]
+        hint = f"Known are {', '.join(kinds)}."
+    return f"unknown recipe {name!r}. {hint} ppll recipes lists all; a file ends in .toml."
+
+
+def _is_method(name: str) -> bool:
+    from ppll.methods import methods  # needs torch, so only where it is too late to be quick
+
+    return name in {entry.name for entry in methods}

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ppll.checkpoint import (
-    TensorReader,
     forget_validation,
     is_committed,
     read_validation,
@@ -20,6 +19,7 @@ from ppll.errors import CheckpointError, RunFolderError
 from ppll.manifest import ValidationRecord
 from ppll.resume import Tree, same_validation, training_sections
 from ppll.run_folder import RunFolder
+from ppll.tensor_reader import TensorReader
 
 __all__ = ["Recovered", "best_validation", "find", "forget_validations", "newest_whole", "prune"]
 __all__ += ["set_aside"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, get_type_hints
@@ -37,6 +38,20 @@ class Entry(Generic[T]):
             p.name: ... if p.default is inspect.Parameter.empty else p.default
             for p in _option_parameters(self.build)
         }
+
+    @property
+    def meanings(self) -> dict[str, str]:
+        """What each option is, as far as docstrings say so under ``Args:``."""
+        found: dict[str, str] = {}
+        for source in inspect.getmro(self.build) if inspect.isclass(self.build) else [self.build]:
+            found = _arguments(inspect.cleandoc(source.__doc__ or "")) | found
+        return found
+
+
+def _arguments(docstring: str) -> dict[str, str]:
+    listed = re.split(r"^\w+:$", docstring.partition("\nArgs:\n")[2], flags=re.MULTILINE)[0]
+    entries = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", listed, flags=re.MULTILINE)
+    return {name: " ".join(words.split()) for name, words in entries}
 
 
 def _option_parameters(build: Callable[..., Any]) -> list[inspect.Parameter]:
@@ -117,7 +132,14 @@ def _converted(entry: Entry[Any], options: Mapping[str, Any], section: str) -> d
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing":
+            raise RecipeError(_must_be_given(entry, key, section)) from None
         raise RecipeError(
             f"{section}.{key}: {first['msg']} (found {first['input']!r}) for {entry.name!r}."
         ) from None
     return {name: getattr(checked, name) for name in fields}
+
+
+def _must_be_given(entry: Entry[Any], option: str, section: str) -> str:
+    meaning = entry.meanings.get(option, "it has no default.")
+    return f"{section}.{option} must be given for {entry.name!r}: {meaning}"

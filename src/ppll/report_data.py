@@ -19,6 +19,7 @@ from ppll.errors import RunFolderError
 from ppll.json_lines import read_rows
 from ppll.lanes import Lanes, draw_lanes
 from ppll.run_folder import RunFolder
+from ppll.sections import CheckpointConfig
 from ppll.trace_files import newest_start
 from ppll.trace_summary import Summary, summarize
 
@@ -113,11 +114,11 @@ def read_run(path: Path) -> RunReport:
         RunFolderError: It is no run folder, or its recipe or a file in it cannot be read.
     """
     folder = RunFolder.open(path)
-    environment = folder.read_environment()
-    summary, lanes, advice = _times(folder, environment)
+    environment, recipe = folder.read_environment(), folder.read_recipe()
+    summary, lanes, advice = _times(folder, environment, recipe.checkpoint)
     return RunReport(
         name=folder.path.name,
-        recipe=folder.read_recipe(),
+        recipe=recipe,
         environment=environment,
         history=tuple(_rows([folder.history])),
         metrics=tuple(_metrics(folder)),
@@ -129,13 +130,14 @@ def read_run(path: Path) -> RunReport:
 
 
 def _times(
-    folder: RunFolder, environment: dict[str, Any]
+    folder: RunFolder, environment: dict[str, Any], saves: CheckpointConfig
 ) -> tuple[Summary | None, Lanes | None, tuple[str, ...]]:
     if not any(folder.traces.glob("rank-*.jsonl")):
         return None, None, ()
     start = newest_start(folder.traces)
     summary = summarize(start)
-    return summary, draw_lanes(start), tuple(advise(summary, working_cores(environment)))
+    advice = advise(summary, working_cores(environment), saves)
+    return summary, draw_lanes(start), tuple(advice)
 
 
 def _metrics(folder: RunFolder) -> list[MetricRow]:

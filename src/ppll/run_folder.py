@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import time
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from ppll.errors import RecipeError, RunFolderError, first_problem
 from ppll.json_lines import read_rows
 from ppll.recipe_text import read_toml
 
-__all__ = ["PROOF_NAME", "RunFolder"]
+__all__ = ["PROOF_NAME", "RunFolder", "default_folder", "take_free"]
 
 PROOF_NAME = "meeting"
 """By which processes of several hosts find out that they see the same folder."""
@@ -211,6 +212,32 @@ class RunFolder:
     def result(self) -> Path:
         """What the run came to."""
         return self.path / "result.json"
+
+
+def default_folder(name: str) -> Path:
+    """The run folder of a recipe that is started now: ``runs/<recipe>-<time>``."""
+    return Path("runs") / f"{Path(name).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def take_free(path: Path) -> Path:
+    """Make a folder that was not there: ``path``, or the same with -2, -3 and so on behind it.
+
+    Of runs that start in the same second, each gets its own.
+
+    Raises:
+        RunFolderError: It cannot be made.
+    """
+    names = (f"-{number}" if number > 1 else "" for number in itertools.count(1))
+    for folder in (path.with_name(path.name + ending) for ending in names):
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+        except OSError as error:
+            if folder.exists():
+                continue
+            raise RunFolderError(f"cannot make the run folder {folder}: {error}.") from None
+        return folder
+    raise AssertionError("numbers have no end")
 
 
 def _write_json(path: Path, tree: Any) -> None:

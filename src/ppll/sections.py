@@ -2,85 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Literal, Self
 
 import pydantic
 from pydantic import Field
 
 from ppll.recipe_text import shown
+from ppll.section import (
+    Count,
+    Factor,
+    NamedSection,
+    NonNegative,
+    Number,
+    Positive,
+    Section,
+    Share,
+    UsablePath,
+)
 
-__all__ = [
-    "BlockOverride",
-    "CheckpointConfig",
-    "DataConfig",
-    "MethodConfig",
-    "ModelConfig",
-    "NamedSection",
-    "OptimizerConfig",
-    "RuntimeConfig",
-    "ScheduleConfig",
-    "ScheduleOverride",
-    "Section",
-    "SplitConfig",
-    "TrackConfig",
-    "TrainConfig",
-]
-
-Count = Annotated[int, Field(ge=1, lt=2**63)]
-Number = Annotated[int, Field(ge=0, lt=2**63)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-def _usable(path: Path) -> Path:
-    if "\0" in str(path):
-        raise ValueError(f"no path holds a zero byte, found {str(path)!r}")
-    return path
-
-
-UsablePath = Annotated[Path, pydantic.AfterValidator(_usable)]
-
-Factor = Annotated[float, Field(ge=0, le=1)]
+__all__ = ["BlockOverride", "CheckpointConfig", "DataConfig", "MethodConfig", "ModelConfig"]
+__all__ += ["OptimizerConfig", "RuntimeConfig", "ScheduleConfig", "ScheduleOverride", "SplitConfig"]
+__all__ += ["TrackConfig", "TrainConfig"]
 
 Curve = Literal["cosine", "constant"]
-Cuts = Literal["even", "balanced", "infopro", "infopro-memory", "contsup"] | tuple[Count, ...]
-
-
-def _takes_bool(annotation: Any) -> bool:
-    allowed = (annotation, *get_args(annotation))
-    return any(choice is bool or isinstance(choice, bool) for choice in allowed)
-
-
-class Section(pydantic.BaseModel):
-    """A frozen part of a recipe; unknown keys are refused."""
-
-    model_config = pydantic.ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
-    )
-
-    @pydantic.field_validator("*", mode="before")
-    @classmethod
-    def _true_is_no_number(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
-        """Left to pydantic it would be 1."""
-        found = value if isinstance(value, list | tuple) else [value]
-        if any(isinstance(item, bool) for item in found):
-            assert info.field_name is not None
-            if not _takes_bool(cls.model_fields[info.field_name].annotation):
-                raise ValueError(f"must not be true or false, found {shown(value)}")
-        return value
-
-
-class NamedSection(Section):
-    """A section that names a thing of a shelf and holds its options."""
-
-    model_config = pydantic.ConfigDict(extra="allow")
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The keys that belong to the named thing."""
-        return dict(self.model_extra or {})
 
 
 class DataConfig(NamedSection):
@@ -185,14 +129,18 @@ class BlockOverride(Section):
     """What one block's optimizer does differently."""
 
     lr: Positive | None = None
+    """Highest learning rate."""
     weight_decay: NonNegative | None = None
+    """As above."""
 
 
 class OptimizerConfig(Section):
     """How a block's parameters are updated; every block has an optimizer of its own."""
 
     name: Literal["sgd", "adamw"] = "sgd"
+    """Torch's SGD or AdamW."""
     lr: Positive = 0.1
+    """Highest learning rate."""
     momentum: Share = 0.9
     """SGD only."""
     nesterov: bool = True
@@ -200,13 +148,14 @@ class OptimizerConfig(Section):
     betas: tuple[Share, Share] = (0.9, 0.999)
     """AdamW only."""
     weight_decay: NonNegative = 5e-4
+    """SGD adds it to the gradient, AdamW takes it from the parameters."""
     decay_all: bool | None = None
     """Decay norms, biases and embeddings too; by default SGD does and AdamW does not."""
     fused: bool | None = None
     """One kernel for the whole update of a block; by default torch chooses. The bits differ."""
     clip_norm: Positive | None = None
     """Largest norm of a block's gradient; longer ones are scaled down."""
-    blocks: dict[int, BlockOverride] = {}
+    blocks: dict[int, BlockOverride] = Field(default={})
     """Overrides by block index, such as ``blocks.0.lr = 0.05``."""
 
     @pydantic.model_validator(mode="after")
@@ -220,19 +169,23 @@ class ScheduleOverride(Section):
     """What one block's schedule does differently."""
 
     name: Curve | None = None
+    """As above."""
     warmup_epochs: NonNegative | None = None
+    """As above."""
     final_factor: Factor | None = None
+    """As above."""
 
 
 class ScheduleConfig(Section):
     """How the learning rate changes from step to step; a function of the step alone."""
 
     name: Curve = "cosine"
+    """Down to ``final_factor`` along half a cosine, or the same to the end."""
     warmup_epochs: NonNegative = 0.0
     """Epochs (or parts of one) in which the learning rate rises from zero on a line."""
     final_factor: Factor = 0.0
     """Learning rate at the end as a share of the highest; cosine only."""
-    blocks: dict[int, ScheduleOverride] = {}
+    blocks: dict[int, ScheduleOverride] = Field(default={})
     """Overrides by block index, such as ``blocks.0.warmup_epochs = 5``."""
 
     def knows_end(self, num_blocks: int) -> bool:
@@ -249,9 +202,11 @@ class TrainConfig(Section):
     """How long and how training goes."""
 
     epochs: Count = 10
+    """Times that the training set is gone through."""
     max_steps: Count | None = None
     """Stop after so many training batches, whatever ``epochs`` says."""
     seed: Number = 0
+    """Of first values, order, augmentation and dropout."""
     threads_per_stage: Count = 1
     """Threads of one process; part of the result, since sums are ordered by it."""
     precision: Literal["float32", "bf16", "fp16"] = "float32"
@@ -272,10 +227,12 @@ class TrainConfig(Section):
     """A batch travels as so many messages, and a block updates after the last of them: less memory
     a stage. Batch norm sees the samples of a message."""
     deterministic: Literal[True] = True
+    """Only algorithms that give the same bits again; there is no other way yet."""
     on_nonfinite: Literal["stop", "skip", "ignore"] = "stop"
     """What to do when a block's loss is not finite: stop the run and name block and step, make no
     update, or nothing."""
     replicas: Literal[1] = 1
+    """Copies of every stage; there is one yet."""
     label_smoothing: Share = 0.0
     """Share of the target that is spread over all classes."""
     ema: Share = 0.0
@@ -293,6 +250,7 @@ class RuntimeConfig(Section):
     capacity: Annotated[int, Field(ge=1, le=64)] = 4
     """Messages that a channel holds before its sender waits."""
     transport: Literal["auto", "shared"] = "auto"
+    """How features cross between stages: ``auto`` finds out what there is."""
     devices: str | tuple[str, ...] = "auto"
     """``"auto"`` or ``"cpu"``: processors; ``"cuda"`` or ``"cuda:0"``; or one device a stage."""
     concurrent_blocks: bool = False
@@ -308,6 +266,7 @@ class CheckpointConfig(Section):
     """When the run is saved; step 0 and the end always are."""
 
     every_steps: Count | None = None
+    """Also after every so many training batches."""
     keep: int | str = 2
     """Keep so many of the newest checkpoints, besides step 0. With ``"best"`` a checkpoint is taken
     at every evaluation, and the two newest stay and the one with the best validation accuracy."""

@@ -17,7 +17,7 @@ from ppll.block import Block
 from ppll.block_modules import BlockModules, Chain
 from ppll.config import Recipe
 from ppll.cuts import cut_starts
-from ppll.errors import ModelError
+from ppll.errors import ModelError, up_to
 from ppll.graphs import RecordedBlock, Recorder
 from ppll.losses.classification import cross_entropy
 from ppll.memory_layout import lay_out
@@ -152,7 +152,7 @@ class Blueprint:
             raise ModelError(
                 f"cannot place {self.num_blocks} block(s) of method "
                 f"{self.recipe.method.name!r} on {num_stages} stages (runtime.stages): "
-                f"ask for 1 to {self.num_blocks} stages."
+                f"ask for {up_to(self.num_blocks, 'stage')}."
             )
         return place(self.num_blocks, num_stages)
 

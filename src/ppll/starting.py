@@ -22,7 +22,7 @@ from ppll.recovery import Recovered, forget_validations, newest_whole, set_aside
 from ppll.resume import Change, changes, refuse_changes, training_sections
 from ppll.split import Blueprint
 
-__all__ = ["Beginning", "begin", "next_start"]
+__all__ = ["Beginning", "begin", "find_beginning", "next_start"]
 
 _log = logging.getLogger(__name__)
 
@@ -61,9 +61,7 @@ def begin(beginning: Beginning) -> None:
         CheckpointError: There are checkpoints, and all are damaged.
     """
     job = beginning.job
-    found = newest_whole(job.folder.checkpoints) if beginning.resumes else None
-    if found is not None:
-        _check_same_run(found.reader.manifest, beginning)
+    found = find_beginning(beginning)
     differences = job.folder.describe(job.recipe, job.facts)
     _save_data(beginning)
     if found is None:
@@ -79,6 +77,21 @@ def begin(beginning: Beginning) -> None:
             "unbroken one: %s",
             "; ".join(differences),
         )
+
+
+def find_beginning(beginning: Beginning) -> Recovered | None:
+    """The checkpoint that a run goes on from; none where it begins anew. Nothing is written.
+
+    Raises:
+        UsageError: The recipe is another one than the run's.
+        CheckpointError: There are checkpoints, and all are damaged.
+    """
+    if not beginning.resumes:
+        return None
+    found = newest_whole(beginning.job.folder.checkpoints)
+    if found is not None:
+        _check_same_run(found.reader.manifest, beginning)
+    return found
 
 
 def _check_same_run(manifest: Manifest, beginning: Beginning) -> None:

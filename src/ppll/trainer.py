@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from torch import Tensor, nn
 
 from ppll.callbacks import CallbackLike, check_callbacks, followed
 from ppll.checkpoint import step_folder
-from ppll.checks import (
-    check_compiler,
-    check_concurrency,
-    check_disk,
-    check_names,
-    check_smallest_message,
-)
+from ppll.checks import check_disk, check_recipe, check_smallest_message
 from ppll.claim import locked
 from ppll.config import Recipe
 from ppll.data import Dataset, load_dataset, prepare
 from ppll.data.preparation import PreparedData, facts_of
 from ppll.data_facts import DataFacts
-from ppll.devices import check_devices
-from ppll.errors import Interrupted, UsageError
+from ppll.decoding_view import decoding_shown
+from ppll.errors import Interrupted
 from ppll.first_values import put_back, skeleton_of
 from ppll.hosts import Hosts
 from ppll.interrupts import Interrupts
 from ppll.job import Job, RankResult, draw_blueprint
 from ppll.launch import Watcher
+from ppll.live import progress_console, shown, together
 from ppll.metrics import merge_metrics
 from ppll.models import OWN_MODEL
 from ppll.models.network import Network
@@ -40,15 +34,16 @@ from ppll.recipe_files import load_recipe
 from ppll.recovery import newest_whole
 from ppll.restarts import run_with_restarts
 from ppll.result import Result, merge_results
-from ppll.run_folder import RunFolder
-from ppll.starting import Beginning, begin, next_start
+from ppll.run_folder import RunFolder, default_folder, take_free
+from ppll.script import check_script, refuse_import
+from ppll.starting import Beginning, begin, find_beginning, next_start
 from ppll.tensorboard import TensorBoard
 from ppll.testing import Fault
 from ppll.timeline import merge_timeline
-from ppll.torchrun import started_by_torchrun
+from ppll.torchrun import is_first_process, started_by_torchrun
 from ppll.weights import read_weights
 
-__all__ = ["Trainer", "default_folder"]
+__all__ = ["Trainer"]
 
 
 class Trainer:
@@ -68,11 +63,14 @@ class Trainer:
         model: Your own network: an ``nn.Sequential``, or modules each of which feeds the next.
             It starts from the values it has, and holds the trained ones after ``fit``.
         data: Your own data.
-        out: The run folder; ``runs/<name>-<time>`` without.
+        out: The run folder; ``runs/<recipe>-<time>`` without, with a number if that is taken.
+        name: What the default run folder is called after; by default the recipe.
         resume: Go on from the newest whole checkpoint in ``out``, if there is one.
         allow_change: Keys or sections of the recipe that may differ from what the run was trained
             by so far, although that changes what is trained.
         max_restarts: How often a run that fails starts again from its newest checkpoint.
+        progress: Whether to show on stderr how far the run is, as ``ppll train`` does; by default
+            on a terminal and in a notebook only. Or a console of rich to show it on.
         watch: Is shown every stage's status a few times a second.
         callbacks: ``Callback`` objects, or functions that take a row of metrics; they run in this
             process, in a thread of their own.
@@ -88,20 +86,24 @@ class Trainer:
         model: nn.Sequential | Sequence[nn.Module] | None = None,
         data: Dataset | None = None,
         out: str | Path | None = None,
+        name: str | None = None,
         resume: bool = False,
         allow_change: Sequence[str] = (),
         max_restarts: int = 0,
+        progress: bool | Console | None = None,
         watch: Watcher | None = None,
         callbacks: Sequence[CallbackLike] = (),
     ) -> None:
-        _refuse_import()
-        name = str(recipe) if isinstance(recipe, str | Path) else "run"
+        refuse_import()
+        name = name or (str(recipe) if isinstance(recipe, str | Path) else "run")
         self.recipe = _as_recipe(recipe, own_model=model is not None)
         self._own_network = None if model is None else Network.from_modules(model)
         self._own_data = data
         self._out = Path(out) if out is not None else default_folder(name)
+        self._takes_free = out is None
         self._allowed = tuple(allow_change)
         self._max_restarts = max_restarts
+        self._console = progress_console(progress) if is_first_process() else None
         self.watch = watch
         self.callbacks = check_callbacks(callbacks)
         if self.recipe.track.tensorboard:
@@ -116,12 +118,11 @@ class Trainer:
                 # Another start of the same by torchrun follows a failure.
                 self._generation = self._hosts.count_starts(self._out) if self._is_first else 0
                 resume = resume or self._generation > 0
-            self._resumes = self._is_first and _resumes(RunFolder(self._out.absolute()), resume)
+            self._resumes = self._is_first and self._finds_run(resume)
             # What is quick to find out comes first: reading a data set may take a minute.
-            check_devices(self.recipe)
-            check_names(self.recipe, own_model=model is not None)
-            check_compiler(self.recipe)
-            check_concurrency(self.recipe)
+            check_recipe(self.recipe, own_model=model is not None)
+            if self._hosts is None and (max_restarts or self.recipe.runtime.stages > 1):
+                check_script(self._own_network.as_module() if self._own_network else None)
             prepared = self._load() if self._is_first else None
             facts = None if prepared is None else facts_of(prepared)
             self._facts = self._share(facts)
@@ -131,6 +132,19 @@ class Trainer:
                 check_smallest_message(self.blueprint, prepared)
                 check_disk(self.blueprint, RunFolder(self._out.absolute()))
             self._trained = self._read_weights()
+
+    def check(self) -> int:
+        """Find out whether ``fit`` can begin, without training or writing anything.
+
+        Returns:
+            The step that it would begin from: of the newest whole checkpoint, or 0.
+
+        Raises:
+            UsageError: The run in the folder is another one.
+            CheckpointError: All its checkpoints are damaged.
+        """
+        found = find_beginning(self._beginning(RunFolder(self._out.absolute())))
+        return found.step if found is not None else 0
 
     def fit(self) -> Result:
         """Train from the beginning, or from where the run stopped, to the end.
@@ -142,11 +156,14 @@ class Trainer:
             UsageError: The run folder is taken, or the run in it is another one.
             CheckpointError: All checkpoints of the run are damaged.
             WorkerError: A stage failed; the message names it and the cause.
-            Interrupted: Ctrl-C or SIGTERM came; a checkpoint was written.
+            Interrupted: Ctrl-C or SIGTERM came; a checkpoint was written, unless it came twice.
+                The same with ``out=...`` and ``resume=True`` goes on.
         """
         with self._together():
             if not self._is_first:
                 return self._follow()
+            if self._takes_free:
+                self._out, self._takes_free = take_free(self._out), False
             if not self._resumes:
                 RunFolder(self._out.absolute()).check_free()
             folder = RunFolder.make(self._out)
@@ -171,20 +188,28 @@ class Trainer:
         assert facts is not None  # the only process has loaded the data
         return facts
 
+    def _finds_run(self, resume: bool) -> bool:
+        """Whether there is a run to go on with; a folder that is taken is refused otherwise."""
+        folder = RunFolder(self._out.absolute())
+        if resume and folder.config.is_file():
+            return True
+        if not self._takes_free:
+            folder.check_free()
+        return False
+
     def _load(self) -> PreparedData:
-        return prepare(self._own_data or load_dataset(self.recipe.data), self.recipe.data)
+        with decoding_shown(self._console):
+            data = self._own_data or load_dataset(self.recipe.data)
+        return prepare(data, self.recipe.data)
 
     def _read_weights(self) -> dict[str, Tensor] | None:
         source = self.recipe.model.weights
-        if source is None or self._goes_on():
+        if source is None:
             return None
+        checkpoints = RunFolder(self._out.absolute()).checkpoints
+        if self._resumes and newest_whole(checkpoints) is not None:
+            return None  # First values do not matter.
         return read_weights(source, self.blueprint.network)
-
-    def _goes_on(self) -> bool:
-        """Whether there is a checkpoint, so that first values do not matter."""
-        return (
-            self._resumes and newest_whole(RunFolder(self._out.absolute()).checkpoints) is not None
-        )
 
     def _beginning(self, folder: RunFolder) -> Beginning:
         return Beginning(
@@ -210,19 +235,22 @@ class Trainer:
         )
 
     def _carry_out(self, beginning: Beginning) -> Result:
-        with followed(self.callbacks, beginning.job.folder, self.recipe) as run:
-            job, run.result = self._run(beginning)
+        with shown(self._console, self.blueprint) as view:
+            callbacks = [*self.callbacks, *view]
+            watchers = [w for w in (self.watch, *(v.update for v in view)) if w is not None]
+            with followed(callbacks, beginning.job.folder, self.recipe) as run:
+                job, run.result = self._run(beginning, together(watchers))
         return self._concluded(job, run.result)
 
-    def _run(self, beginning: Beginning) -> tuple[Job, Result]:
+    def _run(self, beginning: Beginning, watch: Watcher | None) -> tuple[Job, Result]:
         """The job as it was carried out, and what came of it."""
         job, folder = beginning.job, beginning.job.folder
         try:
             if self._hosts is not None:
-                self._hosts.board.watch = self.watch
+                self._hosts.board.watch = watch
                 job, results = self._hosts.carry_out(next_start(beginning, self._generation))
             else:
-                results = self._launch(beginning)
+                results = self._launch(beginning, watch)
         finally:
             merge_metrics(folder.metric_parts, folder.metrics)
             merge_timeline(folder.traces, folder.timeline)
@@ -231,11 +259,11 @@ class Trainer:
             folder.write_result(dataclasses.asdict(result))
         return job, result
 
-    def _launch(self, beginning: Beginning) -> list[RankResult]:
+    def _launch(self, beginning: Beginning, watch: Watcher | None) -> list[RankResult]:
         # A run in this process is ended by the second signal, if the first does not suffice.
         stays_here = beginning.job.num_stages == 1 and not self._max_restarts
         with Interrupts(most=1 if stays_here else None) as interrupts:
-            return run_with_restarts(beginning, interrupts, self.watch, self._max_restarts)
+            return run_with_restarts(beginning, interrupts, watch, self._max_restarts)
 
     def _follow(self) -> Result:
         """Carry out a stage of the run that the first process begins."""
@@ -259,39 +287,14 @@ class Trainer:
         return result
 
 
-def _refuse_import() -> None:
-    """Refuse a run in a process that a run has started and that imports the caller's script."""
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise UsageError(
-            "a stage's process imports the script that trains, and found a run in it: put what "
-            'trains below `if __name__ == "__main__":`.'
-        )
-
-
-def _resumes(folder: RunFolder, resume: bool) -> bool:
-    """Whether there is a run to go on with; a folder that is taken is refused otherwise."""
-    if resume and folder.config.is_file():
-        return True
-    folder.check_free()
-    return False
-
-
 def _as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path, *, own_model: bool) -> Recipe:
     if isinstance(recipe, str | Path):
         recipe = load_recipe(recipe)
     elif not isinstance(recipe, Recipe):
         recipe = Recipe.from_dict(recipe)
-    data, model = recipe.data, recipe.model
     # Other processes, and a later look at the run, may stand in another folder.
-    if data.root is not None:
-        data = data.model_copy(update={"root": data.root.absolute()})
-    if model.weights is not None:
-        model = model.model_copy(update={"weights": model.weights.absolute()})
+    recipe = recipe.with_absolute_paths()
     if own_model:
-        model = model.model_copy(update={"name": OWN_MODEL})
-    return recipe.model_copy(update={"data": data, "model": model})
-
-
-def default_folder(name: str) -> Path:
-    """The run folder of a recipe that is started now: ``runs/<recipe>-<time>``."""
-    return Path("runs") / f"{Path(name).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+        model = recipe.model.model_copy(update={"name": OWN_MODEL})
+        recipe = recipe.model_copy(update={"model": model})
+    return recipe

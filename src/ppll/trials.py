@@ -65,9 +65,11 @@ _THREADS_A_STAGE: Final = 6
 
 _EXTRAS: Final = (
     ("scikit-learn", "sklearn.datasets", "scikit-learn>=1.3", "digits"),
-    ("pyarrow", "pyarrow.parquet", "pyarrow>=14", "local CIFAR-10"),
-    ("pillow", "PIL.Image", "pillow>=10", "local CIFAR-10"),
-    ("datasets", "datasets", "datasets>=2.19", "CIFAR-10 by download"),
+    ("pyarrow", "pyarrow.parquet", "pyarrow>=14", "parquet files of CIFAR-10, SVHN, STL-10"),
+    ("pillow", "PIL.Image", "pillow>=10", "the same, and folders of images"),
+    ("datasets", "datasets", "datasets>=2.19", "CIFAR-10, SVHN, STL-10 by download"),
+    ("matplotlib", "matplotlib", "matplotlib>=3.8", "pictures of timelines and studies"),
+    ("tensorboard", "tensorboard", "tensorboard>=2.16", "track.tensorboard"),
 )
 """Name, a module that is used, what pip calls it, what needs it."""
 
@@ -101,13 +103,13 @@ def torch_works() -> Verdict:
 
 
 def extras_import() -> Verdict:
-    """What some data sets need can be imported."""
+    """What some data sets and views need can be imported."""
     states, wanted = [], []
     for name, module, package, use in _EXTRAS:
         trouble = _import_trouble(module)
         states.append(f"{name}: {trouble} (for {use})" if trouble else name)
         wanted += [f"'{package}'"] if trouble else []
-    advice = f"if you need it: pip install {' '.join(wanted)}."
+    advice = f"training works without; if you need them: pip install {' '.join(wanted)}."
     return _warn_if(bool(wanted), ", ".join(states), advice)
 
 
@@ -221,7 +223,7 @@ def sockets_meet() -> Verdict:
         ends.callback(sockets.close_all, received)
         if not received or not os.path.sameopenfile(received[0], sender.fileno()):
             raise OSError("the descriptor did not arrive")
-    return Verdict(f"a descriptor was handed over in {folder.parent}")
+    return Verdict(f"processes can meet in {folder.parent}")
 
 
 def loopback_answers() -> Verdict:
@@ -236,7 +238,7 @@ def loopback_answers() -> Verdict:
         sender.sendall(b"b")
         if receiver.recv(1) != b"b":
             raise OSError("the byte did not arrive")
-    return Verdict("127.0.0.1 has a free port and answers (needed by torchrun and several hosts)")
+    return Verdict("127.0.0.1 has a free port and answers (only torchrun needs it)")
 
 
 # --- what processes need -----------------------------------------------------------------------
@@ -245,7 +247,7 @@ def loopback_answers() -> Verdict:
 def processes_start() -> Verdict:
     """The fork server runs and starts a process."""
     start_process()
-    return Verdict("a process was started")
+    return Verdict("a process of a stage starts")
 
 
 def files_open() -> Verdict:

@@ -221,8 +221,13 @@ def test_a_root_is_needed() -> None:
         load(None)
 
 
+def test_a_root_that_is_not_there_is_named(root: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.root = .*nowhere is not there: name the folder"):
+        load(root / "nowhere")
+
+
 def test_a_size_is_needed(root: Path) -> None:
-    with pytest.raises(RecipeError, match=r"data\.size: Field required"):
+    with pytest.raises(RecipeError, match=r"data\.size must be given .*: Height and width of"):
         load_dataset(DataConfig(name="image-folder", root=root))
 
 
@@ -325,7 +330,7 @@ GOOD = encoded(IMAGES[0])
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "cannot be decoded"),
+        (b"", "cannot be decoded: it is no whole PNG or JPEG"),
         (b"GIF89a", "cannot be decoded"),
         (GOOD[:-20], "cannot be decoded"),
         (GOOD.replace(b"IDAT", b"IDAT\0", 1), "cannot be decoded"),

@@ -99,6 +99,11 @@ def test_environment_names_the_folder(
     assert len(load(published).train) == 3
 
 
+def test_a_root_that_is_not_there_is_named(published: PublishedSet, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"nowhere is not there: .* files of {published.name}"):
+        load(published, tmp_path / "nowhere")
+
+
 def test_without_files_is_said_what_was_looked_for_and_where(
     published: PublishedSet, tmp_path: Path
 ) -> None:

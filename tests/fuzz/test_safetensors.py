@@ -17,13 +17,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
-from ppll.checkpoint import TensorReader, commit, write_block
+from ppll.checkpoint import commit, write_block
 from ppll.data import Dataset
 from ppll.data.cache import cached
 from ppll.errors import CheckpointError, DataError, ModelError, RunFolderError
 from ppll.manifest import Manifest
 from ppll.models.network import Network
 from ppll.recovery import newest_whole
+from ppll.tensor_reader import TensorReader
 from ppll.weights import read_weights
 
 from . import HUGE, WEIRD, fuzz, mutated_bytes, mutated_tree

@@ -75,6 +75,11 @@ def test_a_module_that_is_no_plain_row_is_refused(model: nn.Sequential) -> None:
         Network.from_modules(model)
 
 
+def test_a_function_that_makes_a_network_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"model is <function .*give an nn\.Sequential or a list"):
+        Network.from_modules(lambda: nn.Sequential())  # type: ignore[arg-type]
+
+
 # Checks of the row
 
 

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.autograd.function import once_differentiable
 
+from ppll.baselines.chunk import Chunk, autocast
 from ppll.baselines.feed import Feed, check_batches
 from ppll.baselines.systems import Layout
 from ppll.baselines.work import Batch, Part, Workload
@@ -148,10 +146,6 @@ def _check_recipe(recipe: Recipe) -> None:
         )
 
 
-def _autocast(recipe: Recipe) -> AbstractContextManager[None]:
-    return torch.autocast("cpu", torch.bfloat16, enabled=recipe.train.precision == "bf16")
-
-
 def _dtypes(blueprint: Blueprint) -> tuple[torch.dtype, ...]:
     """Type of every layer's output, found by a trial run where it is not plain."""
     if blueprint.recipe.train.precision == "float32":
@@ -161,42 +155,10 @@ def _dtypes(blueprint: Blueprint) -> tuple[torch.dtype, ...]:
     with torch.no_grad(), torch.random.fork_rng(devices=()):
         for layer in blueprint.network.layers:
             module = with_memory(copy.deepcopy(layer.module), _CPU).eval()
-            with _autocast(blueprint.recipe):
+            with autocast(blueprint.recipe):
                 features = module(features)
             dtypes.append(features.dtype)
     return tuple(dtypes)
-
-
-class _Chunk(nn.Module):
-    """Consecutive layers: one tensor (N, ...) to one that is dense and no view."""
-
-    def __init__(self, layers: Mapping[str, nn.Module], recipe: Recipe, *, is_first: bool) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(OrderedDict(layers))
-        self._recipe = recipe
-        self._is_first = is_first
-
-    def forward(self, features: Tensor) -> Tensor:
-        """The features behind the last layer."""
-        if not self._is_first:
-            features = _DenseGradient.apply(features)  # type: ignore[no-untyped-call]
-        with _autocast(self._recipe):
-            features = self.layers(features)
-        # Gloo sends dense tensors only, and torch cuts outputs off their graph in place.
-        return features.clone() if features._is_view() else features.contiguous()
-
-
-class _DenseGradient(torch.autograd.Function):
-    """The identity; its gradient is dense, so that gloo can send it."""
-
-    @staticmethod
-    def forward(_ctx: Any, features: Tensor) -> Tensor:
-        return features.view_as(features)
-
-    @staticmethod
-    @once_differentiable
-    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.contiguous()
 
 
 class _RecipePart(Part):
@@ -237,7 +199,7 @@ class _RecipePart(Part):
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The recipe's loss."""
-        with _autocast(self._work.recipe):
+        with autocast(self._work.recipe):
             return self._loss(outputs, targets)
 
     def check(self, loss: float) -> None:
@@ -279,16 +241,16 @@ class _RecipePart(Part):
         """Gradients of the rank's layers, before they are clipped."""
         return {n: p.grad.clone() for n, p in self._named_parameters() if p.grad is not None}
 
-    def _chunk(self, index: int) -> _Chunk:
+    def _chunk(self, index: int) -> Chunk:
         layers: dict[str, nn.Module] = {}
         for layer in (self._blueprint.network.layers[i] for i in self._ranges[index]):
             layers[layer.name] = with_memory(copy.deepcopy(layer.module), _CPU)
             initialise(layers[layer.name], layer.name, self._work.recipe.train.seed)
-        return _Chunk(layers, self._work.recipe, is_first=index == 0)
+        return Chunk(layers, self._work.recipe, is_first=index == 0)
 
     def _named_layers(self) -> Iterator[tuple[str, nn.Module]]:
         for chunk in self.chunks.values():
-            assert isinstance(chunk, _Chunk)
+            assert isinstance(chunk, Chunk)
             yield from chunk.layers.named_children()
 
     def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -311,7 +273,7 @@ def accuracy_of(recipe: Recipe, weights: Mapping[str, Tensor]) -> float:
     model = with_memory(network.as_module(), _CPU).eval()
     model.load_state_dict(dict(weights))
     correct = samples = 0
-    with torch.no_grad(), _autocast(recipe):
+    with torch.no_grad(), autocast(recipe):
         for batch in batches.evaluation_batches("test"):
             correct += int(num_correct(model(batch[FEATURES]), batch[TARGETS]))
             samples += len(batch[TARGETS])

@@ -21,7 +21,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ppll.baselines import SYSTEMS as RIVALS
-from ppll.bench.entrants import LOCAL, Entrant, Race, Timing, name_of
+from ppll.bench.entrant import LOCAL, Entrant, Timing, name_of
+from ppll.bench.entrants import Race
 from ppll.config import Recipe
 from ppll.costs import Costs
 from ppll.errors import RecipeError, unknown_name

@@ -1,9 +1,8 @@
-"""Who takes part in a comparison: PPLL on one or several stages, and every rival, timed alike."""
+"""PPLL on one or several stages, and every rival, as they take part in a comparison."""
 
 from __future__ import annotations
 
 import tempfile
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -12,6 +11,7 @@ from typing import Final, Self
 
 from ppll.baselines import RecipeWork, accuracy_of, run_baseline, system_named
 from ppll.baselines.systems import Layout
+from ppll.bench.entrant import LOCAL, Entrant, Timing
 from ppll.bench.steady import Marks
 from ppll.config import Recipe
 from ppll.costs import Costs
@@ -26,79 +26,12 @@ from ppll.simulate import Link
 from ppll.split import Blueprint
 from ppll.trainer import Trainer
 
-__all__ = ["LOCAL", "Entrant", "Race", "Timing", "name_of"]
-
-LOCAL: Final = ("ppll", "sequential")
-"""Local learning on several stages and on one; all others train end to end."""
+__all__ = ["Race"]
 
 _LINK: Final = Link(bandwidth_bytes_s=5e9, latency_s=50e-6)
 """Between two processes of one machine; balanced cuts ask for it."""
 _TIMEOUT_S: Final = 7 * 24 * 3600.0
 _TARGET_BYTES: Final = 8
-
-
-@dataclass(frozen=True)
-class Timing:
-    """One timed run.
-
-    Attributes:
-        rate: Samples a second in steady state.
-        peak_memory_bytes: Of each rank.
-        base_memory_bytes: Of each rank, before it built anything, where it is known.
-        bytes_sent: Of each rank for a batch, where it was counted.
-        busy_fraction: Of each stage; PPLL only.
-        weights_sha256: PPLL only.
-    """
-
-    rate: float
-    peak_memory_bytes: tuple[int, ...]
-    base_memory_bytes: tuple[int, ...] | None = None
-    bytes_sent: tuple[int, ...] = ()
-    busy_fraction: tuple[float, ...] | None = None
-    weights_sha256: str | None = None
-
-
-def name_of(system: str, microbatches: int) -> str:
-    """A system and in how many pieces it takes a batch."""
-    pieces = "messages" if system in LOCAL else "micro-batches"
-    return system + (f" with {microbatches} {pieces}" * (microbatches > 1))
-
-
-class Entrant(ABC):
-    """One system as it takes part.
-
-    Attributes:
-        system: Its name.
-        stages: Processes that train.
-        microbatches: Pieces that a batch travels in.
-        bytes_sent: Of each rank for a batch, where it is known beforehand.
-    """
-
-    system: str
-    stages: int
-    microbatches: int
-    bytes_sent: tuple[int, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """The system and in how many pieces it takes a batch."""
-        return name_of(self.system, self.microbatches)
-
-    @abstractmethod
-    def check(self) -> None:
-        """See that there is nothing in the way; nothing is started.
-
-        Raises:
-            UsageError: It cannot take part so.
-        """
-
-    @abstractmethod
-    def timed(self) -> Timing:
-        """Train some batches."""
-
-    @abstractmethod
-    def accuracy(self, epochs: int) -> float:
-        """Train for so many epochs; share of test samples that the final output gets right."""
 
 
 class Local(Entrant):

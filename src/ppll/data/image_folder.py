@@ -15,7 +15,7 @@ import numpy as np
 from ppll.data.cache import Arrays, cached
 from ppll.data.dataset import Dataset
 from ppll.data.progress import counted
-from ppll.data.published import Labels, Pixels, content_of
+from ppll.data.published import Labels, Pixels, check_root, content_of
 from ppll.errors import DataError
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def image_folder(
             "data.name = 'image-folder' needs data.root: the folder that holds train/<class>/ and "
             "test/<class>/."
         )
+    check_root(root, "train/<class>/ and test/<class>/")
     height, width = size if isinstance(size, tuple) else (size, size)
     if min(height, width) < 1:
         raise DataError(f"data.size must be 1 or more, found {size}.")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ppll.errors import DataError
 
@@ -45,6 +45,8 @@ def decode_image(
             pixels = np.asarray(finish(image))
     except DataError:
         raise
+    except UnidentifiedImageError:  # Its message names the object that the file was read into.
+        raise DataError(f"cannot be decoded: it is no whole {' or '.join(formats)}.") from None
     except Exception as error:  # what Pillow's decoders raise has no common type
         raise DataError(f"cannot be decoded ({type(error).__name__}: {error}).") from None
     return pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1)

@@ -14,7 +14,7 @@ from ppll.durable import open_regular
 from ppll.errors import DataError
 
 __all__ = ["SPLITS", "ImageColumns", "Labels", "Layout", "Part", "Pixels", "PublishedSet"]
-__all__ += ["checked_part", "content_of", "joined"]
+__all__ += ["check_root", "checked_part", "content_of", "joined"]
 
 SPLITS: Final = ("train", "test")
 
@@ -87,6 +87,21 @@ class PublishedSet:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     official: tuple[Layout, ...]
+
+
+def check_root(root: Path, holds: str) -> None:
+    """Refuse a folder that is not there.
+
+    Args:
+        root: ``data.root``.
+        holds: What it is to hold, as the end of a sentence.
+
+    Raises:
+        DataError: It is no folder.
+    """
+    if not root.expanduser().is_dir():
+        what = "a file" if root.expanduser().is_file() else "not there"
+        raise DataError(f"data.root = {root} is {what}: name the folder that holds {holds}.")
 
 
 def checked_part(

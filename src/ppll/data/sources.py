@@ -17,7 +17,7 @@ import torch
 
 from ppll.data.cache import Arrays, cached
 from ppll.data.dataset import Dataset, Split
-from ppll.data.published import SPLITS, ImageColumns, Layout, Part, PublishedSet
+from ppll.data.published import SPLITS, ImageColumns, Layout, Part, PublishedSet, check_root
 from ppll.errors import DataError
 
 __all__ = ["load_published"]
@@ -48,6 +48,8 @@ def load_published(published: PublishedSet, root: Path | None) -> Dataset:
 
 
 def _arrays(published: PublishedSet, root: Path | None) -> Arrays:
+    if root is not None:
+        check_root(root, f"the files of {published.name}")
     searched = _folders(published.name, root)
     for folder, layout in itertools.product(searched, _layouts(published)):
         files = _find(folder, layout)

@@ -102,6 +102,11 @@ class Network:
         """
         if isinstance(modules, nn.Module):
             named = list(_children(modules).items())
+        elif not isinstance(modules, Sequence):
+            raise ModelError(
+                f"model is {modules!r:.80}: give an nn.Sequential or a list of modules, in forward "
+                f"order; a function that makes them is called before."
+            )
         else:
             named = [(str(index), module) for index, module in enumerate(modules)]
         return cls(tuple(Layer(name, module) for name, module in named))

@@ -1,0 +1,43 @@
+"""What several processes need of the script that trains."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+import pytest
+from torch import nn
+
+from ppll.errors import UsageError
+from ppll.script import check_script
+
+
+class Own(nn.Module):
+    pass
+
+
+def run_as(monkeypatch: pytest.MonkeyPatch, file: str | None) -> None:
+    main = ModuleType("__main__")
+    if file is not None:
+        main.__file__ = file
+    monkeypatch.setitem(sys.modules, "__main__", main)
+
+
+def test_a_script_from_standard_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    run_as(monkeypatch, "<stdin>")
+    with pytest.raises(UsageError, match=r"from standard input .*: put it in a file, or set run"):
+        check_script(None)
+
+
+def test_a_class_that_no_other_process_knows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    run_as(monkeypatch, None)
+    check_script(nn.Sequential(nn.Linear(1, 1), Own()))
+    monkeypatch.setattr(Own, "__module__", "__main__")
+    with pytest.raises(UsageError, match="class Own is known to this process only"):
+        check_script(nn.Sequential(nn.Linear(1, 1), Own()))
+
+
+def test_a_file_may_have_classes_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    run_as(monkeypatch, __file__)
+    monkeypatch.setattr(Own, "__module__", "__main__")
+    check_script(Own())
