@@ -13,6 +13,7 @@ from ppll.block import Block
 from ppll.config import Recipe
 from ppll.devices import check_devices
 from ppll.errors import ModelError, RecipeError
+from ppll.graphs import RecordedBlock
 from ppll.message import Kind, Message
 from ppll.models.network import initialise
 from ppll.trainer import Trainer
@@ -101,6 +102,7 @@ def test_only_the_form_that_is_seen_first_often_enough_is_recorded() -> None:
     usual, short = messages(6, 3)
     for step in range(1, 9):
         for message in (usual, short):
+            assert isinstance(block, RecordedBlock)
             assert block.has_recorded(message) == (message is usual and step > 4)
             block.forward(replace(message, step=step))
             block.learn()

@@ -106,10 +106,6 @@ class Block:
         self._passage: Passage | None = None
         self._skips_batch = False
 
-    def has_recorded(self, message: Message) -> bool:  # noqa: ARG002
-        """Whether the block only replays what it does with messages such as this one."""
-        return False
-
     @property
     def index(self) -> int:
         """Position of the block in its network, from 0."""

@@ -18,8 +18,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
+from ppll.block import Block
 from ppll.config import Recipe
-from ppll.graphs import GraphRecorder, Recorder
+from ppll.graphs import GraphRecorder, RecordedBlock, Recorder
+from ppll.message import Message
 
 __all__ = ["ConcurrentStreams", "Streams", "make_streams"]
 
@@ -53,6 +55,15 @@ class Streams:
         with torch.cuda.stream(self._stream):
             yield
         torch.cuda.synchronize(self._stream.device)
+
+    def may_overlap(self, first: Block, message: Message) -> bool:  # noqa: ARG002
+        """Whether blocks may work on a training message while others do on the next.
+
+        Args:
+            first: The stage's first block; those behind it see messages of the same forms.
+            message: The one that comes.
+        """
+        return False
 
     def turn(
         self,
@@ -89,6 +100,10 @@ class ConcurrentStreams(Streams):
     def recorder(self, position: int) -> Recorder:
         """What takes down the steps of the stage's block number ``position``."""
         return self._recorders[position]
+
+    def may_overlap(self, first: Block, message: Message) -> bool:
+        """Whether the blocks only replay what they do with a message."""
+        return isinstance(first, RecordedBlock) and first.has_recorded(message)
 
     def turn(self, position: int, *, overlaps: bool) -> AbstractContextManager[object]:
         """A block's work on a message, on its own stream where it overlaps."""

@@ -123,7 +123,7 @@ class Worker:
             self.exits.clear()  # They were those of other weights.
         late: Mapping[str, Tensor] = {}
         message = message.on(self._device)
-        overlaps = trains and self.blocks[0].has_recorded(message)
+        overlaps = trains and self._streams.may_overlap(self.blocks[0], message)
         if not overlaps:
             self._streams.join()
         for position, block in enumerate(self.blocks):
