@@ -70,7 +70,7 @@ def run_rival(args: argparse.Namespace) -> list[float]:
     assignment = Assignment(
         work.prepared(layout), layout, args.folder, CONNECT_S, False, interface="eth0"
     )
-    return list(process.run(assignment, args.rank, Monitor()).end_s)
+    return list(process.run(assignment, args.rank, Monitor(), []).end_s)
 
 
 def main() -> None:

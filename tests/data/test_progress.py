@@ -37,37 +37,37 @@ def test_who_looks_on_no_longer_hears_nothing() -> None:
     assert heard == []
 
 
-def decode(tmp_path: Path, console: Console, **options: float) -> None:
+def decode(tmp_path: Path, console: Console | None, *, delay_s: float = 0.0) -> None:
     for split in ("train", "test"):
         (tmp_path / split / "only").mkdir(parents=True)
         for index, image in enumerate(random_images(3, size=8)):
             (tmp_path / split / "only" / f"{index}.png").write_bytes(encoded(image))
-    with decoding_shown(console, **options):
+    with decoding_shown(console, delay_s=delay_s):
         load_dataset(DataConfig(name="image-folder", root=tmp_path, size=8))
 
 
 @pytest.mark.parametrize(
-    ("terminal", "quiet", "delay_s", "shown"),
-    [
-        (True, False, 0, True),
-        (True, False, 60, False),
-        (True, True, 0, False),
-        (False, False, 0, False),
-    ],
+    ("terminal", "delay_s", "shown"), [(True, 0, True), (True, 60, False), (False, 0, False)]
 )
 def test_a_bar_is_shown_on_a_terminal_if_it_takes_long(
     tmp_path: Path,
     terminal: bool,
-    quiet: bool,
     delay_s: float,
     shown: bool,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     console = Console(file=io.StringIO(), force_terminal=terminal, width=200)
-    decode(tmp_path, console, quiet=quiet, delay_s=delay_s)
+    decode(tmp_path, console, delay_s=delay_s)
     written = console.file.getvalue()
     assert (f"decoding {tmp_path}/train" in written) is shown
     assert bool(written) is shown
+    assert capfd.readouterr() == ("", "")
+
+
+def test_without_a_console_nothing_is_shown(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    decode(tmp_path, None)
     assert capfd.readouterr() == ("", "")
 
 

@@ -132,19 +132,29 @@ def main(assignment: Assignment, rank: int, result: Connection) -> None:
     with stacks_path(folder, rank).open("w", encoding="utf-8") as stacks:
         faulthandler.register(STACKS_SIGNAL, file=stacks, all_threads=True)
         try:
-            result.send(run(assignment, rank, monitor))
+            # What holds gloo's threads lives until the process ends: to join them may never end.
+            kept: list[object] = []
+            result.send(run(assignment, rank, monitor, kept))
         except BaseException as error:
             failure = Failure.of(error, rank, monitor.status, time.monotonic())
             result.send((failure, _is_aftermath(error)))
         _leave()
 
 
-def run(assignment: Assignment, rank: int, monitor: Monitor) -> RankReport:
-    """Carry out one rank in this process, and say what it measured."""
+def run(assignment: Assignment, rank: int, monitor: Monitor, kept: list[object]) -> RankReport:
+    """Carry out one rank in this process, and say what it measured.
+
+    Args:
+        assignment: What is to be done.
+        rank: Who this is.
+        monitor: Where the rank says what it does.
+        kept: Gets what is not torn down before the caller lets go of it.
+    """
     report = RankReport(base_memory_bytes=_most_memory_bytes())
     with _group(assignment, rank):
         part = assignment.work.part(assignment.layout, rank)
         runner = _runner(assignment.layout, part, rank)
+        kept += [part, runner]
         _train(assignment, rank, part, runner, monitor, report)
         report.bytes_sent = runner.bytes_sent
         report.peak_memory_bytes = _most_memory_bytes()
