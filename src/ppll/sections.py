@@ -290,6 +290,8 @@ class RuntimeConfig(Section):
     capacity: Annotated[int, Field(ge=1, le=64)] = 4
     """Messages that a channel holds before its sender waits."""
     transport: Literal["auto", "shared"] = "auto"
+    """``"auto"``: features pass between GPUs of a host through their memory, else through the
+    host's or a network; ``"shared"``: through the host's also between GPUs."""
     devices: str | tuple[str, ...] = "auto"
     """``"auto"`` or ``"cpu"``: processors; ``"cuda"`` or ``"cuda:0"``; or one device a stage."""
     stall_timeout_s: Positive = 300.0

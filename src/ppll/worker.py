@@ -18,9 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
 
-import torch
 from torch import Tensor
 
 from ppll.block import Block
@@ -34,10 +32,6 @@ from ppll.slow import SlowParameters
 from ppll.status import Activity, Monitor, resident_peak_bytes
 
 __all__ = ["Worker", "drain"]
-
-
-_PROCESSOR: Final = torch.device("cpu")
-"""Where messages are on their way."""
 
 
 class Worker:
@@ -205,7 +199,7 @@ class Worker:
         self.monitor.enter(Activity.SEND)
         if self._saver is not None:
             message = message.with_saved_step(self._saver.saved_step)
-        self._outbox.send(message.on(_PROCESSOR))
+        self._outbox.send(message)
         self.monitor.note(outbox_fill=self._outbox.fill)
 
     def _obey(self, message: Message) -> Iterator[Waiting]:
