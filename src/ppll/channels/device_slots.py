@@ -90,7 +90,7 @@ class Memory(Protocol):
         ...
 
     def tensor(self, offset: int, num_bytes: int) -> Tensor:
-        """A part of it, uint8; the memory is there for as long as the tensor is."""
+        """A part of it, uint8, in a storage of its own; it keeps the memory there."""
         ...
 
     def abandon(self) -> None:
