@@ -123,4 +123,5 @@ class Device:
         """Do all work that is left."""
         while self.step(chance):
             pass
-        assert not (self.sending.queue or self.side.stream.queue or self.receiving.queue), "stuck"
+        left = [len(s.queue) for s in (self.sending, self.side.stream, self.receiving)]
+        assert not any(left), f"stuck with {left} pieces of work"
