@@ -19,6 +19,7 @@ from ppll.channels.base import Inbox, ReceiveEnd, SendEnd, SlotLayout
 from ppll.channels.process_group import GroupReceiveEnd, GroupSendEnd
 from ppll.channels.shared import SharedReceiveEnd, SharedSendEnd
 from ppll.data import load_batches
+from ppll.devices import device_of
 from ppll.ends import PARAMETERS, Ends
 from ppll.job import Job
 from ppll.lean import num_bytes
@@ -33,6 +34,7 @@ __all__ = ["connect"]
 
 _CONNECT_TIMEOUT_S: Final = 60.0
 _FLOAT_BYTES: Final = torch.float32.itemsize
+_PROCESSOR: Final = torch.device("cpu")
 
 End = TypeVar("End", bound=SendEnd | ReceiveEnd)
 
@@ -101,7 +103,10 @@ def _edges(job: Job, blueprint: Blueprint) -> Iterator[_Edge]:
 
 
 class _Joints:
-    """Makes a rank's ends: in shared memory between processes of one host, else over a network."""
+    """Makes a rank's ends: in shared memory between processes of one host, else over a network.
+
+    The shared memory is the receiver's GPU's where both ranks compute on one.
+    """
 
     def __init__(self, job: Job, rank: int, world: World | None, stack: ExitStack) -> None:
         self._job = job
@@ -128,18 +133,38 @@ class _Joints:
         other = edge.sender if edge.receiver == self._rank else edge.receiver
         return self._world is None or self._world.is_here(other)
 
+    def _device(self, edge: _Edge) -> torch.device:
+        """Where messages of an edge on this host leave this rank, or arrive."""
+        runtime = self._job.recipe.runtime
+        on_gpus = all(device_of(runtime, r).type == "cuda" for r in (edge.sender, edge.receiver))
+        # What goes beside the features is made, or kept, on the processor.
+        if edge.name == "features" and on_gpus and runtime.transport == "auto":
+            return device_of(runtime, self._rank)
+        return _PROCESSOR
+
     def _path(self, edge: _Edge) -> Path:
         assert self._job.sockets is not None
         return self._job.sockets / f"{edge.name}-{edge.receiver}"
 
     def _listen(self, edge: _Edge) -> SharedReceiveEnd:
         return self._closed_at_last(
-            SharedReceiveEnd.listen(self._path(edge), edge.layout, edge.capacity, self._job.secret)
+            SharedReceiveEnd.listen(
+                self._path(edge),
+                edge.layout,
+                edge.capacity,
+                self._job.secret,
+                device=self._device(edge),
+            )
         )
 
     def _connect(self, edge: _Edge) -> SharedSendEnd:
         return self._closed_at_last(
-            SharedSendEnd.connect(self._path(edge), self._job.secret, _CONNECT_TIMEOUT_S)
+            SharedSendEnd.connect(
+                self._path(edge),
+                self._job.secret,
+                _CONNECT_TIMEOUT_S,
+                device=self._device(edge),
+            )
         )
 
     def _reach(self, edge: _Edge) -> GroupReceiveEnd | GroupSendEnd:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 __all__ = [
     "ALIGNMENT",
+    "DEVICE_ALIGNMENT",
     "FEATURES",
     "MIX",
     "NOTHING_SAVED",
@@ -43,6 +44,8 @@ NOTHING_SAVED: Final = -1
 
 ALIGNMENT: Final = 64
 """Bytes; linear and attention kernels give other bits on addresses that are less aligned."""
+DEVICE_ALIGNMENT: Final = 256
+"""The same for what lies in a GPU's memory, where loads are wider."""
 
 
 class Kind(enum.IntEnum):
@@ -125,10 +128,11 @@ class Message:
 def canonical(tensor: Tensor) -> Tensor:
     """The tensor as every placement hands it on: detached from any gap and aligned.
 
-    A tensor that is dense and starts on an ``ALIGNMENT`` boundary is returned as it is, otherwise
-    a copy.
+    A tensor that is dense and starts on an ``ALIGNMENT`` boundary (on a GPU a
+    ``DEVICE_ALIGNMENT`` boundary) is returned as it is, otherwise a copy.
     """
-    if is_dense(tensor) and tensor.data_ptr() % ALIGNMENT == 0:
+    boundary = DEVICE_ALIGNMENT if tensor.is_cuda else ALIGNMENT
+    if is_dense(tensor) and tensor.data_ptr() % boundary == 0:
         return tensor
     return dense_copy(tensor)
 

@@ -250,7 +250,8 @@ class RuntimeConfig(Section):
     capacity: Annotated[int, Field(ge=1, le=64)] = 4
     """Messages that a channel holds before its sender waits."""
     transport: Literal["auto", "shared"] = "auto"
-    """How features cross between stages: ``auto`` finds out what there is."""
+    """``"auto"``: features pass between GPUs of a host through their memory, else through the
+    host's or a network; ``"shared"``: through the host's also between GPUs."""
     devices: str | tuple[str, ...] = "auto"
     """``"auto"`` or ``"cpu"``: processors; ``"cuda"`` or ``"cuda:0"``; or one device a stage."""
     concurrent_blocks: bool = False

@@ -18,9 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
 
-import torch
 from torch import Tensor
 
 from ppll.block import Block
@@ -35,10 +33,6 @@ from ppll.status import Activity, Monitor, resident_peak_bytes
 from ppll.streams import Streams
 
 __all__ = ["Worker", "drain"]
-
-
-_PROCESSOR: Final = torch.device("cpu")
-"""Where messages are on their way."""
 
 
 class Worker:
@@ -216,7 +210,7 @@ class Worker:
         self.monitor.enter(Activity.SEND)
         if self._saver is not None:
             message = message.with_saved_step(self._saver.saved_step)
-        self._outbox.send(message.on(_PROCESSOR))
+        self._outbox.send(message)
         self.monitor.note(outbox_fill=self._outbox.fill)
 
     def _obey(self, message: Message) -> Iterator[Waiting]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ppll.channels.header import HEADER_BYTES, Header, pack_header, unpack_header
 from ppll.channels.layout import layout_of
 from ppll.errors import ChannelError, ProtocolError
-from ppll.message import ALIGNMENT, Kind, Message
+from ppll.message import DEVICE_ALIGNMENT, Kind, Message
 
 
 def packed(**tensors: Tensor) -> bytearray:
@@ -40,23 +40,25 @@ def test_what_is_packed_is_unpacked() -> None:
 
 
 def test_tensors_lie_one_after_the_other_on_boundaries() -> None:
-    layout = layout_of({"a": torch.rand(20), "b": torch.rand(0), "c": torch.ones(3).byte()})
+    layout = layout_of({"a": torch.rand(80), "b": torch.rand(0), "c": torch.ones(3).byte()})
     assert [(field.offset, field.num_bytes) for field in layout.fields] == [
-        (0, 80),
-        (2 * ALIGNMENT, 0),
-        (2 * ALIGNMENT, 3),
+        (0, 320),
+        (2 * DEVICE_ALIGNMENT, 0),
+        (2 * DEVICE_ALIGNMENT, 3),
     ]
-    assert layout.extent_bytes == 3 * ALIGNMENT
+    assert layout.extent_bytes == 3 * DEVICE_ALIGNMENT
 
 
 @pytest.mark.parametrize(
     ("offset", "form", "value", "complaint"),
     [
         (0, "4s", b"HTTP", "magic is b'HTTP', expected b'PPLL'"),
-        (4, "<H", 1, "version is 1, expected 2"),
+        (4, "<H", 1, "version is 1, expected 3"),
         (6, "B", 0, r"kind is 0, expected one of \[1, 2"),
         (7, "B", 9, "number of tensors is 9, expected at most 8"),
         (8, "B", 2, "own-memory flag is 2"),
+        (9, "B", 2, "new-slots flag is 2, expected 0, or 1 alone"),
+        (8, "<H", 257, "new-slots flag is 1, expected 0, or 1 alone"),
         (56, "4s", b"te\xffst", "name is .* expected ASCII"),
         (10, "<H", 3, "part is 3, expected below 1"),
         (16, "<d", 1.5, "share is 1.5, expected above 0, at most 1"),
@@ -70,7 +72,7 @@ def test_tensors_lie_one_after_the_other_on_boundaries() -> None:
         (96, "<q", 5, "size of 'features' is 48, expected 60"),
         (160, "<q", -3, "shape of 'features'"),
         (160, "<q", 2**62, "strides of 'features'"),
-        (224, "<q", 8, "offset of 'features' is 8, expected a multiple of 64"),
+        (224, "<q", 8, "offset of 'features' is 8, expected a multiple of 256"),
         (224, "<q", -64, "offset of 'features' is -64"),
         (232, "<q", 47, "size of 'features' is 47, expected 48"),
     ],

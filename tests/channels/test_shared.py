@@ -253,7 +253,7 @@ LARGE = {"features": torch.rand(5000)}
 
 
 def test_extent_outside_the_slot_is_refused(intruder: Intruder) -> None:
-    with pytest.raises(ProtocolError, match="20032 bytes lies in a slot; slots have 4352 bytes"):
+    with pytest.raises(ProtocolError, match="20224 bytes lies in a slot; slots have 4352 bytes"):
         intruder.sends(header(LARGE))
 
 
@@ -270,13 +270,13 @@ def test_announced_memory_must_come(intruder: Intruder) -> None:
 
 
 def test_announced_memory_must_be_needed(intruder: Intruder) -> None:
-    with pytest.raises(ProtocolError, match="128 bytes lies in memory of its own"):
+    with pytest.raises(ProtocolError, match="256 bytes lies in memory of its own"):
         intruder.sends(header(SMALL, own_memory=True), intruder.memory)
 
 
 def test_announced_memory_must_be_large_enough(intruder: Intruder) -> None:
     before = num_descriptors()
-    with pytest.raises(ProtocolError, match="cannot map 1 slots of 20032 bytes"):
+    with pytest.raises(ProtocolError, match="cannot map 1 slots of 20224 bytes"):
         intruder.sends(header(LARGE, own_memory=True), intruder.memory)
     assert num_descriptors() == before
 

@@ -18,7 +18,8 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ppll.channels import header, layout, shared, sockets
+from ppll.channels import greeting as offers
+from ppll.channels import header, layout, sockets
 from ppll.channels.base import SlotLayout
 from ppll.channels.header import (
     HEADER_BYTES,
@@ -157,8 +158,14 @@ def hear(path: Path, stream: bytes) -> None:
     assert not path.exists()
 
 
-def greeting(capacity: int, slot_bytes: int, magic: bytes = MAGIC, version: int = VERSION) -> bytes:
-    return shared._GREETING.pack(magic, version, capacity, slot_bytes)
+def greeting(
+    capacity: int,
+    slot_bytes: int,
+    magic: bytes = MAGIC,
+    version: int = VERSION,
+    export: bytes = b"",
+) -> bytes:
+    return offers._GREETING.pack(magic, version, len(export), capacity, slot_bytes) + export
 
 
 greetings = st.builds(
@@ -167,6 +174,7 @@ greetings = st.builds(
     st.sampled_from([LAYOUT.slot_bytes, 64, 100, *NUMBERS]),
     st.sampled_from([MAGIC, MAGIC, b"HTTP"]),
     st.sampled_from([VERSION, VERSION, VERSION + 1]),
+    st.sampled_from([b"", bytes(384), bytes(100)]),  # the second has the size for two slots
 )
 GOOD_GREETING = greeting(2, LAYOUT.slot_bytes)
 

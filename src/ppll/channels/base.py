@@ -15,8 +15,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
 from ppll.errors import ChannelError, ChannelTimeout, ProtocolError
-from ppll.message import ALIGNMENT, Message
+from ppll.message import DEVICE_ALIGNMENT, Message
 
 __all__ = ["ChannelStatistics", "Inbox", "ReceiveEnd", "SendEnd", "SlotLayout"]
 
@@ -33,8 +35,9 @@ class SlotLayout:
 
     @property
     def slot_bytes(self) -> int:
-        """Size of a slot in which every field starts on an ``ALIGNMENT`` boundary."""
-        return max(sum(-(-size // ALIGNMENT) for size in self.field_bytes.values()), 1) * ALIGNMENT
+        """Size of a slot in which every field starts on a ``DEVICE_ALIGNMENT`` boundary."""
+        num = sum(-(-size // DEVICE_ALIGNMENT) for size in self.field_bytes.values())
+        return max(num, 1) * DEVICE_ALIGNMENT
 
 
 @dataclass
@@ -111,6 +114,11 @@ class _End(ABC):
 class SendEnd(_End):
     """The end that messages enter."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where a message's tensors are copied from; others are brought there first."""
+        return torch.device("cpu")
+
     def send(self, message: Message, timeout_s: float | None = None) -> None:
         """Hand a message over; wait while the channel is full.
 
@@ -128,7 +136,7 @@ class SendEnd(_End):
                     f"field {name!r} requires a gradient, and none crosses a channel; detach it."
                 )
         self._wait_or_fail(timeout_s, "send")
-        self._put(message)
+        self._put(message.on(self.device))
         self.statistics.messages += 1
         self.statistics.payload_bytes += sum(t.nbytes for t in message.tensors.values())
 

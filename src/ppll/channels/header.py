@@ -2,8 +2,8 @@
 
 ::
 
-    prefix   magic, version, kind, number of fields, own memory, part, number of parts, share,
-             sequence, step, epoch, saved step, split
+    prefix   magic, version, kind, number of fields, own memory, new slots, part, number of parts,
+             share, sequence, step, epoch, saved step, split
     field 0  name, dtype, number of dimensions, shape, strides, offset, bytes
     ...
     field 7
@@ -43,9 +43,9 @@ __all__ = [
 ]
 
 MAGIC: Final = b"PPLL"
-VERSION: Final = 2
+VERSION: Final = 3
 MAX_PARTS: Final = 2**16 - 1
-_PREFIX: Final = struct.Struct(f"<4sHBBBxHH2xdqqqq{NAME_BYTES}s")
+_PREFIX: Final = struct.Struct(f"<4sHBBBBHH2xdqqqq{NAME_BYTES}s")
 HEADER_BYTES: Final = _PREFIX.size + MAX_FIELDS * FIELD_BYTES
 
 _KINDS: Final = {kind.value: kind for kind in Kind}
@@ -57,6 +57,7 @@ class Header(NamedTuple):
     Attributes:
         layout: The tensors and where they lie.
         own_memory: Whether they lie in memory that came with the header instead of a slot.
+        new_slots: Whether the memory that came with the header takes the place of all slots.
     """
 
     kind: Kind
@@ -70,6 +71,7 @@ class Header(NamedTuple):
     share: float
     layout: Layout
     own_memory: bool
+    new_slots: bool
 
     def message(self, tensors: Mapping[str, Tensor]) -> Message:
         """The message, with the tensors that were read where ``layout`` says."""
@@ -88,7 +90,12 @@ class Header(NamedTuple):
 
 
 def pack_header(
-    buffer: bytearray, message: Message, layout: Layout, *, own_memory: bool = False
+    buffer: bytearray,
+    message: Message,
+    layout: Layout,
+    *,
+    own_memory: bool = False,
+    new_slots: bool = False,
 ) -> None:
     """Write a message's header over ``buffer``, which is ``HEADER_BYTES`` long.
 
@@ -103,6 +110,7 @@ def pack_header(
         message.kind,
         len(layout.fields),
         own_memory,
+        new_slots,
         message.part,
         message.num_parts,
         message.share,
@@ -129,13 +137,14 @@ def unpack_header(buffer: memoryview) -> Header:
     Raises:
         ProtocolError: It is not a valid header.
     """
-    magic, version, kind, num_fields, own_memory, *numbers, split = _PREFIX.unpack_from(buffer)
-    part, num_parts, share, sequence, step, epoch, saved_step = numbers
+    magic, version, kind, num_fields, *numbers, split = _PREFIX.unpack_from(buffer)
+    own_memory, new_slots, part, num_parts, share, sequence, step, epoch, saved_step = numbers
     expect(magic == MAGIC, "magic", magic, MAGIC)
     expect(version == VERSION, "version", version, VERSION)
     expect(kind in _KINDS, "kind", kind, f"one of {list(_KINDS)}")
     expect(num_fields <= MAX_FIELDS, "number of tensors", num_fields, f"at most {MAX_FIELDS}")
     expect(own_memory <= 1, "own-memory flag", own_memory, "0 or 1")
+    expect(new_slots <= 1 - own_memory, "new-slots flag", new_slots, "0, or 1 alone")
     expect(part < num_parts, "part", part, f"below {num_parts}")
     expect(0 < share <= 1, "share", share, "above 0, at most 1")
     packed = bytes(buffer[_PREFIX.size : _PREFIX.size + num_fields * FIELD_BYTES])
@@ -151,4 +160,5 @@ def unpack_header(buffer: memoryview) -> Header:
         share,
         unpack_layout(packed),
         bool(own_memory),
+        bool(new_slots),
     )

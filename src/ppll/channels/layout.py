@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ppll.errors import ChannelError, ProtocolError
-from ppll.message import ALIGNMENT, is_dense
+from ppll.message import DEVICE_ALIGNMENT, is_dense
 
 __all__ = [
     "FIELD_BYTES",
@@ -68,7 +68,7 @@ class Field(NamedTuple):
         dtype: Type of its elements.
         shape: Its shape.
         strides: Its strides, in elements; dense.
-        offset: Its start in bytes from the start of the slot, a multiple of ``ALIGNMENT``.
+        offset: Its start in bytes from the start of the slot, a multiple of ``DEVICE_ALIGNMENT``.
         num_bytes: Its size.
     """
 
@@ -85,7 +85,7 @@ class Layout(NamedTuple):
 
     Attributes:
         fields: Every tensor, in the order of the message.
-        extent_bytes: What they take together, a multiple of ``ALIGNMENT``.
+        extent_bytes: What they take together, a multiple of ``DEVICE_ALIGNMENT``.
         packed: The fields as they stand in the header.
     """
 
@@ -211,10 +211,10 @@ def _check_extent(field: Field) -> None:
         num_bytes == size * dtype.itemsize, f"size of {name!r}", num_bytes, size * dtype.itemsize
     )
     expect(
-        offset >= 0 and offset % ALIGNMENT == 0,
+        offset >= 0 and offset % DEVICE_ALIGNMENT == 0,
         f"offset of {name!r}",
         offset,
-        f"a multiple of {ALIGNMENT}",
+        f"a multiple of {DEVICE_ALIGNMENT}",
     )
 
 
@@ -251,4 +251,4 @@ def expect(holds: bool, what: str, found: object, expected: object) -> None:
 
 
 def _aligned(num_bytes: int) -> int:
-    return -(-num_bytes // ALIGNMENT) * ALIGNMENT
+    return -(-num_bytes // DEVICE_ALIGNMENT) * DEVICE_ALIGNMENT
