@@ -17,10 +17,11 @@ _NAME: Final = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 def device_of(runtime: RuntimeConfig, stage: int) -> torch.device:
-    """The device of a stage; ``"auto"`` is the processor, ``"cuda"`` one GPU after the other."""
+    """The device of a stage; ``"cuda"`` is one GPU after the other, ``"auto"`` the same where there
+    is one."""
     devices = runtime.devices
     name = devices if isinstance(devices, str) else devices[stage]
-    if name == "cuda":
+    if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
         return torch.device("cuda", stage % torch.cuda.device_count())
     return torch.device("cpu" if name == "auto" else name)
 
@@ -42,7 +43,8 @@ def check_devices(recipe: Recipe) -> None:
             f"runtime.devices names {len(devices)} devices for {recipe.runtime.stages} stages "
             f"(runtime.stages): name one a stage, or one for all."
         )
-    if recipe.train.cuda_graphs and not all(name.startswith("cuda") for name in names):
+    on_gpus = all(device_of(recipe.runtime, i).type == "cuda" for i in range(recipe.runtime.stages))
+    if recipe.train.cuda_graphs and not on_gpus:
         raise RecipeError(
             f"train.cuda_graphs records what GPUs do, but runtime.devices is {devices!r}: set "
             f'runtime.devices = "cuda", or train.cuda_graphs = false.'

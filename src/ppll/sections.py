@@ -253,7 +253,8 @@ class RuntimeConfig(Section):
     """``"auto"``: features pass between GPUs of a host through their memory, else through the
     host's or a network; ``"shared"``: through the host's also between GPUs."""
     devices: str | tuple[str, ...] = "auto"
-    """``"auto"`` or ``"cpu"``: processors; ``"cuda"`` or ``"cuda:0"``; or one device a stage."""
+    """``"auto"``: GPUs where there are some; ``"cpu"``; ``"cuda"`` or ``"cuda:0"``; or one device a
+    stage."""
     concurrent_blocks: bool = False
     """Whether the blocks of a stage compute on its GPU at the same time; needs train.cuda_graphs.
     """
