@@ -44,6 +44,8 @@ def test_it_measures_everything_and_writes_it_down(tmp_path: Path) -> None:
     ranks = json.loads((out / "ranks.json").read_text())["rows"]
     assert [row["stages"] for row in ranks] == [1, 4] * 2
     assert len({row["weights_sha256"] for row in ranks}) == 2
+    messages = json.loads((out / "channel.json").read_text())["rows"]
+    assert [row["way"] for row in messages] == ["device", "host"]
 
 
 @pytest.mark.slow
@@ -53,7 +55,7 @@ def test_a_part_that_fails_is_named_and_stops_no_other(tmp_path: Path) -> None:
     """No device is called so; the plans have no costs to read, and the tests are skipped."""
     done = run("--device", "none", "--tiny", OUT=str(tmp_path))
     assert done.returncode == 1
-    assert "failed: costs training ranks" in done.stderr
+    assert "failed: costs training ranks channel" in done.stderr
     assert "'none' is no device" in (tmp_path / "training.txt").read_text()
 
 

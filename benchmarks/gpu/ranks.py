@@ -1,10 +1,10 @@
 """What do several ranks on one device cost, and are their bits those of one?
 
 Method: ``dgl`` in four blocks is trained through ``ppll.Trainer``, by one rank and by four that
-share the device; features travel through the shared channel in host memory. Everything is in it:
+share the device; features pass from rank to rank in the GPU's memory. Everything is in it:
 loader, start of the pipeline, metrics. ``weights_sha256`` must be equal, or the exit code is 1.
 
-Reading: this is the price of the way through host memory, not what several devices would give.
+Reading: this is the price of several processes on one device, not what several would give.
 
 Run from the repository's root: ``python -m benchmarks.gpu.ranks --device cuda``
 """

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that wants a GPU, in one command and under ten minutes: the tests marked ``gpu``, costs
-# and plans, samples a second and memory, several ranks on one GPU. JSON goes to $OUT, or results/.
+# and plans, samples a second and memory, several ranks on one GPU, messages. JSON goes to $OUT, or results/.
 #
 #   bash benchmarks/gpu/run.sh                        one NVIDIA GPU, no network, nothing installed
 #   bash benchmarks/gpu/run.sh --device cpu --tiny    try the script itself on a processor
@@ -23,11 +23,11 @@ if [[ -z "${PYTHON:-}" ]]; then
     [[ -x .venv/bin/python ]] && PYTHON=.venv/bin/python
 fi
 export PYTHONPATH="src:.${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
-sizes=(128 1024) training=() costs=() ranks=()
+sizes=(128 1024) training=() costs=() ranks=() channel=()
 if ((${#tiny[@]})); then
     sizes=(8)
     training=(--modes eager --steps 2 --repeats 2) costs=(--repeats 2)
-    ranks=(--batch-size 8 --steps 6)
+    ranks=(--batch-size 8 --steps 6) channel=(--sizes 4096)
 fi
 failed=()
 
@@ -39,7 +39,7 @@ part() { # NAME SECONDS COMMAND...
     echo "== $name: $((SECONDS - start)) s"
 }
 
-part tests 120 "$PYTHON" -m pytest -q -m gpu tests/gpu -p no:cacheprovider
+part tests 170 "$PYTHON" -m pytest -q -m gpu tests/gpu -p no:cacheprovider
 part costs 150 "$PYTHON" -m benchmarks.gpu.costs --device "$device" "${tiny[@]}" "${costs[@]}" \
     --batch-sizes "${sizes[@]}" --seconds 90 --out "$out" --json "$out/costs.json"
 part training 200 "$PYTHON" -m benchmarks.gpu.training --device "$device" "${tiny[@]}" \
@@ -49,6 +49,8 @@ if [[ "$device" == cuda* ]]; then
 fi
 part ranks 100 "$PYTHON" -m benchmarks.gpu.ranks --device "$device" "${tiny[@]}" "${ranks[@]}" \
     --json "$out/ranks.json"
+part channel 60 "$PYTHON" -m benchmarks.gpu.channel --device "$device" "${tiny[@]}" \
+    "${channel[@]}" --json "$out/channel.json"
 for recipe in "$out"/*.toml; do
     name="$(basename "$recipe" .toml)"
     part "$name.plan" 30 "$PYTHON" -m ppll plan "$recipe" --stages 4 \

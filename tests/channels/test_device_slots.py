@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -72,6 +72,7 @@ def pass_messages(
     return sent, read
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3), st.integers(0, 2**32))
 def test_events_keep_every_message_whole_in_any_order(capacity: int, seed: int) -> None:
     device = Device(SLOT_BYTES, capacity)
@@ -117,6 +118,17 @@ def test_memory_that_may_still_be_used_is_left_to_the_end_of_the_process() -> No
     assert device.memory.is_abandoned
     device.sender.close()
     device.sender.abandon()  # nothing is left to do
+
+
+def test_gpu_that_has_failed_is_not_idle_and_hides_no_first_cause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail() -> bool:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    device = Device(SLOT_BYTES, 2)
+    monkeypatch.setattr(device.side, "is_over", fail)
+    assert not device.sender.is_idle()
 
 
 # The way through the host

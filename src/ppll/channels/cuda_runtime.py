@@ -8,6 +8,7 @@ no name, and belongs to nobody but its tensors.
 from __future__ import annotations
 
 import ctypes
+import sys
 from functools import lru_cache
 from typing import Any, Final, Self
 
@@ -148,7 +149,7 @@ class DeviceMemory:
         self._is_abandoned = True
 
     def __del__(self) -> None:
-        if not self._is_abandoned:
+        if not self._is_abandoned and not sys.is_finalizing():
             with torch.cuda.device(self.device):
                 _call("cudaFree" if self._is_ours else "cudaIpcCloseMemHandle", self._address)
 

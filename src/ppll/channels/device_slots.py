@@ -123,6 +123,16 @@ class _RingSlots(SlotTensors):
         self._filled = ring.filled
         self._freed = ring.freed
 
+    def is_idle(self) -> bool:
+        """Whether no copy into the slots is on its way; not where the GPU no longer says so."""
+        try:
+            return self._are_over()
+        except RuntimeError:  # the run fails of it, and must say so itself
+            return False
+
+    def _are_over(self) -> bool:
+        raise NotImplementedError
+
     def abandon(self) -> None:
         """Leave the memory to the end of the process: the other end may still use it."""
         if self._ring is not None:
@@ -160,8 +170,7 @@ class ReceiverSlots(_RingSlots):
         """Let the sender fill a slot when what the caller has queued so far is done."""
         self._freed[index].record(self._current())
 
-    def is_idle(self) -> bool:
-        """Whether no copy into the slots is on its way."""
+    def _are_over(self) -> bool:
         return all(event.query() for event in self._filled)
 
 
@@ -205,8 +214,7 @@ class SenderSlots(_RingSlots):
             self._side.hold_caller()
             self._copied = None
 
-    def is_idle(self) -> bool:
-        """Whether no copy is on its way."""
+    def _are_over(self) -> bool:
         return self._side.is_over()
 
     def close(self) -> None:
