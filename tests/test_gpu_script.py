@@ -44,6 +44,9 @@ def test_it_measures_everything_and_writes_it_down(tmp_path: Path) -> None:
     ranks = json.loads((out / "ranks.json").read_text())["rows"]
     assert [row["stages"] for row in ranks] == [1, 4] * 2
     assert len({row["weights_sha256"] for row in ranks}) == 2
+    loader = json.loads((out / "loader.json").read_text())["rows"]
+    assert [row["path"] for row in loader] == ["host, waiting", "host, pinned", "device"] * 3
+    assert all(row["samples_per_second"]["median"] > 0 for row in loader)
 
 
 @pytest.mark.slow
@@ -53,7 +56,7 @@ def test_a_part_that_fails_is_named_and_stops_no_other(tmp_path: Path) -> None:
     """No device is called so; the plans have no costs to read, and the tests are skipped."""
     done = run("--device", "none", "--tiny", OUT=str(tmp_path))
     assert done.returncode == 1
-    assert "failed: costs training ranks" in done.stderr
+    assert "failed: costs training ranks loader" in done.stderr
     assert "'none' is no device" in (tmp_path / "training.txt").read_text()
 
 

@@ -14,6 +14,7 @@ __all__ = [
     "BlockOverride",
     "CheckpointConfig",
     "DataConfig",
+    "DataHome",
     "MethodConfig",
     "ModelConfig",
     "NamedSection",
@@ -45,6 +46,7 @@ UsablePath = Annotated[Path, pydantic.AfterValidator(_usable)]
 Factor = Annotated[float, Field(ge=0, le=1)]
 
 Curve = Literal["cosine", "constant"]
+DataHome = Literal["auto", "host", "device"]
 Cuts = Literal["even", "balanced", "infopro", "infopro-memory", "contsup"] | tuple[Count, ...]
 
 
@@ -292,6 +294,9 @@ class RuntimeConfig(Section):
     transport: Literal["auto", "shared"] = "auto"
     devices: str | tuple[str, ...] = "auto"
     """``"auto"`` or ``"cpu"``: processors; ``"cuda"`` or ``"cuda:0"``; or one device a stage."""
+    data: DataHome = "auto"
+    """Where the data set lies and batches are made: ``"host"``, ahead of time, or ``"device"``,
+    which is the first stage's. ``"auto"``: on a GPU that has the room, else on the host."""
     stall_timeout_s: Positive = 300.0
     """A worker that makes no progress for so long is reported and the run ends."""
     log_every_steps: Count = 50
