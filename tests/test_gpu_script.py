@@ -46,6 +46,9 @@ def test_it_measures_everything_and_writes_it_down(tmp_path: Path) -> None:
     assert len({row["weights_sha256"] for row in ranks}) == 2
     messages = json.loads((out / "channel.json").read_text())["rows"]
     assert [row["way"] for row in messages] == ["device", "host"]
+    loader = json.loads((out / "loader.json").read_text())["rows"]
+    assert [row["path"] for row in loader] == ["host, waiting", "host, pinned", "device"] * 3
+    assert all(row["samples_per_second"]["median"] > 0 for row in loader)
 
 
 @pytest.mark.slow
@@ -55,7 +58,7 @@ def test_a_part_that_fails_is_named_and_stops_no_other(tmp_path: Path) -> None:
     """No device is called so; the plans have no costs to read, and the tests are skipped."""
     done = run("--device", "none", "--tiny", OUT=str(tmp_path))
     assert done.returncode == 1
-    assert "failed: costs training ranks channel" in done.stderr
+    assert "failed: costs training ranks channel loader" in done.stderr
     assert "'none' is no device" in (tmp_path / "training.txt").read_text()
 
 

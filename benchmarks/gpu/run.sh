@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Everything that wants a GPU, in one command and under ten minutes: the tests marked ``gpu``, costs
-# and plans, samples a second and memory, several ranks on one GPU, messages. JSON goes to $OUT, or results/.
+# and plans, samples a second and memory, several ranks on one GPU, messages, the loader alone.
+# JSON goes to $OUT, or results/.
 #
 #   bash benchmarks/gpu/run.sh                        one NVIDIA GPU, no network, nothing installed
 #   bash benchmarks/gpu/run.sh --device cpu --tiny    try the script itself on a processor
@@ -23,11 +24,12 @@ if [[ -z "${PYTHON:-}" ]]; then
     [[ -x .venv/bin/python ]] && PYTHON=.venv/bin/python
 fi
 export PYTHONPATH="src:.${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
-sizes=(128 1024) training=() costs=() ranks=() channel=()
+sizes=(128 1024) training=() costs=() ranks=() channel=() loader=(--batches 20 --repeats 3)
 if ((${#tiny[@]})); then
     sizes=(8)
     training=(--modes eager --steps 2 --repeats 2) costs=(--repeats 2)
     ranks=(--batch-size 8 --steps 6) channel=(--sizes 4096)
+    loader=(--samples 100 --batches 2 --repeats 2)
 fi
 failed=()
 
@@ -51,6 +53,8 @@ part ranks 100 "$PYTHON" -m benchmarks.gpu.ranks --device "$device" "${tiny[@]}"
     --json "$out/ranks.json"
 part channel 60 "$PYTHON" -m benchmarks.gpu.channel --device "$device" "${tiny[@]}" \
     "${channel[@]}" --json "$out/channel.json"
+part loader 60 "$PYTHON" -m benchmarks.gpu.loader --device "$device" "${loader[@]}" \
+    --batch-sizes "${sizes[@]}" --json "$out/loader.json"
 for recipe in "$out"/*.toml; do
     name="$(basename "$recipe" .toml)"
     part "$name.plan" 30 "$PYTHON" -m ppll plan "$recipe" --stages 4 \

@@ -19,12 +19,14 @@ from ppll.channels.base import Inbox, ReceiveEnd, SendEnd, SlotLayout
 from ppll.channels.process_group import GroupReceiveEnd, GroupSendEnd
 from ppll.channels.shared import SharedReceiveEnd, SharedSendEnd
 from ppll.data import load_batches
+from ppll.data.home import home_of
 from ppll.devices import device_of
 from ppll.ends import PARAMETERS, Ends
 from ppll.job import Job
 from ppll.lean import num_bytes
 from ppll.message import FEATURES, MIX, OTHER_TARGETS, TARGETS
 from ppll.methods.base import PREVIOUS
+from ppll.on_demand import OnDemand
 from ppll.prefetch import Prefetcher
 from ppll.split import Blueprint
 from ppll.stream import evaluation_stream, training_stream
@@ -244,6 +246,9 @@ def _loader(
         user_data=job.folder.user_data if job.user_data else None,
         fields=blueprint.method.fields,
     )
+    runtime = job.recipe.runtime
+    device = device_of(runtime, 0)
+    batches.move_to(home_of(batches.data, runtime.data, device))
     if job.evaluates_only:
         stream = evaluation_stream(batches, job.start_step)
     else:
@@ -254,6 +259,7 @@ def _loader(
             start_step=job.start_step,
             ends_early=ends_early,
         )
-    loader = Prefetcher(stream, capacity=job.recipe.runtime.capacity)
+    is_made_there = runtime.data == "device" or batches.device.type == "cuda"
+    loader = OnDemand(stream) if is_made_there else Prefetcher(stream, runtime.capacity, device)
     stack.callback(loader.close)
     return loader

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ppll.block_modules import BlockModules
-from ppll.data.augmentation import normalise
+from ppll.data.augmentation import Normalisation
 from ppll.data.loader import IMAGE
 from ppll.data_facts import DataFacts
 from ppll.errors import ModelError
@@ -155,7 +155,7 @@ class TrainedNetwork(nn.Module):
                 "the network was trained on floating point, found uint8: convert the inputs as "
                 "the training data was."
             )
-        return normalise(inputs, self.facts.mean, self.facts.std)
+        return Normalisation(self.facts.mean, self.facts.std, inputs.device)(inputs)
 
     def _refuse_missing_image(self) -> None:
         if len(self.contexts) and IMAGE in self._method.fields and self.facts.mean is not None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -22,6 +21,7 @@ from ppll.block_modules import BlockModules
 from ppll.config import Recipe
 from ppll.costs import Costs, ExitCosts, LayerCosts, measured_for
 from ppll.data import Loader, load_dataset, prepare
+from ppll.data.home import home_of
 from ppll.data.preparation import facts_of
 from ppll.devices import check_devices, describe_device, device_of
 from ppll.environment import describe_processor
@@ -89,6 +89,7 @@ def _measure(recipe: Recipe, device: torch.device, repeats: int) -> Costs:
     data = prepare(load_dataset(recipe.data), recipe.data)
     blueprint = draw_blueprint(recipe, facts_of(data), None)
     loader = Loader(data, seed=recipe.train.seed, fields=blueprint.method.fields)
+    loader.move_to(home_of(data, recipe.runtime.data, device))
     message, load_s = _message(recipe, loader)
     streams = make_streams(recipe, device, 1)
     bench = _Bench(
@@ -120,10 +121,11 @@ def _measure(recipe: Recipe, device: torch.device, repeats: int) -> Costs:
 
 def _message(recipe: Recipe, loader: Loader) -> tuple[dict[str, Tensor], float]:
     """The fields of a training message, and the seconds that it takes to make them."""
-    loader.train_batch(0, 0)  # The first one fills caches.
-    start = time.perf_counter()
+    first = loader.train_batch(0, 0)  # It fills caches.
+    device = first[FEATURES].device
+    start = clock(device)
     batch = loader.train_batch(0, 0)
-    seconds = (time.perf_counter() - start) / recipe.train.accumulate
+    seconds = (clock(device) - start) / recipe.train.accumulate
     size = recipe.message_size
     return {name: tensor[:size].clone() for name, tensor in batch.items()}, seconds
 

@@ -113,11 +113,20 @@ class Message:
         """A copy in which ``tensors`` take the place of the fields of the same name."""
         return dataclasses.replace(self, tensors={**self.tensors, **tensors})
 
-    def on(self, device: torch.device) -> Self:
-        """The message with its tensors on a device; itself where they are there."""
+    def on(self, device: torch.device, *, waits: bool = True) -> Self:
+        """The message with its tensors on a device; itself where they are there.
+
+        Without ``waits`` it may still be on its way when this returns: only for ``pinned`` tensors
+        on their way to a GPU, which torch keeps until then.
+        """
         if all(tensor.device == device for tensor in self.tensors.values()):
             return self
-        tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+        tensors = {n: t.to(device, non_blocking=not waits) for n, t in self.tensors.items()}
+        return dataclasses.replace(self, tensors=tensors)
+
+    def pinned(self) -> Self:
+        """The message with its tensors in memory of the host that a GPU reads by itself."""
+        tensors = {name: tensor.pin_memory() for name, tensor in self.tensors.items()}
         return dataclasses.replace(self, tensors=tensors)
 
     def with_saved_step(self, saved_step: int) -> Self:

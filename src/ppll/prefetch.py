@@ -6,6 +6,8 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 
+import torch
+
 from ppll.channels.base import ReceiveEnd
 from ppll.errors import ChannelClosed
 from ppll.message import Message
@@ -26,10 +28,15 @@ class Prefetcher(ReceiveEnd):
     Args:
         messages: Makes the messages; only the thread touches it.
         capacity: Most messages that wait or are in use, at least 1.
+        device: Where messages are received. For a GPU the thread puts them into page-locked
+            memory, and the copy is queued in the stream of who receives, who does not wait for it.
     """
 
-    def __init__(self, messages: Iterator[Message], capacity: int) -> None:
+    def __init__(
+        self, messages: Iterator[Message], capacity: int, device: torch.device | None = None
+    ) -> None:
         super().__init__(capacity)
+        self._gpu = device if device is not None and device.type == "cuda" else None
         self._made: deque[Message] = deque()
         self._num_in_use = 0
         self._end: BaseException | None = None  # why nothing follows
@@ -73,7 +80,8 @@ class Prefetcher(ReceiveEnd):
     def _take(self) -> Message:
         with self._changed:
             self._num_in_use += 1
-            return self._made.popleft()
+            message = self._made.popleft()
+        return message if self._gpu is None else message.on(self._gpu, waits=False)
 
     def _give_back(self) -> None:
         with self._changed:
@@ -83,7 +91,8 @@ class Prefetcher(ReceiveEnd):
     def _run(self, messages: Iterator[Message]) -> None:
         try:
             while self._wait_for_room():
-                self._put(next(messages))
+                message = next(messages)
+                self._put(message if self._gpu is None else message.pinned())
         except StopIteration:
             self._finish(ChannelClosed("the stream of messages has ended."))
         except BaseException as error:

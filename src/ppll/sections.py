@@ -21,10 +21,18 @@ from ppll.section import (
 )
 
 __all__ = ["BlockOverride", "CheckpointConfig", "DataConfig", "MethodConfig", "ModelConfig"]
-__all__ += ["OptimizerConfig", "RuntimeConfig", "ScheduleConfig", "ScheduleOverride", "SplitConfig"]
+__all__ += [
+    "DataHome",
+    "OptimizerConfig",
+    "RuntimeConfig",
+    "ScheduleConfig",
+    "ScheduleOverride",
+    "SplitConfig",
+]
 __all__ += ["TrackConfig", "TrainConfig"]
 
 Curve = Literal["cosine", "constant"]
+DataHome = Literal["auto", "host", "device"]
 
 
 class DataConfig(NamedSection):
@@ -258,6 +266,9 @@ class RuntimeConfig(Section):
     concurrent_blocks: bool = False
     """Whether the blocks of a stage compute on its GPU at the same time; needs train.cuda_graphs.
     """
+    data: DataHome = "auto"
+    """Where the data set lies and batches are made: ``"host"``, ahead of time, or ``"device"``,
+    which is the first stage's. ``"auto"``: on a GPU that has the room, else on the host."""
     stall_timeout_s: Positive = 300.0
     """A worker that makes no progress for so long is reported and the run ends."""
     log_every_steps: Count = 50

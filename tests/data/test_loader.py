@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ppll.data import Dataset, Loader, load_batches, prepare
-from ppll.data.augmentation import normalise
+from ppll.data.augmentation import Normalisation
 from ppll.data.loader import epoch_order
 from ppll.message import ALIGNMENT
 from ppll.sections import DataConfig
@@ -120,7 +120,7 @@ def test_evaluation_is_in_order_and_unchanged(dataset: Dataset) -> None:
     assert torch.cat([batch["targets"] for batch in found]).tolist() == list(range(NUM_TEST))
     assert dataset.mean is not None
     assert dataset.std is not None
-    expected = normalise(dataset.test.inputs, dataset.mean, dataset.std)
+    expected = Normalisation(dataset.mean, dataset.std)(dataset.test.inputs)
     assert torch.equal(torch.cat([batch["features"] for batch in found]), expected)
 
 
@@ -140,7 +140,7 @@ def test_image_is_the_augmented_input_in_bytes(dataset: Dataset) -> None:
     assert batch["image"].dtype == torch.uint8
     assert dataset.mean is not None
     assert dataset.std is not None
-    assert torch.equal(batch["features"], normalise(batch["image"], dataset.mean, dataset.std))
+    assert torch.equal(batch["features"], Normalisation(dataset.mean, dataset.std)(batch["image"]))
     assert "image" in next(batches.evaluation_batches("test"))
 
 

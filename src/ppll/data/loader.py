@@ -6,20 +6,19 @@ from collections.abc import Collection, Iterator
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ppll.data.augmentation import augment, normalise
-from ppll.data.augmentation.mixing import mix, own_weights
+from ppll.data.augmentation import Augmentation, Normalisation
+from ppll.data.augmentation.draws import Draws, Numbers, Samples
+from ppll.data.augmentation.mixing import draw, mix, neighbours, own_weights
 from ppll.data.dataset import Split
 from ppll.data.preparation import PreparedData
 from ppll.message import FEATURES, MIX, OTHER_TARGETS, TARGETS, canonical
 from ppll.randomness import fold, fold_array
+from ppll.uploads import upload
 
 __all__ = ["IMAGE", "Loader", "epoch_order"]
-
-Samples = npt.NDArray[np.int64]
 
 IMAGE: Final = "image"
 """Field with the inputs as they were before normalisation."""
@@ -46,6 +45,9 @@ class Loader:
     (N) int64, and ``image`` (N, ...) where it is asked for. Training batches of samples that are
     mixed of two have ``other_targets`` (N) int64 and ``mix`` (N) float32 as well.
 
+    The data set lies on the host, or where ``move_to`` brings it. Batches are made where it lies,
+    of the same bits, and the host waits for none of it.
+
     Args:
         data: What the batches are made of.
         seed: The run's seed.
@@ -66,7 +68,29 @@ class Loader:
         self._eval_batch_size = eval_batch_size or config.eval_batch_size or config.batch_size
         self._seed = seed
         self._with_image = IMAGE in fields
-        self._order: tuple[int, Samples] | None = None
+        self._augmentation = Augmentation(
+            crop=config.crop,
+            flip=config.flip,
+            randaugment=config.randaugment,
+            randaugment_ops=config.randaugment_ops,
+            cutout=config.cutout,
+        )
+        self.move_to(torch.device("cpu"))
+
+    def move_to(self, device: torch.device) -> None:
+        """Copy the data set to a device, where batches are made from now on."""
+        self.device = device
+        dataset = self.data.dataset
+        self._train, self._test = (
+            Split(split.inputs.to(device), split.targets.to(device))
+            for split in (dataset.train, dataset.test)
+        )
+        self._normalise, self._fill = None, None
+        if dataset.mean is not None and dataset.std is not None:
+            self._normalise = Normalisation(dataset.mean, dataset.std, device)
+            fill = [round(255 * mean) for mean in dataset.mean]
+            self._fill = torch.tensor(fill, dtype=torch.uint8, device=device)
+        self._drawn: tuple[int, Draws] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -84,110 +108,90 @@ class Loader:
         Raises:
             IndexError: An epoch has fewer batches.
         """
-        samples, others = self._samples(epoch, index)
-        if not self.data.config.mixes:
-            inputs = self._augmented(samples, epoch)
-            return {**self._input_fields(inputs), **self._target_fields(samples)}
-        weights = self._own_weights(samples, epoch)
-        needed, rows = np.unique(np.concatenate([samples, others]), return_inverse=True)
-        images = self._augmented(needed, epoch).index_select(0, torch.from_numpy(rows))
-        mixed = mix(images[: len(samples)], images[len(samples) :], weights)
-        return {**self._input_fields(mixed), **self._target_fields(samples, others, weights)}
+        draws, own = self._draws(epoch, index)
+        inputs = self._augmented(draws, epoch)
+        if self.data.config.mixes:
+            height, width = inputs.shape[-2:]
+            weights = own_weights(draws.numbers, height=height, width=width)
+            inputs = mix(inputs, neighbours(inputs), weights)
+        return {**self._input_fields(inputs[own]), **self._target_fields(draws, own)}
 
     def train_targets(self, epoch: int, index: int) -> dict[str, Tensor]:
         """The fields of ``train_batch`` that say what is to be predicted, without the work of
         making its inputs."""
-        samples, others = self._samples(epoch, index)
-        if not self.data.config.mixes:
-            return self._target_fields(samples)
-        return self._target_fields(samples, others, self._own_weights(samples, epoch))
+        return self._target_fields(*self._draws(epoch, index))
 
     def evaluation_batches(self, split: str) -> Iterator[dict[str, Tensor]]:
         """Every batch of ``"validation"`` or ``"test"``, in order and unchanged."""
-        data = self.data
         part, samples = {
-            "validation": (data.dataset.train, data.validation_samples),
-            "test": (data.dataset.test, np.arange(len(data.dataset.test))),
+            "validation": (self._train, self.data.validation_samples),
+            "test": (self._test, np.arange(len(self._test))),
         }[split]
-        size = self._eval_batch_size
-        for start in range(0, len(samples), size):
-            inputs, targets = _gather(part, samples[start : start + size])
-            yield {**self._input_fields(inputs), TARGETS: canonical(targets)}
+        rows = upload(torch.from_numpy(samples), self.device)
+        for start in range(0, len(rows), self._eval_batch_size):
+            chosen = rows[start : start + self._eval_batch_size]
+            targets = part.targets.index_select(0, chosen)
+            yield {**self._input_fields(_gather(part, chosen)), TARGETS: canonical(targets)}
 
-    def _samples(self, epoch: int, index: int) -> tuple[Samples, Samples]:
-        """The samples of a training batch, and the neighbour of each in the order of the epoch.
+    def _draws(self, epoch: int, index: int) -> tuple[Draws, slice]:
+        """What was drawn for the samples that a training batch is made of, and where its own are
+        among them.
 
-        Neighbours are the first and second sample, the third and fourth and so on; the last of an
-        odd number is its own.
+        Neighbours in the order of the epoch are mixed: the first and second sample, the third and
+        fourth and so on. So a batch may need one more sample on each side.
         """
         if not 0 <= index < self.steps_per_epoch:
             raise IndexError(f"batch {index} of {self.steps_per_epoch} in an epoch")
-        order = self._epoch_samples(epoch)
-        start = index * self.data.config.batch_size
-        places = np.arange(start, min(start + self.data.config.batch_size, len(order)))
-        return order[places], order[np.minimum(places ^ 1, len(order) - 1)]
+        draws, size = self._epoch_draws(epoch), self.data.config.batch_size
+        start, stop = index * size, min((index + 1) * size, len(draws.samples))
+        first, last = start, stop
+        if self.data.config.mixes:
+            first, last = start - start % 2, stop + stop % 2
+        return draws.part(first, last), slice(start - first, stop - first)
 
-    def _epoch_samples(self, epoch: int) -> Samples:
-        if self._order is None or self._order[0] != epoch:
-            samples = epoch_order(self.data.train_samples, seed=self._seed, epoch=epoch)
-            self._order = epoch, samples
-        return self._order[1]
+    def _epoch_draws(self, epoch: int) -> Draws:
+        """What was drawn for all training samples, in the order of the epoch."""
+        if self._drawn is None or self._drawn[0] != epoch:
+            order = epoch_order(self.data.train_samples, seed=self._seed, epoch=epoch)
+            self._drawn = epoch, Draws.on(self.device, order, self._numbers(order, epoch))
+        return self._drawn[1]
 
-    def _augmented(self, samples: Samples, epoch: int) -> Tensor:
-        """Inputs of training samples, each changed by itself."""
-        config, dataset = self.data.config, self.data.dataset
-        inputs, _ = _gather(dataset.train, samples)
-        if not dataset.train.holds_images:
-            return inputs
-        return augment(
-            inputs,
-            samples,
-            seed=self._seed,
-            epoch=epoch,
-            crop=config.crop,
-            flip=config.flip,
-            randaugment=config.randaugment,
-            randaugment_ops=config.randaugment_ops,
-            cutout=config.cutout,
-            fill=None if dataset.mean is None else [round(255 * mean) for mean in dataset.mean],
-        )
-
-    def _own_weights(self, samples: Samples, epoch: int) -> Tensor:
+    def _numbers(self, samples: Samples, epoch: int) -> Numbers:
+        if not self._train.holds_images:
+            return {}
         config = self.data.config
         _, height, width = self.data.dataset.input_shape
-        return own_weights(
-            samples,
-            seed=self._seed,
-            epoch=epoch,
-            height=height,
-            width=width,
-            mixup=config.mixup,
-            cutmix=config.cutmix,
+        place = {"seed": self._seed, "epoch": epoch, "height": height, "width": width}
+        numbers = dict(self._augmentation.draw(samples, **place))
+        if config.mixes:
+            numbers |= draw(samples, **place, mixup=config.mixup, cutmix=config.cutmix)
+        return numbers
+
+    def _augmented(self, draws: Draws, epoch: int) -> Tensor:
+        """Inputs of training samples, each changed by itself."""
+        inputs = _gather(self._train, draws.rows)
+        if not self._train.holds_images:
+            return inputs
+        return self._augmentation.apply(
+            inputs, draws, seed=self._seed, epoch=epoch, fill=self._fill
         )
 
     def _input_fields(self, inputs: Tensor) -> dict[str, Tensor]:
-        mean, std = self.data.dataset.mean, self.data.dataset.std
-        features = inputs
-        if mean is not None and std is not None:
-            features = normalise(inputs, mean, std)
+        features = inputs if self._normalise is None else self._normalise(inputs)
         fields = {FEATURES: canonical(features)}
         if self._with_image:
             fields[IMAGE] = canonical(inputs)
         return fields
 
-    def _target_fields(
-        self, samples: Samples, others: Samples | None = None, weights: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        targets = self.data.dataset.train.targets
-        fields = {TARGETS: targets.index_select(0, torch.from_numpy(samples))}
-        if others is not None and weights is not None:
-            fields[OTHER_TARGETS] = targets.index_select(0, torch.from_numpy(others))
-            fields[MIX] = weights.mean((1, 2), dtype=torch.float64).float()
+    def _target_fields(self, draws: Draws, own: slice) -> dict[str, Tensor]:
+        targets = self._train.targets.index_select(0, draws.rows)
+        fields = {TARGETS: targets[own]}
+        if self.data.config.mixes:
+            fields[OTHER_TARGETS] = neighbours(targets)[own]
+            fields[MIX] = draws.numbers["mix"][own]
         return {name: canonical(tensor) for name, tensor in fields.items()}
 
 
-def _gather(split: Split, samples: Samples) -> tuple[Tensor, Tensor]:
-    """Copies of some samples, in row-major order whatever the data set's own."""
-    rows = torch.from_numpy(samples)
-    inputs = split.inputs.index_select(0, rows).contiguous()
-    return inputs, split.targets.index_select(0, rows)
+def _gather(split: Split, rows: Tensor) -> Tensor:
+    """Copies of some samples' inputs, in row-major order whatever the data set's own."""
+    return split.inputs.index_select(0, rows).contiguous()

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ppll.data.augmentation import augment, normalise
+from ppll.data.augmentation import Normalisation
 from ppll.randomness import fold, uniform_integers
+from tests.data.augmentation.applied import augment
 
 
 def batch(number: int = 12, dtype: torch.dtype = torch.uint8) -> Tensor:
@@ -131,6 +132,6 @@ def test_same_on_a_gpu() -> None:
 
 def test_normalise_gives_mean_0_and_deviation_1() -> None:
     images = torch.tensor([0, 51, 255], dtype=torch.uint8).reshape(1, 3, 1, 1)
-    found = normalise(images, (0.0, 0.1, 0.5), (1.0, 0.2, 0.25))
+    found = Normalisation((0.0, 0.1, 0.5), (1.0, 0.2, 0.25))(images)
     assert found.flatten().tolist() == pytest.approx([0.0, 0.5, 2.0])
     assert found.dtype == torch.float32

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from ppll.data import Dataset, Loader, prepare
-from ppll.data.augmentation import augment, normalise
-from ppll.data.augmentation.mixing import mix, own_weights, symmetric_beta
+from ppll.data.augmentation import Normalisation
+from ppll.data.augmentation.mixing import mix, symmetric_beta
 from ppll.randomness import fold, uniform_integers
 from ppll.sections import DataConfig
+from tests.data.augmentation.applied import augment, weights_of
 
 NUM_TRAIN = 33
 HEIGHT, WIDTH = 5, 7
@@ -130,7 +131,7 @@ def test_image_and_features_agree(dataset: Dataset) -> None:
     assert dataset.mean is not None
     assert dataset.std is not None
     assert batch["image"].dtype == torch.uint8
-    assert torch.equal(batch["features"], normalise(batch["image"], dataset.mean, dataset.std))
+    assert torch.equal(batch["features"], Normalisation(dataset.mean, dataset.std)(batch["image"]))
 
 
 def test_what_travels_is_there_only_where_it_is_asked_for(dataset: Dataset) -> None:
@@ -152,7 +153,7 @@ def test_targets_can_be_had_without_the_inputs(dataset: Dataset, config: dict[st
 
 def test_own_share_of_mixup_is_the_larger_and_both_kinds_are_as_frequent() -> None:
     samples = np.arange(4000)
-    weights = own_weights(samples, seed=0, epoch=0, height=4, width=4, mixup=1.0, cutmix=1.0)
+    weights = weights_of(samples, seed=0, epoch=0, height=4, width=4, mixup=1.0, cutmix=1.0)
     is_mixup = (weights.amin((1, 2)) == weights.amax((1, 2))) & (weights[:, 0, 0] < 1)
     assert weights[is_mixup].min() >= 0.5
     assert 0.4 < is_mixup.float().mean() < 0.55
@@ -161,8 +162,8 @@ def test_own_share_of_mixup_is_the_larger_and_both_kinds_are_as_frequent() -> No
 @pytest.mark.parametrize(("seed", "epoch"), [(1, 0), (0, 1)])
 def test_seed_and_epoch_change_the_numbers(seed: int, epoch: int) -> None:
     settings: dict[str, Any] = {"height": 4, "width": 4, "mixup": 1.0}
-    first = own_weights(np.arange(5), seed=0, epoch=0, **settings)
-    assert not torch.equal(first, own_weights(np.arange(5), seed=seed, epoch=epoch, **settings))
+    first = weights_of(np.arange(5), seed=0, epoch=0, **settings)
+    assert not torch.equal(first, weights_of(np.arange(5), seed=seed, epoch=epoch, **settings))
 
 
 def test_numbers_in_floating_point_are_not_rounded() -> None:
@@ -179,6 +180,6 @@ def test_numbers_in_floating_point_are_not_rounded() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_same_on_a_gpu() -> None:
     images = torch.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5).byte()
-    weights = own_weights(np.arange(2), seed=0, epoch=0, height=4, width=5, mixup=1.0, cutmix=1.0)
+    weights = weights_of(np.arange(2), seed=0, epoch=0, height=4, width=5, mixup=1.0, cutmix=1.0)
     expected = mix(images, images.flip(0), weights)
-    assert torch.equal(mix(images.cuda(), images.cuda().flip(0), weights).cpu(), expected)
+    assert torch.equal(mix(images.cuda(), images.cuda().flip(0), weights.cuda()).cpu(), expected)

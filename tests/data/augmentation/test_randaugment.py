@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from ppll.data.augmentation import augment
 from ppll.data.augmentation.colour import COLOUR_OPERATIONS
 from ppll.data.augmentation.geometric import moved
 from ppll.data.augmentation.randaugment import OPERATIONS, randaugment
 from ppll.randomness import fold, uniform_integers
+from tests.data.augmentation.applied import augment
 
 STRENGTHS = [-1.0, -0.37, 0.11, 0.9]
 
@@ -122,7 +122,11 @@ def test_any_number_of_channels(name: str, channels: int) -> None:
 )
 def test_moves_are_the_same_as_pillow(matrix: tuple[tuple[float, ...], ...]) -> None:
     made = images()
-    found = moved(made, torch.tensor([matrix] * 4, dtype=torch.float64), fill=(1, 2, 3))
+    found = moved(
+        made,
+        torch.tensor([matrix] * 4, dtype=torch.float64),
+        fill=torch.tensor((1, 2, 3), dtype=torch.uint8),
+    )
     (a, b, c), (d, e, f) = matrix
     # Pillow counts from the corner.
     corner = (a, b, c + 16 - a * 16 - b * 12, d, e, f + 12 - d * 16 - e * 12)

@@ -109,6 +109,8 @@ def _grey(images: Tensor) -> Tensor:
     """(N, 1, H, W): of three channels as the eye weighs them, otherwise their mean."""
     channels = images.shape[1]
     weights = _LUMA if channels == 3 else (1,) * channels
-    whole = images.to(torch.int64) * torch.tensor(weights, device=images.device).view(-1, 1, 1)
     total = sum(weights)
-    return (2 * whole.sum(1, keepdim=True) + total) // (2 * total)
+    grey = torch.zeros_like(images[:, :1], dtype=torch.int64)
+    for channel, weight in enumerate(weights):
+        grey.add_(images[:, channel : channel + 1], alpha=weight)
+    return (2 * grey + total) // (2 * total)

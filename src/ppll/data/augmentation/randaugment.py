@@ -16,6 +16,7 @@ from torch import Tensor
 from ppll.data.augmentation.colour import COLOUR_OPERATIONS
 from ppll.data.augmentation.geometric import moved
 from ppll.randomness import fold, uniform_integers
+from ppll.uploads import upload
 
 __all__ = ["OPERATIONS", "randaugment"]
 
@@ -51,7 +52,7 @@ def randaugment(
     *,
     magnitude: float,
     num_operations: int,
-    fill: Sequence[float] | None = None,
+    fill: Tensor | None = None,
 ) -> Tensor:
     """Change every image by operations of its own, one after the other.
 
@@ -61,7 +62,7 @@ def randaugment(
         key: Hash that everything drawn is a function of, with the sample's index.
         magnitude: Strength of all operations, 0 to 10; the side to which they go is drawn.
         num_operations: How many an image goes through; one can be drawn twice.
-        fill: Of every channel (C): what comes in from outside; 0 without.
+        fill: Of every channel (C), uint8: what comes in from outside; 0 without.
     """
     for turn in range(num_operations):
         drawn = uniform_integers(fold(key, "operation", turn), samples, len(OPERATIONS))
@@ -72,23 +73,31 @@ def randaugment(
 
 
 def _one_each(
-    images: Tensor, drawn: npt.NDArray[np.int64], strengths: Numbers, fill: Sequence[float] | None
+    images: Tensor, drawn: npt.NDArray[np.int64], strengths: Numbers, fill: Tensor | None
 ) -> Tensor:
     """Every image by the operation that was drawn for it."""
-    changed = images.clone()
-    for index, name in enumerate(OPERATIONS):
-        found = np.flatnonzero(drawn == index)
-        if name != "identity" and len(found):
-            rows = torch.from_numpy(found).to(images.device)
-            chosen = images.index_select(0, rows)
-            changed.index_copy_(0, rows, _apply(name, chosen, strengths[found], fill))
-    return changed
+    order = np.argsort(drawn, kind="stable")
+    counts = np.bincount(drawn, minlength=len(OPERATIONS))
+    groups = _at(images, order).split_with_sizes(counts.tolist())
+    group_strengths = np.split(strengths[order], np.cumsum(counts)[:-1])
+    changed = [
+        _apply(name, group, strength, fill) if len(group) else group
+        for name, group, strength in zip(OPERATIONS, groups, group_strengths, strict=True)
+    ]
+    return _at(torch.cat(changed), np.argsort(order))
 
 
-def _apply(name: str, images: Tensor, strengths: Numbers, fill: Sequence[float] | None) -> Tensor:
+def _at(images: Tensor, rows: npt.NDArray[np.int64]) -> Tensor:
+    return images.index_select(0, upload(torch.from_numpy(rows), images.device))
+
+
+def _apply(name: str, images: Tensor, strengths: Numbers, fill: Tensor | None) -> Tensor:
+    if name == "identity":
+        return images
     if name in COLOUR_OPERATIONS:
-        return COLOUR_OPERATIONS[name](images, torch.from_numpy(strengths).to(images.device))
+        strength = upload(torch.from_numpy(strengths), images.device)
+        return COLOUR_OPERATIONS[name](images, strength)
     rows = _MOVES[name](strengths, *images.shape[-2:])
     # Both rows of three numbers, each (n): (n, 2, 3).
     matrix = np.stack([np.stack(np.broadcast_arrays(*row, strengths)[:3], -1) for row in rows], 1)
-    return moved(images, torch.from_numpy(matrix).to(images.device), fill)
+    return moved(images, upload(torch.from_numpy(matrix), images.device), fill)
