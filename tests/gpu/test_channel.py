@@ -19,6 +19,7 @@ from tests.channels.conftest import Start, folder, paths, start
 from tests.channels.peers import End
 from tests.channels.test_contract import SECRET, WAIT_S, OpenChannel
 from tests.channels.test_rounds import run_rounds, see_death
+from tests.gpu.waiting import nobody_waits
 
 __all__ = ["folder", "paths", "start"]  # fixtures
 
@@ -91,16 +92,13 @@ def test_no_host_waits_for_the_gpu(open_channel: Any) -> None:
     batches = [torch.full((256,), float(sequence)) for sequence in range(8)]
     sender.send(filled(0, features=batches[0]), WAIT_S)  # takes the slots over
     receiver.release(receiver.recv(WAIT_S))
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with nobody_waits():
         for sequence in range(1, 5):
             sender.send(filled(sequence, features=batches[sequence]), WAIT_S)
             sender.flush()
             message = receiver.recv(WAIT_S)
             kept[sequence - 1] = message.features
             receiver.release(message)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert kept[:, 0].tolist() == [1, 2, 3, 4]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,12 @@ from ppll.message import Kind, Message
 from ppll.prefetch import Prefetcher
 from ppll.sections import DataConfig
 from tests.faults import recipe
+from tests.gpu.waiting import nobody_waits
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
     pytest.mark.timeout(120),
-    pytest.mark.filterwarnings("ignore:Synchronization debug mode"),
 ]
 
 GPU = torch.device("cuda", 0)
@@ -53,17 +53,6 @@ def data_of(config: dict[str, Any], dtype: torch.dtype = torch.uint8) -> Prepare
     y = torch.randint(10, (515,))
     dataset = Dataset.from_arrays(train=(x, y), test=(x[:200], y[:200]))
     return prepare(dataset, DataConfig(**{"batch_size": 128, **config}))
-
-
-@contextmanager
-def nobody_waits() -> Iterator[None]:
-    """To wait for the GPU is an error."""
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def some_batches(loader: Loader) -> list[dict[str, Tensor]]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from ppll.message import Kind, Message
 from ppll.models.network import initialise
 from ppll.numerics import set_numerics
 from tests.faults import recipe
+from tests.gpu.waiting import nobody_waits
 from tests.interleaving import MadeUpBatches, blueprint_of, small_recipe
 
 pytestmark = [
@@ -96,24 +94,12 @@ def test_float32_is_nearly_what_the_processor_computes() -> None:
     assert float((here - there).detach().norm() / here.detach().norm()) < 1e-3
 
 
-@contextmanager
-def no_waiting() -> Iterator[None]:
-    """Whatever waits for the GPU inside is an error."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Torch says that not everything is found.
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            yield
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-
-
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_no_step_waits_for_the_gpu(precision: str) -> None:
     device = torch.device("cuda", 0)
     blocks, _ = steps(device, precision=precision)
     sent = message(MadeUpBatches((6,)), 4).on(device)
-    with no_waiting():
+    with nobody_waits():
         learn(blocks, sent)
 
 
