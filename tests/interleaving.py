@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ppll.block import Block
+from ppll.blueprint import Blueprint
 from ppll.channels.local import local_channel
 from ppll.checkpoint import tensor_digest
 from ppll.config import Recipe
@@ -21,7 +22,6 @@ from ppll.job import DataFacts, draw_blueprint
 from ppll.message import FEATURES, TARGETS, Kind, Message
 from ppll.models.network import initialise
 from ppll.slow import SlowParameters
-from ppll.split import Blueprint
 from ppll.stream import training_stream
 from ppll.worker import Worker
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ppll.blueprint import Blueprint
 from ppll.job import DataFacts, draw_blueprint
 from ppll.recipe_files import load_recipe, shipped_recipes
-from ppll.split import Blueprint
 
 FACTS = {
     "digits": DataFacts((1, 8, 8), 10, 23),

@@ -17,10 +17,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ppll.block_modules import BlockModules
+from ppll.blueprint import Blueprint
 from ppll.data.loader import IMAGE
 from ppll.methods.base import PREVIOUS, Lesson
 from ppll.site import BlockSite
-from ppll.split import Blueprint
 
 __all__ = ["Share", "auxiliary_share"]
 

@@ -6,13 +6,13 @@ import shutil
 
 from torch import nn
 
+from ppll.blueprint import Blueprint, build_method
 from ppll.compiling import missing_compiler
 from ppll.config import Recipe
 from ppll.data import PreparedData, datasets
 from ppll.errors import DataError, RecipeError, RunFolderError
 from ppll.models import models
 from ppll.run_folder import RunFolder
-from ppll.split import Blueprint, build_method
 
 __all__ = [
     "check_compiler",

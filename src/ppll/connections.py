@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 
 import torch
 
+from ppll.blueprint import Blueprint
 from ppll.channels.base import Inbox, ReceiveEnd, SendEnd, SlotLayout
 from ppll.channels.process_group import GroupReceiveEnd, GroupSendEnd
 from ppll.channels.shared import SharedReceiveEnd, SharedSendEnd
@@ -25,7 +26,6 @@ from ppll.lean import num_bytes
 from ppll.message import FEATURES, MIX, OTHER_TARGETS, TARGETS
 from ppll.methods.base import PREVIOUS
 from ppll.prefetch import Prefetcher
-from ppll.split import Blueprint
 from ppll.stream import evaluation_stream, training_stream
 from ppll.world import World
 

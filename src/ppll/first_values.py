@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from ppll.block_modules import named_tensors
+from ppll.blueprint import Blueprint
 from ppll.checkpoint import TensorReader, commit, step_folder, write_block
 from ppll.errors import ModelError
 from ppll.models.network import Layer, Network, initialise
 from ppll.resume import training_sections
-from ppll.split import Blueprint
 
 __all__ = ["put_back", "skeleton_of", "write_first_checkpoint"]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ppll.blueprint import Blueprint
 from ppll.claim import Claim
 from ppll.config import Recipe
 from ppll.data_facts import DataFacts
 from ppll.models import models
 from ppll.models.network import Network, without_values
 from ppll.run_folder import RunFolder
-from ppll.split import Blueprint
 from ppll.testing import Fault
 
 __all__ = ["Job", "RankResult", "draw_blueprint"]

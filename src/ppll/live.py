@@ -13,10 +13,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ppll.blueprint import Blueprint
 from ppll.callbacks import Callback
 from ppll.pace import Pace
 from ppll.result import Result
-from ppll.split import Blueprint
 from ppll.status import Status
 from ppll.tracing import SPAN_NAMES
 

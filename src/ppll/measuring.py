@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ppll.block import Block
 from ppll.block_modules import BlockModules
+from ppll.blueprint import Blueprint, build_method
 from ppll.config import Recipe
 from ppll.costs import Costs, ExitCosts, LayerCosts, measured_for
 from ppll.data import Loader, load_dataset, prepare
@@ -35,7 +36,6 @@ from ppll.numerics import autocast_dtype, set_numerics, torch_as_new
 from ppll.optimization import build_optimizer
 from ppll.pieces import Piece, Times, backward, clock, forward, leaf, update
 from ppll.sections import MethodConfig, SplitConfig
-from ppll.split import Blueprint, build_method
 
 __all__ = ["measure"]
 

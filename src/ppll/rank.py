@@ -12,6 +12,7 @@ from torch import Tensor
 from ppll.averages import averages_in
 from ppll.block import Block
 from ppll.block_modules import named_tensors
+from ppll.blueprint import Blueprint
 from ppll.checkpoint import TensorReader, step_folder, tensor_digest
 from ppll.compiling import compiler_settings
 from ppll.connections import connect
@@ -24,7 +25,6 @@ from ppll.numerics import set_numerics
 from ppll.resume import training_sections
 from ppll.saving import Saver, SaveRules
 from ppll.slow import SlowParameters
-from ppll.split import Blueprint
 from ppll.status import Monitor, resident_peak_bytes
 from ppll.tracing import Tracer, Windows
 from ppll.worker import Worker, drain

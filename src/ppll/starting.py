@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ppll.block_modules import BlockModules, named_tensors
+from ppll.blueprint import Blueprint
 from ppll.claim import Claim
 from ppll.config import Recipe
 from ppll.data import Dataset
@@ -20,7 +21,6 @@ from ppll.manifest import Manifest, TensorRecord
 from ppll.metrics import cut_back
 from ppll.recovery import Recovered, forget_validations, newest_whole, set_aside
 from ppll.resume import Change, changes, refuse_changes, training_sections
-from ppll.split import Blueprint
 
 __all__ = ["Beginning", "begin", "next_start"]
 

@@ -8,13 +8,13 @@ from typing import Any, Final
 import torch
 
 from ppll.auxiliary_share import Share, auxiliary_share
+from ppll.blueprint import Blueprint
 from ppll.data_facts import DataFacts
 from ppll.errors import ModelError
 from ppll.job import draw_blueprint
 from ppll.methods import Method, methods
 from ppll.recipe_files import load_recipe
 from ppll.sections import MethodConfig
-from ppll.split import Blueprint
 
 __all__ = ["as_table", "describe_methods", "travels"]
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import ppll
 from ppll.block import Block
+from ppll.blueprint import build_method
 from ppll.config import Recipe
 from ppll.data import load_dataset
 from ppll.data.loader import IMAGE
@@ -31,7 +32,6 @@ from ppll.registry import Entry
 from ppll.saving import Saver, SaveRules
 from ppll.site import BlockSite
 from ppll.slow import SlowParameters
-from ppll.split import build_method
 from ppll.stream import EVERYTHING_SAVED
 from ppll.testing import Fault
 from tests.faults import injected, recipe

@@ -10,9 +10,9 @@ from torch import nn
 
 import ppll
 from ppll.auxiliary.momentum import MomentumLayer
+from ppll.blueprint import build_method
 from ppll.errors import RecipeError, WorkerError
 from ppll.message import FEATURES, Kind, Message
-from ppll.split import build_method
 from ppll.testing import Fault
 from tests.faults import injected, recipe
 from tests.interleaving import MadeUpBatches, blueprint_of, built_blocks, digest, small_recipe

@@ -25,6 +25,7 @@ from ppll.baselines.feed import Feed, check_batches
 from ppll.baselines.systems import Layout
 from ppll.baselines.work import Batch, Part, Workload
 from ppll.block import NonFiniteLoss
+from ppll.blueprint import Blueprint, block_ranges
 from ppll.config import Recipe
 from ppll.data import load_batches, load_dataset, prepare
 from ppll.data_facts import DataFacts
@@ -36,7 +37,6 @@ from ppll.models.network import Network, initialise, qualified, with_memory
 from ppll.optimization import Schedule, build_optimizer
 from ppll.randomness import fold
 from ppll.sections import MethodConfig, SplitConfig
-from ppll.split import Blueprint, block_ranges
 
 __all__ = ["RecipeWork", "accuracy_of"]
 
