@@ -12,7 +12,8 @@ from ppll.blueprint import Blueprint, block_ranges
 from ppll.config import Recipe
 from ppll.errors import ModelError
 from ppll.models import models
-from ppll.models.network import Layer, Network, without_values
+from ppll.models.empty import without_values
+from ppll.models.network import Layer, Network
 from ppll.placement import place
 from ppll.sections import SplitConfig
 

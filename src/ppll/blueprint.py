@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -21,7 +21,8 @@ from ppll.errors import ModelError
 from ppll.losses.classification import cross_entropy
 from ppll.memory_layout import lay_out
 from ppll.methods import BlockSite, Method, TaskLoss, methods
-from ppll.models.network import Layer, Network, feature_shapes, with_memory, without_values
+from ppll.models.empty import with_memory, without_values
+from ppll.models.network import Network, feature_shapes
 from ppll.numerics import autocast_dtype
 from ppll.optimization import Schedule, build_optimizer
 from ppll.own_method import build_own_method, is_own_method
@@ -245,7 +246,7 @@ def _with_memory(outline: BlockModules, device: torch.device, channels_last: boo
     if isinstance(outline, Chain):
         return Chain.of([_with_memory(part, device, channels_last) for part in outline.segments])
     layers = tuple(
-        Layer(layer.name, with_memory(copy.deepcopy(layer.module), device))
+        replace(layer, module=with_memory(copy.deepcopy(layer.module), device))
         for layer in outline.layers
     )
     auxiliary = outline.auxiliary and with_memory(outline.auxiliary, device)

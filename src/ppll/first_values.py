@@ -19,7 +19,7 @@ from ppll.block_modules import named_tensors
 from ppll.blueprint import Blueprint
 from ppll.checkpoint import TensorReader, commit, step_folder, write_block
 from ppll.errors import ModelError
-from ppll.models.network import Layer, Network, initialise
+from ppll.models.network import Network, initialise
 from ppll.resume import training_sections
 
 __all__ = ["put_back", "skeleton_of", "write_first_checkpoint"]
@@ -31,8 +31,11 @@ def skeleton_of(network: Network, num_stages: int) -> Network:
     Raises:
         ModelError: It cannot be handed to other processes, and there are some.
     """
-    layers = [Layer(x.name, copy.deepcopy(x.module).to("meta")) for x in network.layers]
-    skeleton = dataclasses.replace(network, layers=tuple(layers))
+    layers = [
+        dataclasses.replace(layer, module=copy.deepcopy(layer.module).to("meta"))
+        for layer in network.layers
+    ]
+    skeleton = dataclasses.replace(network, layers=tuple(layers), original=None)
     if num_stages > 1:
         try:
             pickle.dumps(skeleton)
@@ -60,7 +63,7 @@ def write_first_checkpoint(
         trained: Values to start from where there are some of that name and shape.
     """
     target = step_folder(checkpoints, 0)
-    given = {**(_named_tensors(blueprint.network) if own else {}), **(trained or {})}
+    given = {**(blueprint.network.named_tensors() if own else {}), **(trained or {})}
     for index in range(blueprint.num_blocks):
         modules = blueprint.build_modules(index, torch.device("cpu"))
         tensors: dict[str, Tensor] = {}
@@ -87,10 +90,5 @@ def put_back(checkpoint: Path, network: Network) -> None:
     """Copy a checkpoint's values into a user's own network."""
     saved = TensorReader(checkpoint).averaged_weights()
     with torch.no_grad():
-        for name, tensor in _named_tensors(network).items():
+        for name, tensor in network.named_tensors().items():
             tensor.copy_(saved[name])
-
-
-def _named_tensors(network: Network) -> dict[str, Tensor]:
-    module = network.as_module()
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}

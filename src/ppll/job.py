@@ -10,7 +10,8 @@ from ppll.claim import Claim
 from ppll.config import Recipe
 from ppll.data_facts import DataFacts
 from ppll.models import models
-from ppll.models.network import Network, without_values
+from ppll.models.empty import without_values
+from ppll.models.network import Network
 from ppll.run_folder import RunFolder
 from ppll.testing import Fault
 

@@ -7,7 +7,6 @@ with those of the parameters alone, as in the first layer of a block.
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -31,7 +30,8 @@ from ppll.lean import FeaturesType, num_bytes
 from ppll.memory_layout import channels_last, lay_out
 from ppll.message import FEATURES, TARGETS, Kind, Message
 from ppll.methods import BlockSite, Lesson
-from ppll.models.network import Layer, Network, initialise, with_memory
+from ppll.models.empty import with_memory
+from ppll.models.network import Layer, Network, initialise
 from ppll.numerics import autocast_dtype, set_numerics, torch_as_new
 from ppll.optimization import build_optimizer
 from ppll.pieces import Piece, Times, backward, clock, forward, leaf, update
@@ -190,8 +190,7 @@ class _Bench:
         return tiny, Message(kind=Kind.TRAIN, sequence=0, step=1, tensors=tensors)
 
     def _layer(self, layer: Layer) -> Piece:
-        module = with_memory(copy.deepcopy(layer.module), torch.device("cpu"))
-        initialise(module, layer.name, 0)
+        module = self._blueprint.network.with_first_values(layer, 0)
         self._prepare(module)
         return Piece(self._autocast(module), module, self._optimizer(module))
 

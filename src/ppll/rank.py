@@ -111,9 +111,9 @@ def _copies(
 ) -> Tensor:
     """What is on its way to a block: as it was saved, or the next block's values at the start."""
     layer = blueprint.outline(block.index + 1).layers[0]
-    if layer.name in job.fresh:
+    if layer.path in job.fresh:
         raise ModelError(f"{layer.name} starts afresh, but the block before it reads its values.")
-    names = [qualified(layer.name, name) for name, _ in layer.module.named_parameters()]
+    names = [qualified(layer.path, name) for name, _ in layer.module.named_parameters()]
     saved = reader.weights(names)
     first = torch.cat([saved[name].flatten() for name in names])
     expected = (block.method.lag, len(first))

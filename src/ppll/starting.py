@@ -169,7 +169,7 @@ def _fresh_modules(beginning: Beginning, found: Recovered) -> list[str]:
     blueprint = beginning.blueprint
     outlines = [blueprint.outline(index) for index in range(blueprint.num_blocks)]
     fresh = [prefix for outline in outlines for prefix in _unmatched(outline, records)]
-    own = {layer.name for layer in blueprint.network.layers} if beginning.own_model else set()
+    own = {layer.path for layer in blueprint.network.layers} if beginning.own_model else set()
     if missing := [prefix for prefix in fresh if prefix in own]:
         raise ModelError(
             f"layer {missing[0]!r} of the network is not in the checkpoint, or has other shapes "

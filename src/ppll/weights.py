@@ -61,7 +61,7 @@ def _read_run(source: Path) -> dict[str, Tensor]:
 
 
 def _check(source: Path, weights: dict[str, Tensor], network: Network) -> None:
-    wanted = network.as_module().state_dict()
+    wanted = network.state_dict()
     extra = (f"{AUXILIARY}.", f"{CONTEXT}.")
     found = {n: t for n, t in weights.items() if not n.startswith(extra)}
     problems = [f"{n} is missing" for n in wanted if n not in found]
@@ -70,7 +70,7 @@ def _check(source: Path, weights: dict[str, Tensor], network: Network) -> None:
         for n in wanted
         if n in found and (problem := _problem(found[n], wanted[n])) is not None
     ]
-    transient = {name for name, _ in network.as_module().named_buffers()}
+    transient = network.named_tensors()
     problems += [f"{n} belongs nowhere" for n in found if n not in wanted and n not in transient]
     if problems:
         more = f" and {len(problems) - _MOST_NAMED} more" if len(problems) > _MOST_NAMED else ""

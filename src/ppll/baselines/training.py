@@ -33,7 +33,8 @@ from ppll.errors import RecipeError
 from ppll.job import draw_blueprint
 from ppll.losses.classification import cross_entropy, num_correct
 from ppll.message import FEATURES, TARGETS
-from ppll.models.network import Network, initialise, qualified, with_memory
+from ppll.models.empty import with_memory
+from ppll.models.network import Network, qualified
 from ppll.optimization import Schedule, build_optimizer
 from ppll.randomness import fold
 from ppll.sections import MethodConfig, SplitConfig
@@ -282,8 +283,8 @@ class _RecipePart(Part):
     def _chunk(self, index: int) -> _Chunk:
         layers: dict[str, nn.Module] = {}
         for layer in (self._blueprint.network.layers[i] for i in self._ranges[index]):
-            layers[layer.name] = with_memory(copy.deepcopy(layer.module), _CPU)
-            initialise(layers[layer.name], layer.name, self._work.recipe.train.seed)
+            seed = self._work.recipe.train.seed
+            layers[layer.name] = self._blueprint.network.with_first_values(layer, seed)
         return _Chunk(layers, self._work.recipe, is_first=index == 0)
 
     def _named_layers(self) -> Iterator[tuple[str, nn.Module]]:
