@@ -215,7 +215,8 @@ class _CausalLayer(nn.Module):
             made[_ROTARY] = self.get_submodule(self.rotary)(features, position_ids=positions)
         layer = self.get_submodule(self.layer)
         output = layer(features, *self.args, **self.kwargs, **made)
-        return output[0] if isinstance(output, tuple) else output
+        found: Tensor = output[0] if isinstance(output, tuple) else output
+        return found
 
 
 class _Head(nn.Module):

@@ -83,8 +83,9 @@ def _trace(model: nn.Module, row: Row) -> fx.Graph:
             model, f"its forward cannot be traced ({type(error).__name__}: {error!s:.200})"
         ) from error
     _fix_defaults(model, graph)
-    graph.eliminate_dead_code()
-    return graph
+    traced = fx.GraphModule(model, graph)
+    traced.graph.eliminate_dead_code()
+    return traced.graph
 
 
 def _fix_defaults(model: nn.Module, graph: fx.Graph) -> None:
@@ -125,7 +126,7 @@ def _check_called_once(model: nn.Module, calls: Sequence[fx.Node]) -> None:
 
 
 def _output(model: nn.Module, graph: fx.Graph) -> fx.Node:
-    node = next(n for n in graph.nodes if n.op == "output")
+    node: fx.Node = next(n for n in graph.nodes if n.op == "output")
     if not isinstance(node.args[0], fx.Node):
         found = type(node.args[0]).__name__
         raise cannot_cut(model, f"its forward returns a {found}, not one tensor of logits")

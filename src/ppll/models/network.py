@@ -119,7 +119,7 @@ class Network:
         return module
 
     @classmethod
-    def from_modules(cls, modules: nn.Sequential | Sequence[nn.Module]) -> Self:
+    def from_modules(cls, modules: nn.Module | Sequence[nn.Module]) -> Self:
         """A user's own model: each module (each child of an ``nn.Sequential``) is a layer.
 
         Layers are called as ``nn.Sequential`` calls them: by their own name, or "0", "1", ...

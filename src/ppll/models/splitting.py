@@ -10,6 +10,7 @@ import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from ppll.errors import Interrupted, ModelError
 from ppll.models.causal_row import causal_row, is_causal_lm
 from ppll.models.graph_row import graph_row
-from ppll.models.network import Network
+from ppll.models.network import Layer, Network
 from ppll.models.rows import cannot_cut
 
 __all__ = ["Model", "sample_of", "split"]
@@ -86,20 +87,15 @@ def _check_place(model: nn.Module) -> None:
 
 def _untie(model: nn.Module, *, allowed: bool) -> None:
     """Give an output layer that shares the input embeddings' weight one of its own."""
-    owners: dict[int, list[tuple[str, nn.Module]]] = {}
-    for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if isinstance(module, nn.Embedding | nn.Linear) and isinstance(weight, nn.Parameter):
-            owners.setdefault(id(weight), []).append((name, module))
-    for group in owners.values():
-        kinds = {isinstance(module, nn.Embedding) for _, module in group}
-        if len(group) == 2 and len(kinds) == 2:
-            (first, _), (second, module) = sorted(group, key=lambda x: isinstance(x[1], nn.Linear))
-            _untie_one(model, first, second, module, allowed=allowed)
+    named = list(model.named_modules())
+    embeddings = {id(m.weight): name for name, m in named if isinstance(m, nn.Embedding)}
+    for name, module in named:
+        if isinstance(module, nn.Linear) and id(module.weight) in embeddings:
+            _untie_one(model, embeddings[id(module.weight)], name, module, allowed=allowed)
 
 
 def _untie_one(
-    model: nn.Module, first: str, second: str, module: nn.Module, *, allowed: bool
+    model: nn.Module, first: str, second: str, module: nn.Linear, *, allowed: bool
 ) -> None:
     what = f"{second}.weight of the {type(model).__name__} is tied to {first}.weight"
     if not allowed:
@@ -110,8 +106,9 @@ def _untie_one(
     _log.warning("%s: it is untied, and trains as a copy of its own (split.untie)", what)
     with torch.no_grad():
         module.weight = nn.Parameter(module.weight.clone(), module.weight.requires_grad)
-    if hasattr(getattr(model, "config", None), "tie_word_embeddings"):
-        model.config.tie_word_embeddings = False
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "tie_word_embeddings"):
+        config.tie_word_embeddings = False
 
 
 @contextmanager
@@ -152,20 +149,32 @@ def _check_whole(model: nn.Module, network: Network) -> None:
         raise cannot_cut(model, f"its forward does not use {missing[0]!r}, so no layer holds it")
 
 
+def _run(model: nn.Module, layer: Layer, features: Tensor) -> object:
+    try:
+        return layer.module(features)
+    except Interrupted:
+        raise
+    except Exception as error:
+        raise cannot_cut(
+            model, f"{layer} does not run by itself ({type(error).__name__}: {error!s:.200})"
+        ) from error
+
+
 def _check_same(model: nn.Module, network: Network, sample: Tensor, expected: Tensor) -> None:
     """Refuse a row that computes something else than the model."""
     features = sample
     for layer in network.layers:
         before, version = features, features._version
-        features = layer.module(before)
-        if not isinstance(features, Tensor):
-            found = type(features).__name__
+        output = _run(model, layer, before)
+        if not isinstance(output, Tensor):
+            found = type(output).__name__
             raise cannot_cut(model, f"{layer} returns a {found}, and only a tensor crosses a cut")
         if before._version != version:
             raise ModelError(
                 f"{layer} changes its input in place, which may be another block's memory: use the "
                 f"module's out-of-place form (such as ReLU(inplace=False))."
             )
+        features = output
     if not torch.equal(features, expected):
         raise cannot_cut(
             model, "its layers, one after the other, compute something else than its own forward"
