@@ -30,6 +30,11 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "resnet": {"name": "resnet", "depth": 14, "width": 4},
     "vit": {"name": "vit", "patch_size": 4, "width": 16, "depth": 4, "heads": 2, "dropout": 0.2},
 }
+TEXT_NETWORKS: dict[str, dict[str, Any]] = {
+    "gpt": {"name": "gpt", "width": 16, "depth": 4, "heads": 2, "dropout": 0.2},
+    "gpt-rotary": {"name": "gpt", "width": 16, "depth": 4, "heads": 2, "positions": "rotary"},
+    "gpt-lora": {"name": "gpt", "width": 16, "depth": 4, "heads": 2, "lora_rank": 2},
+}
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"name": "sgd", "lr": 0.05},
     "adamw": {"name": "adamw", "lr": 0.01, "clip_norm": 1.0},
@@ -58,11 +63,35 @@ class MadeUpBatches:
     def steps_per_epoch(self) -> int:
         return len(self._batches)
 
+    @property
+    def facts(self) -> DataFacts:
+        return DataFacts((1, 8, 8), NUM_CLASSES, self.steps_per_epoch)
+
     def train_batch(self, epoch: int, index: int) -> Mapping[str, Tensor]:
         return self._batches[index]
 
     def evaluation_batches(self, split: str) -> Iterator[Mapping[str, Tensor]]:
         return iter(self._batches)
+
+
+class MadeUpText(MadeUpBatches):
+    """Rows of tokens, each of which is followed by the next one, often enough to be learned."""
+
+    def __init__(self, sizes: Sequence[int] = (6, 6, 3), num_tokens: int = 8) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self._batches = []
+        for size in sizes:
+            starts = torch.randint(NUM_CLASSES, (size, 1), generator=generator)
+            rows = (starts + torch.arange(num_tokens + 1)) % NUM_CLASSES
+            is_noise = torch.rand(rows.shape, generator=generator) < 0.1
+            noise = torch.randint(NUM_CLASSES, rows.shape, generator=generator)
+            rows = torch.where(is_noise, noise, rows)
+            self._batches.append({FEATURES: rows[:, :-1].clone(), TARGETS: rows[:, 1:].clone()})
+
+    @property
+    def facts(self) -> DataFacts:
+        shape = tuple(self._batches[0][FEATURES].shape[1:])
+        return DataFacts(shape, NUM_CLASSES, self.steps_per_epoch, holds_tokens=True)
 
 
 class ListInbox:
@@ -100,7 +129,7 @@ def small_recipe(
     return Recipe.from_dict(
         {
             "data": {"batch_size": 6},
-            "model": NETWORKS[network],
+            "model": (NETWORKS | TEXT_NETWORKS)[network],
             "split": {"blocks": split_blocks},
             "method": {"name": method},
             "optimizer": OPTIMIZERS[optimizer],
@@ -111,9 +140,7 @@ def small_recipe(
 
 
 def blueprint_of(recipe: Recipe, batches: MadeUpBatches) -> Blueprint:
-    return draw_blueprint(
-        recipe, DataFacts((1, 8, 8), NUM_CLASSES, batches.steps_per_epoch), network=None
-    )
+    return draw_blueprint(recipe, batches.facts, network=None)
 
 
 def built_blocks(blueprint: Blueprint) -> list[Block]:

@@ -56,7 +56,7 @@ class Block:
         modules: Its layers and auxiliary network.
         method: Gives the local loss.
         task_loss: The recipe's loss on logits (N, classes) and targets (N), or (N, classes) where
-            samples are mixed.
+            samples are mixed; of tokens on (N, T, classes) and (N, T).
         optimizer: Over the trainable parameters of layers and auxiliary network.
         schedule: Learning rate by step.
         seed: The recipe's seed.
@@ -145,7 +145,7 @@ class Block:
         if trains and message.part == 0:
             self._skips_batch = False
             self.updates.begin()
-        if trains and self.method.needs_input_gradient:
+        if trains and self.method.needs_input_gradient and inputs.is_floating_point():
             inputs = inputs.view_as(inputs).requires_grad_()
         self._seed(_FORWARD if trains else _EVALUATE, message)
         weights = nullcontext() if trains else self._evaluated_weights()

@@ -166,7 +166,7 @@ class _Layouts:
 
     def __init__(self, job: Job, blueprint: Blueprint) -> None:
         self._blueprint = blueprint
-        self._input_shape = job.facts.input_shape
+        self._facts = job.facts
         self._mixes = job.recipe.data.mixes
         self._num = max(job.recipe.message_size, job.recipe.eval_batch_size)
 
@@ -174,8 +174,8 @@ class _Layouts:
         """Of what enters a block."""
         method = self._blueprint.method
         sizes = self._feature_sizes(block_index)
-        # A field of the loader's is a copy of the input in floats or less.
-        sizes |= self._sizes({name: self._input_shape for name in method.fields})
+        # A field of the loader's is a copy of the input in the same type or a smaller one.
+        sizes |= {name: self._input_bytes() for name in method.fields}
         if method.carries_input and block_index:
             before = self._feature_sizes(block_index - 1)
             sizes |= {name.replace(FEATURES, PREVIOUS): size for name, size in before.items()}
@@ -183,16 +183,22 @@ class _Layouts:
 
     def _feature_sizes(self, block_index: int) -> dict[str, int]:
         """Of the fields that stand for a block's input."""
+        if block_index == 0:
+            return {FEATURES: self._input_bytes()}
         shape = (self._num, *self._blueprint.input_shape(block_index))
-        dtype = self._blueprint.recipe.split.features_dtype if block_index else None
-        return num_bytes(shape, dtype)
+        return num_bytes(shape, self._blueprint.recipe.split.features_dtype)
 
     def _target_sizes(self) -> dict[str, int]:
         """Of what says what is to be predicted."""
         types = {TARGETS: torch.int64}
         if self._mixes:
             types |= {OTHER_TARGETS: torch.int64, MIX: torch.float32}
-        return {name: self._num * dtype.itemsize for name, dtype in types.items()}
+        each = prod(self._facts.input_shape) if self._facts.holds_tokens else 1
+        return {name: self._num * each * dtype.itemsize for name, dtype in types.items()}
+
+    def _input_bytes(self) -> int:
+        dtype = torch.int64 if self._facts.holds_tokens else torch.float32
+        return self._num * prod(self._facts.input_shape) * dtype.itemsize
 
     def late(self, block_index: int) -> SlotLayout:
         """Of what enters a block late."""

@@ -9,6 +9,7 @@ from ppll.blueprint import Blueprint
 from ppll.claim import Claim
 from ppll.config import Recipe
 from ppll.data_facts import DataFacts
+from ppll.metrics import Tally
 from ppll.models import models
 from ppll.models.empty import without_values
 from ppll.models.network import Network
@@ -95,6 +96,7 @@ def draw_blueprint(
         num_classes=facts.num_classes,
         steps_per_epoch=facts.steps_per_epoch,
         shapes=shapes,
+        holds_tokens=facts.holds_tokens,
     )
 
 
@@ -111,7 +113,7 @@ class RankResult:
         busy_fraction: Share of them in which it did not wait for another rank.
         peak_memory_bytes: Most memory its process had.
         training_peak_bytes: The same before it first saved anything; 0 where it saved nothing.
-        exits: Accuracy by split and block index, of the last evaluation of each.
+        exits: What was counted by split and block index, at the last evaluation of each.
         digests: One line a tensor; see ``checkpoint.tensor_digest``.
     """
 
@@ -123,5 +125,5 @@ class RankResult:
     busy_fraction: float
     peak_memory_bytes: int
     training_peak_bytes: int
-    exits: dict[str, dict[int, float]]
+    exits: dict[str, dict[int, Tally]]
     digests: tuple[str, ...]

@@ -55,6 +55,8 @@ def show_result(console: Console, result: Result) -> None:
         name = "final output" if last else f"exit of block {index}"
         shown = "no prediction" if accuracy is None else f"{accuracy:.2%}"
         console.print(f"test accuracy, {name}: {shown}", highlight=False)
+        if result.exit_perplexity and (found := result.exit_perplexity[index]) is not None:
+            console.print(f"test perplexity, {name}: {found:.4f}", highlight=False)
     if result.validation_accuracy is not None:
         console.print(f"validation accuracy: {result.validation_accuracy:.2%}", highlight=False)
     if result.best_validation_accuracy is not None:

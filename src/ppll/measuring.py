@@ -175,17 +175,20 @@ class _Bench:
 
     def _smallest_block(self) -> tuple[Block, Message]:
         num_classes = self._blueprint.sites[-1].num_classes
+        tokens = tuple(self._targets.shape[1:])
         network = Network((Layer("linear", nn.Linear(1, num_classes)),))
         recipe = self._blueprint.recipe
         tiny = Blueprint.draw(
             recipe.model_copy(update={"method": MethodConfig(name="backprop")}),
             network,
-            input_shape=(1,),
+            input_shape=tokens or (1,),
             num_classes=num_classes,
             steps_per_epoch=1,
+            shapes=[(*tokens, num_classes)],
+            holds_tokens=bool(tokens),
         ).build_block(0, self._device)
         tiny.modules.load(dict(BlockModules(network.layers, None).named_tensors()))
-        inputs = torch.zeros(len(self._targets), 1, device=self._device)
+        inputs = torch.zeros(*self._targets.shape, 1, device=self._device)
         tensors = {FEATURES: inputs, TARGETS: self._targets}
         return tiny, Message(kind=Kind.TRAIN, sequence=0, step=1, tensors=tensors)
 
@@ -216,6 +219,7 @@ class _Bench:
             last.input_shape,
             self._blueprint.network.layers[index + 1 :],
             self._blueprint.shapes[index + 1 :],
+            holds_tokens=last.holds_tokens,
         )
         method, task_loss = self._blueprint.method, self._blueprint.build_task_loss()
         module = with_memory(method.build_auxiliary(site), torch.device("cpu"))

@@ -177,10 +177,7 @@ def _result(worker: Worker, device: torch.device) -> RankResult:
         busy_fraction=worker.monitor.busy_fraction(),
         peak_memory_bytes=_peak_memory_bytes(device),
         training_peak_bytes=worker.monitor.training_peak_bytes,
-        exits={
-            split: {index: tally.accuracy for index, tally in tallies.items()}
-            for split, tallies in worker.exits.items()
-        },
+        exits=worker.exits,
         digests=tuple(tensor_digest(name, tensor) for name, tensor in tensors),
     )
 

@@ -28,6 +28,7 @@ from ppll.block import NonFiniteLoss
 from ppll.blueprint import Blueprint, block_ranges
 from ppll.config import Recipe
 from ppll.data import load_batches, load_dataset, prepare
+from ppll.data.preparation import facts_of
 from ppll.data_facts import DataFacts
 from ppll.errors import RecipeError
 from ppll.job import draw_blueprint
@@ -72,7 +73,7 @@ class RecipeWork(Workload):
         _check_recipe(self.recipe)
         data = prepare(load_dataset(self.recipe.data), self.recipe.data)
         check_batches(self.recipe, data, layout)
-        facts = DataFacts(data.dataset.input_shape, data.dataset.num_classes, data.steps_per_epoch)
+        facts = facts_of(data)
         work = replace(self, facts=facts)
         blueprint = work.blueprint()
         if layout.num_batches > blueprint.num_steps:
@@ -158,7 +159,7 @@ def _dtypes(blueprint: Blueprint) -> tuple[torch.dtype, ...]:
     if blueprint.recipe.train.precision == "float32":
         return (torch.float32,) * len(blueprint.network.layers)
     dtypes = []
-    features = torch.zeros((1, *blueprint.input_shape(0)))
+    features = torch.zeros((1, *blueprint.input_shape(0)), dtype=blueprint.input_dtype)
     with torch.no_grad(), torch.random.fork_rng(devices=()):
         for layer in blueprint.network.layers:
             module = with_memory(copy.deepcopy(layer.module), _CPU).eval()
@@ -233,7 +234,8 @@ class _RecipePart(Part):
         assert self._work.shapes is not None
         num_samples = self._work.recipe.data.batch_size // self._layout.num_slices
         if layer < 0:
-            return torch.empty((num_samples, *self._blueprint.input_shape(0)))
+            shape = (num_samples, *self._blueprint.input_shape(0))
+            return torch.zeros(shape, dtype=self._blueprint.input_dtype)
         return torch.empty((num_samples, *self._work.shapes[layer]), dtype=self._work.dtypes[layer])
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -306,14 +308,12 @@ def accuracy_of(recipe: Recipe, weights: Mapping[str, Tensor]) -> float:
         weights: Parameters and buffers by their name in the whole network.
     """
     batches = load_batches(recipe.data, seed=recipe.train.seed)
-    dataset = batches.data.dataset
-    facts = DataFacts(dataset.input_shape, dataset.num_classes, batches.steps_per_epoch)
-    network = RecipeWork(recipe, facts=facts).blueprint().network
+    network = RecipeWork(recipe, facts=facts_of(batches.data)).blueprint().network
     model = with_memory(network.as_module(), _CPU).eval()
     model.load_state_dict(dict(weights))
     correct = samples = 0
     with torch.no_grad(), _autocast(recipe):
         for batch in batches.evaluation_batches("test"):
             correct += int(num_correct(model(batch[FEATURES]), batch[TARGETS]))
-            samples += len(batch[TARGETS])
+            samples += batch[TARGETS].numel()
     return correct / samples

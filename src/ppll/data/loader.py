@@ -44,7 +44,8 @@ class Loader:
 
     A batch is a dictionary of dense, aligned tensors: ``features`` (N, ...) float32, ``targets``
     (N) int64, and ``image`` (N, ...) where it is asked for. Training batches of samples that are
-    mixed of two have ``other_targets`` (N) int64 and ``mix`` (N) float32 as well.
+    mixed of two have ``other_targets`` (N) int64 and ``mix`` (N) float32 as well. Where samples are
+    rows of tokens, ``features`` and ``targets`` are (N, T) int64.
 
     Args:
         data: What the batches are made of.
@@ -179,7 +180,7 @@ class Loader:
         self, samples: Samples, others: Samples | None = None, weights: Tensor | None = None
     ) -> dict[str, Tensor]:
         targets = self.data.dataset.train.targets
-        fields = {TARGETS: targets.index_select(0, torch.from_numpy(samples))}
+        fields = {TARGETS: targets.index_select(0, torch.from_numpy(samples)).long()}
         if others is not None and weights is not None:
             fields[OTHER_TARGETS] = targets.index_select(0, torch.from_numpy(others))
             fields[MIX] = weights.mean((1, 2), dtype=torch.float64).float()
@@ -190,4 +191,6 @@ def _gather(split: Split, samples: Samples) -> tuple[Tensor, Tensor]:
     """Copies of some samples, in row-major order whatever the data set's own."""
     rows = torch.from_numpy(samples)
     inputs = split.inputs.index_select(0, rows).contiguous()
-    return inputs, split.targets.index_select(0, rows)
+    if split.holds_tokens:
+        inputs = inputs.long()
+    return inputs, split.targets.index_select(0, rows).long()

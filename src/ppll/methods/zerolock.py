@@ -65,5 +65,5 @@ class ZeroLock(HeadMethod):
         return {PREDICTION: loss.logits.float()}
 
     def late_shapes(self, site: BlockSite) -> dict[str, tuple[int, ...]]:
-        """A number a class."""
-        return {PREDICTION: (site.num_classes,)}
+        """The logits' own."""
+        return {PREDICTION: site.output_shape}

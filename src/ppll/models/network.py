@@ -276,7 +276,7 @@ def feature_shapes(
     Args:
         network: What is run.
         input_shape: Shape of one sample, without N.
-        dtype: Of the input; zeros of it are run, which are valid token indices too.
+        dtype: Of the input, int64 for tokens; zeros of it are run, which are valid tokens, too.
 
     Returns:
         One shape a layer, without N.
