@@ -21,7 +21,7 @@ from ppll.models.graph_row import graph_row
 from ppll.models.network import Layer, Network
 from ppll.models.rows import cannot_cut
 
-__all__ = ["Model", "sample_of", "split"]
+__all__ = ["Model", "plain_row", "sample_of", "split"]
 
 Model = nn.Module | Sequence[nn.Module] | Network
 """What may be given as a model."""
@@ -45,6 +45,19 @@ def sample_of(input_shape: tuple[int, ...], num_tokens: int | None = None) -> Te
     return torch.randint(num_tokens, shape, generator=generator)
 
 
+def plain_row(model: Model) -> Network | None:
+    """A model that is a row of layers already; none where the row is still to be found.
+
+    Raises:
+        ModelError: The layers cannot make a network.
+    """
+    if isinstance(model, Network):
+        return model
+    if isinstance(model, nn.Module) and type(model).forward is not nn.Sequential.forward:
+        return None
+    return Network.from_modules(model)
+
+
 def split(model: Model, sample: Tensor, *, untie: bool = True) -> Network:
     """A model as a row of layers that can be cut between any two.
 
@@ -62,10 +75,9 @@ def split(model: Model, sample: Tensor, *, untie: bool = True) -> Network:
     Raises:
         ModelError: The model cannot be cut; the message names the module and says what to do.
     """
-    if isinstance(model, Network):
-        return model
-    if not isinstance(model, nn.Module) or type(model).forward is nn.Sequential.forward:
-        return Network.from_modules(model)
+    if (row := plain_row(model)) is not None:
+        return row
+    assert isinstance(model, nn.Module)
     _check_place(model)
     _untie(model, allowed=untie)
     with _evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=()):
