@@ -7,6 +7,7 @@ values in one go, from the run's seed and the model's name; they depend on nothi
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -42,6 +43,10 @@ class _Request:
 
 
 def _timm(request: _Request) -> nn.Module:
+    if not request.package.is_model(request.name):
+        near = difflib.get_close_matches(request.name, request.package.list_models())
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise RecipeError(f"timm has no model {request.name!r}.{hint} timm.list_models() has all.")
     channels, *size = image_shape(f"timm:{request.name}", request.input_shape)
     filled: dict[str, Any] = {"in_chans": channels, "num_classes": request.num_classes}
     # Models of a fixed size, such as vision transformers, must be told another one.
