@@ -35,6 +35,7 @@ from ppll.job import draw_blueprint
 from ppll.losses.classification import cross_entropy, num_correct
 from ppll.message import FEATURES, TARGETS
 from ppll.models.empty import with_memory
+from ppll.models.libraries import is_of_library
 from ppll.models.network import Network, qualified
 from ppll.optimization import Schedule, build_optimizer
 from ppll.randomness import fold
@@ -129,6 +130,12 @@ def _check_enough_layers(layout: Layout, num_layers: int) -> None:
 
 
 def _check_recipe(recipe: Recipe) -> None:
+    if is_of_library(recipe.model.name):
+        raise RecipeError(
+            f"model.name = {recipe.model.name!r}: baselines draw first values by name, which "
+            f"models of other libraries do not: compare with one that ppll models lists without a "
+            f'colon, or with method.name = "backprop".'
+        )
     if recipe.model.weights is not None:
         raise RecipeError("model.weights: a rival starts from the recipe's seed; leave it out.")
     if recipe.train.ema:
