@@ -169,6 +169,12 @@ class Blueprint:
             return self.sites[0].input_shape
         return self.sites[block_index - 1].feature_shape
 
+    def layer_read_by(self, block_index: int) -> Layer:
+        """The layer whose parameters come to a block over the side channel."""
+        if self.method.slow_from == "last":
+            return self.network.layers[-1]
+        return self.network.layers[self.ranges[block_index].stop]
+
     def build_block(self, index: int, device: torch.device) -> Block:
         """Build one block on ``device``, its parameters still without values."""
         modules = self.build_modules(index, device)

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from ppll.errors import Interrupted, ModelError
 from ppll.memory_layout import in_plain_order
+from ppll.models.copies import CopyOf
 from ppll.randomness import fold
 
 __all__ = [
@@ -238,6 +239,7 @@ def initialise(module: nn.Module, prefix: str, seed: int) -> None:
         ModelError: A module owns parameters or buffers but has no ``reset_parameters``.
         ValueError: Something is not on the CPU, whose generator the values come from.
     """
+    copies: list[CopyOf] = []
     with torch.random.fork_rng(devices=()):
         for name, child in module.named_modules(prefix=prefix):
             owned = _owned(child)
@@ -245,6 +247,10 @@ def initialise(module: nn.Module, prefix: str, seed: int) -> None:
                 _check_on_cpu(name, owned)
                 torch.default_generator.manual_seed(fold(seed, name) % 2**32)
                 _reset(name, child, owned)
+            if isinstance(child, CopyOf):
+                copies.append(child)
+    for copied in copies:
+        initialise(copied.layer, copied.source, seed)
 
 
 def _owned(module: nn.Module) -> dict[str, Tensor]:
