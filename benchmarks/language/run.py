@@ -1,10 +1,13 @@
 """Perplexity of language models by local learning beside backprop's, and of fine-tuning.
 
-    python benchmarks/language/run.py blocks --seeds 1 --json benchmarks/language/blocks.json
-    python benchmarks/language/run.py fine --json benchmarks/language/fine.json
+    python -m benchmarks.language.run blocks --seeds 1 --json benchmarks/language/blocks.json
+    python -m benchmarks.language.run fine --json benchmarks/language/fine.json
 
-All runs of a part have the same data, network, optimizer and number of steps. Rows are written after
-every run, so a part that is stopped keeps what it has.
+    python -m benchmarks.language.run memory --json benchmarks/language/memory.json
+
+All runs of a part have the same data, network, optimizer and number of steps. Rows are written
+after every run, so a part that is stopped keeps what it has. ``memory`` counts the bytes that
+autograd keeps for the backward passes of one training step.
 """
 
 from __future__ import annotations
@@ -19,8 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.gpu.kept import Kept
 
 import ppll
+from ppll.data_facts import DataFacts
+from ppll.job import draw_blueprint
+from ppll.message import FEATURES, TARGETS, Kind, Message
+from ppll.models.network import initialise
 from ppll.recipe_files import load_recipe
 
 BLOCKS = {
@@ -67,6 +75,34 @@ def fine(folder: Path, seeds: int, steps: int) -> Iterator[dict[str, Any]]:
             yield trained(name, own, folder / f"{name}-{seed}")
 
 
+def memory(folder: Path, seeds: int, steps: int) -> Iterator[dict[str, Any]]:
+    """The most bytes that are kept in a training step of the recipe."""
+    del folder, seeds, steps
+    for name, settings in BLOCKS.items():
+        yield {"name": name, "settings": settings, "kept_bytes": kept_bytes(settings)}
+
+
+def kept_bytes(settings: list[str]) -> int:
+    """Of one step, block after block, as one stage runs them."""
+    recipe = load_recipe("text-gpt", settings)
+    facts = DataFacts((128,), 256, 1000, holds_tokens=True)
+    blueprint = draw_blueprint(recipe, facts, None)
+    device = torch.device("cpu")
+    made = [blueprint.build_block(index, device) for index in range(blueprint.num_blocks)]
+    for block in made:
+        for prefix, module in block.modules.named():
+            initialise(module, prefix, 0)
+    kept = Kept(t for block in made for _, t in block.modules.named_tensors())
+    tokens = torch.randint(256, (recipe.data.batch_size, 129))
+    fields = {FEATURES: tokens[:, :-1].clone(), TARGETS: tokens[:, 1:].clone()}
+    message = Message(kind=Kind.TRAIN, sequence=0, step=1, tensors=fields)
+    with kept.counted():
+        for block in made:
+            message = block.forward(message)
+            block.learn()
+    return kept.most
+
+
 def trained(name: str, settings: list[str], out: Path) -> dict[str, Any]:
     """One run, as a row."""
     base = ["data.validation=0", "track.trace_steps=0", "train.evaluate_every=0"]
@@ -89,19 +125,19 @@ def trained(name: str, settings: list[str], out: Path) -> dict[str, Any]:
 def main() -> None:
     """Run one part and write it as it grows."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=["blocks", "fine"])
+    parser.add_argument("part", choices=["blocks", "fine", "memory"])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, help="400 for blocks, 100 for fine")
     parser.add_argument("--json", type=Path, required=True)
     asked = parser.parse_args()
-    steps = asked.steps or {"blocks": 400, "fine": 100}[asked.part]
+    steps = asked.steps or {"blocks": 400, "fine": 100, "memory": 1}[asked.part]
     machine = f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        run = {"blocks": blocks, "fine": fine}[asked.part]
+        run = {"blocks": blocks, "fine": fine, "memory": memory}[asked.part]
         for row in run(Path(folder), asked.seeds, steps):
             rows.append(row)
-            print(row["name"], row["seed"], row["exit_perplexity"], flush=True)
+            print(*(v for k, v in row.items() if k != "settings"), flush=True)
             content = {"machine": machine, "rows": rows}
             asked.json.write_text(json.dumps(content, indent=1) + "\n")
 
