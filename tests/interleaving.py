@@ -153,7 +153,8 @@ def built_blocks(blueprint: Blueprint) -> list[Block]:
             block.averages.load({})
     if blueprint.method.slow_from is not None:
         for reader, block in itertools.pairwise(blocks):
-            first = block.first_layer_parameters()
+            read = blocks[-1] if blueprint.method.slow_from == "last" else block
+            first = read.published_parameters()
             reader.slow = SlowParameters(first.expand(blueprint.method.lag, -1).clone())
     return blocks
 
@@ -203,7 +204,9 @@ def make_workers(
     inbox: Any = ListInbox(replace(m, sequence=i) for i, m in enumerate(kept))
     stages = blueprint.stage_blocks(num_stages)
     workers: list[Worker] = []
-    late_inbox = slow_outbox = None
+    late_inbox = None
+    slow_outboxes: tuple[Any, ...] = ()
+    reads_last = blueprint.method.slow_from == "last"
     for stage, indices in enumerate(stages):
         is_last = stage == num_stages - 1
         outbox, next_inbox = channel(not is_last, capacity)
@@ -213,9 +216,12 @@ def make_workers(
         next_slow_outbox, slow_inbox = channel(
             not is_last and blueprint.method.slow_from is not None, blueprint.method.lag + 1
         )
-        ends = Ends(inbox, outbox, late_inbox, late_outbox, slow_inbox, slow_outbox)
+        own = slow_outboxes if is_last or not reads_last else ()
+        ends = Ends(inbox, outbox, late_inbox, late_outbox, slow_inbox, own)
         workers.append(Worker([blocks[i] for i in indices], ends))
-        inbox, late_inbox, slow_outbox = next_inbox, next_late_inbox, next_slow_outbox
+        inbox, late_inbox = next_inbox, next_late_inbox
+        if next_slow_outbox is not None:
+            slow_outboxes = (*(slow_outboxes if reads_last else ()), next_slow_outbox)
     return workers
 
 

@@ -31,10 +31,12 @@ from tests.interleaving import (
     train_interleaved,
 )
 
-WORKING = ["auglocal", "dgl", "greedy", "lopt", "man", "manpp", "sgr", "zerolock"]
+WORKING = ["auglocal", "dgl", "greedy", "lopt", "man", "manpp", "sgr", "solo", "zerolock"]
 """Local methods of the zoo that train a language model."""
 READING_AHEAD = ["contsup", "infopro", "predsim", "scpl", "sedona"]
 """Those whose auxiliary networks see all tokens of a row at once, or an image."""
+READABLE = ["auglocal", "frozen-readout", "linear", "mlp-sr"]
+"""Auxiliary networks that read every token by itself or with those before."""
 LENGTH, NUM_TOKENS = 8, 16
 
 
@@ -124,9 +126,7 @@ def test_methods_that_read_ahead_are_refused(method: str) -> None:
         _ = [blueprint.outline(index) for index in range(blueprint.num_blocks)]
 
 
-@pytest.mark.parametrize(
-    "auxiliary", sorted({e.name for e in auxiliaries} - {"auglocal", "linear", "mlp-sr"})
-)
+@pytest.mark.parametrize("auxiliary", sorted({e.name for e in auxiliaries} - {*READABLE}))
 def test_auxiliary_networks_that_read_ahead_are_refused(auxiliary: str) -> None:
     recipe = text_recipe("gpt", "dgl", f"method.auxiliary={auxiliary}")
     with pytest.raises(ModelError, match=r"follow it.*method\.auxiliary = 'linear'"):
@@ -181,6 +181,54 @@ def test_a_block_without_a_prediction_has_no_perplexity(tmp_path: Path) -> None:
     assert result.test_perplexity is not None
 
 
+@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.processes
+def test_a_shared_readout_goes_on_with_what_was_on_its_way(stages: int, tmp_path: Path) -> None:
+    """With a lag of five, copies from before the checkpoint of step 6 are used after it."""
+    base = run_recipe("solo", "method.lag=5", "schedule.name=constant")
+    straight = ppll.Trainer(base, data=dataset(), out=tmp_path / "straight").fit()
+    first = base.with_settings(["train.max_steps=6", "runtime.stages=4"])
+    ppll.Trainer(first, data=dataset(), out=tmp_path / "run").fit()
+    rest = base.with_settings([f"runtime.stages={stages}"])
+    result = ppll.Trainer(rest, data=dataset(), out=tmp_path / "run", resume=True).fit()
+    assert result.weights_sha256 == straight.weights_sha256
+
+
+def test_a_shared_readout_is_late_by_the_lag() -> None:
+    """After t steps an auxiliary network holds the last layer as it was after t - lag."""
+    batches, lag = MadeUpText((6,) * 5), 2
+    recipe = text_recipe("gpt-rotary", "solo", f"method.lag={lag}", "train.epochs=1")
+    head = built_blocks(blueprint_of(recipe, batches))[-1].published_parameters()
+    for steps in (1, 3, 5):
+        shorter = recipe.with_settings([f"train.max_steps={steps}", "schedule.name=constant"])
+        blocks = train_interleaved(shorter, 2, batches=batches)
+        seen = steps - lag
+        if seen > 0:
+            before = shorter.with_settings([f"train.max_steps={seen}"])
+            wanted = train_interleaved(before, 1, batches=batches)[-1].published_parameters()
+        else:
+            wanted = head
+        for block in blocks[:-1]:
+            assert block.modules.auxiliary is not None
+            copied = block.modules.auxiliary.readout.parameters()
+            assert torch.equal(torch.cat([p.flatten() for p in copied]), wanted)
+
+
+def test_a_frozen_readout_is_the_head_that_was_trained(tmp_path: Path) -> None:
+    ppll.Trainer(run_recipe("backprop"), data=dataset(), out=tmp_path / "whole").fit()
+    settings = [f"model.weights={tmp_path / 'whole'}", "model.lora_rank=2"]
+    settings += ["method.auxiliary=frozen-readout", "method.auxiliary_options.adapter=3"]
+    fine = run_recipe("zerolock", *settings)
+    ppll.Trainer(fine, data=dataset(), out=tmp_path / "fine").fit()
+    network, head = ppll.load(tmp_path / "fine"), ppll.load(tmp_path / "whole").blocks[-1][-1]
+    assert len(network.auxiliaries) == 3
+    for auxiliary in network.auxiliaries:
+        found = dict(auxiliary.readout.layer.named_parameters())
+        assert found.keys() == dict(head.named_parameters()).keys()
+        assert all(torch.equal(found[name], p) for name, p in head.named_parameters())
+        assert auxiliary.adapter.up.any()
+
+
 def test_smoothed_losses_are_no_perplexities(tmp_path: Path) -> None:
     recipe = run_recipe("dgl", "train.label_smoothing=0.1", "train.max_steps=2")
     result = ppll.Trainer(recipe, data=dataset(), out=tmp_path / "run").fit()
@@ -188,7 +236,7 @@ def test_smoothed_losses_are_no_perplexities(tmp_path: Path) -> None:
     assert result.test_perplexity is None
 
 
-@pytest.mark.parametrize("method", ["dgl", "zerolock", "man", "lopt"])
+@pytest.mark.parametrize("method", ["dgl", "zerolock", "man", "lopt", "solo"])
 @pytest.mark.processes
 def test_four_stages_compute_what_one_does(method: str, tmp_path: Path) -> None:
     hashes = {

@@ -223,7 +223,7 @@ def _step(blocks: Sequence[Block], message: Message) -> list[float]:
     for block, behind in zip(blocks, [*blocks[1:], None], strict=True):
         slow = None
         if behind is not None and block.method.slow_from is not None:
-            slow = behind.first_layer_parameters()
+            slow = behind.published_parameters()
         begin_s = time.perf_counter()
         message = block.forward(message)
         late = block.learn(late, slow)

@@ -96,7 +96,7 @@ class Block:
         self.device = device or torch.device("cpu")
         self.counts = Counts(self.device)
         self.slow: SlowParameters | None = None
-        """What it reads of the next block, where the method asks for that."""
+        """What it reads of a later block, where the method asks for that."""
         self.updates = Updates(
             modules,
             optimizer,
@@ -166,7 +166,7 @@ class Block:
 
         Args:
             late: The second part of the message, where the method has one.
-            slow: Parameters of the next block's first layer, where the method asks for them.
+            slow: Parameters of a later block's layer, where the method asks for them.
 
         Returns:
             The second part of the message for the next block, without gradient history.
@@ -224,10 +224,11 @@ class Block:
         self._check.check_tally(tally)
         return tally
 
-    def first_layer_parameters(self) -> Tensor:
-        """Values of all parameters of the block's first layer, one after the other."""
+    def published_parameters(self) -> Tensor:
+        """Values of all parameters of the layer that others read, one after the other."""
+        layer = self.modules.layers[-1 if self.method.slow_from == "last" else 0]
         with torch.no_grad():
-            values = [p.flatten() for p in self.modules.layers[0].module.parameters()]
+            values = [p.flatten() for p in layer.module.parameters()]
             return torch.cat(values) if values else torch.zeros(0, device=self.device)
 
     def optimizer_tensors(self) -> Iterator[tuple[str, Tensor]]:

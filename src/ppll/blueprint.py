@@ -22,7 +22,7 @@ from ppll.losses.classification import cross_entropy
 from ppll.memory_layout import lay_out
 from ppll.methods import BlockSite, Method, TaskLoss, methods
 from ppll.models.empty import with_memory, without_values
-from ppll.models.network import Network, feature_shapes
+from ppll.models.network import Layer, Network, feature_shapes
 from ppll.numerics import autocast_dtype
 from ppll.optimization import Schedule, build_optimizer
 from ppll.own_method import build_own_method, is_own_method
@@ -169,6 +169,12 @@ class Blueprint:
         if block_index == 0:
             return self.sites[0].input_shape
         return self.sites[block_index - 1].feature_shape
+
+    def layer_read_by(self, block_index: int) -> Layer:
+        """The layer whose parameters come to a block over the side channel."""
+        if self.method.slow_from == "last":
+            return self.network.layers[-1]
+        return self.network.layers[self.ranges[block_index].stop]
 
     def build_block(self, index: int, device: torch.device) -> Block:
         """Build one block on ``device``, its parameters still without values."""

@@ -64,7 +64,7 @@ def connect(
         ends.get(("late", rank)),
         ends.get(("late", rank + 1)),
         ends.get(("slow", rank)),
-        ends.get(("slow", rank - 1)),
+        tuple(end for (name, to), end in ends.items() if name == "slow" and to != rank),
     )
 
 
@@ -96,8 +96,9 @@ def _edges(job: Job, blueprint: Blueprint) -> Iterator[_Edge]:
         if method.late_fields:
             yield _Edge("late", before, rank, layouts.late(blocks.start), capacity)
         if method.slow_from is not None:
+            sender = len(stages) - 1 if method.slow_from == "last" else rank
             layout = layouts.slow(stages[before].stop - 1)
-            yield _Edge("slow", rank, before, layout, method.lag + 1)
+            yield _Edge("slow", sender, before, layout, method.lag + 1)
 
 
 class _Joints:
@@ -206,8 +207,8 @@ class _Layouts:
         return SlotLayout(self._sizes(self._blueprint.method.late_shapes(site)))
 
     def slow(self, block_index: int) -> SlotLayout:
-        """Of what a block reads of the next one."""
-        layer = self._blueprint.outline(block_index + 1).layers[0]
+        """Of what a block reads of a later one."""
+        layer = self._blueprint.layer_read_by(block_index)
         num = sum(p.numel() for p in layer.module.parameters())
         return SlotLayout({PARAMETERS: num * _FLOAT_BYTES})
 

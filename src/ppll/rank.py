@@ -20,6 +20,7 @@ from ppll.devices import device_of
 from ppll.errors import ModelError
 from ppll.job import Job, RankResult
 from ppll.metrics import MetricsFile
+from ppll.models.copies import source_names
 from ppll.models.network import initialise, qualified
 from ppll.numerics import set_numerics
 from ppll.resume import training_sections
@@ -95,6 +96,9 @@ def _load_block(job: Job, blueprint: Blueprint, block: Block, reader: TensorRead
             initialise(module.cpu(), prefix, job.recipe.train.seed)
             module.to(block.device)
             tensors |= named_tensors(prefix, module)
+            copied = source_names(prefix, module)
+            saved = reader.weights(set(copied.values()))
+            tensors |= {name: saved[of] for name, of in copied.items()}
     names = {name for name, _ in block.modules.named_tensors()} - tensors.keys()
     parameters = {name for name, _ in block.modules.named_parameters()} & names
     state = reader.optimizer_state({*parameters, block.modules.auxiliary_name})
@@ -109,10 +113,10 @@ def _load_block(job: Job, blueprint: Blueprint, block: Block, reader: TensorRead
 def _copies(
     job: Job, blueprint: Blueprint, block: Block, reader: TensorReader, in_flight: Tensor | None
 ) -> Tensor:
-    """What is on its way to a block: as it was saved, or the next block's values at the start."""
-    layer = blueprint.outline(block.index + 1).layers[0]
+    """What is on its way to a block: as it was saved, or the other layer's values at the start."""
+    layer = blueprint.layer_read_by(block.index)
     if layer.path in job.fresh:
-        raise ModelError(f"{layer.name} starts afresh, but the block before it reads its values.")
+        raise ModelError(f"{layer.name} starts afresh, but a block before it reads its values.")
     names = [qualified(layer.path, name) for name, _ in layer.module.named_parameters()]
     saved = reader.weights(names)
     first = torch.cat([saved[name].flatten() for name in names])

@@ -61,7 +61,7 @@ def test_a_skipped_batch_moves_no_average() -> None:
     tensors = {name: value.clone() for name, value in batches.train_batch(0, 0).items()}
     tensors[FEATURES].fill_(float("nan"))
     blocks[0].forward(Message(kind=Kind.TRAIN, sequence=0, step=1, tensors=tensors))
-    blocks[0].learn(slow=blocks[1].first_layer_parameters() + 1)
+    blocks[0].learn(slow=blocks[1].published_parameters() + 1)
     assert blocks[0].counts.take().skipped == len(tensors[FEATURES])
     assert digest(blocks) == before
 

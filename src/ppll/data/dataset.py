@@ -83,7 +83,7 @@ class Split:
     @property
     def holds_tokens(self) -> bool:
         """Whether a sample is a row of tokens (T), each with a target of its own."""
-        return self.targets.dim() == 2
+        return self.targets.dim() == self.inputs.dim() == 2
 
     @property
     def holds_images(self) -> bool:

@@ -85,8 +85,9 @@ class Method(ABC):
     """Whether a block's own input travels on to the next one, as the field ``previous``."""
     needs_input_gradient: ClassVar[bool] = False
     """Whether the loss asks for a gradient with respect to the block's input."""
-    slow_from: ClassVar[Literal["next"] | None] = None
-    """Whose parameters reach a block over the side channel: the next block's first layer's."""
+    slow_from: ClassVar[Literal["next", "last"] | None] = None
+    """Whose parameters reach a block over the side channel: those of the next block's first layer,
+    or of the network's last layer."""
     lag: int = 0
     """Training messages by which these parameters are behind; part of the algorithm."""
 
@@ -140,7 +141,7 @@ class Method(ABC):
         return {}
 
     def take_slow(self, auxiliary: nn.Module, parameters: Tensor) -> None:
-        """Let the auxiliary network see the next block's first layer, before it learns.
+        """Let the auxiliary network see a later block's layer, before it learns.
 
         Args:
             auxiliary: Of the block that learns.

@@ -2,7 +2,9 @@
 
 Pre-norm layers, GELU, and positions that are learned or rotary (Su et al., "RoFormer", 2021,
 arXiv 2104.09864). The head has weights of its own: tied to the embedding they would be cut apart.
-Linear layers start by Glorot's rule, embedding and positions with a deviation of 0.02.
+Linear layers start by Glorot's rule, those that add to the rows smaller by the square root of how
+many there are, as in GPT-2. The embedding starts with a deviation of 0.3, for what the first layers
+add must not drown it.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ppll.errors import RecipeError
-from ppll.models.lora import frozen_but_lora, linear_layer
+from ppll.models.lora import Linears, frozen_but_lora
 from ppll.models.network import Layer, Network
 from ppll.models.options import check_counts, check_dropout, check_heads, hidden_width, token_shape
 
@@ -22,7 +24,7 @@ __all__ = ["Positions", "gpt"]
 
 Positions: TypeAlias = Literal["learned", "rotary"]
 
-_STD: Final = 0.02
+_STD: Final = 0.3
 _BASE: Final = 10_000.0
 """Longest wave of rotary positions, in tokens over two pi."""
 
@@ -92,12 +94,12 @@ class CausalAttention(nn.Module):
     """Rows (N, T, D) to rows of the same shape, every token having looked at those up to it."""
 
     def __init__(
-        self, width: int, heads: int, rotation: nn.Module, rank: int, alpha: float
+        self, width: int, heads: int, rotation: nn.Module, linear: Linears, gain: float
     ) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = linear_layer(width, 3 * width, rank, alpha)
-        self.projection = linear_layer(width, width, rank, alpha)
+        self.qkv = linear(width, 3 * width)
+        self.projection = linear(width, width, gain=gain)
         self.rotation = rotation
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -118,20 +120,19 @@ class CausalLayer(nn.Module):
 
     def __init__(
         self,
+        attention: CausalAttention,
         width: int,
         hidden: int,
+        linear: Linears,
+        gain: float,
         dropout: float,
-        attention: CausalAttention,
-        *,
-        rank: int,
-        alpha: float,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
         self.attention = attention
         self.norm2 = nn.LayerNorm(width)
-        self.expand = linear_layer(width, hidden, rank, alpha)
-        self.contract = linear_layer(hidden, width, rank, alpha)
+        self.expand = linear(width, hidden)
+        self.contract = linear(hidden, width, gain=gain)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -203,10 +204,12 @@ def gpt(
             f"found {width // heads}."
         )
 
+    linear, gain = Linears(lora_rank, lora_alpha), (2 * depth) ** -0.5
+
     def layer() -> CausalLayer:
         rotation = Rotation(num_positions, width // heads) if rotary else nn.Identity()
-        attention = CausalAttention(width, heads, rotation, lora_rank, lora_alpha)
-        return CausalLayer(width, hidden, dropout, attention, rank=lora_rank, alpha=lora_alpha)
+        attention = CausalAttention(width, heads, rotation, linear, gain)
+        return CausalLayer(attention, width, hidden, linear, gain, dropout)
 
     stem = TokenEmbedding(num_classes, num_positions, width, dropout, learned=not rotary)
     rows = tuple(Layer(f"layer{index}", layer()) for index in range(depth))

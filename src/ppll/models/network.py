@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ppll.errors import Interrupted, ModelError
 from ppll.memory_layout import in_plain_order
+from ppll.models.copies import CopyOf
 from ppll.models.empty import with_memory
 from ppll.randomness import fold
 
@@ -230,6 +231,7 @@ def initialise(module: nn.Module, prefix: str, seed: int) -> None:
         ModelError: A module owns parameters or buffers but has no ``reset_parameters``.
         ValueError: Something is not on the CPU, whose generator the values come from.
     """
+    copies: list[CopyOf] = []
     with torch.random.fork_rng(devices=()):
         for name, child in module.named_modules(prefix=prefix):
             owned = _owned(child)
@@ -237,6 +239,10 @@ def initialise(module: nn.Module, prefix: str, seed: int) -> None:
                 _check_on_cpu(name, owned)
                 torch.default_generator.manual_seed(fold(seed, name) % 2**32)
                 _reset(name, child, owned)
+            if isinstance(child, CopyOf):
+                copies.append(child)
+    for copied in copies:
+        initialise(copied.layer, copied.source, seed)
 
 
 def _owned(module: nn.Module) -> dict[str, Tensor]:
