@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ppll.block import Block
+from ppll.blueprint import Blueprint
 from ppll.channels.local import local_channel
 from ppll.checkpoint import tensor_digest
 from ppll.config import Recipe
@@ -21,7 +22,6 @@ from ppll.job import DataFacts, draw_blueprint
 from ppll.message import FEATURES, TARGETS, Kind, Message
 from ppll.models.network import initialise
 from ppll.slow import SlowParameters
-from ppll.split import Blueprint
 from ppll.stream import training_stream
 from ppll.worker import Worker
 
@@ -29,6 +29,11 @@ NUM_CLASSES = 3
 NETWORKS: dict[str, dict[str, Any]] = {
     "resnet": {"name": "resnet", "depth": 14, "width": 4},
     "vit": {"name": "vit", "patch_size": 4, "width": 16, "depth": 4, "heads": 2, "dropout": 0.2},
+}
+TEXT_NETWORKS: dict[str, dict[str, Any]] = {
+    "gpt": {"name": "gpt", "width": 16, "depth": 4, "heads": 2, "dropout": 0.2},
+    "gpt-rotary": {"name": "gpt", "width": 16, "depth": 4, "heads": 2, "positions": "rotary"},
+    "gpt-lora": {"name": "gpt", "width": 16, "depth": 4, "heads": 2, "lora_rank": 2},
 }
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"name": "sgd", "lr": 0.05},
@@ -58,11 +63,35 @@ class MadeUpBatches:
     def steps_per_epoch(self) -> int:
         return len(self._batches)
 
+    @property
+    def facts(self) -> DataFacts:
+        return DataFacts((1, 8, 8), NUM_CLASSES, self.steps_per_epoch)
+
     def train_batch(self, epoch: int, index: int) -> Mapping[str, Tensor]:
         return self._batches[index]
 
     def evaluation_batches(self, split: str) -> Iterator[Mapping[str, Tensor]]:
         return iter(self._batches)
+
+
+class MadeUpText(MadeUpBatches):
+    """Rows of tokens, each of which is followed by the next one, often enough to be learned."""
+
+    def __init__(self, sizes: Sequence[int] = (6, 6, 3), num_tokens: int = 8) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self._batches = []
+        for size in sizes:
+            starts = torch.randint(NUM_CLASSES, (size, 1), generator=generator)
+            rows = (starts + torch.arange(num_tokens + 1)) % NUM_CLASSES
+            is_noise = torch.rand(rows.shape, generator=generator) < 0.1
+            noise = torch.randint(NUM_CLASSES, rows.shape, generator=generator)
+            rows = torch.where(is_noise, noise, rows)
+            self._batches.append({FEATURES: rows[:, :-1].clone(), TARGETS: rows[:, 1:].clone()})
+
+    @property
+    def facts(self) -> DataFacts:
+        shape = tuple(self._batches[0][FEATURES].shape[1:])
+        return DataFacts(shape, NUM_CLASSES, self.steps_per_epoch, holds_tokens=True)
 
 
 class ListInbox:
@@ -100,7 +129,7 @@ def small_recipe(
     return Recipe.from_dict(
         {
             "data": {"batch_size": 6},
-            "model": NETWORKS[network],
+            "model": (NETWORKS | TEXT_NETWORKS)[network],
             "split": {"blocks": split_blocks},
             "method": {"name": method},
             "optimizer": OPTIMIZERS[optimizer],
@@ -111,9 +140,7 @@ def small_recipe(
 
 
 def blueprint_of(recipe: Recipe, batches: MadeUpBatches) -> Blueprint:
-    return draw_blueprint(
-        recipe, DataFacts((1, 8, 8), NUM_CLASSES, batches.steps_per_epoch), network=None
-    )
+    return draw_blueprint(recipe, batches.facts, network=None)
 
 
 def built_blocks(blueprint: Blueprint) -> list[Block]:
@@ -126,7 +153,8 @@ def built_blocks(blueprint: Blueprint) -> list[Block]:
             block.averages.load({})
     if blueprint.method.slow_from is not None:
         for reader, block in itertools.pairwise(blocks):
-            first = block.first_layer_parameters()
+            read = blocks[-1] if blueprint.method.slow_from == "last" else block
+            first = read.published_parameters()
             reader.slow = SlowParameters(first.expand(blueprint.method.lag, -1).clone())
     return blocks
 
@@ -176,7 +204,9 @@ def make_workers(
     inbox: Any = ListInbox(replace(m, sequence=i) for i, m in enumerate(kept))
     stages = blueprint.stage_blocks(num_stages)
     workers: list[Worker] = []
-    late_inbox = slow_outbox = None
+    late_inbox = None
+    slow_outboxes: tuple[Any, ...] = ()
+    reads_last = blueprint.method.slow_from == "last"
     for stage, indices in enumerate(stages):
         is_last = stage == num_stages - 1
         outbox, next_inbox = channel(not is_last, capacity)
@@ -186,9 +216,12 @@ def make_workers(
         next_slow_outbox, slow_inbox = channel(
             not is_last and blueprint.method.slow_from is not None, blueprint.method.lag + 1
         )
-        ends = Ends(inbox, outbox, late_inbox, late_outbox, slow_inbox, slow_outbox)
+        own = slow_outboxes if is_last or not reads_last else ()
+        ends = Ends(inbox, outbox, late_inbox, late_outbox, slow_inbox, own)
         workers.append(Worker([blocks[i] for i in indices], ends))
-        inbox, late_inbox, slow_outbox = next_inbox, next_late_inbox, next_slow_outbox
+        inbox, late_inbox = next_inbox, next_late_inbox
+        if next_slow_outbox is not None:
+            slow_outboxes = (*(slow_outboxes if reads_last else ()), next_slow_outbox)
     return workers
 
 

@@ -20,7 +20,7 @@ MODULES = {
     ): path
     for path in sorted(SOURCE.rglob("*.py"))
 }
-LEARNING = ("block", "split", "optimization", "methods", "losses", "auxiliary", "models")
+LEARNING = ("block", "blueprint", "optimization", "methods", "losses", "auxiliary", "models")
 TRANSPORT = ("channels",)
 PROCESSES = (
     *("launch", "agent", "lifeline", "rank", "rank_process", "worker", "fork_server"),

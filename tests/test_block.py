@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import ppll
 from ppll.block import Block, NonFiniteLoss
+from ppll.blueprint import Blueprint
 from ppll.config import Recipe
 from ppll.errors import ModelError, WorkerError
 from ppll.message import FEATURES, TARGETS, Kind, Message
@@ -19,7 +20,6 @@ from ppll.methods import Lesson, LocalLoss, Method, Paper
 from ppll.metrics import Tally
 from ppll.models.network import Network
 from ppll.nonfinite import LossCheck
-from ppll.split import Blueprint
 from tests.faults import recipe
 from tests.interleaving import built_blocks, digest
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from ppll.blueprint import build_method
 from ppll.costs import Costs
 from ppll.measuring import measure
 from ppll.methods import BlockSite
 from ppll.plan import draw_plan
 from ppll.simulate import Link
-from ppll.split import build_method
 from tests.faults import recipe
 
 

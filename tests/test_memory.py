@@ -9,8 +9,10 @@ from benchmarks.gpu.kept import Kept
 
 from ppll.block import Block
 from ppll.message import Kind, Message
+from ppll.recipe_files import load_recipe
 from tests.interleaving import (
     MadeUpBatches,
+    MadeUpText,
     blueprint_of,
     built_blocks,
     interleave,
@@ -19,11 +21,14 @@ from tests.interleaving import (
 )
 
 
-def most_bytes(method: str, num_blocks: int, num_parts: int = 1) -> tuple[int, list[int]]:
+def most_bytes(
+    method: str, num_blocks: int, num_parts: int = 1, network: str = "resnet", *settings: str
+) -> tuple[int, list[int]]:
     """The most that is kept in a step, and what is left when each block begins its forward."""
-    batches = MadeUpBatches((6,))
-    base = small_recipe("resnet", method, split_blocks=num_blocks, accumulate=num_parts)
-    base = base.with_settings(["train.epochs=2", "model.depth=26"])
+    base = small_recipe(network, method, split_blocks=num_blocks, accumulate=num_parts)
+    depth = {"resnet": 26, "gpt-rotary": 8}[network]
+    base = base.with_settings(["train.epochs=2", f"model.depth={depth}", *settings])
+    batches = MadeUpBatches((6,)) if network == "resnet" else MadeUpText((6,), num_tokens=64)
     blueprint = blueprint_of(base, batches)
     blocks = built_blocks(blueprint)
     kept = Kept(t for block in blocks for _, t in block.modules.named_tensors())
@@ -67,3 +72,14 @@ def test_batches_in_parts_keep_a_part() -> None:
     (whole, _), (parts, left) = most_bytes("greedy", 4), most_bytes("greedy", 4, num_parts=3)
     assert left == [0] * 24
     assert parts < 0.4 * whole
+
+
+def test_a_language_model_in_four_blocks_keeps_half_of_what_backprop_does() -> None:
+    """With the heads of the shipped recipe: a layer like later ones, and a readout."""
+    options = load_recipe("text-gpt").method.options
+    heads = ["method.auxiliary=auglocal"]
+    heads += [f"method.auxiliary_options.{k}={v}" for k, v in options["auxiliary_options"].items()]
+    local, left = most_bytes("dgl", 4, 1, "gpt-rotary", *heads)
+    whole, _ = most_bytes("backprop", 4, 1, "gpt-rotary")
+    assert left == [0] * 8
+    assert local < 0.6 * whole

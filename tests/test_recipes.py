@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ppll.blueprint import Blueprint
 from ppll.job import DataFacts, draw_blueprint
 from ppll.recipe_files import load_recipe, shipped_recipes
-from ppll.split import Blueprint
 
 FACTS = {
     "digits": DataFacts((1, 8, 8), 10, 23),
     "cifar10": DataFacts((3, 32, 32), 10, 49),
     "svhn": DataFacts((3, 32, 32), 10, 72),
     "stl10": DataFacts((3, 96, 96), 10, 40),
+    "stdlib-text": DataFacts((128,), 256, 5000, holds_tokens=True),
 }
 
 
@@ -28,7 +29,9 @@ def test_every_layer_is_in_exactly_one_block(blueprint: Blueprint) -> None:
     assert blueprint.num_blocks == (1 if blueprint.method.end_to_end else 4)
     dealt = [index for layers in blueprint.ranges for index in layers]
     assert dealt == list(range(len(blueprint.network.layers)))
-    assert blueprint.num_steps == blueprint.steps_per_epoch * blueprint.recipe.train.epochs
+    train = blueprint.recipe.train
+    num_steps = blueprint.steps_per_epoch * train.epochs
+    assert blueprint.num_steps == min(num_steps, train.max_steps or num_steps)
 
 
 def test_blocks_hold_the_parameters_of_the_network(blueprint: Blueprint) -> None:

@@ -46,13 +46,13 @@ from torch import Tensor
 from ppll import Trainer, fork_server
 from ppll.bench.steady import Marks
 from ppll.block import Block
+from ppll.blueprint import Blueprint
 from ppll.config import Recipe
 from ppll.data import Loader, load_batches
 from ppll.message import Kind, Message
 from ppll.methods import methods
 from ppll.models.network import initialise
 from ppll.recipe_files import load_recipe
-from ppll.split import Blueprint
 from ppll.stream import training_stream
 from ppll.zoo import travels
 
@@ -223,7 +223,7 @@ def _step(blocks: Sequence[Block], message: Message) -> list[float]:
     for block, behind in zip(blocks, [*blocks[1:], None], strict=True):
         slow = None
         if behind is not None and block.method.slow_from is not None:
-            slow = behind.first_layer_parameters()
+            slow = behind.published_parameters()
         begin_s = time.perf_counter()
         message = block.forward(message)
         late = block.learn(late, slow)

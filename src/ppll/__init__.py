@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ppll.exits import ExitReport, measure_exits
     from ppll.exporting import export
     from ppll.inference import TrainedNetwork, load
+    from ppll.models.splitting import split
     from ppll.recipe_files import load_recipe
     from ppll.result import Result
     from ppll.trainer import Trainer
@@ -36,6 +37,7 @@ __all__ = [
     "load",
     "load_recipe",
     "measure_exits",
+    "split",
 ]
 
 _HOMES = {
@@ -52,6 +54,7 @@ _HOMES = {
     "load": "ppll.inference",
     "load_recipe": "ppll.recipe_files",
     "measure_exits": "ppll.exits",
+    "split": "ppll.models.splitting",
 }
 
 

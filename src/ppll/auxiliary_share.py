@@ -17,10 +17,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ppll.block_modules import BlockModules
+from ppll.blueprint import Blueprint
 from ppll.data.loader import IMAGE
 from ppll.methods.base import PREVIOUS, Lesson
 from ppll.site import BlockSite
-from ppll.split import Blueprint
 
 __all__ = ["Share", "auxiliary_share"]
 
@@ -85,11 +85,13 @@ class _Tally:
 def _run(blueprint: Blueprint, modules: BlockModules, site: BlockSite) -> None:
     """One block's forward and local loss on one sample."""
     method = blueprint.method
-    leaf = _sample(site.block_input_shape).requires_grad_(method.needs_input_gradient)
+    reads_tokens = site.holds_tokens and site.block_index == 0
+    leaf = _sample(site.block_input_shape, torch.int64 if reads_tokens else torch.float32)
+    leaf.requires_grad_(method.needs_input_gradient and not reads_tokens)
     inputs = leaf.clone()  # The counter's hooks cannot be where a gradient ends.
-    image = _sample(site.input_shape, torch.uint8)
+    image = _sample(site.input_shape, torch.int64 if site.holds_tokens else torch.uint8)
     fields = {IMAGE: image, PREVIOUS: _sample(site.previous_input_shape)}
-    targets = _sample((), torch.int64)
+    targets = _sample(site.output_shape[:-1], torch.int64)
     lesson = Lesson(inputs, modules(inputs, fields), targets, fields)
     method.local_loss(modules.auxiliary, lesson, blueprint.build_task_loss())
 

@@ -45,7 +45,7 @@ class Block:
         modules: Its layers and auxiliary network.
         method: Gives the local loss.
         task_loss: The recipe's loss on logits (N, classes) and targets (N), or (N, classes) where
-            samples are mixed.
+            samples are mixed; of tokens on (N, T, classes) and (N, T).
         optimizer: Over the trainable parameters of layers and auxiliary network.
         schedule: Learning rate by step.
         seed: The recipe's seed.
@@ -85,7 +85,7 @@ class Block:
         self.device = device or torch.device("cpu")
         self.counts = Counts(self.device)
         self.slow: SlowParameters | None = None
-        """What it reads of the next block, where the method asks for that."""
+        """What it reads of a later block, where the method asks for that."""
         self.updates = Updates(
             modules,
             optimizer,
@@ -141,7 +141,7 @@ class Block:
         trains = message.kind is Kind.TRAIN
         received = opened(message.tensors, self._features_type)
         inputs, version = received[FEATURES], message.features._version
-        if trains and self.method.needs_input_gradient:
+        if trains and self.method.needs_input_gradient and inputs.is_floating_point():
             inputs = inputs.view_as(inputs).requires_grad_()
         weights = nullcontext() if trains else self._evaluated_weights()
         with torch.set_grad_enabled(trains), weights, self._autocast(), self._attention():
@@ -161,7 +161,7 @@ class Block:
 
         Args:
             late: The second part of the message, where the method has one.
-            slow: Parameters of the next block's first layer, where the method asks for them.
+            slow: Parameters of a later block's layer, where the method asks for them.
 
         Returns:
             The second part of the message for the next block, without gradient history.
@@ -225,10 +225,11 @@ class Block:
         self._check.check_tally(tally)
         return tally
 
-    def first_layer_parameters(self) -> Tensor:
-        """Values of all parameters of the block's first layer, one after the other."""
+    def published_parameters(self) -> Tensor:
+        """Values of all parameters of the layer that others read, one after the other."""
+        layer = self.modules.layers[-1 if self.method.slow_from == "last" else 0]
         with torch.no_grad():
-            values = [p.flatten() for p in self.modules.layers[0].module.parameters()]
+            values = [p.flatten() for p in layer.module.parameters()]
             return torch.cat(values) if values else torch.zeros(0, device=self.device)
 
     def optimizer_tensors(self) -> Iterator[tuple[str, Tensor]]:

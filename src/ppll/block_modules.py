@@ -57,7 +57,7 @@ class BlockModules:
         if self.context is not None:
             yield qualified(CONTEXT, self.layers[0].name), self.context
         for layer in self.layers:
-            yield layer.name, layer.module
+            yield layer.path, layer.module
         if self.auxiliary is not None:
             yield self.auxiliary_name, self.auxiliary
 

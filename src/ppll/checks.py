@@ -6,14 +6,15 @@ import shutil
 
 from torch import nn
 
+from ppll.blueprint import Blueprint, build_method
 from ppll.compiling import missing_compiler
 from ppll.config import Recipe
 from ppll.data import PreparedData, datasets
 from ppll.devices import check_devices
 from ppll.errors import DataError, RecipeError, RunFolderError
 from ppll.models import models
+from ppll.models.libraries import check_of_library, is_of_library
 from ppll.run_folder import RunFolder
-from ppll.split import Blueprint, build_method
 
 __all__ = [
     "check_compiler",
@@ -81,7 +82,9 @@ def check_names(recipe: Recipe, *, own_model: bool) -> None:
         RecipeError: A method, network or data set is unknown, or has no such option.
     """
     build_method(recipe)
-    if not own_model:
+    if not own_model and is_of_library(recipe.model.name):
+        check_of_library(recipe.model.name)
+    elif not own_model:
         models.check(recipe.model.name, recipe.model.options)
     datasets.check(recipe.data.name, recipe.data.options)
 

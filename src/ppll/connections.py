@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 
 import torch
 
+from ppll.blueprint import Blueprint
 from ppll.channels.base import Inbox, ReceiveEnd, SendEnd, SlotLayout
 from ppll.channels.process_group import GroupReceiveEnd, GroupSendEnd
 from ppll.channels.shared import SharedReceiveEnd, SharedSendEnd
@@ -28,7 +29,6 @@ from ppll.message import FEATURES, MIX, OTHER_TARGETS, TARGETS
 from ppll.methods.base import PREVIOUS
 from ppll.on_demand import OnDemand
 from ppll.prefetch import Prefetcher
-from ppll.split import Blueprint
 from ppll.stream import evaluation_stream, training_stream
 from ppll.world import World
 
@@ -68,7 +68,7 @@ def connect(
         ends.get(("late", rank)),
         ends.get(("late", rank + 1)),
         ends.get(("slow", rank)),
-        ends.get(("slow", rank - 1)),
+        tuple(end for (name, to), end in ends.items() if name == "slow" and to != rank),
     )
 
 
@@ -100,8 +100,9 @@ def _edges(job: Job, blueprint: Blueprint) -> Iterator[_Edge]:
         if method.late_fields:
             yield _Edge("late", before, rank, layouts.late(blocks.start), capacity)
         if method.slow_from is not None:
+            sender = len(stages) - 1 if method.slow_from == "last" else rank
             layout = layouts.slow(stages[before].stop - 1)
-            yield _Edge("slow", rank, before, layout, method.lag + 1)
+            yield _Edge("slow", sender, before, layout, method.lag + 1)
 
 
 class _Joints:
@@ -193,7 +194,7 @@ class _Layouts:
 
     def __init__(self, job: Job, blueprint: Blueprint) -> None:
         self._blueprint = blueprint
-        self._input_shape = job.facts.input_shape
+        self._facts = job.facts
         self._mixes = job.recipe.data.mixes
         self._num = max(job.recipe.message_size, job.recipe.eval_batch_size)
 
@@ -201,8 +202,8 @@ class _Layouts:
         """Of what enters a block."""
         method = self._blueprint.method
         sizes = self._feature_sizes(block_index)
-        # A field of the loader's is a copy of the input in floats or less.
-        sizes |= self._sizes({name: self._input_shape for name in method.fields})
+        # A field of the loader's is a copy of the input in the same type or a smaller one.
+        sizes |= {name: self._input_bytes() for name in method.fields}
         if method.carries_input and block_index:
             before = self._feature_sizes(block_index - 1)
             sizes |= {name.replace(FEATURES, PREVIOUS): size for name, size in before.items()}
@@ -210,16 +211,22 @@ class _Layouts:
 
     def _feature_sizes(self, block_index: int) -> dict[str, int]:
         """Of the fields that stand for a block's input."""
+        if block_index == 0:
+            return {FEATURES: self._input_bytes()}
         shape = (self._num, *self._blueprint.input_shape(block_index))
-        dtype = self._blueprint.recipe.split.features_dtype if block_index else None
-        return num_bytes(shape, dtype)
+        return num_bytes(shape, self._blueprint.recipe.split.features_dtype)
 
     def _target_sizes(self) -> dict[str, int]:
         """Of what says what is to be predicted."""
         types = {TARGETS: torch.int64}
         if self._mixes:
             types |= {OTHER_TARGETS: torch.int64, MIX: torch.float32}
-        return {name: self._num * dtype.itemsize for name, dtype in types.items()}
+        each = prod(self._facts.input_shape) if self._facts.holds_tokens else 1
+        return {name: self._num * each * dtype.itemsize for name, dtype in types.items()}
+
+    def _input_bytes(self) -> int:
+        dtype = torch.int64 if self._facts.holds_tokens else torch.float32
+        return self._num * prod(self._facts.input_shape) * dtype.itemsize
 
     def late(self, block_index: int) -> SlotLayout:
         """Of what enters a block late."""
@@ -227,8 +234,8 @@ class _Layouts:
         return SlotLayout(self._sizes(self._blueprint.method.late_shapes(site)))
 
     def slow(self, block_index: int) -> SlotLayout:
-        """Of what a block reads of the next one."""
-        layer = self._blueprint.outline(block_index + 1).layers[0]
+        """Of what a block reads of a later one."""
+        layer = self._blueprint.layer_read_by(block_index)
         num = sum(p.numel() for p in layer.module.parameters())
         return SlotLayout({PARAMETERS: num * _FLOAT_BYTES})
 

@@ -17,6 +17,7 @@ class DataFacts:
         steps_per_epoch: Training batches of an epoch.
         mean: Of every channel of uint8 images, 0 to 1; none for floating point.
         std: Standard deviation of every channel, like ``mean``.
+        holds_tokens: Whether a sample is a row of tokens (T), each with a target of its own.
     """
 
     input_shape: tuple[int, ...]
@@ -24,3 +25,4 @@ class DataFacts:
     steps_per_epoch: int
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    holds_tokens: bool = False

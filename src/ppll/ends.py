@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -37,8 +37,8 @@ class Ends:
         outbox: Where they go; none for the last stage.
         late_inbox: Where the second parts of messages come from, where the method has some.
         late_outbox: Where they go.
-        slow_inbox: Where parameters of the next stage come from, where the method reads them.
-        slow_outbox: Where the first block's go, for the stage before.
+        slow_inbox: Where parameters of a later stage come from, where the method reads them.
+        slow_outboxes: Where the stage's own go: to the stage before, or to all before.
     """
 
     inbox: Inbox
@@ -46,22 +46,25 @@ class Ends:
     late_inbox: ReceiveEnd | None = None
     late_outbox: SendEnd | None = None
     slow_inbox: ReceiveEnd | None = None
-    slow_outbox: SendEnd | None = None
+    slow_outboxes: tuple[SendEnd, ...] = ()
 
 
 class SlowInbox:
-    """Feeds a block's slow parameters from the side channel for as long as something is missing.
+    """Feeds blocks' slow parameters from the side channel for as long as something is missing.
 
     Args:
-        slow: The block's.
-        inbox: Where they come from; none where the next block is in the same process.
+        readers: Of all blocks that the channel feeds.
+        inbox: Where they come from; none where the block that is read is in the same process.
         is_over: Whether nothing is missing.
     """
 
     def __init__(
-        self, slow: SlowParameters, inbox: ReceiveEnd | None, is_over: Callable[[], bool]
+        self,
+        readers: Sequence[SlowParameters],
+        inbox: ReceiveEnd | None,
+        is_over: Callable[[], bool],
     ) -> None:
-        self._slow = slow
+        self._readers = readers
         self._inbox = inbox
         self._is_over = is_over
 
@@ -76,11 +79,13 @@ class SlowInbox:
             message = self._inbox.recv()
             if set(message.tensors) != {PARAMETERS}:
                 raise ProtocolError(f"{set(message.tensors)} came over the side channel.")
-            self._slow.put(message.tensors[PARAMETERS].clone())
+            values = message.tensors[PARAMETERS].clone()
+            for reader in self._readers:
+                reader.put(values)
             self._inbox.release(message)
         return self._is_over()
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Block until something has come or the time is over."""
-        assert self._inbox is not None, "the next block of this process has not learned"
+        assert self._inbox is not None, "a later block of this process has not learned"
         return self._inbox.wait(timeout_s)

@@ -60,7 +60,7 @@ class ExitReport:
 
     Attributes:
         step: Training batches that the network has learned from.
-        num_samples: Samples that were tested.
+        num_samples: Samples that were tested; of a language model, tokens.
         exit_accuracy: Share of them that each block's exit gets right, the final output last; none
             for a block that makes no prediction.
         exit_loss: Mean task loss in the same order; none, too, where it is not finite.
@@ -134,7 +134,7 @@ def measure_exits(
     Args:
         network: What ``ppll.load`` gives, on the CPU.
         inputs: uint8 images (N, C, H, W), or float32 (N, ...) where the network was trained on it.
-        targets: Class indices (N), int64.
+        targets: Class indices (N), int64; of tokens as ``Split`` has them.
         thresholds: Each above 0 and at most 1.
         batch_size: Samples that are computed at once, at least 1.
         task_loss: Mean loss of logits (N, classes) and targets (N).
@@ -149,7 +149,8 @@ def measure_exits(
     samples = Split(inputs, targets)
     _check_fit(network, samples)
     blocks, answers = _ask(network, samples, batch_size, task_loss)
-    compute = tuple(network.multiply_adds(inputs[:1]))
+    one = inputs[:1].long() if samples.holds_tokens else inputs[:1]
+    compute = tuple(network.multiply_adds(one))
     num = answers.num_samples
     *accuracies, average_accuracy = [count / num for count in answers.right.sum(1).tolist()]
     *losses, average_loss = [_finite(loss / num) for loss in answers.losses.tolist()]
@@ -189,10 +190,11 @@ def _ask(
     found = []
     for start in range(0, len(samples), batch_size):
         batch = slice(start, start + batch_size)
-        exits = network.exits(samples.inputs[batch])
+        inputs = samples.inputs[batch]
+        exits = network.exits(inputs.long() if samples.holds_tokens else inputs)
         blocks = [index for index, logits in enumerate(exits) if logits is not None]
         predicted = [logits for logits in exits if logits is not None]
-        found.append(_answers(predicted, samples.targets[batch], task_loss))
+        found.append(_answers(predicted, samples.targets[batch].long(), task_loss))
     return blocks, _Answers(
         torch.cat([part.confidence for part in found], dim=1),
         torch.cat([part.right for part in found], dim=1),
@@ -201,7 +203,8 @@ def _ask(
 
 
 def _answers(exits: list[Tensor], targets: Tensor, task_loss: TaskLoss) -> _Answers:
-    """What logits (N, classes), one an exit, say of N targets."""
+    """What logits (N, classes), one an exit, say of N targets; of tokens, all in one row."""
+    exits, targets = [logits.flatten(0, -2) for logits in exits], targets.flatten()
     probabilities = torch.stack([logits.double().softmax(1) for logits in exits])
     # The softmax of logarithms of probabilities gives them back.
     everyone = [*exits, probabilities.mean(0).log()]

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from ppll.block_modules import named_tensors
+from ppll.blueprint import Blueprint
 from ppll.checkpoint import commit, step_folder, write_block
 from ppll.errors import ModelError
-from ppll.models.network import Layer, Network, initialise
+from ppll.models.copies import source_names
+from ppll.models.network import Network, initialise
 from ppll.resume import training_sections
-from ppll.split import Blueprint
 from ppll.tensor_reader import TensorReader
 
 __all__ = ["put_back", "skeleton_of", "write_first_checkpoint"]
@@ -32,8 +33,11 @@ def skeleton_of(network: Network, num_stages: int) -> Network:
     Raises:
         ModelError: It cannot be handed to other processes, and there are some.
     """
-    layers = [Layer(x.name, copy.deepcopy(x.module).to("meta")) for x in network.layers]
-    skeleton = dataclasses.replace(network, layers=tuple(layers))
+    layers = [
+        dataclasses.replace(layer, module=copy.deepcopy(layer.module).to("meta"))
+        for layer in network.layers
+    ]
+    skeleton = dataclasses.replace(network, layers=tuple(layers), original=None)
     if num_stages > 1:
         try:
             pickle.dumps(skeleton)
@@ -61,7 +65,7 @@ def write_first_checkpoint(
         trained: Values to start from where there are some of that name and shape.
     """
     target = step_folder(checkpoints, 0)
-    given = {**(_named_tensors(blueprint.network) if own else {}), **(trained or {})}
+    given = {**(blueprint.network.named_tensors() if own else {}), **(trained or {})}
     for index in range(blueprint.num_blocks):
         modules = blueprint.build_modules(index, torch.device("cpu"))
         tensors: dict[str, Tensor] = {}
@@ -76,6 +80,8 @@ def _first_values(
 ) -> dict[str, Tensor]:
     """The values given for a module, or its own first ones where they are not of it."""
     tensors = named_tensors(prefix, module)
+    copied = source_names(prefix, module)
+    given = {**{name: given[of] for name, of in copied.items() if of in given}, **given}
     found = {name: given[name] for name in tensors if name in given}
     if any(found[name].shape != tensors[name].shape for name in found):
         found = {}
@@ -88,10 +94,5 @@ def put_back(checkpoint: Path, network: Network) -> None:
     """Copy a checkpoint's values into a user's own network."""
     saved = TensorReader(checkpoint).averaged_weights()
     with torch.no_grad():
-        for name, tensor in _named_tensors(network).items():
+        for name, tensor in network.named_tensors().items():
             tensor.copy_(saved[name])
-
-
-def _named_tensors(network: Network) -> dict[str, Tensor]:
-    module = network.as_module()
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,13 +19,13 @@ from ppll.data.augmentation import Normalisation
 from ppll.data.loader import IMAGE
 from ppll.data_facts import DataFacts
 from ppll.errors import ModelError
-from ppll.job import draw_blueprint
+from ppll.job import draw_blueprint, given_network
 from ppll.lean import FeaturesType, as_received
 from ppll.message import canonical
 from ppll.methods import Method
 from ppll.methods.base import PREVIOUS
 from ppll.models import OWN_MODEL
-from ppll.models.network import Network
+from ppll.models.splitting import Model
 from ppll.numerics import autocast_dtype
 from ppll.recovery import find
 from ppll.run_folder import RunFolder
@@ -168,14 +169,14 @@ class TrainedNetwork(nn.Module):
 def load(
     run: str | Path,
     *,
-    model: nn.Sequential | Sequence[nn.Module] | None = None,
+    model: Model | None = None,
     best: bool = False,
 ) -> TrainedNetwork:
     """The network of a run's newest checkpoint, with its exits, on the CPU.
 
     Args:
         run: A run folder.
-        model: The network's modules, where they were given from Python; they are not changed.
+        model: The network, where it was given from Python; it is not changed.
         best: Take the checkpoint with the best validation accuracy instead of the newest.
 
     Raises:
@@ -191,7 +192,7 @@ def load(
             if model is None
             else f"the network of {run} is known, {recipe.model.name!r}: leave model out."
         )
-    network = None if model is None else Network.from_modules(model)
+    network = None if model is None else given_network(copy.deepcopy(model), recipe, facts)
     blueprint = draw_blueprint(recipe, facts, network)
     found = find(folder, best=best)
     blocks = [blueprint.build_modules(i, torch.device("cpu")) for i in range(blueprint.num_blocks)]

@@ -5,16 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ppll.blueprint import Blueprint
 from ppll.claim import Claim
 from ppll.config import Recipe
 from ppll.data_facts import DataFacts
+from ppll.metrics import Tally
 from ppll.models import models
-from ppll.models.network import Network, without_values
+from ppll.models.empty import without_values
+from ppll.models.libraries import build_of_library, is_of_library
+from ppll.models.network import Network
+from ppll.models.splitting import Model, sample_of, split
 from ppll.run_folder import RunFolder
-from ppll.split import Blueprint
 from ppll.testing import Fault
 
-__all__ = ["Job", "RankResult", "draw_blueprint"]
+__all__ = ["Job", "RankResult", "draw_blueprint", "given_network", "named_network"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class Job:
         fresh: Modules that the checkpoint does not hold and that get first values, by the prefix
             of their parameters' names.
         keeps_optimizer: Whether the checkpoint's optimizer state is used.
-        skeleton: A user's own network on the meta device; none for one that the recipe names.
+        skeleton: A user's own network, or one of a library, on the meta device; none for one of
+            our shelf.
         user_data: Whether the data was given from Python and lies in the run folder.
         evaluates_only: Evaluate the checkpoint and stop.
         sockets: Private folder in which neighbours meet.
@@ -65,6 +70,31 @@ class Job:
         return draw_blueprint(self.recipe, self.facts, self.skeleton, self.shapes)
 
 
+def named_network(recipe: Recipe, facts: DataFacts) -> Network:
+    """The network that the recipe names: without values, or one of a library cut into layers.
+
+    Raises:
+        UsageError: It is unknown, or cannot be cut.
+    """
+    name, options = recipe.model.name, recipe.model.options
+    shape, num_classes = facts.input_shape, facts.num_classes
+    if is_of_library(name):
+        model = build_of_library(name, options, shape, num_classes, recipe.train.seed)
+        return given_network(model, recipe, facts)
+    with without_values():
+        return models.build(name, options, shape, num_classes)
+
+
+def given_network(model: Model, recipe: Recipe, facts: DataFacts) -> Network:
+    """A model as a row of layers that read the data.
+
+    Raises:
+        ModelError: It cannot be cut, or does not read such data.
+    """
+    num_tokens = facts.num_classes if facts.holds_tokens else None
+    return split(model, sample_of(facts.input_shape, num_tokens), untie=recipe.split.untie)
+
+
 def draw_blueprint(
     recipe: Recipe,
     facts: DataFacts,
@@ -83,10 +113,7 @@ def draw_blueprint(
         UsageError: The network is unknown, or cannot be cut as the recipe says.
     """
     if network is None:
-        with without_values():
-            network = models.build(
-                recipe.model.name, recipe.model.options, facts.input_shape, facts.num_classes
-            )
+        network = named_network(recipe, facts)
     return Blueprint.draw(
         recipe,
         network,
@@ -94,6 +121,7 @@ def draw_blueprint(
         num_classes=facts.num_classes,
         steps_per_epoch=facts.steps_per_epoch,
         shapes=shapes,
+        holds_tokens=facts.holds_tokens,
     )
 
 
@@ -110,7 +138,7 @@ class RankResult:
         busy_fraction: Share of them in which it did not wait for another rank.
         peak_memory_bytes: Most memory its process had.
         training_peak_bytes: The same before it first saved anything; 0 where it saved nothing.
-        exits: Accuracy by split and block index, of the last evaluation of each.
+        exits: What was counted by split and block index, at the last evaluation of each.
         digests: One line a tensor; see ``checkpoint.tensor_digest``.
     """
 
@@ -122,5 +150,5 @@ class RankResult:
     busy_fraction: float
     peak_memory_bytes: int
     training_peak_bytes: int
-    exits: dict[str, dict[int, float]]
+    exits: dict[str, dict[int, Tally]]
     digests: tuple[str, ...]

@@ -14,11 +14,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ppll.blueprint import Blueprint
 from ppll.callbacks import Callback
 from ppll.launch import Watcher
 from ppll.pace import Pace
 from ppll.result import Result
-from ppll.split import Blueprint
 from ppll.status import Status
 from ppll.tracing import SPAN_NAMES
 
@@ -88,6 +88,8 @@ def _show_accuracies(console: Console, result: Result) -> None:
         name = "final output" if last else f"exit of block {index}"
         shown = "no prediction" if accuracy is None else f"{accuracy:.2%}"
         console.print(f"test accuracy, {name}: {shown}", highlight=False)
+        if result.exit_perplexity and (found := result.exit_perplexity[index]) is not None:
+            console.print(f"test perplexity, {name}: {found:.4f}", highlight=False)
     if result.validation_accuracy is not None:
         console.print(f"validation accuracy: {result.validation_accuracy:.2%}", highlight=False)
     if result.best_validation_accuracy is not None:

@@ -8,7 +8,6 @@ graphs, what is measured are replays: what a GPU takes when no host is in its wa
 
 from __future__ import annotations
 
-import copy
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from ppll.block import Block
 from ppll.block_modules import BlockModules
+from ppll.blueprint import Blueprint, build_method
 from ppll.config import Recipe
 from ppll.costs import Costs, ExitCosts, LayerCosts, measured_for
 from ppll.data import Loader, load_dataset, prepare
@@ -32,7 +32,8 @@ from ppll.lean import FeaturesType, num_bytes
 from ppll.memory_layout import channels_last, lay_out
 from ppll.message import FEATURES, TARGETS, Kind, Message
 from ppll.methods import BlockSite, Lesson
-from ppll.models.network import Layer, Network, initialise, with_memory
+from ppll.models.empty import with_memory
+from ppll.models.network import Layer, Network, initialise
 from ppll.numerics import autocast_dtype, set_numerics, torch_as_new
 from ppll.optimization import build_optimizer
 from ppll.pieces import (
@@ -47,7 +48,6 @@ from ppll.pieces import (
     update,
 )
 from ppll.sections import MethodConfig, SplitConfig
-from ppll.split import Blueprint, build_method
 from ppll.streams import make_streams
 
 __all__ = ["measure"]
@@ -203,23 +203,25 @@ class _Bench:
 
     def _smallest_block(self) -> tuple[Block, Message]:
         num_classes = self._blueprint.sites[-1].num_classes
+        tokens = tuple(self._targets.shape[1:])
         network = Network((Layer("linear", nn.Linear(1, num_classes)),))
         recipe = self._blueprint.recipe
         tiny = Blueprint.draw(
             recipe.model_copy(update={"method": MethodConfig(name="backprop")}),
             network,
-            input_shape=(1,),
+            input_shape=tokens or (1,),
             num_classes=num_classes,
             steps_per_epoch=1,
+            shapes=[(*tokens, num_classes)],
+            holds_tokens=bool(tokens),
         ).build_block(0, self._device, self._recorder)
         tiny.modules.load(dict(BlockModules(network.layers, None).named_tensors()))
-        inputs = torch.zeros(len(self._targets), 1, device=self._device)
+        inputs = torch.zeros(*self._targets.shape, 1, device=self._device)
         tensors = {FEATURES: inputs, TARGETS: self._targets}
         return tiny, Message(kind=Kind.TRAIN, sequence=0, step=1, tensors=tensors)
 
     def _layer(self, layer: Layer) -> Piece:
-        module = with_memory(copy.deepcopy(layer.module), torch.device("cpu"))
-        initialise(module, layer.name, 0)
+        module = self._blueprint.network.with_first_values(layer, 0)
         self._prepare(module)
         return Piece(self._autocast(module), module, self._optimizer(module))
 
@@ -245,6 +247,7 @@ class _Bench:
             last.input_shape,
             self._blueprint.network.layers[index + 1 :],
             self._blueprint.shapes[index + 1 :],
+            holds_tokens=last.holds_tokens,
         )
         method, task_loss = self._blueprint.method, self._blueprint.build_task_loss()
         module = with_memory(method.build_auxiliary(site), torch.device("cpu"))

@@ -80,7 +80,8 @@ class Message:
         share: Share of the batch's samples that is in this message.
         saved_step: Newest checkpoint that the sender and all before it have on disk;
             ``NOTHING_SAVED`` where there is none.
-        tensors: By field name: ``features`` (N, ...), ``targets`` (N), and what the method adds.
+        tensors: By field name: ``features`` (N, ...), ``targets`` (N) or (N, T), and what the
+            method adds.
     """
 
     kind: Kind
@@ -106,7 +107,7 @@ class Message:
 
     @property
     def targets(self) -> Tensor:
-        """What is to be predicted: (N) class indices."""
+        """What is to be predicted: (N) class indices, or (N, T) of tokens."""
         return self.tensors[TARGETS]
 
     def with_tensors(self, **tensors: Tensor) -> Self:

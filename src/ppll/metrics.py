@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ppll.durable import write_whole
 from ppll.json_lines import read_rows
+from ppll.losses.classification import num_correct
 
 __all__ = ["Counts", "MetricsFile", "Tally", "cut_back", "is_before", "merge_metrics"]
 
@@ -26,7 +27,7 @@ class Tally:
     """What a block counted over a number of samples.
 
     Attributes:
-        samples: How many.
+        samples: How many; where every token has a target, how many tokens.
         loss: Mean loss of a sample; NaN where there are no samples.
         accuracy: Share of samples that the block's exit got right, 0 to 1; NaN like the loss.
         skipped: Further samples of batches that were not learned from, their loss not finite.
@@ -47,22 +48,22 @@ class Counts:
         self.skipped = 0
 
     def add(self, loss: Tensor | None, logits: Tensor | None, targets: Tensor) -> None:
-        """Add a batch to the sums: mean loss (scalar), logits (N, classes), targets (N).
+        """Add a batch to the sums: mean loss (scalar), logits (..., classes), targets (...).
 
         Without a loss or logits, as of a block that makes no prediction, the means are NaN. All of
         it happens on the device; ``count`` is what the host has to do.
         """
-        num = targets.shape[0]
+        num = targets.numel()
         with torch.no_grad():
             nothing = self._sums.new_full((), math.nan)
-            correct = nothing if logits is None else (logits.argmax(dim=1) == targets).sum()
+            correct = nothing if logits is None else num_correct(logits, targets)
             total = nothing if loss is None else loss.double() * num
             self._sums += torch.stack([total, correct.double()])
 
     def count(self, targets: Tensor, *, skipped: bool = False) -> None:
         """Count the samples of a batch, or those of one that was not learned from."""
-        self.samples += 0 if skipped else targets.shape[0]
-        self.skipped += targets.shape[0] if skipped else 0
+        self.samples += 0 if skipped else targets.numel()
+        self.skipped += targets.numel() if skipped else 0
 
     def take(self) -> Tally:
         """What was counted since the last call."""

@@ -122,7 +122,7 @@ def forward(piece: Piece, inputs: Tensor, watch: Watch, *, counts_time: bool) ->
 def leaf(features: Tensor, *, needs_gradient: bool) -> Tensor:
     """A copy with no history, as what comes out of a channel."""
     with torch.no_grad():
-        return features.clone().requires_grad_(needs_gradient)
+        return features.clone().requires_grad_(needs_gradient and features.is_floating_point())
 
 
 def _kept_bytes(piece: Piece, inputs: Tensor) -> int:

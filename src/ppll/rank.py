@@ -12,6 +12,7 @@ from torch import Tensor
 from ppll.averages import averages_in
 from ppll.block import Block
 from ppll.block_modules import named_tensors
+from ppll.blueprint import Blueprint
 from ppll.checkpoint import step_folder, tensor_digest
 from ppll.compiling import compiler_settings
 from ppll.connections import connect
@@ -19,12 +20,12 @@ from ppll.devices import device_of
 from ppll.errors import ModelError
 from ppll.job import Job, RankResult
 from ppll.metrics import MetricsFile
+from ppll.models.copies import source_names
 from ppll.models.network import initialise, qualified
 from ppll.numerics import set_numerics
 from ppll.resume import training_sections
 from ppll.saving import Saver, SaveRules
 from ppll.slow import SlowParameters
-from ppll.split import Blueprint
 from ppll.status import Monitor, resident_peak_bytes
 from ppll.streams import Streams, make_streams
 from ppll.tensor_reader import TensorReader
@@ -106,6 +107,9 @@ def _load_block(job: Job, blueprint: Blueprint, block: Block, reader: TensorRead
             initialise(module.cpu(), prefix, job.recipe.train.seed)
             module.to(block.device)
             tensors |= named_tensors(prefix, module)
+            copied = source_names(prefix, module)
+            saved = reader.weights(set(copied.values()))
+            tensors |= {name: saved[of] for name, of in copied.items()}
     names = {name for name, _ in block.modules.named_tensors()} - tensors.keys()
     parameters = {name for name, _ in block.modules.named_parameters()} & names
     state = reader.optimizer_state({*parameters, block.modules.auxiliary_name})
@@ -120,11 +124,11 @@ def _load_block(job: Job, blueprint: Blueprint, block: Block, reader: TensorRead
 def _copies(
     job: Job, blueprint: Blueprint, block: Block, reader: TensorReader, in_flight: Tensor | None
 ) -> Tensor:
-    """What is on its way to a block: as it was saved, or the next block's values at the start."""
-    layer = blueprint.outline(block.index + 1).layers[0]
-    if layer.name in job.fresh:
-        raise ModelError(f"{layer.name} starts afresh, but the block before it reads its values.")
-    names = [qualified(layer.name, name) for name, _ in layer.module.named_parameters()]
+    """What is on its way to a block: as it was saved, or the other layer's values at the start."""
+    layer = blueprint.layer_read_by(block.index)
+    if layer.path in job.fresh:
+        raise ModelError(f"{layer.name} starts afresh, but a block before it reads its values.")
+    names = [qualified(layer.path, name) for name, _ in layer.module.named_parameters()]
     saved = reader.weights(names)
     first = torch.cat([saved[name].flatten() for name in names])
     expected = (block.method.lag, len(first))
@@ -188,10 +192,7 @@ def _result(worker: Worker, device: torch.device) -> RankResult:
         busy_fraction=worker.monitor.busy_fraction(),
         peak_memory_bytes=_peak_memory_bytes(device),
         training_peak_bytes=worker.monitor.training_peak_bytes,
-        exits={
-            split: {index: tally.accuracy for index, tally in tallies.items()}
-            for split, tallies in worker.exits.items()
-        },
+        exits=worker.exits,
         digests=tuple(tensor_digest(name, tensor) for name, tensor in tensors),
     )
 

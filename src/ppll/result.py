@@ -6,11 +6,16 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from ppll.job import Job, RankResult
+from ppll.metrics import Tally
 from ppll.recovery import best_validation
 
 __all__ = ["Result", "merge_results"]
+
+_LARGEST: Final = 700.0
+"""Loss in nats beyond which a perplexity has no number."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,10 @@ class Result:
         best_step: Training batches of the kept checkpoint with the best validation accuracy; none
             where the recipe does not keep it.
         best_validation_accuracy: What it is.
+        test_perplexity: Of a language model: exponential of the final output's mean loss on a test
+            token; none elsewhere, and with label smoothing.
+        exit_perplexity: The same for every block's exit, the final output last; none for a block
+            that makes no prediction.
     """
 
     step: int
@@ -57,6 +66,8 @@ class Result:
     run_folder: str
     best_step: int | None = None
     best_validation_accuracy: float | None = None
+    test_perplexity: float | None = None
+    exit_perplexity: tuple[float | None, ...] | None = None
 
 
 def merge_results(job: Job, results: Sequence[RankResult], num_blocks: int) -> Result:
@@ -65,11 +76,13 @@ def merge_results(job: Job, results: Sequence[RankResult], num_blocks: int) -> R
     ended_s = max(r.started_s + r.seconds for r in results)
     # Stages evaluate side by side; the last one is through when all are.
     seconds = ended_s - started_s - results[-1].evaluation_s
-    exits: dict[str, dict[int, float]] = {}
+    exits: dict[str, dict[int, Tally]] = {}
     for rank_result in results:
         for split, tallies in rank_result.exits.items():
             exits.setdefault(split, {}).update(tallies)
-    test = [_known(exits["test"][i]) for i in range(num_blocks)] if "test" in exits else []
+    tested = [exits["test"][i] for i in range(num_blocks)] if "test" in exits else []
+    test = [_known(tally.accuracy) for tally in tested]
+    perplexity = _perplexities(job, tested)
     validation = exits.get("validation", {}).get(num_blocks - 1)
     lines = sorted(line for r in results for line in r.digests)
     step = results[0].step
@@ -83,7 +96,7 @@ def merge_results(job: Job, results: Sequence[RankResult], num_blocks: int) -> R
         samples_per_second=results[0].samples / seconds if seconds else 0.0,
         test_accuracy=test[-1] if test else None,
         exit_accuracy=tuple(test),
-        validation_accuracy=validation,
+        validation_accuracy=validation.accuracy if validation else None,
         best_step=best.step if best else None,
         best_validation_accuracy=best.accuracy if best else None,
         num_blocks=num_blocks,
@@ -93,9 +106,25 @@ def merge_results(job: Job, results: Sequence[RankResult], num_blocks: int) -> R
         training_peak_bytes=tuple(r.training_peak_bytes for r in results),
         weights_sha256=hashlib.sha256("\n".join(lines).encode()).hexdigest(),
         run_folder=str(job.folder.path),
+        test_perplexity=perplexity[-1] if perplexity else None,
+        exit_perplexity=perplexity,
     )
 
 
-def _known(accuracy: float) -> float | None:
+def _perplexities(job: Job, tested: Sequence[Tally]) -> tuple[float | None, ...] | None:
+    """Of every exit, where losses are those of tokens."""
+    if not (tested and job.facts.holds_tokens) or job.recipe.train.label_smoothing:
+        return None
+    silent = [math.isnan(tally.accuracy) for tally in tested]
+    losses = [tally.loss for tally in tested]
+    return tuple(None if no else _known(_exp(x)) for no, x in zip(silent, losses, strict=True))
+
+
+def _exp(loss: float) -> float:
+    """The exponential; not a number where there is none that JSON could hold."""
+    return math.exp(loss) if loss < _LARGEST else math.nan
+
+
+def _known(value: float) -> float | None:
     """None where nothing was predicted."""
-    return None if math.isnan(accuracy) else accuracy
+    return None if math.isnan(value) else value

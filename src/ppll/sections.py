@@ -106,6 +106,9 @@ class SplitConfig(Section):
     first layer of every block but the first, ascending."""
     features_dtype: Literal["bf16", "int8"] | None = None
     """In what features cross every cut, on one stage, too; as they are computed without."""
+    untie: bool = True
+    """Whether an output layer that shares the weight of the input embeddings trains a copy of its
+    own; such a model is refused otherwise."""
 
     @pydantic.model_validator(mode="after")
     def _cuts_match_blocks(self) -> Self:

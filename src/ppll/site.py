@@ -24,6 +24,8 @@ class BlockSite:
         shapes_behind: One sample's shape at the output of each of them.
         previous_input_shape: One sample's shape at the input of the block before; empty in the
             first block.
+        holds_tokens: Whether a sample is a row of tokens (T), each with a target of its own, which
+            nothing may predict from later ones.
     """
 
     block_index: int
@@ -35,6 +37,12 @@ class BlockSite:
     layers_behind: tuple[Layer, ...] = field(default=(), repr=False, compare=False)
     shapes_behind: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
     previous_input_shape: tuple[int, ...] = ()
+    holds_tokens: bool = False
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """One sample's logits: (classes), or (T, classes) of tokens."""
+        return (*(self.input_shape if self.holds_tokens else ()), self.num_classes)
 
     @property
     def is_last(self) -> bool:

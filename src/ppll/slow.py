@@ -40,7 +40,7 @@ class InFlight:
 
 
 class SlowParameters:
-    """What one block reads of the next one.
+    """What one block reads of a later one.
 
     Args:
         copies: The values for the next ``lag`` messages, the oldest first: (lag, parameters), on

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ppll.block_modules import BlockModules, named_tensors
+from ppll.blueprint import Blueprint
 from ppll.claim import Claim
 from ppll.config import Recipe
 from ppll.data import Dataset
@@ -20,7 +21,6 @@ from ppll.manifest import Manifest, TensorRecord
 from ppll.metrics import cut_back
 from ppll.recovery import Recovered, forget_validations, newest_whole, set_aside
 from ppll.resume import Change, changes, refuse_changes, training_sections
-from ppll.split import Blueprint
 
 __all__ = ["Beginning", "begin", "find_beginning", "next_start"]
 
@@ -182,7 +182,7 @@ def _fresh_modules(beginning: Beginning, found: Recovered) -> list[str]:
     blueprint = beginning.blueprint
     outlines = [blueprint.outline(index) for index in range(blueprint.num_blocks)]
     fresh = [prefix for outline in outlines for prefix in _unmatched(outline, records)]
-    own = {layer.name for layer in blueprint.network.layers} if beginning.own_model else set()
+    own = {layer.path for layer in blueprint.network.layers} if beginning.own_model else set()
     if missing := [prefix for prefix in fresh if prefix in own]:
         raise ModelError(
             f"layer {missing[0]!r} of the network is not in the checkpoint, or has other shapes "

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from ppll.blueprint import build_method
 from ppll.config import Recipe
 from ppll.errors import RecipeError, UsageError
 from ppll.recipe_files import load_recipe
 from ppll.resume import changes, training_sections
 from ppll.run_folder import RunFolder
 from ppll.sections import MethodConfig
-from ppll.split import build_method
 
 __all__ = [
     "StudyRun",

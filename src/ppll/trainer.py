@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppll.callbacks import CallbackLike, check_callbacks, followed
 from ppll.checkpoint import step_folder
@@ -24,12 +24,14 @@ from ppll.errors import Interrupted
 from ppll.first_values import put_back, skeleton_of
 from ppll.hosts import Hosts
 from ppll.interrupts import Interrupts
-from ppll.job import Job, RankResult, draw_blueprint
+from ppll.job import Job, RankResult, draw_blueprint, given_network, named_network
 from ppll.launch import Watcher
 from ppll.live import progress_console, shown, together
 from ppll.metrics import merge_metrics
 from ppll.models import OWN_MODEL
+from ppll.models.libraries import is_of_library
 from ppll.models.network import Network
+from ppll.models.splitting import Model, plain_row
 from ppll.recipe_files import load_recipe
 from ppll.recovery import newest_whole
 from ppll.restarts import run_with_restarts
@@ -60,8 +62,9 @@ class Trainer:
 
     Args:
         recipe: A recipe, the sections of one, a recipe file, or the name of a shipped one.
-        model: Your own network: an ``nn.Sequential``, or modules each of which feeds the next.
-            It starts from the values it has, and holds the trained ones after ``fit``.
+        model: Your own network: an ``nn.Sequential``, modules each of which feeds the next, or any
+            model that ``ppll.split`` can cut. It starts from the values it has, and holds the
+            trained ones after ``fit``.
         data: Your own data.
         out: The run folder; ``runs/<recipe>-<time>`` without, with a number if that is taken.
         name: What the default run folder is called after; by default the recipe.
@@ -83,7 +86,7 @@ class Trainer:
         self,
         recipe: Recipe | Mapping[str, Any] | str | Path,
         *,
-        model: nn.Sequential | Sequence[nn.Module] | None = None,
+        model: Model | None = None,
         data: Dataset | None = None,
         out: str | Path | None = None,
         name: str | None = None,
@@ -97,7 +100,7 @@ class Trainer:
         refuse_import()
         name = name or (str(recipe) if isinstance(recipe, str | Path) else "run")
         self.recipe = _as_recipe(recipe, own_model=model is not None)
-        self._own_network = None if model is None else Network.from_modules(model)
+        self._own_network = None if model is None else plain_row(model)
         self._own_data = data
         self._out = Path(out) if out is not None else default_folder(name)
         self._takes_free = out is None
@@ -126,6 +129,7 @@ class Trainer:
             prepared = self._load() if self._is_first else None
             facts = None if prepared is None else facts_of(prepared)
             self._facts = self._share(facts)
+            self._own_network = self._own_network or self._found_network(model)
             self.blueprint = draw_blueprint(self.recipe, self._facts, self._own_network)
             self.blueprint.stage_blocks(self.recipe.runtime.stages)
             if prepared is not None:
@@ -201,6 +205,13 @@ class Trainer:
         with decoding_shown(self._console):
             data = self._own_data or load_dataset(self.recipe.data)
         return prepare(data, self.recipe.data)
+
+    def _found_network(self, model: Model | None) -> Network | None:
+        """The row of a given model or of a library's; none where our shelf has the network."""
+        if model is not None:
+            return given_network(model, self.recipe, self._facts)
+        is_foreign = is_of_library(self.recipe.model.name)
+        return named_network(self.recipe, self._facts) if is_foreign else None
 
     def _read_weights(self) -> dict[str, Tensor] | None:
         source = self.recipe.model.weights

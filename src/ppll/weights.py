@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ppll.block_modules import AUXILIARY, CONTEXT
 from ppll.errors import ModelError
+from ppll.models.lora import ADDED
 from ppll.models.network import Network
 from ppll.recovery import newest_whole
 from ppll.run_folder import RunFolder
@@ -61,16 +62,16 @@ def _read_run(source: Path) -> dict[str, Tensor]:
 
 
 def _check(source: Path, weights: dict[str, Tensor], network: Network) -> None:
-    wanted = network.as_module().state_dict()
+    wanted = network.state_dict()
     extra = (f"{AUXILIARY}.", f"{CONTEXT}.")
     found = {n: t for n, t in weights.items() if not n.startswith(extra)}
-    problems = [f"{n} is missing" for n in wanted if n not in found]
+    problems = [f"{n} is missing" for n in wanted if n not in found and not _is_added(n)]
     problems += [
         f"{n} {problem}"
         for n in wanted
         if n in found and (problem := _problem(found[n], wanted[n])) is not None
     ]
-    transient = {name for name, _ in network.as_module().named_buffers()}
+    transient = network.named_tensors()
     problems += [f"{n} belongs nowhere" for n in found if n not in wanted and n not in transient]
     if problems:
         more = f" and {len(problems) - _MOST_NAMED} more" if len(problems) > _MOST_NAMED else ""
@@ -78,6 +79,11 @@ def _check(source: Path, weights: dict[str, Tensor], network: Network) -> None:
             f"model.weights: {source} is of another network: {'; '.join(problems[:_MOST_NAMED])}"
             f"{more}. Give model the options that it was trained with."
         )
+
+
+def _is_added(name: str) -> bool:
+    """Whether a network without low-rank additions does not have it."""
+    return name.rpartition(".")[2] in ADDED
 
 
 def _problem(found: Tensor, wanted: Tensor) -> str | None:

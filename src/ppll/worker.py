@@ -61,6 +61,7 @@ class Worker:
     ) -> None:
         self.blocks = tuple(blocks)
         self._device = self.blocks[0].device
+        self._reads_last = self.blocks[0].method.slow_from == "last"
         self.monitor = monitor or Monitor()
         self.exits: dict[str, dict[int, Tally]] = {}
         """Last evaluation of every split, by split and block index."""
@@ -166,8 +167,10 @@ class Worker:
     def _wait_for_slow(
         self, block: Block, slow: SlowParameters, is_over: Callable[[SlowParameters], bool]
     ) -> Iterator[Waiting]:
-        inbox = self._ends.slow_inbox if block is self.blocks[-1] else None
-        yield from self._wait(SlowInbox(slow, inbox, lambda: is_over(slow)), Activity.SEND_WAIT)
+        fed = self.blocks if self._reads_last else self.blocks[-1:]
+        readers = [b.slow for b in fed if b.slow is not None]
+        inbox = self._ends.slow_inbox if block in fed else None
+        yield from self._wait(SlowInbox(readers, inbox, lambda: is_over(slow)), Activity.SEND_WAIT)
 
     def _receive_late(
         self, inbox: ReceiveEnd, message: Message
@@ -182,14 +185,20 @@ class Worker:
         return received
 
     def _publish(self, block: Block, message: Message) -> Iterator[Waiting]:
-        """Hand a block's first layer to the block before it, if that one reads it."""
+        """Hand a layer's parameters to the blocks before that read them."""
         position = self.blocks.index(block)
-        if position and (reader := self.blocks[position - 1].slow) is not None:
-            reader.put(block.first_layer_parameters())
-        elif not position and (outbox := self._ends.slow_outbox) is not None:
-            values = {PARAMETERS: block.first_layer_parameters()}
+        is_read = block.site.is_last if self._reads_last else True
+        first = 0 if self._reads_last else max(0, position - 1)
+        readers = [b.slow for b in self.blocks[first:position] if b.slow is not None]
+        outboxes = self._ends.slow_outboxes if self._reads_last or not position else ()
+        if not is_read or not (readers or outboxes):
+            return
+        values = block.published_parameters()
+        for reader in readers:
+            reader.put(values)
+        for outbox in outboxes:
             yield from self._wait(outbox, Activity.SEND_WAIT)
-            outbox.send(self._side_message(message, values))
+            outbox.send(self._side_message(message, {PARAMETERS: values}))
             outbox.flush()
 
     def _side_message(self, message: Message, tensors: Mapping[str, Tensor]) -> Message:

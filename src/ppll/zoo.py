@@ -8,18 +8,19 @@ from typing import Any, Final
 import torch
 
 from ppll.auxiliary_share import Share, auxiliary_share
+from ppll.blueprint import Blueprint
 from ppll.data_facts import DataFacts
 from ppll.errors import ModelError
 from ppll.job import draw_blueprint
 from ppll.methods import Method, methods
 from ppll.recipe_files import load_recipe
 from ppll.sections import MethodConfig
-from ppll.split import Blueprint
 
 __all__ = ["as_table", "describe_methods", "travels"]
 
 _NETWORKS: Final = {"cifar10-resnet32-dgl": "ResNet-32", "cifar10-vit-dgl": "ViT-tiny"}
 """What the shares of auxiliary networks are of: network and cuts of shipped recipes."""
+_PUBLISHED: Final = {"next": "next block's first layer", "last": "network's last layer"}
 _CIFAR10: Final = DataFacts((3, 32, 32), 10, 1)
 
 
@@ -98,5 +99,5 @@ def travels(method: Method) -> list[str]:
         *("features", "targets", *method.fields),
         *(["input of the block before"] if method.carries_input else []),
         *(f"{name} (second part)" for name in method.late_fields),
-        *(["next block's first layer (side channel)"] if method.slow_from else []),
+        *([f"{_PUBLISHED[method.slow_from]} (side channel)"] if method.slow_from else []),
     ]

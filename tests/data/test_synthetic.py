@@ -64,7 +64,7 @@ def test_sizes_that_cannot_be_are_refused(options: dict[str, Any], words: str) -
 
 
 def test_shelf_names_what_it_holds() -> None:
-    expected = ["cifar10", "digits", "image-folder", "stl10", "svhn", "synthetic"]
+    expected = ["cifar10", "digits", "image-folder", "stdlib-text", "stl10", "svhn", "synthetic"]
     assert [entry.name for entry in datasets] == expected
     assert all(entry.summary for entry in datasets)
 

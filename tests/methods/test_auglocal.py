@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from ppll.blueprint import build_method
 from ppll.errors import RecipeError
-from ppll.split import build_method
 from tests.faults import recipe
 from tests.interleaving import MadeUpBatches, blueprint_of, small_recipe
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import ppll
 from ppll.block import Block
+from ppll.blueprint import build_method
 from ppll.config import Recipe
 from ppll.data import load_dataset
 from ppll.data.loader import IMAGE
@@ -31,7 +32,6 @@ from ppll.registry import Entry
 from ppll.saving import Saver, SaveRules
 from ppll.site import BlockSite
 from ppll.slow import SlowParameters
-from ppll.split import build_method
 from ppll.stream import EVERYTHING_SAVED
 from ppll.testing import Fault
 from tests.faults import injected, recipe
@@ -221,7 +221,7 @@ def test_step_t_sees_the_parameters_after_step_t_minus_lag(lag: int, num_stages:
     batches = MadeUpBatches()
     blueprint = dataclasses.replace(blueprint_of(recipe, batches), method=Watches(lag=lag))
     blocks = built_blocks(blueprint)
-    history = [[block.first_layer_parameters().sum()] for block in blocks]
+    history = [[block.published_parameters().sum()] for block in blocks]
     for block, sums in zip(blocks, history, strict=True):
         note_after_learning(block, sums)
     workers = make_workers(blueprint, blocks, batches, num_stages, 2, kinds=(Kind.TRAIN, Kind.STOP))
@@ -237,7 +237,7 @@ def note_after_learning(block: Block, sums: list[Tensor]) -> None:
 
     def learn_and_note(late: Mapping[str, Tensor] | None = None, slow: Tensor | None = None):
         part = learn(late, slow)
-        sums.append(block.first_layer_parameters().sum())
+        sums.append(block.published_parameters().sum())
         return part
 
     block.learn = learn_and_note

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from ppll.blueprint import build_method
 from ppll.errors import ModelError, RecipeError
 from ppll.job import DataFacts, draw_blueprint
 from ppll.losses.classification import cross_entropy
@@ -15,7 +16,6 @@ from ppll.message import TARGETS, Kind, Message
 from ppll.methods import Lesson
 from ppll.methods.lopt import LoPT
 from ppll.models.network import Network
-from ppll.split import build_method
 from tests.faults import recipe
 from tests.interleaving import (
     MadeUpBatches,

@@ -10,9 +10,9 @@ from torch import nn
 
 import ppll
 from ppll.auxiliary.momentum import MomentumLayer
+from ppll.blueprint import build_method
 from ppll.errors import RecipeError, WorkerError
 from ppll.message import FEATURES, Kind, Message
-from ppll.split import build_method
 from ppll.testing import Fault
 from tests.faults import injected, recipe
 from tests.interleaving import MadeUpBatches, blueprint_of, built_blocks, digest, small_recipe
@@ -61,7 +61,7 @@ def test_a_skipped_batch_moves_no_average() -> None:
     tensors = {name: value.clone() for name, value in batches.train_batch(0, 0).items()}
     tensors[FEATURES].fill_(float("nan"))
     blocks[0].forward(Message(kind=Kind.TRAIN, sequence=0, step=1, tensors=tensors))
-    blocks[0].learn(slow=blocks[1].first_layer_parameters() + 1)
+    blocks[0].learn(slow=blocks[1].published_parameters() + 1)
     assert blocks[0].counts.take().skipped == len(tensors[FEATURES])
     assert digest(blocks) == before
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ppll.blueprint import build_method
 from ppll.errors import RecipeError
 from ppll.losses.classification import cross_entropy
 from ppll.message import Kind, Message
 from ppll.methods import Lesson
 from ppll.methods.sgr import GRADIENT, SGR, ReconciledLoss
-from ppll.split import build_method
 from tests.faults import recipe
 from tests.interleaving import MadeUpBatches, blueprint_of, built_blocks, small_recipe
 

@@ -14,6 +14,7 @@ from ppll.auxiliary.linear import linear
 from ppll.auxiliary.mlp_sr import mlp_sr
 from ppll.auxiliary.pooled_linear import pooled_linear
 from ppll.auxiliary.projector import projector
+from ppll.auxiliary.readout import frozen_readout
 from ppll.auxiliary.sedona import sedona
 from ppll.auxiliary.strided_separable import strided_separable
 from ppll.registry import Registry
@@ -25,6 +26,7 @@ auxiliaries: Registry[nn.Module] = Registry("auxiliary network", "method.auxilia
 _add = auxiliaries.register
 _add("auglocal", "layers like later ones (Ma et al. 2024)")(later_layers)
 _add("conv-2fc", "a convolution and two dense layers (Wang et al. 2021)")(conv_2fc)
+_add("frozen-readout", "the network's last layer, as it is at the start")(frozen_readout)
 _add("linear", "pooled linear head")(linear)
 _add("mlp-sr", "MLP behind spatial reduction (Belilovsky et al. 2020)")(mlp_sr)
 _add("pooled-linear", "pooled linear head, zero at first (Nøkland and Eidnes 2019)")(pooled_linear)

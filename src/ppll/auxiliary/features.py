@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ppll.errors import ModelError
+from ppll.site import BlockSite
 
-__all__ = ["MeanToken", "unreadable"]
+__all__ = ["MeanToken", "refuse_tokens", "unreadable"]
 
 
 class MeanToken(nn.Module):
@@ -24,3 +25,16 @@ def unreadable(auxiliary: str, feature_shape: tuple[int, ...]) -> ModelError:
         f"found features of shape {feature_shape} at a cut: cut elsewhere (split.cuts) or choose "
         "another method.auxiliary."
     )
+
+
+def refuse_tokens(auxiliary: str, site: BlockSite) -> None:
+    """Refuse a language model, for what mixes tokens with those that follow them.
+
+    Raises:
+        ModelError: Every token has a target.
+    """
+    if site.holds_tokens:
+        raise ModelError(
+            f"{auxiliary!r} mixes a token with those that follow it, which are to be predicted: "
+            "choose method.auxiliary = 'linear', 'mlp-sr' or 'auglocal', or another method.name."
+        )

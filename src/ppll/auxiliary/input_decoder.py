@@ -9,6 +9,7 @@ Xavier's rule with a gain of 0.1. That is what token rows get here. What it does
   convolution makes as many channels as there are in a window.
 - Token rows of a block that reads images: each token but the class token decodes its patch.
 - Vectors decode all of the input at once.
+- Rows of a block that reads tokens decode which token each was.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ def input_decoder(site: BlockSite) -> nn.Module:
     """The decoder for what a block reads and makes.
 
     Args:
-        site: The block; its features (N, *feature_shape) become (N, *block_input_shape).
+        site: The block; its features (N, *feature_shape) become (N, *block_input_shape), or logits
+            (N, T, tokens) where the input is tokens (N, T).
 
     Raises:
         ModelError: There is no way from the one to the other.
@@ -86,6 +88,8 @@ def input_decoder(site: BlockSite) -> nn.Module:
             return nn.Sequential(*_rows(width, math.prod(shape)), nn.Unflatten(1, shape))
         case (num_tokens, width), (num_before, width_before) if num_tokens == num_before:
             return nn.Sequential(*_rows(width, width_before))
+        case (_, width), (_,) if site.holds_tokens:
+            return nn.Sequential(*_rows(width, site.num_classes))
         case (_, _), (_, _, _):
             return _on_patches(site)
         case (_, _, _), (_, _, _):

@@ -24,7 +24,7 @@ from ppll.models.network import Layer, Network, feature_shapes
 from ppll.models.resnet import ResidualLayer
 from ppll.site import BlockSite
 
-__all__ = ["later_layers", "picked", "pyramidal_depth"]
+__all__ = ["hidden_layers", "later_layers", "picked", "pyramidal_depth"]
 
 _DECAY: Final = 0.5
 """Share of the depth beyond 1 that the last auxiliary network lacks (tau in the paper)."""
@@ -46,11 +46,19 @@ def later_layers(site: BlockSite, *, depth: int = 2) -> nn.Module:
     """
     if depth < 1:
         raise RecipeError(f"auglocal: depth must be at least 1, found {depth}.")
-    hidden = [*zip(site.layers_behind, site.shapes_behind, strict=True)][:-1]
-    depth = pyramidal_depth(depth, site.block_index, site.num_blocks)
-    layers, shape = _fitted([hidden[i] for i in picked(len(hidden), depth)], site.feature_shape)
+    layers, shape = hidden_layers(site, pyramidal_depth(depth, site.block_index, site.num_blocks))
     head = linear(dataclasses.replace(site, feature_shape=shape))
     return nn.Sequential(OrderedDict(layers=layers, head=head))
+
+
+def hidden_layers(site: BlockSite, depth: int) -> tuple[nn.Sequential, tuple[int, ...]]:
+    """Layers like those behind the block, without the last, and one sample's shape behind them.
+
+    Raises:
+        ModelError: They do not fit onto each other.
+    """
+    hidden = [*zip(site.layers_behind, site.shapes_behind, strict=True)][:-1]
+    return _fitted([hidden[i] for i in picked(len(hidden), depth)], site.feature_shape)
 
 
 def pyramidal_depth(depth: int, block_index: int, num_blocks: int) -> int:

@@ -44,8 +44,19 @@ class TokenHead(nn.Module):
         return logits
 
 
+class EveryTokenHead(TokenHead):
+    """Token rows (N, T, D) to logits (N, T, tokens), from every token."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits of the tokens that follow."""
+        logits: Tensor = self.linear(self.norm(tokens))
+        return logits
+
+
 def linear(site: BlockSite) -> nn.Module:
     """A linear layer on the mean of a map, on the class token, or on a vector as it is.
+
+    Where every token has a target, it reads every token.
 
     Args:
         site: The cut; features are (C, H, W), (T, D) or (D).
@@ -57,6 +68,8 @@ def linear(site: BlockSite) -> nn.Module:
     match site.feature_shape:
         case (channels, _, _):
             return MapHead(channels, num_classes)
+        case (_, width) if site.holds_tokens:
+            return EveryTokenHead(width, num_classes)
         case (_, width):
             return TokenHead(width, num_classes)
         case (width,):

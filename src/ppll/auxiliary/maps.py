@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ppll.auxiliary.features import unreadable
+from ppll.auxiliary.features import refuse_tokens, unreadable
 from ppll.site import BlockSite
 
 __all__ = [
@@ -127,8 +127,9 @@ def as_map(auxiliary: str, site: BlockSite) -> tuple[nn.Module, tuple[int, int, 
         site: The cut.
 
     Raises:
-        ModelError: Features have another number of dimensions.
+        ModelError: Features have another number of dimensions, or every token has a target.
     """
+    refuse_tokens(auxiliary, site)
     match site.feature_shape:
         case (channels, height, width):
             return nn.Identity(), (channels, height, width)

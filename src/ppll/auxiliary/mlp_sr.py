@@ -14,7 +14,8 @@ Differences from the original, and what it does where the original says nothing:
 - Token rows that lie on the image like patches, with or without a class token before them, are laid
   back on it and read as a map. The class token is dropped: it has no place there.
 - Of other token rows the mean is read by the MLP, with layer norm.
-- Vectors are read by the MLP alone.
+- Vectors are read by the MLP alone, and so is every token, with layer norm, where each has a
+  target.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ def mlp_sr(site: BlockSite) -> nn.Module:
     match site.feature_shape:
         case (channels, height, width):
             return _on_maps(channels, (height, width), num_classes)
+        case (_, width) if site.holds_tokens:
+            return _mlp(width, num_classes, nn.LayerNorm)
         case (num_tokens, width):
             grid = token_grid(num_tokens, site.input_shape)
             return _on_tokens(grid, width, num_classes)

@@ -12,7 +12,7 @@ from math import prod
 
 from torch import nn
 
-from ppll.auxiliary.features import MeanToken, unreadable
+from ppll.auxiliary.features import MeanToken, refuse_tokens, unreadable
 from ppll.errors import RecipeError
 from ppll.site import BlockSite
 
@@ -27,11 +27,12 @@ def projector(site: BlockSite, *, hidden: int = 512) -> nn.Module:
         hidden: Hidden units of the MLP; with 0 there is a linear layer alone.
 
     Raises:
-        ModelError: Features have another number of dimensions.
+        ModelError: Features have another number of dimensions, or every token has a target.
         RecipeError: ``hidden`` is negative.
     """
     if hidden < 0:
         raise RecipeError(f"projector: hidden must be at least 0, found {hidden}.")
+    refuse_tokens("projector", site)
     shape = site.feature_shape
     if not 1 <= len(shape) <= 3:
         raise unreadable("projector", shape)

@@ -23,18 +23,21 @@ from ppll.baselines.feed import Feed, check_batches
 from ppll.baselines.systems import Layout
 from ppll.baselines.work import Batch, Part, Workload
 from ppll.block import NonFiniteLoss
+from ppll.blueprint import Blueprint, block_ranges
 from ppll.config import Recipe
 from ppll.data import load_batches, load_dataset, prepare
+from ppll.data.preparation import facts_of
 from ppll.data_facts import DataFacts
 from ppll.errors import RecipeError
 from ppll.job import draw_blueprint
 from ppll.losses.classification import cross_entropy, num_correct
 from ppll.message import FEATURES, TARGETS
-from ppll.models.network import Network, initialise, qualified, with_memory
+from ppll.models.empty import with_memory
+from ppll.models.libraries import is_of_library
+from ppll.models.network import Network, qualified
 from ppll.optimization import Schedule, build_optimizer
 from ppll.randomness import fold
 from ppll.sections import MethodConfig, SplitConfig
-from ppll.split import Blueprint, block_ranges
 
 __all__ = ["RecipeWork", "accuracy_of"]
 
@@ -69,7 +72,7 @@ class RecipeWork(Workload):
         _check_recipe(self.recipe)
         data = prepare(load_dataset(self.recipe.data), self.recipe.data)
         check_batches(self.recipe, data, layout)
-        facts = DataFacts(data.dataset.input_shape, data.dataset.num_classes, data.steps_per_epoch)
+        facts = facts_of(data)
         work = replace(self, facts=facts)
         blueprint = work.blueprint()
         if layout.num_batches > blueprint.num_steps:
@@ -125,6 +128,12 @@ def _check_enough_layers(layout: Layout, num_layers: int) -> None:
 
 
 def _check_recipe(recipe: Recipe) -> None:
+    if is_of_library(recipe.model.name):
+        raise RecipeError(
+            f"model.name = {recipe.model.name!r}: baselines draw first values by name, which "
+            f"models of other libraries do not: compare with one that ppll models lists without a "
+            f'colon, or with method.name = "backprop".'
+        )
     if recipe.model.weights is not None:
         raise RecipeError("model.weights: a rival starts from the recipe's seed; leave it out.")
     if recipe.train.ema:
@@ -151,7 +160,7 @@ def _dtypes(blueprint: Blueprint) -> tuple[torch.dtype, ...]:
     if blueprint.recipe.train.precision == "float32":
         return (torch.float32,) * len(blueprint.network.layers)
     dtypes = []
-    features = torch.zeros((1, *blueprint.input_shape(0)))
+    features = torch.zeros((1, *blueprint.input_shape(0)), dtype=blueprint.input_dtype)
     with torch.no_grad(), torch.random.fork_rng(devices=()):
         for layer in blueprint.network.layers:
             module = with_memory(copy.deepcopy(layer.module), _CPU).eval()
@@ -194,7 +203,8 @@ class _RecipePart(Part):
         assert self._work.shapes is not None
         num_samples = self._work.recipe.data.batch_size // self._layout.num_slices
         if layer < 0:
-            return torch.empty((num_samples, *self._blueprint.input_shape(0)))
+            shape = (num_samples, *self._blueprint.input_shape(0))
+            return torch.zeros(shape, dtype=self._blueprint.input_dtype)
         return torch.empty((num_samples, *self._work.shapes[layer]), dtype=self._work.dtypes[layer])
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -244,8 +254,8 @@ class _RecipePart(Part):
     def _chunk(self, index: int) -> Chunk:
         layers: dict[str, nn.Module] = {}
         for layer in (self._blueprint.network.layers[i] for i in self._ranges[index]):
-            layers[layer.name] = with_memory(copy.deepcopy(layer.module), _CPU)
-            initialise(layers[layer.name], layer.name, self._work.recipe.train.seed)
+            seed = self._work.recipe.train.seed
+            layers[layer.name] = self._blueprint.network.with_first_values(layer, seed)
         return Chunk(layers, self._work.recipe, is_first=index == 0)
 
     def _named_layers(self) -> Iterator[tuple[str, nn.Module]]:
@@ -267,14 +277,12 @@ def accuracy_of(recipe: Recipe, weights: Mapping[str, Tensor]) -> float:
         weights: Parameters and buffers by their name in the whole network.
     """
     batches = load_batches(recipe.data, seed=recipe.train.seed)
-    dataset = batches.data.dataset
-    facts = DataFacts(dataset.input_shape, dataset.num_classes, batches.steps_per_epoch)
-    network = RecipeWork(recipe, facts=facts).blueprint().network
+    network = RecipeWork(recipe, facts=facts_of(batches.data)).blueprint().network
     model = with_memory(network.as_module(), _CPU).eval()
     model.load_state_dict(dict(weights))
     correct = samples = 0
     with torch.no_grad(), autocast(recipe):
         for batch in batches.evaluation_batches("test"):
             correct += int(num_correct(model(batch[FEATURES]), batch[TARGETS]))
-            samples += len(batch[TARGETS])
+            samples += batch[TARGETS].numel()
     return correct / samples

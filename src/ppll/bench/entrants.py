@@ -13,6 +13,7 @@ from ppll.baselines import RecipeWork, accuracy_of, run_baseline, system_named
 from ppll.baselines.systems import Layout
 from ppll.bench.entrant import LOCAL, Entrant, Timing
 from ppll.bench.steady import Marks
+from ppll.blueprint import Blueprint
 from ppll.config import Recipe
 from ppll.costs import Costs
 from ppll.data import load_dataset, prepare
@@ -23,7 +24,6 @@ from ppll.measuring import measure
 from ppll.plan import balanced_cuts
 from ppll.rivals import end_to_end_cuts
 from ppll.simulate import Link
-from ppll.split import Blueprint
 from ppll.trainer import Trainer
 
 __all__ = ["Race"]

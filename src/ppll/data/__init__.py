@@ -14,6 +14,7 @@ from ppll.data.digits import digits
 from ppll.data.image_folder import image_folder
 from ppll.data.loader import Loader
 from ppll.data.preparation import PreparedData, prepare
+from ppll.data.stdlib_text import stdlib_text
 from ppll.data.stl10 import stl10
 from ppll.data.svhn import svhn
 from ppll.data.synthetic import synthetic
@@ -38,6 +39,7 @@ datasets.register("cifar10", "60,000 colour images, 32 x 32, in ten classes")(ci
 datasets.register("svhn", "99,289 colour images of digits of house numbers, 32 x 32")(svhn)
 datasets.register("stl10", "13,000 colour images, 96 x 96, in ten classes")(stl10)
 datasets.register("image-folder", "images of your own, a folder a class")(image_folder)
+datasets.register("stdlib-text", "source of Python's standard library, by the byte")(stdlib_text)
 datasets.register("synthetic", "made-up samples of any shape and number")(synthetic)
 
 

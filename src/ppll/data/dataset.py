@@ -26,6 +26,8 @@ ArrayLike = Tensor | npt.NDArray[Any] | Sequence[Any]
 """What users have: a tensor, a numpy array, or nested lists."""
 
 _SHAPES = "uint8 images (N, C, H, W) or float32 of any shape (N, ...)"
+_TOKENS = (torch.uint8, torch.int32, torch.int64)
+_FIELDS = ("inputs", "targets", "groups")
 _WHOLE_NUMBERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -34,8 +36,12 @@ class Split:
     """Samples that are used together, such as all that are trained on.
 
     Attributes:
-        inputs: uint8 images (N, C, H, W), or float32 of any shape (N, ...); on the CPU.
-        targets: Class indices (N), int64.
+        inputs: uint8 images (N, C, H, W), or float32 of any shape (N, ...); or rows of tokens
+            (N, T) in uint8, int32 or int64; on the CPU.
+        targets: Class indices (N), int64; of tokens the one that follows each (N, T), in the type
+            of the inputs.
+        groups: Of every sample, a number (N), int64, that it shares with those that it may not be
+            parted from, such as the windows of one file; none where every sample stands alone.
 
     Raises:
         DataError: The two do not belong together, are empty, or have other types.
@@ -43,8 +49,17 @@ class Split:
 
     inputs: Tensor
     targets: Tensor
+    groups: Tensor | None = None
 
     def __post_init__(self) -> None:
+        if self.groups is not None and self.groups.shape != self.inputs.shape[:1]:
+            raise DataError(
+                f"groups must be of shape ({len(self.inputs)},), found {_describe(self.groups)}: "
+                "give one number a sample."
+            )
+        if self.holds_tokens:
+            _check_tokens(self.inputs, self.targets)
+            return
         _check_inputs(self.inputs)
         if self.targets.dtype != torch.int64 or self.targets.dim() != 1:
             raise DataError(
@@ -64,6 +79,11 @@ class Split:
     def input_shape(self) -> tuple[int, ...]:
         """One sample's shape, without N."""
         return tuple(self.inputs.shape[1:])
+
+    @property
+    def holds_tokens(self) -> bool:
+        """Whether a sample is a row of tokens (T), each with a target of its own."""
+        return self.targets.dim() == self.inputs.dim() == 2
 
     @property
     def holds_images(self) -> bool:
@@ -100,14 +120,20 @@ class Dataset:
                 f"train samples are {_describe(train)} but test samples {_describe(test)}: "
                 "give both the same shape and type."
             )
+        if self.train.holds_tokens != self.test.holds_tokens:
+            raise DataError("train and test must both have a target a token, or neither.")
         if not isinstance(self.num_classes, int) or not 1 <= self.num_classes < 2**31:
             raise DataError(f"num_classes must be a number of classes, found {self.num_classes!r}.")
         _check_labels("train", self.train.targets, self.num_classes)
         _check_labels("test", self.test.targets, self.num_classes)
+        if self.train.holds_tokens:
+            _check_labels("train", self.train.inputs, self.num_classes)
+            _check_labels("test", self.test.inputs, self.num_classes)
         self._check_normalisation()
 
     def _check_normalisation(self) -> None:
-        needed = self.input_shape[0] if self.train.inputs.dtype == torch.uint8 else None
+        has_bytes = self.train.inputs.dtype == torch.uint8 and not self.train.holds_tokens
+        needed = self.input_shape[0] if has_bytes else None
         for name, values in (("mean", self.mean), ("std", self.std)):
             found = None if values is None else len(values)
             if found != needed:
@@ -135,8 +161,9 @@ class Dataset:
     ) -> Self:
         """Make a data set of your own arrays: ``(inputs, targets)`` for each part.
 
-        Images in uint8 are scaled to mean 0 and deviation 1 a channel when they are used;
-        floating point goes to the network as it is. Arrays that have the right type already are
+        Images in uint8 are scaled to mean 0 and deviation 1 a channel when they are used; floating
+        point goes to the network as it is. Whole numbers (N, T) with targets (N, T) are tokens,
+        each with the one that follows it. Arrays that have the right type already are
         not copied, so leave them unchanged while they are in use.
 
         Args:
@@ -152,7 +179,7 @@ class Dataset:
         if num_classes is None:
             num_classes = 1 + max(int(part.targets.max()) for part in (train_split, test_split))
         mean = std = None
-        if train_split.inputs.dtype == torch.uint8:
+        if train_split.inputs.dtype == torch.uint8 and not train_split.holds_tokens:
             mean, std = _channel_statistics(train_split.inputs)
         return cls(train_split, test_split, num_classes, mean, std)
 
@@ -162,9 +189,9 @@ class Dataset:
         pairs = [
             (getattr(mine, field), getattr(theirs, field))
             for mine, theirs in ((self.train, other.train), (self.test, other.test))
-            for field in ("inputs", "targets")
+            for field in _FIELDS
         ]
-        return facts[0] == facts[1] and all(torch.equal(a, b) for a, b in pairs)
+        return facts[0] == facts[1] and all(_equal(a, b) for a, b in pairs)
 
     def save(self, path: Path) -> None:
         """Write everything to one safetensors file, whole or not at all, which ``load`` reads.
@@ -176,7 +203,8 @@ class Dataset:
         arrays = {
             f"{name}.{field}": tensor.contiguous().numpy()
             for name, split in (("train", self.train), ("test", self.test))
-            for field, tensor in (("inputs", split.inputs), ("targets", split.targets))
+            for field in _FIELDS
+            if (tensor := getattr(split, field)) is not None
         }
         # As arrays, since safetensors refuses tensors that share memory, and parts may overlap.
         content = safetensors.numpy.save(arrays, metadata={"ppll": json.dumps(facts)})
@@ -191,9 +219,13 @@ class Dataset:
         """
         try:
             with safetensors.safe_open(path, framework="pt") as file:
-                facts = json.loads(file.metadata()["ppll"])
+                facts, names = json.loads(file.metadata()["ppll"]), set(file.keys())
                 train, test = (
-                    Split(file.get_tensor(f"{part}.inputs"), file.get_tensor(f"{part}.targets"))
+                    Split(
+                        file.get_tensor(f"{part}.inputs"),
+                        file.get_tensor(f"{part}.targets"),
+                        file.get_tensor(groups) if (groups := f"{part}.groups") in names else None,
+                    )
                     for part in ("train", "test")
                 )
             mean, std = (None if facts[k] is None else tuple(facts[k]) for k in ("mean", "std"))
@@ -217,8 +249,24 @@ def _is_finite(value: object) -> bool:
         return False
 
 
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one, other)
+
+
 def _describe(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
+
+
+def _check_tokens(inputs: Tensor, targets: Tensor) -> None:
+    if inputs.dtype not in _TOKENS or inputs.shape != targets.shape or inputs.numel() == 0:
+        raise DataError(
+            f"rows of tokens must be (N, T) in uint8, int32 or int64, with targets of the same "
+            f"shape, found {_describe(inputs)} and targets {_describe(targets)}."
+        )
+    if targets.dtype != inputs.dtype:
+        raise DataError(f"targets must be {inputs.dtype} like the tokens, found {targets.dtype}.")
 
 
 def _check_inputs(inputs: Tensor) -> None:
@@ -232,11 +280,12 @@ def _check_inputs(inputs: Tensor) -> None:
 
 
 def _check_labels(part: str, targets: Tensor, num_classes: int) -> None:
-    bad = torch.nonzero((targets < 0) | (targets >= num_classes))
-    if len(bad) > 0:
-        index = int(bad[0])
+    if int(targets.min()) < 0 or int(targets.max()) >= num_classes:
+        wide = targets.long()  # a byte cannot be compared with 256
+        bad = torch.nonzero((wide < 0) | (wide >= num_classes))
+        index = int(bad[0, 0])
         raise DataError(
-            f"label {int(targets[index])} of {part} sample {index} is not a class: "
+            f"label {int(targets[tuple(bad[0])])} of {part} sample {index} is not a class: "
             f"{num_classes} classes have the labels 0 to {num_classes - 1}."
         )
 
@@ -247,7 +296,7 @@ def _as_split(part: str, inputs: ArrayLike, targets: ArrayLike) -> Split:
         if samples.is_floating_point():
             samples = samples.to(torch.float32)
             _check_finite(samples)
-        if labels.dtype in _WHOLE_NUMBERS:
+        if labels.dtype in _WHOLE_NUMBERS and labels.dim() == 1:
             labels = labels.to(torch.int64)
         return Split(samples, labels)
     except DataError as error:

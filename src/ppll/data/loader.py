@@ -43,7 +43,8 @@ class Loader:
 
     A batch is a dictionary of dense, aligned tensors: ``features`` (N, ...) float32, ``targets``
     (N) int64, and ``image`` (N, ...) where it is asked for. Training batches of samples that are
-    mixed of two have ``other_targets`` (N) int64 and ``mix`` (N) float32 as well.
+    mixed of two have ``other_targets`` (N) int64 and ``mix`` (N) float32 as well. Where samples are
+    rows of tokens, ``features`` and ``targets`` are (N, T) int64.
 
     The data set lies on the host, or where ``move_to`` brings it. Batches are made where it lies,
     of the same bits, and the host waits for none of it.
@@ -130,7 +131,7 @@ class Loader:
         rows = upload(torch.from_numpy(samples), self.device)
         for start in range(0, len(rows), self._eval_batch_size):
             chosen = rows[start : start + self._eval_batch_size]
-            targets = part.targets.index_select(0, chosen)
+            targets = part.targets.index_select(0, chosen).long()
             yield {**self._input_fields(_gather(part, chosen)), TARGETS: canonical(targets)}
 
     def _draws(self, epoch: int, index: int) -> tuple[Draws, slice]:
@@ -184,7 +185,7 @@ class Loader:
         return fields
 
     def _target_fields(self, draws: Draws, own: slice) -> dict[str, Tensor]:
-        targets = self._train.targets.index_select(0, draws.rows)
+        targets = self._train.targets.index_select(0, draws.rows).long()
         fields = {TARGETS: targets[own]}
         if self.data.config.mixes:
             fields[OTHER_TARGETS] = neighbours(targets)[own]
@@ -194,4 +195,5 @@ class Loader:
 
 def _gather(split: Split, rows: Tensor) -> Tensor:
     """Copies of some samples' inputs, in row-major order whatever the data set's own."""
-    return split.inputs.index_select(0, rows).contiguous()
+    inputs = split.inputs.index_select(0, rows).contiguous()
+    return inputs.long() if split.holds_tokens else inputs

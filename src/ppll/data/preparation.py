@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ppll.data.dataset import Dataset
+from ppll.data.dataset import Dataset, Split
 from ppll.data_facts import DataFacts
 from ppll.errors import DataError
 from ppll.randomness import fold, fold_array
@@ -62,7 +62,12 @@ def prepare(dataset: Dataset, config: DataConfig) -> PreparedData:
     """
     _check_augmentation(dataset, config)
     num_samples = min(len(dataset.train), config.train_limit or len(dataset.train))
-    train, validation = hold_out(num_samples, _num_validation(config, num_samples), "validation")
+    train, validation = _parted(dataset.train, num_samples, _num_validation(config, num_samples))
+    if len(train) == 0:
+        raise DataError(
+            f"data.validation = {config.validation} leaves nothing to learn from, since samples of "
+            f"one file stay together: choose less."
+        )
     if config.batch_size > len(train):
         raise DataError(
             f"data.batch_size = {config.batch_size}, but there are only {len(train)} training "
@@ -75,7 +80,12 @@ def facts_of(data: PreparedData) -> DataFacts:
     """What everybody must know of the data."""
     dataset = data.dataset
     return DataFacts(
-        dataset.input_shape, dataset.num_classes, data.steps_per_epoch, dataset.mean, dataset.std
+        dataset.input_shape,
+        dataset.num_classes,
+        data.steps_per_epoch,
+        dataset.mean,
+        dataset.std,
+        dataset.train.holds_tokens,
     )
 
 
@@ -90,6 +100,22 @@ def hold_out(num_samples: int, num_held_out: int, purpose: str) -> tuple[Samples
     samples = np.arange(num_samples, dtype=np.int64)
     order = np.argsort(fold_array(fold("hold out", purpose), samples), kind="stable")
     return np.sort(order[num_held_out:]), np.sort(order[:num_held_out])
+
+
+def _parted(split: Split, num_samples: int, num_held_out: int) -> tuple[Samples, Samples]:
+    """The first samples of a split in those to learn from and those kept for validation.
+
+    Groups are kept whole, in the order of a hash, until there are enough samples.
+    """
+    if split.groups is None:
+        return hold_out(num_samples, num_held_out, "validation")
+    groups = split.groups[:num_samples].numpy()
+    names, sizes = np.unique(groups, return_counts=True)
+    order = np.argsort(fold_array(fold("hold out", "validation"), names), kind="stable")
+    before = np.cumsum(sizes[order]) - sizes[order]
+    is_held_out = np.isin(groups, names[order[before < num_held_out]])
+    samples = np.arange(num_samples, dtype=np.int64)
+    return samples[~is_held_out], samples[is_held_out]
 
 
 def _num_validation(config: DataConfig, num_samples: int) -> int:

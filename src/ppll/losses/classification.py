@@ -15,14 +15,16 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0
     """Mean over the batch of the negative log-likelihood of the targets, in nats.
 
     Args:
-        logits: (N, classes), not normalised.
-        targets: (N) class indices, or (N, classes) the share of each class in a sample.
+        logits: (N, classes), or (N, T, classes) where every token has a target; not normalised.
+        targets: Class indices (N), or (N, T); or (N, classes) the share of each class in a sample.
         label_smoothing: Share of the target's mass that is spread over all classes, 0 to below 1
             (Szegedy et al., "Rethinking the Inception architecture", CVPR 2016, sec. 7).
 
     Returns:
         A scalar.
     """
+    if logits.dim() > 2:
+        logits, targets = logits.flatten(0, -2), targets.flatten()
     return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
 
 
@@ -60,13 +62,13 @@ def on_both_classes(
 
 
 def num_correct(logits: Tensor, targets: Tensor) -> Tensor:
-    """How many samples have their largest logit at the target; stays on the device.
+    """How many targets the largest logit finds; stays on the device.
 
     Args:
-        logits: (N, classes).
-        targets: (N) class indices.
+        logits: (N, classes) or (N, T, classes).
+        targets: Class indices (N) or (N, T).
 
     Returns:
         A scalar of int64.
     """
-    return (logits.argmax(1) == targets).sum()
+    return (logits.argmax(-1) == targets).sum()

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ppll.losses.classification import cross_entropy
+
 __all__ = ["image_reconstruction", "input_reconstruction"]
 
 
@@ -30,13 +32,15 @@ def image_reconstruction(decoded: Tensor, image: Tensor) -> Tensor:
 
 
 def input_reconstruction(decoded: Tensor, inputs: Tensor) -> Tensor:
-    """Mean over all numbers of the squared difference.
+    """Mean over all numbers of the squared difference; of tokens, the mean cross-entropy in nats.
 
     Args:
-        decoded: (N, ...), what was made of a block's output.
-        inputs: (N, ...), what the block has read.
+        decoded: (N, ...), what was made of a block's output; of tokens logits (N, T, tokens).
+        inputs: (N, ...), what the block has read; tokens are (N, T) int64.
 
     Returns:
         A scalar.
     """
+    if not inputs.is_floating_point():
+        return cross_entropy(decoded, inputs)
     return F.mse_loss(decoded, inputs)

@@ -16,6 +16,7 @@ from ppll.methods.predsim import PredSim
 from ppll.methods.scpl import SCPL
 from ppll.methods.sedona import Sedona
 from ppll.methods.sgr import SGR
+from ppll.methods.solo import SOLO
 from ppll.methods.zerolock import ZeroLock
 from ppll.registry import Registry
 
@@ -44,4 +45,5 @@ methods.register("predsim", "a pooled head, and similarities like those of the c
 methods.register("infopro", "a head or a contrast, and the image found again")(InfoPro)
 methods.register("sedona", "light convolutions of a chosen depth behind every block")(Sedona)
 methods.register("contsup", "a head, and context from the image or the input before")(ContSup)
+methods.register("solo", "an adapter, and the last layer of the network, read-only")(SOLO)
 methods.register("scpl", "a contrast of the classes; only the last block predicts")(SCPL)

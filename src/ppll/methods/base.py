@@ -15,7 +15,8 @@ from ppll.site import BlockSite
 __all__ = ["PREVIOUS", "BlockSite", "Lesson", "LocalLoss", "Method", "Paper", "TaskLoss"]
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
-"""Logits (N, classes) and targets (N) to a scalar. Where samples are mixed of two, the block adds
+"""Logits (N, classes) and targets (N) to a scalar; of tokens (N, T, classes) and (N, T), and the
+mean is over all tokens. Where samples are mixed of two, the block adds
 the other class and its share; a method gives it the targets of its lesson all the same."""
 
 
@@ -35,8 +36,8 @@ class Lesson:
     Attributes:
         inputs: The block's input (N, ...); it takes a gradient where the method asks for one.
         features: The block's output (N, ...), with its gradient history.
-        targets: What is to be predicted: (N) class indices; of a sample that is mixed of two its
-            own.
+        targets: What is to be predicted: (N) class indices, or (N, T) of tokens; of a sample that
+            is mixed of two its own.
         fields: Whatever else travels in the message, by name.
         late: The second part of the message, by name; empty in the first block.
     """
@@ -54,7 +55,8 @@ class LocalLoss:
 
     Attributes:
         value: Scalar; its gradient is the block's only one.
-        logits: The exit's prediction (N, classes); none where a block makes none.
+        logits: The exit's prediction (N, classes) or (N, T, classes); none where a block makes
+            none.
     """
 
     value: Tensor
@@ -83,8 +85,9 @@ class Method(ABC):
     """Whether a block's own input travels on to the next one, as the field ``previous``."""
     needs_input_gradient: ClassVar[bool] = False
     """Whether the loss asks for a gradient with respect to the block's input."""
-    slow_from: ClassVar[Literal["next"] | None] = None
-    """Whose parameters reach a block over the side channel: the next block's first layer's."""
+    slow_from: ClassVar[Literal["next", "last"] | None] = None
+    """Whose parameters reach a block over the side channel: those of the next block's first layer,
+    or of the network's last layer."""
     lag: int = 0
     """Training messages by which these parameters are behind; part of the algorithm."""
 
@@ -138,7 +141,7 @@ class Method(ABC):
         return {}
 
     def take_slow(self, auxiliary: nn.Module, parameters: Tensor) -> None:
-        """Let the auxiliary network see the next block's first layer, before it learns.
+        """Let the auxiliary network see a later block's layer, before it learns.
 
         Args:
             auxiliary: Of the block that learns.

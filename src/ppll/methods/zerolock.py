@@ -21,9 +21,9 @@ PREDICTION: Final = "prediction"
 class ZeroLock(HeadMethod):
     """``alpha * CE(p_k, y) + (1 - alpha) * KL(p_k || p_{k-1})``; the first block has the task only.
 
-    The paper reads a language model's blocks through its frozen readout; here every block has a
-    head of its own. The prediction travels as the second part of the message, so the next block's
-    forward does not wait for it.
+    The paper reads a language model's blocks through its frozen readout, as the auxiliary network
+    ``frozen-readout`` does; by default every block has a head of its own. The prediction travels as
+    the second part of the message, so the next block's forward does not wait for it.
 
     Args:
         auxiliary: Name of the head's network; DGL's where it is not given.
@@ -65,5 +65,5 @@ class ZeroLock(HeadMethod):
         return {PREDICTION: loss.logits.float()}
 
     def late_shapes(self, site: BlockSite) -> dict[str, tuple[int, ...]]:
-        """A number a class."""
-        return {PREDICTION: (site.num_classes,)}
+        """The logits' own."""
+        return {PREDICTION: site.output_shape}

@@ -5,7 +5,7 @@ A builder takes the shape of one sample and the number of classes, and its optio
 
 from __future__ import annotations
 
-from ppll.models import resnet, vit
+from ppll.models import gpt, resnet, vit
 from ppll.models.network import Layer, Network, feature_shapes, initialise, qualified
 from ppll.registry import Registry
 
@@ -20,6 +20,7 @@ _add = models.register
 _add("resnet", "ResNet for small images, of any depth 6n + 2 (He et al. 2016)")(resnet.resnet)
 _add("resnet32", "ResNet for small images, 32 layers deep")(resnet.resnet32)
 _add("resnet110", "ResNet for small images, 110 layers deep")(resnet.resnet110)
+_add("gpt", "causal transformer of any size, for text (Radford et al. 2019)")(gpt.gpt)
 _add("vit", "vision transformer of any size (Dosovitskiy et al. 2021)")(vit.vit)
 _add("vit-tiny", "vision transformer of width 192, 12 layers, 3 heads")(vit.vit_tiny)
 _add("vit-small", "vision transformer of width 384, 12 layers, 6 heads")(vit.vit_small)

@@ -11,16 +11,16 @@ import copy
 import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Final, Self
+from dataclasses import dataclass, field
+from typing import Final, Self
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from ppll.errors import Interrupted, ModelError
 from ppll.memory_layout import in_plain_order
+from ppll.models.copies import CopyOf
+from ppll.models.empty import with_memory
 from ppll.randomness import fold
 
 __all__ = [
@@ -29,11 +29,8 @@ __all__ = [
     "feature_shapes",
     "initialise",
     "qualified",
-    "with_memory",
-    "without_values",
 ]
 
-_DRAWS: Final = (Tensor.normal_, Tensor.uniform_)
 _KEPT_NAMES: Final = ("auxiliary", "context")
 _NUM_SAMPLES: Final = 2
 """Samples of a trial run: with one, a layer that mixes up its dimensions could go unnoticed."""
@@ -44,13 +41,21 @@ class Layer:
     """The smallest piece of a network that is never cut.
 
     Attributes:
-        name: Prefix of its parameters' names in the un-split model, such as ``"stage1_0"``;
+        name: What it is called, such as ``"stage1_0"``, and its parameters' names begin with;
             empty, for no prefix, where the layer is the whole network.
         module: What it computes: one tensor (N, ...) to one floating tensor (N, ...).
+        prefix: What its parameters' names begin with where that is not ``name``, as in a part that
+            was cut out of a model.
     """
 
     name: str
     module: nn.Module
+    prefix: str | None = None
+
+    @property
+    def path(self) -> str:
+        """What its parameters' names begin with in the un-split model."""
+        return self.name if self.prefix is None else self.prefix
 
     def __str__(self) -> str:
         return f"layer {self.name!r} ({type(self.module).__name__})"
@@ -64,6 +69,8 @@ class Network:
         layers: In forward order; no two share a module, a parameter or a buffer.
         num_stem: Leading layers that even cuts give to the first block and do not count.
         num_head: Trailing layers that go with the last block and do not count.
+        original: The model that the row was cut from, if it was: the layers are parts of it, and
+            hold the values that it starts from.
 
     Raises:
         ModelError: The row is empty, a name cannot stand, something is not a module, or two
@@ -73,6 +80,7 @@ class Network:
     layers: tuple[Layer, ...]
     num_stem: int = 0
     num_head: int = 0
+    original: nn.Module | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.layers:
@@ -84,14 +92,35 @@ class Network:
     def as_module(self) -> nn.Module:
         """The un-split model: the layers themselves, one after the other, not copies of them.
 
-        Its parameters are called ``f"{layer.name}.{parameter}"``.
+        Its parameters are called ``f"{layer.path}.{parameter}"``.
         """
+        if self.original is not None:
+            return self.original
         if self.layers[0].name == "":
             return self.layers[0].module
         return nn.Sequential(OrderedDict((layer.name, layer.module) for layer in self.layers))
 
+    def named_tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers of all layers under their names in the un-split model."""
+        return {name: tensor for layer in self.layers for _, name, tensor in _contents(layer)}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The same without buffers that are not part of a state dict."""
+        return {
+            qualified(layer.path, name): tensor
+            for layer in self.layers
+            for name, tensor in layer.module.state_dict().items()
+        }
+
+    def with_first_values(self, layer: Layer, seed: int) -> nn.Module:
+        """A copy of one of the layers on the CPU, with the values that it starts from."""
+        module = copy.deepcopy(layer.module)
+        if self.original is None:
+            initialise(with_memory(module, torch.device("cpu")), layer.path, seed)
+        return module
+
     @classmethod
-    def from_modules(cls, modules: nn.Sequential | Sequence[nn.Module]) -> Self:
+    def from_modules(cls, modules: nn.Module | Sequence[nn.Module]) -> Self:
         """A user's own model: each module (each child of an ``nn.Sequential``) is a layer.
 
         Layers are called as ``nn.Sequential`` calls them: by their own name, or "0", "1", ...
@@ -174,55 +203,19 @@ def _check_nothing_shared(layers: Sequence[Layer]) -> None:
                 )
 
 
-def _contents(layer: Layer) -> Iterator[tuple[str, str, object]]:
+def _contents(layer: Layer) -> Iterator[tuple[str, str, Tensor]]:
     """Kind, qualified name and identity of a layer's state.
 
     A module without state, such as a ReLU, may stand in the row as often as it likes.
     """
     module = layer.module
-    yield from (("parameter", name, it) for name, it in module.named_parameters(prefix=layer.name))
-    yield from (("buffer", name, it) for name, it in module.named_buffers(prefix=layer.name))
+    yield from (("parameter", name, it) for name, it in module.named_parameters(prefix=layer.path))
+    yield from (("buffer", name, it) for name, it in module.named_buffers(prefix=layer.path))
 
 
 def qualified(layer_name: str, name: str) -> str:
     """What a layer's parameter ``name`` is called in the un-split model."""
     return f"{layer_name}.{name}" if layer_name else name
-
-
-@contextmanager
-def without_values() -> Iterator[None]:
-    """Modules made in this context have shapes but no memory and no values."""
-    with torch.device("meta"), _NoDraws():
-        yield
-
-
-def with_memory(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module itself, its parameters and buffers in new memory on ``device``, without values.
-
-    As ``nn.Module.to_empty``, which imports a second's worth of sympy for the meta device.
-    """
-    made: dict[int, Tensor] = {}  # What is shared within the module stays shared.
-    for part in module.modules():
-        for name, parameter in part.named_parameters(recurse=False, remove_duplicate=False):
-            if id(parameter) not in made:
-                empty = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
-                made[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
-            setattr(part, name, made[id(parameter)])
-        for name, buffer in part.named_buffers(recurse=False, remove_duplicate=False):
-            empty = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
-            setattr(part, name, made.setdefault(id(buffer), empty))
-    return module
-
-
-class _NoDraws(TorchFunctionMode):
-    """Draws no first values: on the meta device that does nothing but import half of torch."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func in _DRAWS:
-            return args[0]
-        return func(*args, **(kwargs or {}))
 
 
 def initialise(module: nn.Module, prefix: str, seed: int) -> None:
@@ -243,6 +236,7 @@ def initialise(module: nn.Module, prefix: str, seed: int) -> None:
         ModelError: A module owns parameters or buffers but has no ``reset_parameters``.
         ValueError: Something is not on the CPU, whose generator the values come from.
     """
+    copies: list[CopyOf] = []
     with torch.random.fork_rng(devices=()):
         for name, child in module.named_modules(prefix=prefix):
             owned = _owned(child)
@@ -250,6 +244,10 @@ def initialise(module: nn.Module, prefix: str, seed: int) -> None:
                 _check_on_cpu(name, owned)
                 torch.default_generator.manual_seed(fold(seed, name) % 2**32)
                 _reset(name, child, owned)
+            if isinstance(child, CopyOf):
+                copies.append(child)
+    for copied in copies:
+        initialise(copied.layer, copied.source, seed)
 
 
 def _owned(module: nn.Module) -> dict[str, Tensor]:
@@ -289,7 +287,7 @@ def feature_shapes(
     Args:
         network: What is run.
         input_shape: Shape of one sample, without N.
-        dtype: Of the input; zeros of it are run, which are valid token indices too.
+        dtype: Of the input, int64 for tokens; zeros of it are run, which are valid tokens, too.
 
     Returns:
         One shape a layer, without N.

@@ -17,7 +17,13 @@ from torch.nn import functional as F
 
 from ppll.errors import RecipeError
 from ppll.models.network import Layer, Network
-from ppll.models.options import check_counts, image_shape
+from ppll.models.options import (
+    check_counts,
+    check_dropout,
+    check_heads,
+    hidden_width,
+    image_shape,
+)
 
 __all__ = ["vit", "vit_small", "vit_tiny"]
 
@@ -150,9 +156,9 @@ def vit(
     channels, image_height, image_width = image_shape("vit", input_shape)
     check_counts(patch_size=patch_size, width=width, depth=depth, heads=heads)
     num_patches = _num_patches(image_height, image_width, patch_size)
-    hidden = _hidden(width, mlp_ratio)
-    _check_heads(width, heads)
-    _check_dropout(dropout)
+    hidden = hidden_width(width, mlp_ratio)
+    check_heads(width, heads)
+    check_dropout(dropout)
     layers = (
         Layer("stem", PatchEmbedding(channels, num_patches, patch_size, width, dropout)),
         *(
@@ -171,25 +177,6 @@ def _num_patches(height: int, width: int, patch_size: int) -> int:
             f"found {height} x {width}."
         )
     return (height // patch_size) * (width // patch_size)
-
-
-def _hidden(width: int, mlp_ratio: float) -> int:
-    if not width * mlp_ratio >= 1:
-        raise RecipeError(
-            f"model.mlp_ratio must leave the MLP a hidden unit (at least 1 / {width}), "
-            f"found {mlp_ratio}."
-        )
-    return int(width * mlp_ratio)
-
-
-def _check_heads(width: int, heads: int) -> None:
-    if width % heads:
-        raise RecipeError(f"model.heads must divide model.width = {width}, found {heads}.")
-
-
-def _check_dropout(dropout: float) -> None:
-    if not 0 <= dropout < 1:
-        raise RecipeError(f"model.dropout must be at least 0 and below 1, found {dropout}.")
 
 
 def vit_tiny(

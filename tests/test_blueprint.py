@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import nn
 
+from ppll.blueprint import Blueprint, block_ranges
 from ppll.config import Recipe
 from ppll.errors import ModelError
 from ppll.models import models
-from ppll.models.network import Layer, Network, without_values
+from ppll.models.empty import without_values
+from ppll.models.network import Layer, Network
 from ppll.placement import place
 from ppll.sections import SplitConfig
-from ppll.split import Blueprint, block_ranges
 
 
 def network(num_layers: int, num_stem: int = 0, num_head: int = 0) -> Network:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -22,7 +22,8 @@ from ppll.graphs import RecordedBlock, Recorder
 from ppll.losses.classification import cross_entropy
 from ppll.memory_layout import lay_out
 from ppll.methods import BlockSite, Method, TaskLoss, methods
-from ppll.models.network import Layer, Network, feature_shapes, with_memory, without_values
+from ppll.models.empty import with_memory, without_values
+from ppll.models.network import Layer, Network, feature_shapes
 from ppll.numerics import autocast_dtype
 from ppll.optimization import Schedule, build_optimizer
 from ppll.own_method import build_own_method, is_own_method
@@ -95,6 +96,7 @@ class Blueprint:
         num_classes: int,
         steps_per_epoch: int,
         shapes: Sequence[tuple[int, ...]] | None = None,
+        holds_tokens: bool = False,
     ) -> Blueprint:
         """Cut ``network`` as the recipe says and check that its blocks fit together.
 
@@ -105,6 +107,7 @@ class Blueprint:
             num_classes: Classes to tell apart.
             steps_per_epoch: Training batches of an epoch.
             shapes: What ``feature_shapes`` said of the network; asked again without.
+            holds_tokens: Whether a sample is a row of tokens, each with a target of its own.
 
         Raises:
             ModelError: The network cannot be cut so, or does not fit the data.
@@ -114,13 +117,14 @@ class Blueprint:
         split = SplitConfig(blocks=1) if method.end_to_end else recipe.split
         ranges = block_ranges(network, split)
         if shapes is None:
-            shapes = feature_shapes(network, input_shape, torch.float32)
-        if shapes[-1] != (num_classes,):
+            shapes = feature_shapes(network, input_shape, _input_dtype(holds_tokens))
+        sites = _sites(network, ranges, input_shape, num_classes, shapes, holds_tokens)
+        if shapes[-1] != sites[-1].output_shape:
+            what = "tokens" if holds_tokens else "classes"
             raise ModelError(
                 f"the network's output has shape {shapes[-1]} a sample, but the data has "
-                f"{num_classes} classes: it must be ({num_classes},)."
+                f"{num_classes} {what}: it must be {sites[-1].output_shape}."
             )
-        sites = _sites(network, ranges, input_shape, num_classes, shapes)
         num_steps = recipe.num_steps(steps_per_epoch)
         return cls(
             recipe, network, method, ranges, sites, tuple(shapes), steps_per_epoch, num_steps
@@ -130,6 +134,11 @@ class Blueprint:
     def num_blocks(self) -> int:
         """Number of blocks."""
         return len(self.ranges)
+
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """Of what the first block reads."""
+        return _input_dtype(self.sites[0].holds_tokens)
 
     @property
     def knows_end(self) -> bool:
@@ -161,6 +170,12 @@ class Blueprint:
         if block_index == 0:
             return self.sites[0].input_shape
         return self.sites[block_index - 1].feature_shape
+
+    def layer_read_by(self, block_index: int) -> Layer:
+        """The layer whose parameters come to a block over the side channel."""
+        if self.method.slow_from == "last":
+            return self.network.layers[-1]
+        return self.network.layers[self.ranges[block_index].stop]
 
     def build_block(
         self, index: int, device: torch.device, recorder: Recorder | None = None
@@ -211,7 +226,14 @@ class Blueprint:
             return self._segment(self.sites[index], self.ranges[index])
         ranges = block_ranges(self.network, self.recipe.split)
         whole = self.sites[index]
-        sites = _sites(self.network, ranges, whole.input_shape, whole.num_classes, self.shapes)
+        sites = _sites(
+            self.network,
+            ranges,
+            whole.input_shape,
+            whole.num_classes,
+            self.shapes,
+            whole.holds_tokens,
+        )
         return Chain.of([self._segment(*pair) for pair in zip(sites, ranges, strict=True)])
 
     def _segment(self, site: BlockSite, layers: range) -> BlockModules:
@@ -222,12 +244,17 @@ class Blueprint:
         return BlockModules(tuple(self.network.layers[i] for i in layers), auxiliary, context)
 
 
+def _input_dtype(holds_tokens: bool) -> torch.dtype:
+    return torch.int64 if holds_tokens else torch.float32
+
+
 def _sites(
     network: Network,
     ranges: Sequence[range],
     input_shape: tuple[int, ...],
     num_classes: int,
     shapes: Sequence[tuple[int, ...]],
+    holds_tokens: bool,
 ) -> tuple[BlockSite, ...]:
     """Where every block stands that has these layers of a network."""
     inputs = [shapes[layers[0] - 1] if layers[0] else input_shape for layers in ranges]
@@ -242,6 +269,7 @@ def _sites(
             network.layers[layers.stop :],
             tuple(shapes[layers.stop :]),
             inputs[index - 1] if index else (),
+            holds_tokens,
         )
         for index, layers in enumerate(ranges)
     )
@@ -252,7 +280,7 @@ def _with_memory(outline: BlockModules, device: torch.device, channels_last: boo
     if isinstance(outline, Chain):
         return Chain.of([_with_memory(part, device, channels_last) for part in outline.segments])
     layers = tuple(
-        Layer(layer.name, with_memory(copy.deepcopy(layer.module), device))
+        replace(layer, module=with_memory(copy.deepcopy(layer.module), device))
         for layer in outline.layers
     )
     auxiliary = outline.auxiliary and with_memory(outline.auxiliary, device)

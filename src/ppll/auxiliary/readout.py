@@ -1,0 +1,132 @@
+"""Heads that read through a copy of the network's own last layer.
+
+Sources: SOLO (arXiv 2609.35440) reads ``z = tau * sg(W) * phi(h)``: phi are layers like those of
+the network with an RMS norm, tau is a learned temperature, and W the final readout, which nothing
+here trains. ZeroLock (arXiv 2608.07974) reads through the frozen final norm and head of the model
+that is fine-tuned, behind an adapter that begins as the identity.
+
+What follows the network's last layer here is that whole layer, its norm included.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+from ppll.auxiliary.later_layers import hidden_layers
+from ppll.errors import ModelError, RecipeError
+from ppll.models.copies import CopyOf
+from ppll.site import BlockSite
+
+__all__ = ["SharedReadout", "frozen_readout", "shared_readout"]
+
+
+class SharedReadout(nn.Module):
+    """Features (N, ...) to logits through an adapter, a norm, and the network's last layer.
+
+    Args:
+        adapter: Layers of its own, and a norm.
+        readout: The last layer, whose values ``follow`` takes in.
+    """
+
+    def __init__(self, adapter: nn.Module, readout: CopyOf) -> None:
+        super().__init__()
+        self.adapter = adapter
+        self.readout = readout
+        self.temperature = nn.Parameter(torch.empty(()))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the temperature to 1; the other parts reset themselves."""
+        nn.init.ones_(self.temperature)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits."""
+        logits: Tensor = self.temperature * self.readout(self.adapter(features))
+        return logits
+
+    @torch.no_grad()
+    def follow(self, parameters: Tensor) -> None:
+        """Take over the last layer's parameters, one after the other: (P)."""
+        start = 0
+        for parameter in self.readout.parameters():
+            parameter.copy_(parameters[start : start + parameter.numel()].view_as(parameter))
+            start += parameter.numel()
+
+
+class NearIdentity(nn.Module):
+    """Features (..., D) and what a narrow MLP adds to them: nothing at first."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, hidden)
+        self.up = nn.Parameter(torch.empty(width, hidden))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Clear what leads back to the width."""
+        nn.init.zeros_(self.up)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The features with the addition."""
+        hidden = nn.functional.gelu(self.down(features))
+        return features + nn.functional.linear(hidden, self.up)
+
+
+def shared_readout(site: BlockSite, *, depth: int = 1) -> SharedReadout:
+    """Layers like later ones of the network, an RMS norm, and the network's last layer.
+
+    Args:
+        site: The cut; its ``layers_behind`` are looked at.
+        depth: Layers of the adapter, 0 or more.
+
+    Raises:
+        RecipeError: The depth is negative.
+        ModelError: The layers do not fit onto each other, or the last one has no parameters.
+    """
+    if depth < 0:
+        raise RecipeError(f"shared-readout: depth must be at least 0, found {depth}.")
+    layers, shape = hidden_layers(site, depth)
+    norm = nn.RMSNorm(shape[-1]) if len(shape) == 2 else nn.Identity()
+    return SharedReadout(
+        nn.Sequential(OrderedDict(layers=layers, norm=norm)), _last_layer("shared-readout", site)
+    )
+
+
+def frozen_readout(site: BlockSite, *, adapter: int = 0) -> nn.Module:
+    """The network's last layer as it was at the start, which stays as it is.
+
+    Args:
+        site: The cut; features are like what the last layer reads.
+        adapter: Hidden units of an adapter before it; 0 for none.
+
+    Raises:
+        RecipeError: ``adapter`` is negative.
+        ModelError: Features are of another shape than the last layer reads.
+    """
+    if adapter < 0:
+        raise RecipeError(f"frozen-readout: adapter must be at least 0, found {adapter}.")
+    read = site.shapes_behind[-2] if len(site.shapes_behind) > 1 else site.feature_shape
+    if read != site.feature_shape:
+        raise ModelError(
+            f"'frozen-readout' reads features by the network's last layer, which reads {read} a "
+            f"sample, found {site.feature_shape} at a cut: cut elsewhere (split.cuts) or choose "
+            f"another method.auxiliary."
+        )
+    readout = _last_layer("frozen-readout", site)
+    if adapter == 0:
+        return readout
+    adapted = NearIdentity(site.feature_shape[-1], adapter)
+    return nn.Sequential(OrderedDict(adapter=adapted, readout=readout))
+
+
+def _last_layer(auxiliary: str, site: BlockSite) -> CopyOf:
+    last = site.layers_behind[-1]
+    if not [*last.module.parameters()]:
+        raise ModelError(
+            f"{auxiliary!r} reads through the network's last layer, but {last} has no parameters: "
+            "choose another method.auxiliary or method.name."
+        )
+    return CopyOf(last.module, last.path)
