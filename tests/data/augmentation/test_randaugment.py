@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
@@ -205,6 +205,7 @@ def test_operations_follow_each_other() -> None:
 SETTINGS: dict[str, Any] = {"crop": 2, "flip": True, "randaugment": 9, "fill": (9, 9, 9)}
 
 
+@settings(deadline=None)  # The first call takes long on a busy machine.
 @given(st.permutations(range(12)), st.integers(1, 12))
 def test_depends_neither_on_order_nor_on_company(order: list[int], number: int) -> None:
     chosen = np.array(order[:number])

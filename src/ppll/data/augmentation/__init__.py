@@ -119,7 +119,7 @@ class Normalisation:
         )
         # A tensor, since GPUs divide by a number as they multiply by its reciprocal, which rounds
         # in another way than processors do.
-        self._white = torch.tensor(255.0, device=device)
+        self._white = torch.tensor(255, dtype=torch.float32, device=device)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Normalise uint8 images (N, C, H, W)."""
