@@ -17,9 +17,11 @@ from ppll.auxiliary import auxiliaries
 from ppll.config import Recipe
 from ppll.data import Dataset
 from ppll.errors import ModelError
+from ppll.measuring import measure
 from ppll.message import FEATURES, Kind, Message
 from ppll.methods import methods
 from ppll.models import models
+from ppll.recipe_files import load_recipe
 from tests.interleaving import (
     NUM_CLASSES,
     TEXT_NETWORKS,
@@ -291,3 +293,15 @@ def test_low_rank_additions_start_from_a_network_without(tmp_path: Path) -> None
     added = {name for name in after if name.endswith("lora_up")}
     assert len(added) == 4 * 4
     assert all(after[name].any() for name in added)
+
+
+def test_layers_of_a_language_model_can_be_measured() -> None:
+    settings = ["model.width=16", "model.depth=4", "data.batch_size=2", "data.length=16"]
+    costs = measure(load_recipe("text-gpt", settings), repeats=1)
+    assert [layer.name for layer in costs.layers] == [
+        "stem",
+        *(f"layer{i}" for i in range(4)),
+        "head",
+    ]
+    assert all(layer.forward_s > 0 for layer in costs.layers)
+    assert costs.layers[0].features_bytes == 2 * 16 * 16 * 4
