@@ -58,6 +58,9 @@ class MadeUpBatches:
     def steps_per_epoch(self) -> int:
         return len(self._batches)
 
+    def num_samples(self, index: int) -> int:
+        return len(self._batches[index][TARGETS])
+
     def train_batch(self, epoch: int, index: int) -> Mapping[str, Tensor]:
         return self._batches[index]
 

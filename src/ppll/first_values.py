@@ -25,7 +25,7 @@ from ppll.split import Blueprint
 __all__ = ["put_back", "skeleton_of", "write_first_checkpoint"]
 
 
-def skeleton_of(network: Network, num_stages: int) -> Network:
+def skeleton_of(network: Network, num_ranks: int) -> Network:
     """The network without its values, which travel in the checkpoint of step 0.
 
     Raises:
@@ -33,7 +33,7 @@ def skeleton_of(network: Network, num_stages: int) -> Network:
     """
     layers = [Layer(x.name, copy.deepcopy(x.module).to("meta")) for x in network.layers]
     skeleton = dataclasses.replace(network, layers=tuple(layers))
-    if num_stages > 1:
+    if num_ranks > 1:
         try:
             pickle.dumps(skeleton)
         except Exception as error:

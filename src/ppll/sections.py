@@ -272,7 +272,9 @@ class TrainConfig(Section):
     on_nonfinite: Literal["stop", "skip", "ignore"] = "stop"
     """What to do when a block's loss is not finite: stop the run and name block and step, make no
     update, or nothing."""
-    replicas: Literal[1] = 1
+    replicas: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Copies of the whole pipeline. Each learns from its shard of every batch, and the copies of a
+    block update by the mean gradient of the batch. Batch norm sees the samples of a shard."""
     label_smoothing: Share = 0.0
     """Share of the target that is spread over all classes."""
     ema: Share = 0.0
@@ -291,7 +293,8 @@ class RuntimeConfig(Section):
     """Messages that a channel holds before its sender waits."""
     transport: Literal["auto", "shared"] = "auto"
     devices: str | tuple[str, ...] = "auto"
-    """``"auto"`` or ``"cpu"``: processors; ``"cuda"`` or ``"cuda:0"``; or one device a stage."""
+    """``"auto"`` or ``"cpu"``: processors; ``"cuda"`` or ``"cuda:0"``; or one device a stage,
+    replica after replica."""
     stall_timeout_s: Positive = 300.0
     """A worker that makes no progress for so long is reported and the run ends."""
     log_every_steps: Count = 50

@@ -51,6 +51,9 @@ class Loader:
         seed: The run's seed.
         eval_batch_size: Samples of an evaluation batch; as the recipe says without.
         fields: Fields of a message that the method needs; of these, ``image`` is made here.
+        replica: Who asks: a replica gets its shard of every training batch, and only the first one
+            evaluates.
+        num_replicas: Of how many.
     """
 
     def __init__(
@@ -60,12 +63,16 @@ class Loader:
         seed: int,
         eval_batch_size: int | None = None,
         fields: Collection[str] = (),
+        replica: int = 0,
+        num_replicas: int = 1,
     ) -> None:
         self.data = data
         config = data.config
         self._eval_batch_size = eval_batch_size or config.eval_batch_size or config.batch_size
         self._seed = seed
         self._with_image = IMAGE in fields
+        self._replica = replica
+        self._num_replicas = num_replicas
         self._order: tuple[int, Samples] | None = None
 
     @property
@@ -78,8 +85,13 @@ class Loader:
         """Samples that can be evaluated: ``"test"``, and ``"validation"`` where it is kept."""
         return self.data.splits
 
+    def num_samples(self, index: int) -> int:
+        """Samples of training batch number ``index`` of an epoch, in all replicas together."""
+        size = self.data.config.batch_size
+        return min(size, len(self.data.train_samples) - index * size)
+
     def train_batch(self, epoch: int, index: int) -> dict[str, Tensor]:
-        """Training batch number ``index``, from 0, of an epoch, augmented.
+        """Training batch number ``index``, from 0, of an epoch, augmented; a replica's shard of it.
 
         Raises:
             IndexError: An epoch has fewer batches.
@@ -103,7 +115,10 @@ class Loader:
         return self._target_fields(samples, others, self._own_weights(samples, epoch))
 
     def evaluation_batches(self, split: str) -> Iterator[dict[str, Tensor]]:
-        """Every batch of ``"validation"`` or ``"test"``, in order and unchanged."""
+        """Every batch of ``"validation"`` or ``"test"``, in order and unchanged; none for another
+        replica than the first."""
+        if self._replica:
+            return
         data = self.data
         part, samples = {
             "validation": (data.dataset.train, data.validation_samples),
@@ -123,8 +138,9 @@ class Loader:
         if not 0 <= index < self.steps_per_epoch:
             raise IndexError(f"batch {index} of {self.steps_per_epoch} in an epoch")
         order = self._epoch_samples(epoch)
-        start = index * self.data.config.batch_size
-        places = np.arange(start, min(start + self.data.config.batch_size, len(order)))
+        start, num = index * self.data.config.batch_size, self.num_samples(index)
+        first, last = (num * r // self._num_replicas for r in (self._replica, self._replica + 1))
+        places = np.arange(start + first, start + last)
         return order[places], order[np.minimum(places ^ 1, len(order) - 1)]
 
     def _epoch_samples(self, epoch: int) -> Samples:
