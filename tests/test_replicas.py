@@ -22,7 +22,7 @@ from ppll.data import Dataset
 from ppll.ending import Ending
 from ppll.errors import DataError, Interrupted, RecipeError, WorkerError
 from ppll.mesh import Mesh
-from ppll.replicas import CAPACITY, Line, Neighbour
+from ppll.replicas import Line, Neighbour, line_capacity
 from ppll.status import Activity, Monitor
 from ppll.testing import FAULT_VARIABLE, Fault
 from tests.interleaving import NETWORKS, OPTIMIZERS
@@ -86,12 +86,13 @@ def metrics(out: Path) -> list[dict[str, Any]]:
 
 def joined(num: int, endings: Sequence[Ending] | None = None) -> list[Line]:
     """A line of replicas over channels of this process."""
-    ups = [local_channel(CAPACITY) for _ in range(num - 1)]
-    backs = [local_channel(CAPACITY) for _ in range(num - 1)]
+    ups = [local_channel(line_capacity(num)) for _ in range(num - 1)]
+    backs = [local_channel(line_capacity(num)) for _ in range(num - 1)]
     return [
         Line(
             Neighbour(ups[i - 1][1], backs[i - 1][0]) if i else None,
             Neighbour(backs[i][1], ups[i][0]) if i < num - 1 else None,
+            num,
             Monitor(),
             endings[i] if endings else Ending(),
         )
@@ -120,7 +121,7 @@ def test_sums_have_one_order_in_any_replica(num: int) -> None:
     generator = torch.Generator().manual_seed(0)
     own = [
         [
-            torch.randn(700_001, generator=generator),
+            torch.randn(3_000_001, generator=generator),
             torch.randn(3, 5, generator=generator).t(),
             torch.tensor(index),
             torch.tensor([index == 1]),

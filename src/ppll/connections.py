@@ -29,7 +29,7 @@ from ppll.mesh import Mesh
 from ppll.message import FEATURES, MIX, OTHER_TARGETS, TARGETS
 from ppll.methods.base import PREVIOUS
 from ppll.prefetch import Prefetcher
-from ppll.replicas import CAPACITY, Line, Neighbour, piece_layout
+from ppll.replicas import Line, Neighbour, line_capacity, piece_layout
 from ppll.split import Blueprint
 from ppll.status import Monitor
 from ppll.stream import evaluation_stream, training_stream
@@ -93,6 +93,7 @@ def _line(
     return Line(
         Neighbour(ends["up", rank], ends["back", before]) if before >= 0 else None,
         Neighbour(ends["back", rank], ends["up", after]) if after < mesh.size else None,
+        mesh.num_replicas,
         monitor,
         ending,
     )
@@ -143,10 +144,11 @@ def _edges_of_lines(job: Job, blueprint: Blueprint) -> Iterator[_Edge]:
     mesh, stages = job.mesh, blueprint.stage_blocks(job.num_stages)
     for stage, blocks in enumerate(stages):
         largest = max(largest_row_bytes(blueprint.outline(index)) for index in blocks)
+        capacity = line_capacity(mesh.num_replicas)
         ranks = [mesh.rank(replica, stage) for replica in range(mesh.num_replicas)]
         for one, other in itertools.pairwise(ranks):
-            yield _Edge("up", one, other, piece_layout(largest), CAPACITY)
-            yield _Edge("back", other, one, piece_layout(largest), CAPACITY)
+            yield _Edge("up", one, other, piece_layout(largest), capacity)
+            yield _Edge("back", other, one, piece_layout(largest), capacity)
 
 
 class _Joints:

@@ -27,14 +27,21 @@ from ppll.exchange import rows_of
 from ppll.message import Kind, Message, canonical
 from ppll.status import Activity, Monitor
 
-__all__ = ["CAPACITY", "Line", "Neighbour", "piece_layout"]
+__all__ = ["Line", "Neighbour", "line_capacity", "piece_layout"]
 
 _SUM: Final = "sum"
 _PIECE_BYTES: Final = 1 << 20
-_NUM_AHEAD: Final = 4
-"""Pieces that go up before the first comes back."""
-CAPACITY: Final = _NUM_AHEAD + 1
-"""Slots of a channel: enough that no replica ever waits to send, so none wait in a circle."""
+_MOST_AHEAD: Final = 63
+
+
+def _num_ahead(num_replicas: int) -> int:
+    """Pieces that go up before the first comes back: one for each link that it passes."""
+    return min(2 * num_replicas, _MOST_AHEAD)
+
+
+def line_capacity(num_replicas: int) -> int:
+    """Slots of a channel: so many that nobody ever waits to send, and so none in a circle."""
+    return _num_ahead(num_replicas) + 1
 
 
 def piece_layout(row_bytes: int) -> SlotLayout:
@@ -64,15 +71,22 @@ class Line:
     Args:
         before: The replica before; none for the first.
         after: The replica after; none for the last.
+        num_replicas: In the whole line.
         monitor: Is told that the rank waits.
         ending: Names the batch after which an interrupted run ends, or hears it.
     """
 
     def __init__(
-        self, before: Neighbour | None, after: Neighbour | None, monitor: Monitor, ending: Ending
+        self,
+        before: Neighbour | None,
+        after: Neighbour | None,
+        num_replicas: int,
+        monitor: Monitor,
+        ending: Ending,
     ) -> None:
         self._before = before
         self._after = after
+        self._num_ahead = _num_ahead(num_replicas)
         self._monitor = monitor
         self._ending = ending
 
@@ -104,9 +118,9 @@ class Line:
     def _add_up_pieces(self, pieces: Sequence[Tensor]) -> None:
         for index, piece in enumerate(pieces):
             self._pass_up(piece)
-            if index >= _NUM_AHEAD:
-                self._pass_back(pieces[index - _NUM_AHEAD])
-        for piece in pieces[max(0, len(pieces) - _NUM_AHEAD) :]:
+            if index >= self._num_ahead:
+                self._pass_back(pieces[index - self._num_ahead])
+        for piece in pieces[max(0, len(pieces) - self._num_ahead) :]:
             self._pass_back(piece)
         if self._before is not None:
             self._before.outbox.flush()
