@@ -31,7 +31,19 @@ TORCHLESS = (
     *("randomness", "errors", "registry", "status", "stall", "failure", "cli"),
     *("json_lines", "tracing", "trace_files", "timeline", "trace_summary", "advice", "lanes"),
     *("markup", "charts", "report_data", "report_sections", "report"),
-    *("cuts", "placement", "costs", "balance", "simulate", "schedules", "plan", "rivals"),
+    *(
+        "cuts",
+        "placement",
+        "costs",
+        "balance",
+        "simulate",
+        "schedules",
+        "plan",
+        "rivals",
+        "clusters",
+        "mesh",
+        "ending",
+    ),
 )
 
 

@@ -92,7 +92,7 @@ def joined(num: int, endings: Sequence[Ending] | None = None) -> list[Line]:
         Line(
             Neighbour(ups[i - 1][1], backs[i - 1][0]) if i else None,
             Neighbour(backs[i][1], ups[i][0]) if i < num - 1 else None,
-            num,
+            num - 1 - i,
             Monitor(),
             endings[i] if endings else Ending(),
         )

@@ -93,7 +93,7 @@ def _line(
     return Line(
         Neighbour(ends["up", rank], ends["back", before]) if before >= 0 else None,
         Neighbour(ends["back", rank], ends["up", after]) if after < mesh.size else None,
-        mesh.num_replicas,
+        mesh.num_replicas - 1 - mesh.replica(rank),
         monitor,
         ending,
     )

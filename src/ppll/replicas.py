@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ppll.channels.base import ReceiveEnd, SendEnd, SlotLayout
+from ppll.clusters import PIECE_BYTES, num_ahead
 from ppll.ending import Ending
 from ppll.exchange import rows_of
 from ppll.message import Kind, Message, canonical
@@ -30,23 +31,16 @@ from ppll.status import Activity, Monitor
 __all__ = ["Line", "Neighbour", "line_capacity", "piece_layout"]
 
 _SUM: Final = "sum"
-_PIECE_BYTES: Final = 1 << 20
-_MOST_AHEAD: Final = 63
-
-
-def _num_ahead(num_replicas: int) -> int:
-    """Pieces that go up before the first comes back: one for each link that it passes."""
-    return min(2 * num_replicas, _MOST_AHEAD)
 
 
 def line_capacity(num_replicas: int) -> int:
     """Slots of a channel: so many that nobody ever waits to send, and so none in a circle."""
-    return _num_ahead(num_replicas) + 1
+    return num_ahead(num_replicas - 1) + 1
 
 
 def piece_layout(row_bytes: int) -> SlotLayout:
     """What a slot must hold where the longest row has so many bytes."""
-    return SlotLayout({_SUM: min(row_bytes, _PIECE_BYTES)})
+    return SlotLayout({_SUM: min(row_bytes, PIECE_BYTES)})
 
 
 @dataclass
@@ -71,7 +65,7 @@ class Line:
     Args:
         before: The replica before; none for the first.
         after: The replica after; none for the last.
-        num_replicas: In the whole line.
+        num_links_after: Replicas after this one.
         monitor: Is told that the rank waits.
         ending: Names the batch after which an interrupted run ends, or hears it.
     """
@@ -80,13 +74,13 @@ class Line:
         self,
         before: Neighbour | None,
         after: Neighbour | None,
-        num_replicas: int,
+        num_links_after: int,
         monitor: Monitor,
         ending: Ending,
     ) -> None:
         self._before = before
         self._after = after
-        self._num_ahead = _num_ahead(num_replicas)
+        self._num_ahead = num_ahead(num_links_after)
         self._monitor = monitor
         self._ending = ending
 
@@ -109,7 +103,7 @@ class Line:
     def _add_up_row(self, members: Sequence[Tensor]) -> list[Tensor]:
         """Sums of tensors of one type, each on its device."""
         row = torch.cat([tensor.reshape(-1).cpu() for tensor in members])
-        step = _PIECE_BYTES // row.element_size()
+        step = PIECE_BYTES // row.element_size()
         self._add_up_pieces(torch.tensor_split(row, list(range(step, len(row), step))))
         sizes = [tensor.numel() for tensor in members]
         parts = zip(torch.split_with_sizes(row, sizes), members, strict=True)
