@@ -67,6 +67,9 @@ class MadeUpBatches:
     def facts(self) -> DataFacts:
         return DataFacts((1, 8, 8), NUM_CLASSES, self.steps_per_epoch)
 
+    def num_samples(self, index: int) -> int:
+        return len(self._batches[index][TARGETS])
+
     def train_batch(self, epoch: int, index: int) -> Mapping[str, Tensor]:
         return self._batches[index]
 

@@ -32,7 +32,19 @@ TORCHLESS = (
     *("section", "sections", "recipe_text", "interrupts", "torchrun", "fork_server"),
     *("json_lines", "tracing", "trace_files", "timeline", "trace_summary", "advice", "lanes"),
     *("markup", "charts", "report_data", "report_sections", "report"),
-    *("cuts", "placement", "costs", "balance", "simulate", "schedules", "plan", "rivals"),
+    *(
+        "cuts",
+        "placement",
+        "costs",
+        "balance",
+        "simulate",
+        "schedules",
+        "plan",
+        "rivals",
+        "clusters",
+        "mesh",
+        "ending",
+    ),
 )
 
 

@@ -146,6 +146,7 @@ def test_what_cannot_be_recorded_is_named() -> None:
         (["train.precision=fp16"], 'precision = "fp16"'),
         (["train.on_nonfinite=skip"], 'on_nonfinite = "skip"'),
         (["train.accumulate=2"], "accumulate above 1"),
+        (["train.replicas=2"], "replicas above 1"),
         (["optimizer.fused=false"], r"optimizer\.fused = false"),
     ],
 )

@@ -60,6 +60,18 @@ def test_two_hosts_train_to_the_bits_of_one(
     assert "accuracy" not in second  # One host's terminal is enough.
 
 
+@pytest.mark.slow
+def test_replicas_on_two_hosts_have_the_bits_of_one(two_hosts: Network, tmp_path: Path) -> None:
+    replicas = "--set=train.replicas=2"
+    agents = two_hosts.torchrun(train(tmp_path / "two", replicas), 2)
+    printed = outputs(agents)
+    assert [agent.returncode for agent in agents] == [0, 0], "\n".join(printed)
+    alone = [sys.executable, "-m", *train(tmp_path / "one", replicas, "--stages=2", "--quiet")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(alone, check=True, capture_output=True, env=environment)
+    assert weights(tmp_path / "two") == weights(tmp_path / "one")
+
+
 @pytest.mark.parametrize(
     ("how", "cause"),
     [
@@ -156,6 +168,11 @@ def test_one_agent_s_sigterm_saves_and_ends_the_run_of_all(
         pytest.param(
             "--set=runtime.stages=3",
             "torchrun has started 2 processes, but runtime.stages = 3",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "--set=train.replicas=3",
+            r"torchrun has started 2 processes, which 3 replicas",
             marks=pytest.mark.slow,
         ),
     ],

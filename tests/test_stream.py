@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ppll.config import Recipe
+from ppll.ending import Ending
 from ppll.message import Kind
 from ppll.stream import EVERYTHING_SAVED, evaluation_stream, training_stream
 from tests.interleaving import MadeUpBatches
@@ -73,8 +74,8 @@ BEST = {"keep": "best"}
         ({"num_steps": 4, "start_step": 2}, "Ee|ttCEe|S"),
         ({"num_steps": 4, "start_step": 3}, "tCEe|S"),
         ({"num_steps": 4, "start_step": 4}, "Ee|S"),
-        ({"num_steps": 4, "ends_early": lambda: True}, "tCS"),
-        ({"num_steps": 4, "ends_early": lambda: True, "start_step": 3}, "tCEe|S"),
+        ({"num_steps": 4, "ending": Ending(lambda: True)}, "tCS"),
+        ({"num_steps": 4, "ending": Ending(lambda: True), "start_step": 3}, "tCEe|S"),
     ],
 )
 def test_order(arguments, expected: str) -> None:
@@ -86,7 +87,7 @@ def test_a_run_that_ends_early_loses_nothing_when_it_goes_on() -> None:
     whole = order(4)
     for stop in (1, 2, 3):
         asked = iter(range(1, 5))
-        first = order(4, ends_early=lambda asked=asked, stop=stop: next(asked) >= stop)
+        first = order(4, ending=Ending(lambda asked=asked, stop=stop: next(asked) >= stop))
         assert first.endswith("CS")
         assert first.removesuffix("CS") + order(4, start_step=stop) == whole
 

@@ -19,6 +19,7 @@ from ppll.averages import Averages
 from ppll.block_modules import BlockModules
 from ppll.compiling import compiled
 from ppll.errors import ModelError
+from ppll.exchange import Alone
 from ppll.in_place import first_in_place
 from ppll.lean import FeaturesType, opened, packed, renamed
 from ppll.losses.classification import on_both_classes
@@ -86,6 +87,8 @@ class Block:
         self.counts = Counts(self.device)
         self.slow: SlowParameters | None = None
         """What it reads of a later block, where the method asks for that."""
+        self.exchange = Alone()
+        """What it has in common with its replicas."""
         self.updates = Updates(
             modules,
             optimizer,
@@ -197,7 +200,7 @@ class Block:
             self._refuse_in_place(passage)
             self.counts.add(loss.value, loss.logits, message.targets)
         if message.ends_batch:
-            if self._skips_batch:
+            if self.exchange.gather(leaves_out=self._skips_batch):
                 self.updates.leave_out()
             else:
                 self._check.check_update(self.updates.finish())
@@ -221,7 +224,7 @@ class Block:
         Raises:
             NonFiniteLoss: On a GPU: a loss among it is not finite, and the run is to stop then.
         """
-        tally = self.counts.take()
+        tally = self.counts.take(self.exchange.total)
         self._check.check_tally(tally)
         return tally
 
@@ -341,5 +344,5 @@ def _leaving(tensor: Tensor) -> Tensor:
 
 
 def _share_of(loss: Tensor, message: Message) -> Tensor:
-    """What a message's mean loss adds to that of its batch."""
-    return loss if message.num_parts == 1 else loss * message.share
+    """What a message's mean loss adds to that of its batch, of all replicas."""
+    return loss if message.share == 1 else loss * message.share

@@ -27,6 +27,7 @@ from typing import Any, Final, NoReturn
 from ppll.errors import ChannelClosed, Interrupted, UsageError
 from ppll.failure import Failure
 from ppll.launch import Watcher
+from ppll.mesh import Mesh
 from ppll.roster import Roster
 from ppll.stall import find_stall, stall_cause
 from ppll.status import Activity, Monitor, StatusPage
@@ -50,18 +51,20 @@ class Board:
 
     Args:
         world: All processes.
+        mesh: What they are.
         timeout_s: How long one may be silent or stand still.
     """
 
-    def __init__(self, world: World, timeout_s: float) -> None:
+    def __init__(self, world: World, mesh: Mesh, timeout_s: float) -> None:
         self.page = StatusPage()
         self.monitor = Monitor(self.page)
         self.ends_early = threading.Event()
         self.watch: Watcher | None = None
         self._world = world
+        self._place = mesh.place(world.rank)
         self._timeout_s = timeout_s
         self._store = world.store.clone()
-        self._roster = Roster(world.rank, world.size, world.host_name)
+        self._roster = Roster(world.rank, mesh, world.host_name)
         self._turned_s = time.monotonic()
         self._signalled_s: float | None = None
         self._closed = threading.Event()
@@ -89,7 +92,8 @@ class Board:
         except ChannelClosed:
             self._leave_by(self._reason_of_aftermath())
         except BaseException as error:
-            failure = Failure.of(error, self._world.rank, self.page.read(), time.monotonic())
+            status, now_s = self.page.read(), time.monotonic()
+            failure = Failure.of(error, self._world.rank, status, now_s, self._place)
             self._leave_by(self._judge(1, failure.message()))
 
     @contextmanager

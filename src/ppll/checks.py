@@ -90,23 +90,32 @@ def check_names(recipe: Recipe, *, own_model: bool) -> None:
 
 
 def check_smallest_message(blueprint: Blueprint, data: PreparedData) -> None:
-    """Refuse messages of one sample where there is batch norm, which cannot learn from it.
+    """Refuse messages without a sample, and of one where there is batch norm, which cannot learn
+    from it.
 
     Raises:
         DataError: There is such a message.
     """
     recipe, num_train = blueprint.recipe, len(data.train_samples)
-    batch_size = data.config.batch_size
+    batch_size, replicas = data.config.batch_size, recipe.train.replicas
     last = 0 if data.config.drop_last else num_train % batch_size
-    smallest = {size: size // recipe.num_parts(size) for size in (batch_size, last) if size}
+    if 0 < last < replicas:
+        raise DataError(
+            f"the last training batch of an epoch has {last} sample(s) ({num_train} samples in "
+            f"batches of {batch_size}), too few for {replicas} replicas (train.replicas): set "
+            f"data.drop_last = true, or another data.batch_size."
+        )
+    shards = {size: size // replicas for size in (batch_size, last) if size}
+    smallest = {size: shard // recipe.num_parts(shard) for size, shard in shards.items()}
     if 1 not in smallest.values() or not _has_batch_norm(blueprint):
         return
-    parts = f", each as {recipe.train.accumulate} messages" if recipe.train.accumulate > 1 else ""
+    parts = f", shared by {replicas} replicas" if replicas > 1 else ""
+    parts += f", each as {recipe.train.accumulate} messages" if recipe.train.accumulate > 1 else ""
     if smallest[batch_size] == 1:
         raise DataError(
             f"training messages have one sample (data.batch_size = {batch_size}{parts}), which "
             f"batch norm cannot learn from: set a larger data.batch_size, or a smaller "
-            f"train.accumulate."
+            f"train.accumulate or train.replicas."
         )
     raise DataError(
         f"the last training batch of an epoch has one sample ({num_train} samples in "

@@ -63,10 +63,17 @@ class Recipe(Section):
                 f"and a stage runs one block or more: "
                 f"ask for {up_to(self.split.blocks, 'stage')}, or for more blocks"
             )
-        if self.train.accumulate > self.data.batch_size:
+        if self.train.replicas > self.data.batch_size:
             raise ValueError(
-                f"train.accumulate = {self.train.accumulate} parts of data.batch_size = "
-                f"{self.data.batch_size} samples: ask for {up_to(self.data.batch_size, 'part')}"
+                f"train.replicas = {self.train.replicas} share data.batch_size = "
+                f"{self.data.batch_size} samples: ask for {up_to(self.data.batch_size, 'replica')}"
+            )
+        smallest_shard = self.data.batch_size // self.train.replicas
+        if self.train.accumulate > smallest_shard:
+            shard = "a replica's shard of " if self.train.replicas > 1 else ""
+            raise ValueError(
+                f"train.accumulate = {self.train.accumulate} parts of {shard}data.batch_size = "
+                f"{self.data.batch_size} samples: ask for {up_to(smallest_shard, 'part')}"
             )
         self._check_graphs()
         if self.checkpoint.keeps_best and not self.data.validation:
@@ -100,6 +107,7 @@ class Recipe(Section):
                 train.on_nonfinite == "skip"
             ),
             "train.accumulate above 1": train.accumulate > 1,
+            "train.replicas above 1": train.replicas > 1,
             "optimizer.fused = false": self.optimizer.fused is False,
         }
         for hindrance, is_there in hindrances.items():
@@ -123,11 +131,12 @@ class Recipe(Section):
     @property
     def message_size(self) -> int:
         """Most samples of a training message."""
-        return -(-self.data.batch_size // self.train.accumulate)
+        return -(-self.data.batch_size // (self.train.accumulate * self.train.replicas))
 
     def num_parts(self, num_samples: int) -> int:
-        """Messages that a training batch travels as; fewer than others where it is short."""
-        usual = self.data.batch_size // self.train.accumulate
+        """Messages that a training batch travels as, or a replica's shard of so many samples; fewer
+        than others where it is short."""
+        usual = self.data.batch_size // (self.train.accumulate * self.train.replicas)
         return min(self.train.accumulate, -(-num_samples // usual))
 
     @property

@@ -6,6 +6,7 @@ come up in any order.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,13 +23,18 @@ from ppll.channels.shared import SharedReceiveEnd, SharedSendEnd
 from ppll.data import load_batches
 from ppll.data.home import home_of
 from ppll.devices import device_of
+from ppll.ending import Ending
 from ppll.ends import PARAMETERS, Ends
+from ppll.exchange import largest_row_bytes
 from ppll.job import Job
 from ppll.lean import num_bytes
+from ppll.mesh import Mesh
 from ppll.message import FEATURES, MIX, OTHER_TARGETS, TARGETS
 from ppll.methods.base import PREVIOUS
 from ppll.on_demand import OnDemand
 from ppll.prefetch import Prefetcher
+from ppll.replicas import Line, Neighbour, line_capacity, piece_layout
+from ppll.status import Monitor
 from ppll.stream import evaluation_stream, training_stream
 from ppll.world import World
 
@@ -45,23 +51,29 @@ def connect(
     job: Job,
     rank: int,
     blueprint: Blueprint,
+    monitor: Monitor,
     ends_early: Callable[[], bool],
     stack: ExitStack,
     world: World | None = None,
 ) -> Ends:
-    """Join a rank to its neighbours; the first one to the data.
+    """Join a rank to its neighbours; the first one of a replica to the data.
 
     Args:
         job: The run.
-        rank: Which stage.
+        rank: Which.
         blueprint: The network cut into blocks.
+        monitor: Is told that the rank waits for other replicas.
         ends_early: Asked by the first rank after every batch.
         stack: Closes everything.
         world: All processes, where they may be on several hosts.
     """
+    mesh = job.mesh
+    ending = Ending.of_rank(mesh, rank, ends_early, job.recipe.runtime.capacity)
     edges = [edge for edge in _edges(job, blueprint) if rank in (edge.sender, edge.receiver)]
     ends = _Joints(job, rank, world, stack).join(edges)
-    inbox = ends.get(("features", rank)) or _loader(job, blueprint, ends_early, stack)
+    inbox = ends.get(("features", rank)) or _loader(
+        job, mesh.replica(rank), blueprint, ending, stack
+    )
     return Ends(
         inbox,
         ends.get(("features", rank + 1)),
@@ -69,6 +81,25 @@ def connect(
         ends.get(("late", rank + 1)),
         ends.get(("slow", rank)),
         tuple(end for (name, to), end in ends.items() if name == "slow" and to != rank),
+        _line(ends, mesh, rank, monitor, ending) if _averages(job) else None,
+    )
+
+
+def _averages(job: Job) -> bool:
+    return job.mesh.num_replicas > 1
+
+
+def _line(
+    ends: Mapping[tuple[str, int], Any], mesh: Mesh, rank: int, monitor: Monitor, ending: Ending
+) -> Line:
+    """A rank's place among its replicas."""
+    before, after = rank - mesh.num_stages, rank + mesh.num_stages
+    return Line(
+        Neighbour(ends["up", rank], ends["back", before]) if before >= 0 else None,
+        Neighbour(ends["back", rank], ends["up", after]) if after < mesh.size else None,
+        mesh.num_replicas - 1 - mesh.replica(rank),
+        monitor,
+        ending,
     )
 
 
@@ -89,10 +120,18 @@ class _Edge:
 
 def _edges(job: Job, blueprint: Blueprint) -> Iterator[_Edge]:
     """Every channel of a run, those between the same two ranks next to each other."""
+    for replica in range(job.mesh.num_replicas):
+        yield from _edges_of_replica(job, blueprint, replica)
+    if _averages(job):
+        yield from _edges_of_lines(job, blueprint)
+
+
+def _edges_of_replica(job: Job, blueprint: Blueprint, replica: int) -> Iterator[_Edge]:
     layouts, method = _Layouts(job, blueprint), blueprint.method
     capacity = job.recipe.runtime.capacity
     stages = blueprint.stage_blocks(job.num_stages)
-    for rank, blocks in enumerate(stages[1:], start=1):
+    for stage, blocks in enumerate(stages[1:], start=1):
+        rank = job.mesh.rank(replica, stage)
         before = rank - 1
         yield _Edge("features", before, rank, layouts.features(blocks.start), capacity)
         if job.evaluates_only:
@@ -100,9 +139,22 @@ def _edges(job: Job, blueprint: Blueprint) -> Iterator[_Edge]:
         if method.late_fields:
             yield _Edge("late", before, rank, layouts.late(blocks.start), capacity)
         if method.slow_from is not None:
-            sender = len(stages) - 1 if method.slow_from == "last" else rank
-            layout = layouts.slow(stages[before].stop - 1)
+            last = job.mesh.rank(replica, len(stages) - 1)
+            sender = last if method.slow_from == "last" else rank
+            layout = layouts.slow(blocks.start - 1)
             yield _Edge("slow", sender, before, layout, method.lag + 1)
+
+
+def _edges_of_lines(job: Job, blueprint: Blueprint) -> Iterator[_Edge]:
+    """Between the replicas of every stage that are next to each other."""
+    mesh, stages = job.mesh, blueprint.stage_blocks(job.num_stages)
+    for stage, blocks in enumerate(stages):
+        largest = max(largest_row_bytes(blueprint.outline(index)) for index in blocks)
+        capacity = line_capacity(mesh.num_replicas)
+        ranks = [mesh.rank(replica, stage) for replica in range(mesh.num_replicas)]
+        for one, other in itertools.pairwise(ranks):
+            yield _Edge("up", one, other, piece_layout(largest), capacity)
+            yield _Edge("back", other, one, piece_layout(largest), capacity)
 
 
 class _Joints:
@@ -244,7 +296,7 @@ class _Layouts:
 
 
 def _loader(
-    job: Job, blueprint: Blueprint, ends_early: Callable[[], bool], stack: ExitStack
+    job: Job, replica: int, blueprint: Blueprint, ending: Ending, stack: ExitStack
 ) -> Inbox:
     batches = load_batches(
         job.recipe.data,
@@ -252,6 +304,8 @@ def _loader(
         eval_batch_size=job.recipe.eval_batch_size,
         user_data=job.folder.user_data if job.user_data else None,
         fields=blueprint.method.fields,
+        replica=replica,
+        num_replicas=job.mesh.num_replicas,
     )
     runtime = job.recipe.runtime
     device = device_of(runtime, 0)
@@ -264,7 +318,7 @@ def _loader(
             job.recipe,
             blueprint.num_steps,
             start_step=job.start_step,
-            ends_early=ends_early,
+            ending=ending,
         )
     is_made_there = runtime.data == "device" or batches.device.type == "cuda"
     loader = OnDemand(stream) if is_made_there else Prefetcher(stream, runtime.capacity, device)

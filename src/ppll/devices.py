@@ -16,13 +16,13 @@ __all__ = ["check_devices", "describe_device", "device_of"]
 _NAME: Final = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
-def device_of(runtime: RuntimeConfig, stage: int) -> torch.device:
-    """The device of a stage; ``"cuda"`` is one GPU after the other, ``"auto"`` the same where there
+def device_of(runtime: RuntimeConfig, rank: int) -> torch.device:
+    """The device of a rank; ``"cuda"`` is one GPU after the other, ``"auto"`` the same where there
     is one."""
     devices = runtime.devices
-    name = devices if isinstance(devices, str) else devices[stage]
+    name = devices if isinstance(devices, str) else devices[rank]
     if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
-        return torch.device("cuda", stage % torch.cuda.device_count())
+        return torch.device("cuda", rank % torch.cuda.device_count())
     return torch.device("cpu" if name == "auto" else name)
 
 
@@ -38,10 +38,12 @@ def check_devices(recipe: Recipe) -> None:
     num_gpus = torch.cuda.device_count()
     for name in names:
         _check(name, num_gpus)
-    if not isinstance(devices, str) and len(devices) != recipe.runtime.stages:
+    stages, replicas = recipe.runtime.stages, recipe.train.replicas
+    if not isinstance(devices, str) and len(devices) != stages * replicas:
+        of = f" of {replicas} replicas (train.replicas)" if replicas > 1 else ""
         raise RecipeError(
-            f"runtime.devices names {len(devices)} devices for {recipe.runtime.stages} stages "
-            f"(runtime.stages): name one a stage, or one for all."
+            f"runtime.devices names {len(devices)} devices for {stages} stages "
+            f"(runtime.stages){of}: name one a stage{' and replica' * bool(of)}, or one for all."
         )
     on_gpus = all(device_of(recipe.runtime, i).type == "cuda" for i in range(recipe.runtime.stages))
     if recipe.train.cuda_graphs and not on_gpus:

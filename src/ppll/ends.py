@@ -8,6 +8,7 @@ from typing import Final, Protocol
 
 from ppll.channels.base import Inbox, ReceiveEnd, SendEnd
 from ppll.errors import ProtocolError
+from ppll.replicas import Line
 from ppll.slow import SlowParameters
 
 __all__ = ["PARAMETERS", "Ends", "SlowInbox", "Waiting"]
@@ -39,6 +40,7 @@ class Ends:
         late_outbox: Where they go.
         slow_inbox: Where parameters of a later stage come from, where the method reads them.
         slow_outboxes: Where the stage's own go: to the stage before, or to all before.
+        line: Where its blocks add up with other replicas, if there are some.
     """
 
     inbox: Inbox
@@ -47,6 +49,7 @@ class Ends:
     late_outbox: SendEnd | None = None
     slow_inbox: ReceiveEnd | None = None
     slow_outboxes: tuple[SendEnd, ...] = ()
+    line: Line | None = None
 
 
 class SlowInbox:

@@ -20,6 +20,7 @@ _DOING: Final = {
     Activity.EVALUATE: "while it evaluated",
     Activity.SAVE: "while it saved a checkpoint",
     Activity.FINISH: "while it finished",
+    Activity.AVERAGE: "while it added up with its replicas",
 }
 
 
@@ -51,6 +52,7 @@ class Failure:
         cause: One line.
         detail: The original traceback, or the stacks of a rank that hangs.
         is_exception: Whether the rank raised it, and was not just found dead or standing still.
+        place: Stage and replica of the rank, for people.
     """
 
     rank: int
@@ -61,9 +63,12 @@ class Failure:
     cause: str
     detail: str = ""
     is_exception: bool = False
+    place: str = ""
 
     @classmethod
-    def of(cls, error: BaseException, rank: int, status: Status, time_s: float) -> Failure:
+    def of(
+        cls, error: BaseException, rank: int, status: Status, time_s: float, place: str = ""
+    ) -> Failure:
         """The failure that an exception in a rank is."""
         return cls(
             rank,
@@ -74,14 +79,22 @@ class Failure:
             "".join(traceback.format_exception_only(error)).strip() + _hint(error),
             "".join(traceback.format_exception(error)).rstrip(),
             is_exception=True,
+            place=place,
         )
 
     @classmethod
     def silent(
-        cls, rank: int, status: Status, time_s: float, cause: str, detail: str = ""
+        cls,
+        rank: int,
+        status: Status,
+        time_s: float,
+        cause: str,
+        detail: str = "",
+        place: str = "",
     ) -> Failure:
         """The failure of a rank that could not say anything itself."""
-        return cls(rank, status.block, status.step, status.activity, time_s, cause, detail)
+        about = (status.block, status.step, status.activity, time_s, cause, detail)
+        return cls(rank, *about, place=place)
 
     def repeats(self, other: Failure) -> bool:
         """Whether the same exception has come at the same step, and so will come again."""
@@ -99,8 +112,9 @@ class Failure:
 
     def head(self) -> str:
         """Rank, stage, block, step and cause on one line."""
+        place = self.place or f"stage {self.rank}"
         block = f", block {self.block}" if self.block >= 0 else ""
         return (
-            f"rank {self.rank} (stage {self.rank}{block}) failed at step {self.step}, "
+            f"rank {self.rank} ({place}{block}) failed at step {self.step}, "
             f"{_DOING[self.activity]}: {self.cause}"
         )

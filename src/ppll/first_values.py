@@ -27,7 +27,7 @@ from ppll.tensor_reader import TensorReader
 __all__ = ["put_back", "skeleton_of", "write_first_checkpoint"]
 
 
-def skeleton_of(network: Network, num_stages: int) -> Network:
+def skeleton_of(network: Network, num_ranks: int) -> Network:
     """The network without its values, which travel in the checkpoint of step 0.
 
     Raises:
@@ -38,7 +38,7 @@ def skeleton_of(network: Network, num_stages: int) -> Network:
         for layer in network.layers
     ]
     skeleton = dataclasses.replace(network, layers=tuple(layers), original=None)
-    if num_stages > 1:
+    if num_ranks > 1:
         try:
             pickle.dumps(skeleton)
         except Exception as error:

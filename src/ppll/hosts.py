@@ -31,6 +31,7 @@ from ppll.meeting import (
     tell_facts,
     tell_job,
 )
+from ppll.mesh import Mesh
 from ppll.numerics import torch_as_new
 from ppll.rank import run_rank
 from ppll.testing import injected_monitor
@@ -54,14 +55,16 @@ class Hosts:
         self.board = board
 
     @classmethod
-    def join(cls, stall_timeout_s: float) -> Self:
+    def join(cls, recipe: Recipe) -> Self:
         """Meet the other processes.
 
         Raises:
             ChannelError: torchrun's store cannot be reached.
         """
         world = World.join()
-        return cls(world, Board(world, stall_timeout_s))
+        replicas = recipe.train.replicas
+        mesh = Mesh(max(1, world.size // replicas), replicas)
+        return cls(world, Board(world, mesh, recipe.runtime.stall_timeout_s))
 
     @property
     def is_first(self) -> bool:

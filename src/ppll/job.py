@@ -9,6 +9,7 @@ from ppll.blueprint import Blueprint
 from ppll.claim import Claim
 from ppll.config import Recipe
 from ppll.data_facts import DataFacts
+from ppll.mesh import Mesh
 from ppll.metrics import Tally
 from ppll.models import models
 from ppll.models.empty import without_values
@@ -30,7 +31,7 @@ class Job:
         folder: Where the run is kept.
         facts: What every rank must know of the data.
         shapes: One sample's shape at the output of every layer.
-        num_stages: Processes.
+        num_stages: Stages of every replica.
         start_step: The committed checkpoint to start from; values of all blocks come from there.
         generation: How often the run has been started again by itself.
         claim: The right of this start to write checkpoints.
@@ -64,6 +65,12 @@ class Job:
     leftovers: tuple[Path, ...] = ()
     secret: bytes = field(default=b"", repr=False)
     fault: Fault | None = None
+
+    @property
+    def mesh(self) -> Mesh:
+        """All processes; an evaluation needs one replica only."""
+        num_replicas = 1 if self.evaluates_only else self.recipe.train.replicas
+        return Mesh(self.num_stages, num_replicas)
 
     def blueprint(self) -> Blueprint:
         """The run's network cut into blocks, without values."""

@@ -18,6 +18,7 @@ COLOURS: Final = {
     "checkpoint": "#b5483a",
     "receive wait": "#d5d9de",
     "send wait": "#efe2b8",
+    "average wait": "#c9e0cf",
 }
 """What is drawn and how, in the order of a legend."""
 

@@ -45,7 +45,7 @@ _GRACE_S: Final = 1.0
 
 
 class Launcher:
-    """Carries out a job in one process a stage.
+    """Carries out a job in one process a stage of every replica.
 
     Args:
         job: The run.
@@ -63,7 +63,7 @@ class Launcher:
         )
         self._interrupts = interrupts
         self._watch = watch
-        self._pages = [StatusPage() for _ in range(job.num_stages)]
+        self._pages = [StatusPage() for _ in range(job.mesh.size)]
         self._lines: dict[int, LauncherEnd] = {}
         self._failures: list[Failure] = []
         self._failed_at: float | None = None
@@ -78,7 +78,7 @@ class Launcher:
             WorkerError: A rank failed; all are gone.
         """
         fork_server.warm_up()
-        agent = Agent(rank_process.main, (self._job,), self._job.num_stages, self._folder)
+        agent = Agent(rank_process.main, (self._job,), self._job.mesh.size, self._folder)
         try:
             self._listen()
             agent.start()
@@ -106,7 +106,7 @@ class Launcher:
     # --- hearing ranks ---------------------------------------------------------------------
 
     def _listen(self) -> None:
-        for rank in range(self._job.num_stages):
+        for rank in range(self._job.mesh.size):
             listener = sockets.listen(rank_process.line_path(self._job, rank))
             self._selector.register(listener, selectors.EVENT_READ, data=rank)
 
@@ -160,7 +160,8 @@ class Launcher:
             self._failed_at = time.monotonic()
 
     def _silent(self, rank: int, cause: str, detail: str = "") -> Failure:
-        return Failure.silent(rank, self._pages[rank].read(), time.monotonic(), cause, detail)
+        status, place = self._pages[rank].read(), self._job.mesh.place(rank)
+        return Failure.silent(rank, status, time.monotonic(), cause, detail, place)
 
     # --- ending ----------------------------------------------------------------------------
 
@@ -172,7 +173,7 @@ class Launcher:
             self._kill_all()
 
     def _look_for_stall(self) -> None:
-        if self._failed_at is not None or len(self._lines) < self._job.num_stages:
+        if self._failed_at is not None or len(self._lines) < self._job.mesh.size:
             return
         statuses = [page.read() for page in self._pages]
         timeout_s = self._job.recipe.runtime.stall_timeout_s
@@ -225,7 +226,7 @@ class Launcher:
 
     def _collect(self, agent: Agent) -> list[RankResult]:
         results = [line.result for _, line in sorted(self._lines.items()) if line.result]
-        if len(results) == self._job.num_stages and not self._failures:
+        if len(results) == self._job.mesh.size and not self._failures:
             return results
         if self._interrupts.count > 1:
             raise Interrupted("interrupted twice: stopped at once, nothing more was saved.")
@@ -238,7 +239,7 @@ class Launcher:
         if not self._failures:
             return self._silence(agent, codes)
         first = min(self._failures, key=lambda failure: failure.time_s)
-        missing = [r for r in range(self._job.num_stages) if r not in self._lines]
+        missing = [r for r in range(self._job.mesh.size) if r not in self._lines]
         if missing and first.cause.startswith(ChannelTimeout.__name__):
             return self._silent(missing[0], f"it did not come up: {first.cause}")
         if first.cause == _DIED:

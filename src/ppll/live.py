@@ -142,10 +142,12 @@ class LiveView(Callback):
         self._rows.setdefault(row["block"], {})[name] = row
 
     def update(self, statuses: Sequence[Status]) -> None:
-        """Show where the stages are; the last one says how far the run has come."""
-        now_s = time.monotonic()
-        self._statuses = statuses
-        self._pace.note(statuses[-1].step, statuses[-1].samples, now_s)
+        """Show where the stages of the first replica are; the last stage of each says how far the
+        run has come."""
+        now_s, num = time.monotonic(), len(self._stages)
+        self._statuses = statuses[:num]
+        num_samples = sum(status.samples for status in statuses[num - 1 :: num])
+        self._pace.note(self._statuses[-1].step, num_samples, now_s)
         if self._console.is_terminal or now_s <= self._next_line_s:
             return
         self._next_line_s = now_s + _LINE_EVERY_S

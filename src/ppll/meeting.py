@@ -37,19 +37,30 @@ _FACTS = pydantic.TypeAdapter(DataFacts)
 
 
 def check_world(world: World, recipe: Recipe, max_restarts: int) -> Recipe:
-    """The recipe on as many stages as there are processes.
+    """The recipe on as many stages as there are processes for each replica.
 
     Raises:
         UsageError: It asks for something else.
     """
-    if recipe.runtime.stages not in (1, world.size):
+    replicas = recipe.train.replicas
+    stages, left = divmod(world.size, replicas)
+    if left:
+        raise RecipeError(
+            f"torchrun has started {world.size} processes, which {replicas} replicas "
+            f"(train.replicas) cannot share: start as many for each, {replicas} times the stages."
+        )
+    if recipe.runtime.stages not in (1, stages):
         raise RecipeError(
             f"torchrun has started {world.size} processes, but runtime.stages = "
-            f"{recipe.runtime.stages}: leave it out, or start as many."
+            f"{recipe.runtime.stages}{_times(replicas)}: leave it out, or start as many."
         )
     if max_restarts:
         raise UsageError("torchrun does the restarts: give --max-restarts to it, not to ppll.")
-    return recipe.with_settings([f"runtime.stages={world.size}"])
+    return recipe.with_settings([f"runtime.stages={stages}"])
+
+
+def _times(replicas: int) -> str:
+    return f" for each of {replicas} replicas" if replicas > 1 else ""
 
 
 def agree_on(world: World, recipe: Recipe, out: Path) -> None:

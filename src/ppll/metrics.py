@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -65,11 +65,16 @@ class Counts:
         self.samples += 0 if skipped else targets.numel()
         self.skipped += targets.numel() if skipped else 0
 
-    def take(self) -> Tally:
-        """What was counted since the last call."""
-        loss, correct = self._sums.tolist()
-        num = self.samples or math.nan
-        tally = Tally(self.samples, loss / num, correct / num, self.skipped)
+    def take(self, total: Callable[[Tensor], Tensor] = lambda own: own) -> Tally:
+        """What was counted since the last call.
+
+        Args:
+            total: Turns counts (4, float64) into those of all replicas.
+        """
+        own = torch.tensor([*self._sums.tolist(), self.samples, self.skipped], dtype=torch.float64)
+        loss, correct, samples, skipped = total(own).tolist()
+        num = samples or math.nan
+        tally = Tally(int(samples), loss / num, correct / num, int(skipped))
         self._sums.zero_()
         self.samples = self.skipped = 0
         return tally

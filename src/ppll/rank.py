@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 
@@ -18,11 +18,13 @@ from ppll.compiling import compiler_settings
 from ppll.connections import connect
 from ppll.devices import device_of
 from ppll.errors import ModelError
+from ppll.exchange import Exchange
 from ppll.job import Job, RankResult
 from ppll.metrics import MetricsFile
 from ppll.models.copies import source_names
 from ppll.models.network import initialise, qualified
 from ppll.numerics import set_numerics
+from ppll.replicas import Line
 from ppll.resume import training_sections
 from ppll.saving import Saver, SaveRules
 from ppll.slow import SlowParameters
@@ -43,11 +45,11 @@ def run_rank(
     ends_early: Callable[[], bool] = lambda: False,
     world: World | None = None,
 ) -> RankResult:
-    """Carry out one stage of a run from start to stop.
+    """Carry out one stage of a replica from start to stop.
 
     Args:
         job: The run.
-        rank: Which stage.
+        rank: Which.
         monitor: Is told what the rank does.
         ends_early: Asked by the first rank after every batch; once it says yes, a checkpoint and
             the stop follow.
@@ -59,17 +61,20 @@ def run_rank(
     with ExitStack() as stack:
         if job.recipe.train.compile:
             stack.enter_context(compiler_settings())
-        ends = connect(job, rank, blueprint, ends_early, stack, world)
-        indices = blueprint.stage_blocks(job.num_stages)[rank]
-        streams = make_streams(job.recipe, device, len(indices))
+        ends = connect(job, rank, blueprint, monitor, ends_early, stack, world)
+        num_blocks = len(blueprint.stage_blocks(job.num_stages)[job.mesh.stage(rank)])
+        streams = make_streams(job.recipe, device, num_blocks)
         blocks = build_blocks(job, rank, blueprint, device, streams)
+        if ends.line is not None:
+            _join_replicas(blocks, ends.line, is_first=job.mesh.replica(rank) == 0)
         saver = metrics = None
-        if not job.evaluates_only:
+        if not job.evaluates_only and job.mesh.replica(rank) == 0:
             saver = _saver(job, rank, blueprint.num_blocks)
             metrics = MetricsFile(job.folder.metric_parts / f"rank-{rank}.jsonl")
             # A rank that fails must say so at once.
             stack.callback(saver.close, wait=job.sockets is None)
             stack.callback(metrics.close)
+        if not job.evaluates_only:
             _record(job, rank, blueprint, monitor, stack)
         worker = Worker(
             blocks,
@@ -89,7 +94,7 @@ def build_blocks(
     job: Job, rank: int, blueprint: Blueprint, device: torch.device, streams: Streams
 ) -> list[Block]:
     """The rank's blocks with the values of the checkpoint that the run starts from."""
-    indices = blueprint.stage_blocks(job.num_stages)[rank]
+    indices = blueprint.stage_blocks(job.num_stages)[job.mesh.stage(rank)]
     blocks = [
         blueprint.build_block(index, device, streams.recorder(position))
         for position, index in enumerate(indices)
@@ -98,6 +103,11 @@ def build_blocks(
     for block in blocks:
         _load_block(job, blueprint, block, reader)
     return blocks
+
+
+def _join_replicas(blocks: Sequence[Block], line: Line, *, is_first: bool) -> None:
+    for block in blocks:
+        block.exchange = Exchange(block.modules, line.add_up, is_first=is_first)
 
 
 def _load_block(job: Job, blueprint: Blueprint, block: Block, reader: TensorReader) -> None:
@@ -160,7 +170,8 @@ def _record(job: Job, rank: int, blueprint: Blueprint, monitor: Monitor, stack: 
         job.folder.traces / f"rank-{rank}.jsonl",
         rank=rank,
         num_stages=job.num_stages,
-        blocks=blueprint.stage_blocks(job.num_stages)[rank],
+        replica=job.mesh.replica(rank),
+        blocks=blueprint.stage_blocks(job.num_stages)[job.mesh.stage(rank)],
         windows=Windows.of(num_recorded, job.start_step, blueprint.num_steps),
         capacity=job.recipe.runtime.capacity,
         start=job.claim.token if job.claim is not None else "",

@@ -57,7 +57,8 @@ def main(job: Job) -> None:
             line.report_aftermath()
             _leave()
         except BaseException as error:
-            failure = Failure.of(error, rank, monitor.status, time.monotonic())
+            place = job.mesh.place(rank)
+            failure = Failure.of(error, rank, monitor.status, time.monotonic(), place)
             line.report_failure(failure)
             sys.stderr.write(failure.message() + "\n")
             _leave()

@@ -49,7 +49,7 @@ def run_with_restarts(
 def carry_out(
     job: Job, interrupts: Interrupts, watch: Watcher | None, *, own_process: bool = False
 ) -> list[RankResult]:
-    """Run all stages of a job; one alone stays in this process, unless it is to have its own."""
-    if job.num_stages > 1 or own_process:
+    """Run all ranks of a job; one alone stays in this process, unless it is to have its own."""
+    if job.mesh.size > 1 or own_process:
         return Launcher(job, interrupts, watch).run()
     return [run_here(job, interrupts, watch)]

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from ppll.errors import PpllError
 from ppll.job import Job, RankResult
+from ppll.mesh import Mesh
 from ppll.metrics import Tally
 from ppll.recovery import best_validation
 
-__all__ = ["Result", "merge_results"]
+__all__ = ["ReplicasDiffer", "Result", "merge_results"]
+
+
+class ReplicasDiffer(PpllError):
+    """Replicas of a stage have come to different values."""
+
 
 _LARGEST: Final = 700.0
 """Loss in nats beyond which a perplexity has no number."""
@@ -34,9 +42,10 @@ class Result:
             makes no prediction.
         validation_accuracy: The final output's on the validation part, where there is one.
         num_blocks: Blocks of the network.
-        num_stages: Processes that trained it.
-        busy_fraction: Of every stage, the share of time in which it did not wait for another.
-        peak_memory_bytes: Of every stage, the most memory its process had.
+        num_stages: Stages of every replica; with one replica, the processes that trained it.
+        busy_fraction: Of every stage, the share of time in which it did not wait for another
+            process; the mean of its replicas.
+        peak_memory_bytes: Of every stage, the most memory its process had, in any replica.
         training_peak_bytes: The same before it first saved anything: what training alone takes.
         weights_sha256: Of all blocks' parameters and buffers, and of the averages of parameters
             where the run keeps some; the same on every placement.
@@ -48,6 +57,7 @@ class Result:
             token; none elsewhere, and with label smoothing.
         exit_perplexity: The same for every block's exit, the final output last; none for a block
             that makes no prediction.
+        num_replicas: Copies of the pipeline that shared every batch.
     """
 
     step: int
@@ -68,12 +78,21 @@ class Result:
     best_validation_accuracy: float | None = None
     test_perplexity: float | None = None
     exit_perplexity: tuple[float | None, ...] | None = None
+    num_replicas: int = 1
 
 
 def merge_results(job: Job, results: Sequence[RankResult], num_blocks: int) -> Result:
-    """One result of what all ranks report, the first rank's first."""
-    started_s = min(r.started_s for r in results)
-    ended_s = max(r.started_s + r.seconds for r in results)
+    """One result of what all ranks report, the first rank's first.
+
+    Raises:
+        ReplicasDiffer: Replicas of a stage have come to different values.
+    """
+    mesh = job.mesh
+    _check_replicas(mesh, results)
+    everyone, results = results, results[: mesh.num_stages]
+    replicas = [everyone[stage :: mesh.num_stages] for stage in range(mesh.num_stages)]
+    started_s = min(r.started_s for r in everyone)
+    ended_s = max(r.started_s + r.seconds for r in everyone)
     # Stages evaluate side by side; the last one is through when all are.
     seconds = ended_s - started_s - results[-1].evaluation_s
     exits: dict[str, dict[int, Tally]] = {}
@@ -93,7 +112,7 @@ def merge_results(job: Job, results: Sequence[RankResult], num_blocks: int) -> R
         step=step,
         epoch=step // job.facts.steps_per_epoch,
         train_seconds=seconds,
-        samples_per_second=results[0].samples / seconds if seconds else 0.0,
+        samples_per_second=sum(r.samples for r in replicas[0]) / seconds if seconds else 0.0,
         test_accuracy=test[-1] if test else None,
         exit_accuracy=tuple(test),
         validation_accuracy=validation.accuracy if validation else None,
@@ -101,9 +120,10 @@ def merge_results(job: Job, results: Sequence[RankResult], num_blocks: int) -> R
         best_validation_accuracy=best.accuracy if best else None,
         num_blocks=num_blocks,
         num_stages=job.num_stages,
-        busy_fraction=tuple(r.busy_fraction for r in results),
-        peak_memory_bytes=tuple(r.peak_memory_bytes for r in results),
-        training_peak_bytes=tuple(r.training_peak_bytes for r in results),
+        num_replicas=mesh.num_replicas,
+        busy_fraction=tuple(statistics.fmean(r.busy_fraction for r in rs) for rs in replicas),
+        peak_memory_bytes=tuple(max(r.peak_memory_bytes for r in rs) for rs in replicas),
+        training_peak_bytes=tuple(max(r.training_peak_bytes for r in rs) for rs in replicas),
         weights_sha256=hashlib.sha256("\n".join(lines).encode()).hexdigest(),
         run_folder=str(job.folder.path),
         test_perplexity=perplexity[-1] if perplexity else None,
@@ -123,6 +143,18 @@ def _perplexities(job: Job, tested: Sequence[Tally]) -> tuple[float | None, ...]
 def _exp(loss: float) -> float:
     """The exponential; not a number where there is none that JSON could hold."""
     return math.exp(loss) if loss < _LARGEST else math.nan
+
+
+def _check_replicas(mesh: Mesh, results: Sequence[RankResult]) -> None:
+    for rank, result in enumerate(results):
+        stage = mesh.stage(rank)
+        own, first = set(result.digests), set(results[stage].digests)
+        if changed := sorted(line.split()[0] for line in own - first):
+            raise ReplicasDiffer(
+                f"rank {rank} ({mesh.place(rank)}) came to other values than rank {stage} in "
+                f"{len(changed)} tensors, first {changed[0]}: they have not seen the same updates. "
+                f"A parameter or buffer is changed by something that differs between replicas."
+            )
 
 
 def _known(value: float) -> float | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ppll.failure import Failure
+from ppll.mesh import Mesh
 from ppll.stall import describe
 from ppll.status import Activity, Status
 
@@ -33,13 +34,13 @@ class Roster:
 
     Args:
         rank: Who this is.
-        size: Processes.
+        mesh: All processes.
         host_name: Where it is, for people.
     """
 
-    def __init__(self, rank: int, size: int, host_name: str) -> None:
+    def __init__(self, rank: int, mesh: Mesh, host_name: str) -> None:
         self._rank = rank
-        self._size = size
+        self._mesh = mesh
         self._host_name = host_name
         self._seen: dict[int, _Seen] = {}
         self._beat = 0
@@ -57,7 +58,7 @@ class Roster:
 
     def look(self, store: Any, now_s: float) -> None:
         """Read all entries, once every process has made one."""
-        keys = [f"page/{rank}" for rank in range(self._size)]
+        keys = [f"page/{rank}" for rank in range(self._mesh.size)]
         if not store.check(keys):
             return
         for rank, content in enumerate(store.multi_get(keys)):
@@ -86,7 +87,8 @@ class Roster:
         seen = self._seen[rank]
         detail = describe(self.statuses(), now_s)
         cause = f"{cause}, on host {seen.host}"
-        return Failure.silent(rank, seen.status, now_s, cause, detail).message()
+        place = self._mesh.place(rank)
+        return Failure.silent(rank, seen.status, now_s, cause, detail, place).message()
 
 
 def _by_this_clock(fields: list[Any], ahead_s: float) -> Status:

@@ -242,8 +242,9 @@ class TrainConfig(Section):
     on_nonfinite: Literal["stop", "skip", "ignore"] = "stop"
     """What to do when a block's loss is not finite: stop the run and name block and step, make no
     update, or nothing."""
-    replicas: Literal[1] = 1
-    """Copies of every stage; there is one yet."""
+    replicas: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Copies of the whole pipeline. Each learns from its shard of every batch, and the copies of a
+    block update by the mean gradient of the batch. Batch norm sees the samples of a shard."""
     label_smoothing: Share = 0.0
     """Share of the target that is spread over all classes."""
     ema: Share = 0.0
@@ -265,7 +266,7 @@ class RuntimeConfig(Section):
     host's or a network; ``"shared"``: through the host's also between GPUs."""
     devices: str | tuple[str, ...] = "auto"
     """``"auto"``: GPUs where there are some; ``"cpu"``; ``"cuda"`` or ``"cuda:0"``; or one device a
-    stage."""
+    stage, replica after replica."""
     concurrent_blocks: bool = False
     """Whether the blocks of a stage compute on its GPU at the same time; needs train.cuda_graphs.
     """

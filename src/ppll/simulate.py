@@ -2,13 +2,15 @@
 
 A stage works on a message until its features are ready, sends them (it waits while the channel is
 full), learns, waits until its transfer has ended, gives its input slot back and takes the next
-message; see ``worker.py``. With message n of stage s and channels of C slots, in seconds::
+message; see ``worker.py``. (Where a network buffers what it sends, done does not wait for the
+transfer.) With message n of stage s and channels of C slots, in seconds::
 
     start[s, n] = max(arrival[s, n], done[s, n - 1])
     ready[s, n] = start[s, n] + before_send
     send[s, n]  = max(ready[s, n], done[s + 1, n - C] + latency)
     done[s, n]  = send[s, n] + max(after_send, transfer)
-    arrival[s + 1, n] = send[s, n] + transfer + latency
+    leave[s, n] = max(send[s, n], leave[s, n - 1] + transfer)
+    arrival[s + 1, n] = leave[s, n] + transfer + latency
 
 These are linear in the algebra of (max, +), which is used twice (Baccelli, Cohen, Olsder and
 Quadrat, "Synchronization and Linearity", 1992). All events on a diagonal, n + s constant, are
@@ -18,15 +20,14 @@ those of C messages before plus a constant; from then on whole periods are skipp
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from ppll.errors import RecipeError
+from ppll.links import Link, Pipeline, StageTimes, check_amount
 from ppll.randomness import fold, fold_array
 
 __all__ = ["Link", "Pipeline", "Simulation", "StageTimes", "check_amount", "simulate"]
@@ -40,105 +41,6 @@ _DRAWN_AT_ONCE: Final = 4096
 _STEPS_BETWEEN_LOOKS: Final = 64
 _SAME: Final = 1e-9
 """Relative difference up to which two increments are one, apart by rounding."""
-
-
-def check_amount(what: str, value: float) -> None:
-    """Refuse an amount that is negative, infinite or no number.
-
-    Raises:
-        RecipeError: It is one of these.
-    """
-    if not 0 <= value < math.inf:
-        raise RecipeError(f"{what} is {value}: give a finite number, at least 0.")
-
-
-@dataclass(frozen=True)
-class StageTimes:
-    """What one stage takes for one batch.
-
-    Attributes:
-        before_send_s: Until its features are ready: all that its blocks do but for the last
-            block's learning.
-        after_send_s: Its last block's learning.
-        features_bytes: What it sends on.
-    """
-
-    before_send_s: float
-    after_send_s: float
-    features_bytes: float = 0
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            check_amount(f"a stage's {name}", value)
-
-
-@dataclass(frozen=True)
-class Link:
-    """What carries features from one stage to the next.
-
-    Attributes:
-        bandwidth_bytes_s: Bytes per second.
-        latency_s: Until the first byte, or a credit on its way back, has arrived.
-        overlaps: Whether the sender computes during a transfer; else it copies by itself.
-    """
-
-    bandwidth_bytes_s: float = math.inf
-    latency_s: float = 0.0
-    overlaps: bool = True
-
-    def __post_init__(self) -> None:
-        if not self.bandwidth_bytes_s > 0:
-            raise RecipeError(
-                f"a link's bandwidth_bytes_s is {self.bandwidth_bytes_s}: give bytes per second, "
-                f"above 0 (infinite for a link that takes no time)."
-            )
-        check_amount("a link's latency_s", self.latency_s)
-
-    def transfer_s(self, num_bytes: float) -> float:
-        """Seconds for which a message occupies the link, latency not counted."""
-        return num_bytes / self.bandwidth_bytes_s
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """Stages and what joins them.
-
-    Attributes:
-        stages: In order.
-        links: One between every two stages.
-        capacity: Slots of every channel, and batches that the loader may be ahead.
-        load_s: What the loader takes for a batch; it works beside the first stage.
-        jitter: Every work of a stage on a batch is multiplied by a number of its own, uniform in
-            1 - jitter to 1 + jitter, a function of (seed, stage, batch).
-        stragglers: Factors by which stages are slower, by stage.
-        seed: Of the jitter.
-    """
-
-    stages: tuple[StageTimes, ...]
-    links: tuple[Link, ...]
-    capacity: int = 4
-    load_s: float = 0.0
-    jitter: float = 0.0
-    stragglers: Mapping[int, float] = field(default_factory=dict)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.stages or len(self.links) != len(self.stages) - 1:
-            raise RecipeError(
-                f"a pipeline of {len(self.stages)} stage(s) has {len(self.links)} link(s): give "
-                f"at least one stage, and one link between every two."
-            )
-        if self.capacity < 1:
-            raise RecipeError(f"capacity is {self.capacity}: a channel has 1 slot or more.")
-        check_amount("load_s", self.load_s)
-        if not 0 <= self.jitter <= 1:
-            raise RecipeError(f"jitter is {self.jitter}: give a share of the time, 0 to 1.")
-        for stage, factor in self.stragglers.items():
-            if stage not in range(len(self.stages)):
-                raise RecipeError(
-                    f"stragglers names stage {stage}: there are 0 to {len(self.stages) - 1}."
-                )
-            check_amount(f"the factor of straggler {stage}", factor)
 
 
 @dataclass(frozen=True)
@@ -195,6 +97,8 @@ class _Work:
         self._before = slower * [stage.before_send_s for stage in stages]
         self._after = slower * [stage.after_send_s for stage in stages]
         self._copy = np.where([link.overlaps for link in links], 0.0, self.transfer)
+        self._held = np.where([link.buffers for link in links], 0.0, self.transfer)
+        self._replicas = pipeline.replicas
         self._jitter, self._key = pipeline.jitter, fold(pipeline.seed, "jitter")
         self._num_batches = num_batches
         self._lag = np.arange(len(stages)) // skew
@@ -209,6 +113,8 @@ class _Work:
             return np.broadcast_to(self._before, shape), np.broadcast_to(self._hold(1.0), shape)
         batches = np.arange(first_step, first_step + num_steps)[:, None] - self._lag
         factor = (fold_array(self._key, self._stage_code + batches) >> np.uint64(11)).astype(float)
+        if self._replicas > 1:  # The largest of several uniform numbers is one's root.
+            factor = (factor * 2.0**-53) ** (1 / self._replicas) * 2.0**53
         factor *= self._jitter * 2.0**-52
         factor += 1 - self._jitter
         hold = self._hold(factor)
@@ -219,7 +125,7 @@ class _Work:
     def _hold(self, factor: _Row | float) -> _Row:
         held: _Row = factor * self._after
         held += self._copy
-        np.maximum(held, self.transfer, out=held)
+        np.maximum(held, self._held, out=held)
         return held
 
     def _takes_part(self, batches: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_] | bool:
@@ -250,6 +156,7 @@ class _Front:
         self.start, self.ready, self.send, self.full_wait = np.zeros((4, width))
         self.free = np.full(width, _NEVER)
         self.free[0] = 0.0
+        self.leave = np.full(width, _NEVER)  # when the link is free again
         self.arrival = np.full(width + 1, _NEVER)
         self.credit = np.full((self.capacity, width + 1), _NEVER)
         self._begin, self._first_done, self._end, self._end_full_wait = np.zeros((4, width))
@@ -291,13 +198,13 @@ class _Front:
         num_periods = (self._num_batches - 1 - self.step) // self.capacity
         if num_periods < 1 or np.ptp(increments) > _SAME * increments.max():
             return
-        for array in (self.free, self.arrival, self.credit):
+        for array in (self.free, self.leave, self.arrival, self.credit):
             array += num_periods * increments.max()
         self.full_wait += num_periods * (self.full_wait - waits)
         self.step += num_periods * self.capacity
 
     def _times(self) -> _Row:
-        return np.concatenate([self.free, self.arrival, self.credit.ravel()])
+        return np.concatenate([self.free, self.leave, self.arrival, self.credit.ravel()])
 
     def result(self) -> Simulation:
         """What was found, when all steps are done."""
@@ -329,7 +236,8 @@ class _Phase:
         credits = np.roll(np.arange(front.capacity), -shift)
         self._credit = [front.credit[slot, 1:][self._columns] for slot in credits]
         self._given_back = [credit[:-1][self._columns] for credit in front.credit]
-        self._flight = (work.transfer + work.latency)[self._columns]
+        self._leave, self._transfer = front.leave[self._columns], work.transfer[self._columns]
+        self._latency = work.latency[self._columns]
         self._credit_latency = np.concatenate([[0.0], work.latency[:-1]])[self._columns]
 
     def compute(self, slot: int, before: _Row, hold: _Row) -> None:
@@ -338,7 +246,9 @@ class _Phase:
         np.add(self._start, before[self._columns], out=self._ready)
         np.maximum(self._ready, self._credit[slot], out=self._send)
         np.add(self._send, hold[self._columns], out=self._free)
-        np.add(self._send, self._flight, out=self._next_arrival)
+        np.maximum(self._send, self._leave, out=self._leave)
+        np.add(self._leave, self._transfer, out=self._leave)
+        np.add(self._leave, self._latency, out=self._next_arrival)
         np.add(self._free, self._credit_latency, out=self._given_back[slot])
         np.subtract(self._send, self._ready, out=self._ready)
         np.add(self._full_wait, self._ready, out=self._full_wait)

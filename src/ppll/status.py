@@ -43,6 +43,8 @@ class Activity(enum.IntEnum):
     SAVE = 7
     FINISH = 8
     """Everything has passed."""
+    AVERAGE = 9
+    """Adding up with the other replicas of its stage, or waiting for them."""
 
     @property
     def waits(self) -> bool:
@@ -50,7 +52,7 @@ class Activity(enum.IntEnum):
         return self in _WAITS
 
 
-_WAITS: Final = frozenset({Activity.RECEIVE, Activity.SEND_WAIT})
+_WAITS: Final = frozenset({Activity.RECEIVE, Activity.SEND_WAIT, Activity.AVERAGE})
 
 
 class Status(NamedTuple):

@@ -7,12 +7,13 @@ meets every one of them after exactly the same batches.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, Protocol
 
 from torch import Tensor
 
 from ppll.config import Recipe
+from ppll.ending import Ending
 from ppll.message import TARGETS, Kind, Message, canonical
 
 __all__ = ["EVERYTHING_SAVED", "Batches", "evaluation_stream", "training_stream"]
@@ -37,8 +38,12 @@ class Batches(Protocol):
         """Samples that can be evaluated: ``"test"``, and ``"validation"`` where it is kept."""
         ...
 
+    def num_samples(self, index: int) -> int:
+        """Samples of training batch number ``index`` of an epoch, in all replicas together."""
+        ...
+
     def train_batch(self, epoch: int, index: int) -> Mapping[str, Tensor]:
-        """The fields of one training batch."""
+        """The fields of one training batch; of a replica's shard of it, where there are several."""
         ...
 
     def evaluation_batches(self, split: str) -> Iterator[Mapping[str, Tensor]]:
@@ -52,7 +57,7 @@ def training_stream(
     num_steps: int,
     *,
     start_step: int = 0,
-    ends_early: Callable[[], bool] = lambda: False,
+    ending: Ending | None = None,
 ) -> Iterator[Message]:
     """A whole run, from the checkpoint after ``start_step`` batches to the stop.
 
@@ -61,9 +66,9 @@ def training_stream(
         recipe: The run's recipe.
         num_steps: Training batches of the whole run.
         start_step: Training batches that the run has behind it.
-        ends_early: Asked after every batch; once it says yes, a checkpoint and the stop follow.
+        ending: Asked after every batch; once it says yes, a checkpoint and the stop follow.
     """
-    return _numbered(_drafts(batches, recipe, num_steps, start_step, ends_early))
+    return _numbered(_drafts(batches, recipe, num_steps, start_step, ending or Ending()))
 
 
 def evaluation_stream(batches: Batches, step: int) -> Iterator[Message]:
@@ -88,7 +93,7 @@ def _drafts(
     recipe: Recipe,
     num_steps: int,
     start_step: int,
-    ends_early: Callable[[], bool],
+    ending: Ending,
 ) -> Iterator[Draft]:
     per_epoch = batches.steps_per_epoch
     every = recipe.checkpoint.every_steps
@@ -96,9 +101,9 @@ def _drafts(
         yield from _epoch_end(batches, recipe, start_step)
     for step in range(start_step + 1, num_steps + 1):
         epoch, index = divmod(step - 1, per_epoch)
-        for part in _parts(batches.train_batch(epoch, index), recipe):
+        for part in _parts(batches.train_batch(epoch, index), recipe, batches.num_samples(index)):
             yield {**_mark(Kind.TRAIN, step, epoch), **part}
-        interrupted = step < num_steps and ends_early()
+        interrupted = step < num_steps and ending.after(step)
         is_due = bool(every and step % every == 0) or (
             recipe.checkpoint.keeps_best and _is_evaluated(batches, recipe, step)
         )
@@ -138,8 +143,9 @@ def _evaluation(batches: Batches, split: str, step: int, epoch: int) -> Iterator
     yield _mark(Kind.EVALUATION_END, step, epoch, split)
 
 
-def _parts(tensors: Mapping[str, Tensor], recipe: Recipe) -> Iterator[Draft]:
-    """A batch as the messages that it travels as, of nearly equal size."""
+def _parts(tensors: Mapping[str, Tensor], recipe: Recipe, num_in_batch: int) -> Iterator[Draft]:
+    """A batch (or a replica's shard of it) as the messages that it travels as, of nearly equal
+    size."""
     num_samples = tensors[TARGETS].shape[0]
     num_parts = recipe.num_parts(num_samples)
     bounds = [num_samples * i // num_parts for i in range(num_parts + 1)]
@@ -148,5 +154,5 @@ def _parts(tensors: Mapping[str, Tensor], recipe: Recipe) -> Iterator[Draft]:
             "tensors": {name: canonical(t[start:end]) for name, t in tensors.items()},
             "part": part,
             "num_parts": num_parts,
-            "share": (end - start) / num_samples,
+            "share": (end - start) / num_in_batch,
         }

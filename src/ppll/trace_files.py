@@ -34,7 +34,15 @@ _Count = Annotated[int, Field(ge=0, lt=2**63)]
 _Seconds = Annotated[float, Field(ge=0, lt=1e12, allow_inf_nan=False)]
 _Fills = Annotated[tuple[_Count, ...], Field(max_length=1025)]
 _Name = Literal[
-    "start", "receive wait", "forward", "send wait", "send", "learn", "evaluate", "checkpoint"
+    "start",
+    "receive wait",
+    "forward",
+    "send wait",
+    "send",
+    "learn",
+    "average wait",
+    "evaluate",
+    "checkpoint",
 ]
 _CONFIG: Final = pydantic.ConfigDict(frozen=True, extra="ignore")
 
@@ -84,6 +92,7 @@ class _Header(pydantic.BaseModel):
     start: Annotated[str, Field(max_length=100)]
     rank: _Index
     num_stages: _Index
+    replica: _Index = 0
     blocks: Annotated[tuple[_Index, ...], Field(min_length=1)]
     capacity: _Count
     clock: Annotated[str, Field(max_length=100)]
@@ -99,7 +108,8 @@ class RankTrace:
         rank: Which.
         blocks: Indices of its blocks.
         capacity: Messages that its channels held.
-        num_stages: Ranks of the start.
+        num_stages: Stages of a replica.
+        replica: The replica that it belongs to.
         clock: Name of the clock that its spans are told by.
         offset_s: What brings that clock to the wall clock.
         spans: In order.
@@ -110,6 +120,7 @@ class RankTrace:
     blocks: tuple[int, ...]
     capacity: int
     num_stages: int
+    replica: int
     clock: str
     offset_s: float
     spans: tuple[Span, ...]
@@ -149,7 +160,7 @@ def read_starts(folder: Path) -> list[Start]:
 
 
 def newest_start(folder: Path) -> Start:
-    """The last start of a run.
+    """The last start of a run, its first replica: the others do the same work.
 
     Raises:
         RunFolderError: Nothing was recorded, or a file cannot be read.
@@ -159,7 +170,7 @@ def newest_start(folder: Path) -> Start:
         raise RunFolderError(
             f"{folder.parent} has no traces: train with track.trace_steps above 0 (100 by default)."
         )
-    return starts[-1]
+    return Start(tuple(rank for rank in starts[-1].ranks if rank.replica == 0))
 
 
 @dataclass
@@ -177,6 +188,7 @@ class _Collected:
             header.blocks,
             header.capacity,
             header.num_stages,
+            header.replica,
             header.clock,
             header.wall_s - header.monotonic_s,
             tuple(self.spans),

@@ -10,7 +10,8 @@ from ppll.trace_files import RankTrace, Start, Sum, Totals
 
 __all__ = ["BlockTimes", "StageSummary", "Summary", "summarize"]
 
-_WAITS: Final = ("receive wait", "send wait")
+_AVERAGE: Final = "average wait"
+_WAITS: Final = ("receive wait", "send wait", _AVERAGE)
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,14 @@ def _stage(trace: RankTrace) -> StageSummary:
 
 
 def _block(sums: Sequence[Sum], block: int) -> BlockTimes:
-    return BlockTimes(block, _mean(sums, "forward", block), _mean(sums, "learn", block))
+    # Adding up with other replicas cuts a learning step in two.
+    num_cut = sum(s.num for s in sums if (s.name, s.block) == (_AVERAGE, block))
+    return BlockTimes(block, _mean(sums, "forward", block), _mean(sums, "learn", block, num_cut))
 
 
-def _mean(sums: Sequence[Sum], name: str, block: int) -> float:
+def _mean(sums: Sequence[Sum], name: str, block: int, num_cut: int = 0) -> float:
     found = next((s for s in sums if (s.name, s.block) == (name, block)), None)
-    return found.seconds / found.num if found is not None and found.num else 0.0
+    return found.seconds / max(1, found.num - num_cut) if found is not None else 0.0
 
 
 def _share(part: float, whole: float) -> float:

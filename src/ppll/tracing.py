@@ -36,6 +36,7 @@ SPAN_NAMES: Final = {
     Activity.EVALUATE: "evaluate",
     Activity.SAVE: "checkpoint",
     Activity.FINISH: "finish",
+    Activity.AVERAGE: "average wait",
 }
 """What an activity is called in traces."""
 
@@ -95,7 +96,8 @@ class Tracer:
         blocks: Indices of its blocks.
         windows: Steps of which every span is kept.
         capacity: Messages that its channels hold.
-        num_stages: Ranks of the run.
+        num_stages: Stages of a replica.
+        replica: The replica that it belongs to.
         start: What tells this start of the run from all others, the same for all ranks.
     """
 
@@ -109,6 +111,7 @@ class Tracer:
         capacity: int,
         num_stages: int,
         start: str,
+        replica: int = 0,
     ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8")
@@ -129,6 +132,7 @@ class Tracer:
             start=start,
             rank=rank,
             num_stages=num_stages,
+            replica=replica,
             blocks=list(blocks),
             capacity=capacity,
             clock=clock_name(),

@@ -114,7 +114,7 @@ class Trainer:
         self._generation = 0
         self._hosts: Hosts | None = None
         if started_by_torchrun():
-            self._hosts = Hosts.join(self.recipe.runtime.stall_timeout_s)
+            self._hosts = Hosts.join(self.recipe)
         with self._together():
             if self._hosts is not None:
                 self.recipe = self._hosts.agree(self.recipe, out, max_restarts)
@@ -233,14 +233,15 @@ class Trainer:
         )
 
     def _job(self, folder: RunFolder) -> Job:
-        stages = self.recipe.runtime.stages
+        stages, network = self.recipe.runtime.stages, self._own_network
+        num_ranks = stages * self.recipe.train.replicas
         return Job(
             self.recipe,
             folder,
             self._facts,
             self.blueprint.shapes,
             stages,
-            skeleton=skeleton_of(self._own_network, stages) if self._own_network else None,
+            skeleton=skeleton_of(network, num_ranks) if network else None,
             user_data=self._own_data is not None,
             fault=Fault.from_environment(),
         )
@@ -272,7 +273,7 @@ class Trainer:
 
     def _launch(self, beginning: Beginning, watch: Watcher | None) -> list[RankResult]:
         # A run in this process is ended by the second signal, if the first does not suffice.
-        stays_here = beginning.job.num_stages == 1 and not self._max_restarts
+        stays_here = beginning.job.mesh.size == 1 and not self._max_restarts
         with Interrupts(most=1 if stays_here else None) as interrupts:
             return run_with_restarts(beginning, interrupts, watch, self._max_restarts)
 

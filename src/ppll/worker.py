@@ -225,12 +225,13 @@ class Worker:
     def _obey(self, message: Message) -> Iterator[Waiting]:
         """Do what a mark asks for, before it is sent on."""
         match message.kind:
-            case Kind.CHECKPOINT if self._saver is not None:
+            case Kind.CHECKPOINT:
                 # What was counted up to here must not be lost with a start that ends later.
                 self._write_training(message)
                 self.monitor.note_peak()
-                self.monitor.enter(Activity.SAVE, step=message.step)
-                self._saver.save(message.step, self.blocks)
+                if self._saver is not None:
+                    self.monitor.enter(Activity.SAVE, step=message.step)
+                    self._saver.save(message.step, self.blocks)
             case Kind.EVALUATION_END:
                 self._write_evaluation(message)
             case Kind.EPOCH_END:

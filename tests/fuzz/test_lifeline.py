@@ -27,6 +27,7 @@ from ppll.failure import Failure
 from ppll.interrupts import Interrupts
 from ppll.job import Job, RankResult
 from ppll.lifeline import LauncherEnd
+from ppll.metrics import Tally
 from ppll.run_folder import RunFolder
 from ppll.status import Activity
 
@@ -42,7 +43,7 @@ RESULT = RankResult(
     busy_fraction=0.75,
     peak_memory_bytes=2**30,
     training_peak_bytes=2**29,
-    exits={"test": {0: 0.5, 1: 0.25}},
+    exits={"test": {0: Tally(8, 1.0, 0.5), 1: Tally(8, 2.0, 0.25)}},
     digests=("a.weight float32 [2] 00",),
 )
 PID = os.getpid()

@@ -60,6 +60,8 @@ def load_batches(
     eval_batch_size: int | None = None,
     user_data: Path | None = None,
     fields: Collection[str] = (),
+    replica: int = 0,
+    num_replicas: int = 1,
 ) -> Loader:
     """The batches of a run.
 
@@ -69,6 +71,8 @@ def load_batches(
         eval_batch_size: Samples of an evaluation batch; as ``config`` says without.
         user_data: A file of ``Dataset.save`` that takes the place of the set that is named.
         fields: Fields of a message that the method needs; of these, ``image`` is made here.
+        replica: Who asks; see ``Loader``.
+        num_replicas: Of how many.
 
     Raises:
         RecipeError: The name or an option is unknown.
@@ -76,5 +80,10 @@ def load_batches(
     """
     dataset = load_dataset(config) if user_data is None else Dataset.load(user_data)
     return Loader(
-        prepare(dataset, config), seed=seed, eval_batch_size=eval_batch_size, fields=fields
+        prepare(dataset, config),
+        seed=seed,
+        eval_batch_size=eval_batch_size,
+        fields=fields,
+        replica=replica,
+        num_replicas=num_replicas,
     )

@@ -54,6 +54,9 @@ class Loader:
         seed: The run's seed.
         eval_batch_size: Samples of an evaluation batch; as the recipe says without.
         fields: Fields of a message that the method needs; of these, ``image`` is made here.
+        replica: Who asks: a replica gets its shard of every training batch, and only the first one
+            evaluates.
+        num_replicas: Of how many.
     """
 
     def __init__(
@@ -63,12 +66,16 @@ class Loader:
         seed: int,
         eval_batch_size: int | None = None,
         fields: Collection[str] = (),
+        replica: int = 0,
+        num_replicas: int = 1,
     ) -> None:
         self.data = data
         config = data.config
         self._eval_batch_size = eval_batch_size or config.eval_batch_size or config.batch_size
         self._seed = seed
         self._with_image = IMAGE in fields
+        self._replica = replica
+        self._num_replicas = num_replicas
         self._augmentation = Augmentation(
             crop=config.crop,
             flip=config.flip,
@@ -103,8 +110,13 @@ class Loader:
         """Samples that can be evaluated: ``"test"``, and ``"validation"`` where it is kept."""
         return self.data.splits
 
+    def num_samples(self, index: int) -> int:
+        """Samples of training batch number ``index`` of an epoch, in all replicas together."""
+        size = self.data.config.batch_size
+        return min(size, len(self.data.train_samples) - index * size)
+
     def train_batch(self, epoch: int, index: int) -> dict[str, Tensor]:
-        """Training batch number ``index``, from 0, of an epoch, augmented.
+        """Training batch number ``index``, from 0, of an epoch, augmented; a replica's shard of it.
 
         Raises:
             IndexError: An epoch has fewer batches.
@@ -123,7 +135,10 @@ class Loader:
         return self._target_fields(*self._draws(epoch, index))
 
     def evaluation_batches(self, split: str) -> Iterator[dict[str, Tensor]]:
-        """Every batch of ``"validation"`` or ``"test"``, in order and unchanged."""
+        """Every batch of ``"validation"`` or ``"test"``, in order and unchanged; none for another
+        replica than the first."""
+        if self._replica:
+            return
         part, samples = {
             "validation": (self._train, self.data.validation_samples),
             "test": (self._test, np.arange(len(self._test))),
@@ -143,12 +158,13 @@ class Loader:
         """
         if not 0 <= index < self.steps_per_epoch:
             raise IndexError(f"batch {index} of {self.steps_per_epoch} in an epoch")
-        draws, size = self._epoch_draws(epoch), self.data.config.batch_size
-        start, stop = index * size, min((index + 1) * size, len(draws.samples))
-        first, last = start, stop
+        draws, start = self._epoch_draws(epoch), index * self.data.config.batch_size
+        num, shards = self.num_samples(index), (self._replica, self._replica + 1)
+        begin, end = (start + num * shard // self._num_replicas for shard in shards)
+        first, last = begin, end
         if self.data.config.mixes:
-            first, last = start - start % 2, stop + stop % 2
-        return draws.part(first, last), slice(start - first, stop - first)
+            first, last = begin - begin % 2, end + end % 2
+        return draws.part(first, last), slice(begin - first, end - first)
 
     def _epoch_draws(self, epoch: int) -> Draws:
         """What was drawn for all training samples, in the order of the epoch."""
