@@ -40,16 +40,26 @@ BLOCKS = {
     "dgl, 4 blocks, heads of depth 2": ["method.auxiliary_options.depth=2"],
     "dgl, 4 blocks, linear heads": ["method.auxiliary=linear", "method.auxiliary_options={}"],
 }
-LORA = ["model.lora_rank=4", "model.lora_alpha=16"]
+LORA = ["model.lora_rank=32", "model.lora_alpha=32", "split.blocks=2", "optimizer.blocks.0.lr=1e-5"]
+"""The first block, which hears nothing of the task, hardly moves: as it is trained, so it stays."""
+LOPT = ["method.name=lopt", *LORA]
+ZEROLOCK = [
+    *("method.name=zerolock", "method.auxiliary=frozen-readout", "method.alpha=0.95"),
+    *("method.auxiliary_options.adapter=24", *LORA),
+]
+QUARTER = "split.cuts=[3]"
 FINE = {
     "no fine-tuning": ["method.name=backprop", "optimizer.lr=1e-12", "train.max_steps=1"],
-    "backprop, all weights": ["method.name=backprop"],
-    "backprop, LoRA": ["method.name=backprop", *LORA, "optimizer.lr=4e-3"],
-    "lopt, LoRA": ["method.name=lopt", *LORA, "optimizer.lr=4e-3"],
-    "zerolock, LoRA, frozen readout": [
-        *("method.name=zerolock", "method.auxiliary=frozen-readout"),
-        *("method.auxiliary_options.adapter=24", *LORA, "optimizer.lr=4e-3"),
-    ],
+    "backprop, all weights, lr 0.001": ["method.name=backprop", "optimizer.lr=1e-3"],
+    "backprop, all weights, lr 0.002": ["method.name=backprop", "optimizer.lr=2e-3"],
+    "backprop, all weights, lr 0.004": ["method.name=backprop", "optimizer.lr=4e-3"],
+    "backprop, LoRA, lr 0.004": ["method.name=backprop", *LORA[:2], "optimizer.lr=4e-3"],
+    "lopt, LoRA, lr 0.004": [*LOPT, "optimizer.lr=4e-3"],
+    "lopt, LoRA, lr 0.01": [*LOPT, "optimizer.lr=1e-2"],
+    "lopt, LoRA, lr 0.02": [*LOPT, "optimizer.lr=2e-2"],
+    "lopt, LoRA, lr 0.01, cut after a quarter": [*LOPT, "optimizer.lr=1e-2", QUARTER],
+    "zerolock, LoRA, lr 0.01": [*ZEROLOCK, "optimizer.lr=1e-2"],
+    "zerolock, LoRA, lr 0.01, cut after a quarter": [*ZEROLOCK, "optimizer.lr=1e-2", QUARTER],
 }
 UNSEEN = 'data.without=["idlelib"]'
 FINE_DATA = ['data.only=["idlelib"]', "data.num_test=1024"]
@@ -59,7 +69,7 @@ def blocks(folder: Path, seeds: int, steps: int) -> Iterator[dict[str, Any]]:
     """The shipped recipe by number of blocks and head."""
     for seed in range(seeds):
         for name, settings in BLOCKS.items():
-            own = [*settings, f"train.seed={seed}", f"train.max_steps={steps}"]
+            own = [*settings, "data.num_test=512", f"train.seed={seed}", f"train.max_steps={steps}"]
             yield trained(name, own, folder / f"{name}-{seed}")
 
 
@@ -70,7 +80,7 @@ def fine(folder: Path, seeds: int, steps: int) -> Iterator[dict[str, Any]]:
     yield trained("backprop, before fine-tuning, on other text", own, start)
     for seed in range(seeds):
         for name, settings in FINE.items():
-            own = [*FINE_DATA, f"model.weights={start}", "optimizer.lr=1e-3"]
+            own = [*FINE_DATA, f"model.weights={start}"]
             own += [f"train.seed={seed}", f"train.max_steps={steps}", *settings]
             yield trained(name, own, folder / f"{name}-{seed}")
 

@@ -40,7 +40,7 @@ def num_parameters(module: nn.Module) -> int:
 
 
 def test_these_are_all_auxiliary_networks() -> None:
-    # A frozen readout copies the network's last layer; tests/test_language.py has its tests.
+    """The frozen readout stands for a network's own last layer: see test_readout.py."""
     assert [entry.name for entry in auxiliaries] == sorted([*NAMES, "frozen-readout"])
 
 

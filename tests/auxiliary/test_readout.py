@@ -1,0 +1,78 @@
+"""Heads that read through the network's own last layer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ppll.auxiliary import auxiliaries
+from ppll.auxiliary.readout import SharedReadout, shared_readout
+from ppll.errors import ModelError, PpllError, RecipeError
+from ppll.models import initialise
+from ppll.models.copies import source_names
+from ppll.models.network import Layer
+from ppll.site import BlockSite
+
+WIDTH, NUM_CLASSES = 6, 5
+LAYERS = (Layer("middle", nn.Linear(WIDTH, WIDTH)), Layer("head", nn.Linear(WIDTH, NUM_CLASSES)))
+SITE = BlockSite(
+    0,
+    2,
+    (WIDTH,),
+    (WIDTH,),
+    NUM_CLASSES,
+    (WIDTH,),
+    LAYERS,
+    ((WIDTH,), (NUM_CLASSES,)),
+)
+
+
+def with_values(module: nn.Module) -> nn.Module:
+    initialise(module.to_empty(device="cpu"), "auxiliary.first", seed=3)
+    return module
+
+
+@pytest.mark.parametrize("adapter", [0, 4])
+def test_a_readout_starts_as_the_head_that_it_is_of(adapter: int) -> None:
+    module = with_values(auxiliaries.build("frozen-readout", {"adapter": adapter}, SITE))
+    head = nn.Linear(WIDTH, NUM_CLASSES)
+    initialise(head, "head", seed=3)
+    features = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(module(features), head(features))  # an adapter adds nothing at first
+    learned = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    assert learned == (2 * WIDTH * adapter + adapter)
+    names = source_names("auxiliary.first", module)
+    assert set(names.values()) == {"head.weight", "head.bias"}
+    assert names.keys() <= {f"auxiliary.first.{name}" for name in module.state_dict()}
+
+
+@pytest.mark.parametrize("depth", [0, 1, 5])
+def test_a_shared_readout_takes_over_what_comes(depth: int) -> None:
+    module = with_values(shared_readout(SITE, depth=depth))
+    assert isinstance(module, SharedReadout)
+    parameters = torch.arange(WIDTH * NUM_CLASSES + NUM_CLASSES, dtype=torch.float32)
+    module.follow(parameters)
+    found = [p.flatten() for p in module.readout.parameters()]
+    assert torch.equal(torch.cat(found), parameters)
+    features = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(0))
+    module(features).sum().backward()
+    assert module.temperature.grad is not None
+    assert all(p.grad is None for p in module.readout.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "site", "words"),
+    [
+        ({"adapter": -1}, SITE, "adapter must be at least 0, found -1"),
+        ({}, replace(SITE, feature_shape=(9,)), r"reads \(6,\) a sample, found \(9,\)"),
+        ({}, replace(SITE, layers_behind=(Layer("relu", nn.ReLU()),)), "has no parameters"),
+    ],
+)
+def test_what_cannot_be_is_refused(options: dict[str, Any], site: BlockSite, words: str) -> None:
+    with pytest.raises(PpllError, match=words) as caught:
+        auxiliaries.build("frozen-readout", options, site)
+    assert isinstance(caught.value, RecipeError if options else ModelError)
