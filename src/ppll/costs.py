@@ -149,7 +149,7 @@ class Costs(_Measured):
 def measured_for(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """The parts of a recipe that times depend on."""
     tree = training_sections(recipe)
-    keys = ("precision", "threads_per_stage", "accumulate", "channels_last", "compile")
+    keys = ("precision", "threads_per_stage", "accumulate", "replicas", "channels_last", "compile")
     train = {key: tree["train"][key] for key in keys}
     data = {k: v for k, v in tree["data"].items() if f"data.{k}" not in _FREE}
     model = {k: v for k, v in tree["model"].items() if k != "weights"}

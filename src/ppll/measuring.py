@@ -106,7 +106,7 @@ def _message(recipe: Recipe, loader: Loader) -> tuple[dict[str, Tensor], float]:
     loader.train_batch(0, 0)  # The first one fills caches.
     start = time.perf_counter()
     batch = loader.train_batch(0, 0)
-    seconds = (time.perf_counter() - start) / recipe.train.accumulate
+    seconds = (time.perf_counter() - start) / (recipe.train.accumulate * recipe.train.replicas)
     size = recipe.message_size
     return {name: tensor[:size].clone() for name, tensor in batch.items()}, seconds
 
