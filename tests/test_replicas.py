@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import ppll
+from ppll.bench.entrants import Race
 from ppll.channels.local import local_channel
 from ppll.config import Recipe
 from ppll.data import Dataset
@@ -331,3 +332,8 @@ def test_another_number_of_replicas_is_another_run(tmp_path: Path) -> None:
     fit(tmp_path / "run", 1)
     with pytest.raises(RecipeError, match=r"train.replicas \(was 1, is 2\)"):
         ppll.Trainer(recipe(2), out=tmp_path / "run", resume=True).fit()
+
+
+def test_a_comparison_is_of_one_pipeline() -> None:
+    with pytest.raises(RecipeError, match="a comparison is of one pipeline"):
+        Race.prepared(recipe(2), 2, 4, 0)

@@ -57,7 +57,7 @@ def test_a_page_written_half_way_shows_what_was_read_before(page) -> None:
 
 
 def test_these_activities_wait() -> None:
-    assert [a.name for a in Activity if a.waits] == ["RECEIVE", "SEND_WAIT"]
+    assert [a.name for a in Activity if a.waits] == ["RECEIVE", "SEND_WAIT", "AVERAGE"]
 
 
 def test_a_monitor_adds_up_seconds(clock, page) -> None:

@@ -93,12 +93,12 @@ def line_s(num_bytes: float, num_replicas: int, link: Link) -> float:
         return 0.0
     num_pieces = max(1, math.ceil(num_bytes / PIECE_BYTES))
     piece_s = link.transfer_s(num_bytes / num_pieces)
-    played = min(num_pieces, 4 * num_replicas + 8)
+    played = min(num_pieces, 16 * num_replicas)
     line = _PlayedLine(num_replicas, piece_s, link.latency_s)
     seconds = line.play(played)
-    if played < num_pieces:  # All further ones come at the same distance.
-        fewer = _PlayedLine(num_replicas, piece_s, link.latency_s).play(played - num_replicas)
-        seconds += (num_pieces - played) * (seconds - fewer) / num_replicas
+    if played < num_pieces:  # All further ones come as the second half of these did.
+        half = _PlayedLine(num_replicas, piece_s, link.latency_s).play(played // 2)
+        seconds += (num_pieces - played) * (seconds - half) / (played - played // 2)
     return seconds
 
 

@@ -153,6 +153,7 @@ def measured_for(recipe: Recipe) -> dict[str, dict[str, Any]]:
         "precision",
         "threads_per_stage",
         "accumulate",
+        "replicas",
         "channels_last",
         "compile",
         "cuda_graphs",

@@ -125,7 +125,7 @@ def _message(recipe: Recipe, loader: Loader) -> tuple[dict[str, Tensor], float]:
     device = first[FEATURES].device
     start = clock(device)
     batch = loader.train_batch(0, 0)
-    seconds = (clock(device) - start) / recipe.train.accumulate
+    seconds = (clock(device) - start) / (recipe.train.accumulate * recipe.train.replicas)
     size = recipe.message_size
     return {name: tensor[:size].clone() for name, tensor in batch.items()}, seconds
 

@@ -109,22 +109,22 @@ class RankTrace:
         blocks: Indices of its blocks.
         capacity: Messages that its channels held.
         num_stages: Stages of a replica.
-        replica: The replica that it belongs to.
         clock: Name of the clock that its spans are told by.
         offset_s: What brings that clock to the wall clock.
         spans: In order.
         totals: None where it was killed.
+        replica: The replica that it belongs to.
     """
 
     rank: int
     blocks: tuple[int, ...]
     capacity: int
     num_stages: int
-    replica: int
     clock: str
     offset_s: float
     spans: tuple[Span, ...]
     totals: Totals | None
+    replica: int = 0
 
 
 @dataclass(frozen=True)
@@ -188,11 +188,11 @@ class _Collected:
             header.blocks,
             header.capacity,
             header.num_stages,
-            header.replica,
             header.clock,
             header.wall_s - header.monotonic_s,
             tuple(self.spans),
             self.totals,
+            header.replica,
         )
         return header, trace
 

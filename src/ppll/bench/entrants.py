@@ -18,7 +18,7 @@ from ppll.config import Recipe
 from ppll.costs import Costs
 from ppll.data import load_dataset, prepare
 from ppll.data.preparation import facts_of
-from ppll.errors import UsageError
+from ppll.errors import RecipeError, UsageError
 from ppll.job import draw_blueprint
 from ppll.measuring import measure
 from ppll.plan import balanced_cuts
@@ -170,6 +170,8 @@ class Race:
         Raises:
             UsageError: It cannot.
         """
+        if recipe.train.replicas > 1:
+            raise RecipeError("train.replicas: a comparison is of one pipeline; set it to 1.")
         blocks = max(recipe.split.blocks, num_stages)
         settings = ["train.evaluate_every=0", "data.drop_last=true", "train.accumulate=1"]
         settings += [f"split.blocks={blocks}", f"train.epochs={10**6}"]
