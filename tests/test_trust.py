@@ -162,7 +162,10 @@ def test_a_port_would_be_seen() -> None:
 
 @pytest.mark.processes
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs /proc")
-def test_no_port_is_open_while_two_stages_train(tmp_path: Path, temporary_folder: Path) -> None:
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_no_port_is_open_while_two_stages_train(
+    replicas: int, tmp_path: Path, temporary_folder: Path
+) -> None:
     before = sockets_of(os.getpid())
     most_processes, steps, with_ports = 0, set(), set()
 
@@ -175,8 +178,9 @@ def test_no_port_is_open_while_two_stages_train(tmp_path: Path, temporary_folder
         ours |= sockets_of(os.getpid()) - before
         with_ports.update(ours & internet_sockets())
 
-    ppll.Trainer(recipe(stages=2), out=tmp_path / "run", watch=watch).fit()
-    assert most_processes >= 3  # the fork server and two ranks
+    shared = recipe(stages=2).with_settings([f"train.replicas={replicas}"])
+    ppll.Trainer(shared, out=tmp_path / "run", watch=watch).fit()
+    assert most_processes >= 1 + 2 * replicas  # the fork server and the ranks
     assert len(steps) > 1
     assert with_ports == set()
 

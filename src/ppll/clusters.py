@@ -21,7 +21,6 @@ __all__ = ["PIECE_BYTES", "Cluster", "ClusterTimes", "line_s", "num_ahead", "sim
 
 PIECE_BYTES: Final = 1 << 20
 """Bytes of gradients that travel between replicas at once."""
-_MOST_AHEAD: Final = 62
 _ROWS: Final = 2
 """Gradients, and a number that says whether the batch is left out."""
 
@@ -84,7 +83,7 @@ class ClusterTimes:
 
 def num_ahead(num_links: int) -> int:
     """Pieces that a replica passes up before the first is back, with so many links after it."""
-    return min(2 * num_links, _MOST_AHEAD)
+    return 2 * num_links
 
 
 def line_s(num_bytes: float, num_replicas: int, link: Link) -> float:
@@ -93,7 +92,7 @@ def line_s(num_bytes: float, num_replicas: int, link: Link) -> float:
         return 0.0
     num_pieces = max(1, math.ceil(num_bytes / PIECE_BYTES))
     piece_s = link.transfer_s(num_bytes / num_pieces)
-    played = min(num_pieces, 16 * num_replicas)
+    played = min(num_pieces, 8 * num_replicas)
     line = _PlayedLine(num_replicas, piece_s, link.latency_s)
     seconds = line.play(played)
     if played < num_pieces:  # All further ones come as the second half of these did.
@@ -122,11 +121,23 @@ class _PlayedLine:
         """Seconds until every replica has so many totals."""
         orders = [self._order(replica, num_pieces) for replica in range(self._num)]
         places = [0] * self._num
-        while any(place < len(order) for place, order in zip(places, orders, strict=True)):
-            for replica, order in enumerate(orders):
-                while places[replica] < len(order) and self._step(replica, *order[places[replica]]):
-                    places[replica] += 1
+        for _ in range(sum(map(len, orders))):
+            # The networks serve what comes first.
+            begins = [self._begin_s(r, orders[r], places[r]) for r in range(self._num)]
+            replica = begins.index(min(begins))
+            self._step(replica, *orders[replica][places[replica]])
+            places[replica] += 1
         return max(self._now)
+
+    def _begin_s(self, replica: int, order: Sequence[tuple[bool, int]], place: int) -> float:
+        """When a replica can pass on what follows; never where nothing does, or it has not come."""
+        if place == len(order):
+            return math.inf
+        back, piece = order[place]
+        begin_s = max(self._now[replica], self._out_free[replica])
+        if 0 <= (replica + 1 if back else replica - 1) < self._num:
+            begin_s = max(begin_s, self._arrived.get((back, replica, piece), math.inf))
+        return begin_s
 
     def _order(self, replica: int, num_pieces: int) -> list[tuple[bool, int]]:
         """What a replica passes on: whether back, and which piece."""
@@ -137,20 +148,17 @@ class _PlayedLine:
             order += [(True, piece - ahead)] if piece >= ahead else []
         return order
 
-    def _step(self, replica: int, back: bool, piece: int) -> bool:
-        """Pass a piece on; whether it was there."""
-        comes, goes = (replica + 1, replica - 1) if back else (replica - 1, replica + 1)
-        if 0 <= comes < self._num:
-            if (back, replica, piece) not in self._arrived:
-                return False
-            self._now[replica] = max(self._now[replica], self._arrived[back, replica, piece])
+    def _step(self, replica: int, back: bool, piece: int) -> None:
+        """Pass on a piece that has come."""
+        came = self._arrived.pop((back, replica, piece), 0.0)
+        self._now[replica] = max(self._now[replica], came)
+        goes = replica - 1 if back else replica + 1
         if 0 <= goes < self._num:
             self._out_free[replica] = max(self._now[replica], self._out_free[replica])
             self._out_free[replica] += self._piece_s
             arrived = max(self._out_free[replica], self._in_free[goes] + self._piece_s)
             self._in_free[goes] = arrived
             self._arrived[back, goes, piece] = arrived + self._latency_s
-        return True
 
 
 def simulate_cluster(
@@ -175,9 +183,8 @@ def simulate_cluster(
     if len(gradient_bytes) != len(stages):
         raise RecipeError(f"{len(stages)} stages with the gradients of {len(gradient_bytes)}.")
     start_s = (_ROWS - 1) * line_s(8, cluster.num_replicas, cluster.between)
-    average_s = tuple(
-        start_s + line_s(b, cluster.num_replicas, cluster.between) for b in gradient_bytes
-    )
+    line = {b: line_s(b, cluster.num_replicas, cluster.between) for b in set(gradient_bytes)}
+    average_s = tuple(start_s + line[b] for b in gradient_bytes)
     slower = [
         replace(stage, after_send_s=stage.after_send_s + seconds)
         for stage, seconds in zip(stages, average_s, strict=True)

@@ -242,7 +242,7 @@ class TrainConfig(Section):
     on_nonfinite: Literal["stop", "skip", "ignore"] = "stop"
     """What to do when a block's loss is not finite: stop the run and name block and step, make no
     update, or nothing."""
-    replicas: Annotated[int, Field(ge=1, le=1024)] = 1
+    replicas: Annotated[int, Field(ge=1, le=32)] = 1
     """Copies of the whole pipeline. Each learns from its shard of every batch, and the copies of a
     block update by the mean gradient of the batch. Batch norm sees the samples of a shard."""
     label_smoothing: Share = 0.0
