@@ -22,11 +22,20 @@ from ppll.config import Recipe
 from ppll.data import Dataset
 from ppll.ending import Ending
 from ppll.errors import DataError, Interrupted, RecipeError, WorkerError
+from ppll.exchange import Alone
 from ppll.mesh import Mesh
+from ppll.message import Kind, Message
 from ppll.replicas import Line, Neighbour, line_capacity
 from ppll.status import Activity, Monitor
 from ppll.testing import FAULT_VARIABLE, Fault
-from tests.interleaving import NETWORKS, OPTIMIZERS
+from tests.interleaving import (
+    NETWORKS,
+    OPTIMIZERS,
+    MadeUpBatches,
+    blueprint_of,
+    built_blocks,
+    small_recipe,
+)
 
 processes = pytest.mark.processes
 
@@ -337,3 +346,17 @@ def test_another_number_of_replicas_is_another_run(tmp_path: Path) -> None:
 def test_a_comparison_is_of_one_pipeline() -> None:
     with pytest.raises(RecipeError, match="a comparison is of one pipeline"):
         Race.prepared(recipe(2), 2, 4, 0)
+
+
+def test_replicas_drop_out_other_features() -> None:
+    batches = MadeUpBatches((6,))
+    recipe = small_recipe(network="vit", split_blocks=2)
+    message = Message(kind=Kind.TRAIN, sequence=0, step=1, tensors=dict(batches.train_batch(0, 0)))
+    made = []
+    for replica in (None, 0, 1):
+        block = built_blocks(blueprint_of(recipe, batches))[0]
+        if replica is not None:
+            block.join(Alone(), replica)
+        made.append(block.forward(message).features)
+    assert torch.equal(made[0], made[1])
+    assert not torch.equal(made[0], made[2])

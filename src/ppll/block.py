@@ -18,9 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ppll.averages import Averages
 from ppll.block_modules import BlockModules
 from ppll.compiling import compiled
-from ppll.errors import ModelError
 from ppll.exchange import Alone
-from ppll.in_place import first_in_place
+from ppll.in_place import in_place_error
 from ppll.lean import FeaturesType, opened, packed, renamed
 from ppll.losses.classification import on_both_classes
 from ppll.message import FEATURES, MIX, OTHER_TARGETS, Kind, Message, canonical
@@ -123,6 +122,12 @@ class Block:
     def averages(self) -> Averages | None:
         """Of its trainable parameters, where the recipe asks for them."""
         return self.updates.averages
+
+    def join(self, exchange: Alone, replica: int) -> None:
+        """Learn with other replicas from now on, each with random numbers of its own."""
+        self.exchange = exchange
+        if replica:
+            self._random_key = fold(self._random_key, "replica", replica)
 
     def forward(self, message: Message) -> Message:
         """Turn the message's features into the next block's message.
@@ -308,24 +313,8 @@ class Block:
     def _refuse_in_place(self, passage: Passage) -> None:
         """A changed input or output would be seen by a neighbour in the same process only."""
         for what, tensor in passage.changed():
-            raise self._in_place_error(what, tensor)
-
-    def _in_place_error(self, what: str, tensor: Tensor) -> ModelError:
-        culprit = first_in_place(self._run_once, [m for _, m in self.modules.named()], what, tensor)
-        return ModelError(
-            f"a module changes the {what} of block {self.index} in place: {culprit}. The same "
-            f"memory may be another block's, so the result would depend on the placement. "
-            f"Use the module's out-of-place form (such as ReLU(inplace=False))."
-        )
-
-    def _run_once(self, inputs: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Run layers and exit again, to find out who changes what."""
-        yield "input", inputs
-        features = inputs
-        for layer in self.modules.layers:
-            features = layer.module(features)
-        yield "output", features
-        self.method.exit(self.modules.auxiliary, features)
+            leaves = partial(self.method.exit, self.modules.auxiliary)
+            raise in_place_error(self.index, self.modules, leaves, what, tensor)
 
 
 def _compute(modules: BlockModules, inputs: Tensor, fields: Mapping[str, Tensor]) -> Tensor:

@@ -7,10 +7,46 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["first_in_place"]
+from ppll.block_modules import BlockModules
+from ppll.errors import ModelError
+
+__all__ = ["in_place_error"]
 
 
-def first_in_place(
+def in_place_error(
+    block_index: int,
+    modules: BlockModules,
+    leaves: Callable[[Tensor], object],
+    what: str,
+    tensor: Tensor,
+) -> ModelError:
+    """What is wrong with a block that changes its input or output in place.
+
+    Args:
+        block_index: Which block.
+        modules: What it computes with.
+        leaves: Its exit, on its features.
+        what: ``"input"`` or ``"output"``.
+        tensor: The one that was changed.
+    """
+
+    def run_once(inputs: Tensor) -> Iterator[tuple[str, Tensor]]:
+        yield "input", inputs
+        features = inputs
+        for layer in modules.layers:
+            features = layer.module(features)
+        yield "output", features
+        leaves(features)
+
+    culprit = _first_in_place(run_once, [m for _, m in modules.named()], what, tensor)
+    return ModelError(
+        f"a module changes the {what} of block {block_index} in place: {culprit}. The same "
+        f"memory may be another block's, so the result would depend on the placement. "
+        f"Use the module's out-of-place form (such as ReLU(inplace=False))."
+    )
+
+
+def _first_in_place(
     run: Callable[[Tensor], Iterator[tuple[str, Tensor]]],
     modules: Sequence[nn.Module],
     what: str,

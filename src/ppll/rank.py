@@ -66,7 +66,7 @@ def run_rank(
         streams = make_streams(job.recipe, device, num_blocks)
         blocks = build_blocks(job, rank, blueprint, device, streams)
         if ends.line is not None:
-            _join_replicas(blocks, ends.line, is_first=job.mesh.replica(rank) == 0)
+            _join_replicas(blocks, ends.line, job.mesh.replica(rank))
         saver = metrics = None
         if not job.evaluates_only and job.mesh.replica(rank) == 0:
             saver = _saver(job, rank, blueprint.num_blocks)
@@ -105,9 +105,9 @@ def build_blocks(
     return blocks
 
 
-def _join_replicas(blocks: Sequence[Block], line: Line, *, is_first: bool) -> None:
+def _join_replicas(blocks: Sequence[Block], line: Line, replica: int) -> None:
     for block in blocks:
-        block.exchange = Exchange(block.modules, line.add_up, is_first=is_first)
+        block.join(Exchange(block.modules, line.add_up, is_first=replica == 0), replica)
 
 
 def _load_block(job: Job, blueprint: Blueprint, block: Block, reader: TensorReader) -> None:

@@ -236,14 +236,15 @@ class Worker:
                 self._write_evaluation(message)
             case Kind.EPOCH_END:
                 self._write_training(message)
-            case Kind.STOP if self._saver is not None:
-                # The last checkpoint is whole only when every stage has it on disk, with the
-                # parameters that are on their way.
+            case Kind.STOP:
+                # Whoever sends parameters must find somebody there to the end, and the last
+                # checkpoint is whole only with those that are on their way.
                 for block in self.blocks:
                     if block.slow is not None:
                         yield from self._wait_for_slow(block, block.slow, lambda s: s.is_whole)
-                self.monitor.enter(Activity.SAVE)
-                self._saver.finish()
+                if self._saver is not None:
+                    self.monitor.enter(Activity.SAVE)
+                    self._saver.finish()
 
     def _write_training(self, message: Message) -> None:
         for block in self.blocks:
