@@ -147,6 +147,7 @@ def test_what_cannot_be_recorded_is_named() -> None:
         (["train.on_nonfinite=skip"], 'on_nonfinite = "skip"'),
         (["train.accumulate=2"], "accumulate above 1"),
         (["train.replicas=2"], "replicas above 1"),
+        (["train.activation_checkpointing=true"], "activation_checkpointing"),
         (["optimizer.fused=false"], r"optimizer\.fused = false"),
     ],
 )

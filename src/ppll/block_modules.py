@@ -13,6 +13,7 @@ from ppll.errors import ModelError
 from ppll.memory_layout import channels_last
 from ppll.message import PREVIOUS
 from ppll.models.network import Layer, qualified
+from ppll.recomputing import recomputed
 
 __all__ = ["AUXILIARY", "CONTEXT", "BlockModules", "Chain", "named_tensors"]
 
@@ -31,12 +32,14 @@ class BlockModules:
         auxiliary: The method's auxiliary network; none in the last block.
         context: Adds to the block's input from a message's fields; none for most methods.
         channels_last: Whether maps lie in memory with their channels last.
+        recomputes: Whether a layer's activations are computed again in the backward pass.
     """
 
     layers: tuple[Layer, ...]
     auxiliary: nn.Module | None
     context: nn.Module | None = None
     channels_last: bool = False
+    recomputes: bool = False
 
     def __call__(self, inputs: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
         """The block's features (N, ...) from its input (N, ...) and a message's fields."""
@@ -44,7 +47,10 @@ class BlockModules:
             inputs = channels_last(inputs)
         features = inputs if self.context is None else inputs + self.context(fields)
         for layer in self.layers:
-            features = layer.module(features)
+            if self.recomputes and torch.is_grad_enabled():
+                features = recomputed(layer.module, features)
+            else:
+                features = layer.module(features)
         return features
 
     def named(self) -> Iterator[tuple[str, nn.Module]]:

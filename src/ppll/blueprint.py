@@ -28,7 +28,7 @@ from ppll.numerics import autocast_dtype
 from ppll.optimization import Schedule, build_optimizer
 from ppll.own_method import build_own_method, is_own_method
 from ppll.placement import place
-from ppll.sections import SplitConfig
+from ppll.sections import SplitConfig, TrainConfig
 
 __all__ = ["Blueprint", "block_ranges", "build_method"]
 
@@ -213,7 +213,7 @@ class Blueprint:
 
     def build_modules(self, index: int, device: torch.device) -> BlockModules:
         """Build what one block computes with on ``device``, without values."""
-        modules = _with_memory(self.outline(index), device, self.recipe.train.channels_last)
+        modules = _with_memory(self.outline(index), device, self.recipe.train)
         if self.recipe.train.channels_last:
             for _, module in modules.named():
                 lay_out(module)
@@ -275,14 +275,16 @@ def _sites(
     )
 
 
-def _with_memory(outline: BlockModules, device: torch.device, channels_last: bool) -> BlockModules:
+def _with_memory(outline: BlockModules, device: torch.device, train: TrainConfig) -> BlockModules:
     """The outline with copies of its layers, all on ``device`` and without values."""
     if isinstance(outline, Chain):
-        return Chain.of([_with_memory(part, device, channels_last) for part in outline.segments])
+        return Chain.of([_with_memory(part, device, train) for part in outline.segments])
     layers = tuple(
         replace(layer, module=with_memory(copy.deepcopy(layer.module), device))
         for layer in outline.layers
     )
     auxiliary = outline.auxiliary and with_memory(outline.auxiliary, device)
     context = outline.context and with_memory(outline.context, device)
-    return BlockModules(layers, auxiliary, context, channels_last)
+    return BlockModules(
+        layers, auxiliary, context, train.channels_last, train.activation_checkpointing
+    )

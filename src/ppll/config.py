@@ -75,7 +75,7 @@ class Recipe(Section):
                 f"train.accumulate = {self.train.accumulate} parts of {shard}data.batch_size = "
                 f"{self.data.batch_size} samples: ask for {up_to(smallest_shard, 'part')}"
             )
-        self._check_graphs()
+        self._check_steps()
         if self.checkpoint.keeps_best and not self.data.validation:
             raise ValueError(
                 'checkpoint.keep = "best" goes by the validation accuracy, but data.validation is '
@@ -91,13 +91,18 @@ class Recipe(Section):
                     )
         return self
 
-    def _check_graphs(self) -> None:
-        """A graph does every time what it did when it was recorded."""
+    def _check_steps(self) -> None:
+        """What compiled and recorded steps cannot be: a graph does every time what it did once."""
         train = self.train
         if self.runtime.concurrent_blocks and not train.cuda_graphs:
             raise ValueError(
                 "runtime.concurrent_blocks lets recorded steps overlap, but nothing is recorded: "
                 "set train.cuda_graphs = true"
+            )
+        if train.compile and train.activation_checkpointing:
+            raise ValueError(
+                "train.compile decides by itself what is computed again: set it to false, or "
+                "train.activation_checkpointing"
             )
         hindrances = {
             'train.precision = "fp16", whose loss scale decides about every update': (
@@ -108,6 +113,9 @@ class Recipe(Section):
             ),
             "train.accumulate above 1": train.accumulate > 1,
             "train.replicas above 1": train.replicas > 1,
+            "train.activation_checkpointing, which looks up random states": (
+                train.activation_checkpointing
+            ),
             "optimizer.fused = false": self.optimizer.fused is False,
         }
         for hindrance, is_there in hindrances.items():

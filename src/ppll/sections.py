@@ -231,6 +231,9 @@ class TrainConfig(Section):
     many kernels are faster."""
     compile: bool = False
     """Whether each block's forward and local loss are compiled; evaluation never is."""
+    activation_checkpointing: bool = False
+    """Whether a block keeps only the inputs of its layers for its backward pass and computes what
+    lies between again: less memory, a forward more. The bits are the same."""
     cuda_graphs: bool = False
     """Whether each block's forward and learning step are recorded as CUDA graphs and replayed: no
     Python and one launch a step. Updates are fused; the bits are those of ``optimizer.fused``."""

@@ -1,0 +1,78 @@
+"""Activations that are computed again: the same bits, and gone in between."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import pytest
+import torch
+
+from ppll.config import Recipe
+from ppll.errors import RecipeError
+from ppll.message import Kind, Message
+from tests.interleaving import (
+    MadeUpBatches,
+    MadeUpText,
+    blueprint_of,
+    built_blocks,
+    small_recipe,
+    train_interleaved,
+)
+
+CHECKPOINTING = "train.activation_checkpointing=true"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"network": "resnet", "method": "dgl"},
+        {"network": "resnet", "method": "backprop"},
+        {"network": "resnet", "method": "contsup", "precision": "bf16"},
+        {"network": "resnet", "method": "sgr"},
+        {"network": "resnet", "method": "man", "accumulate": 2},
+        {"network": "vit", "method": "auglocal", "optimizer": "adamw"},
+        {"network": "gpt-rotary", "method": "dgl", "optimizer": "adamw"},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
+def test_the_bits_are_those_of_keeping_all(settings: dict[str, Any]) -> None:
+    recipe = small_recipe(**settings)
+    batches = MadeUpText() if "gpt" in settings["network"] else MadeUpBatches()
+    kept = train_interleaved(recipe, 1, batches=batches)
+    stages = 1 if settings["method"] == "backprop" else 2
+    again = train_interleaved(recipe.with_settings([CHECKPOINTING]), stages, batches=batches)
+    for one, other in zip(kept, again, strict=True):
+        others = dict(other.modules.named_tensors())
+        for name, tensor in one.modules.named_tensors():
+            assert torch.equal(tensor, others[name]), name
+
+
+@pytest.mark.parametrize("settings", [[], [CHECKPOINTING]], ids=["kept", "again"])
+def test_what_lies_within_a_layer_is_gone_until_the_block_learns(settings: list[str]) -> None:
+    batches = MadeUpBatches((6,))
+    block = built_blocks(blueprint_of(small_recipe().with_settings(settings), batches))[0]
+    seen: list[weakref.ref[torch.Tensor]] = []
+    inner = block.modules.layers[1].module.get_submodule("conv1")
+    inner.register_forward_hook(lambda module, inputs, output: seen.append(weakref.ref(output)))
+    tensors = dict(batches.train_batch(0, 0))
+    block.forward(Message(kind=Kind.TRAIN, sequence=0, step=1, tensors=tensors))
+    is_kept = seen[0]() is not None
+    block.learn()
+    assert (is_kept, len(seen)) == ((False, 2) if settings else (True, 1))
+
+
+def test_evaluation_computes_nothing_again() -> None:
+    batches = MadeUpBatches((6,))
+    block = built_blocks(blueprint_of(small_recipe().with_settings([CHECKPOINTING]), batches))[0]
+    calls: list[object] = []
+    block.modules.layers[0].module.register_forward_hook(lambda *call: calls.append(call))
+    tensors = dict(batches.train_batch(0, 0))
+    block.forward(Message(kind=Kind.EVALUATE, sequence=0, step=0, split="test", tensors=tensors))
+    block.evaluate()
+    assert len(calls) == 1
+
+
+def test_compiled_blocks_decide_for_themselves() -> None:
+    with pytest.raises(RecipeError, match=r"set it to false, or train\.activation_checkpointing"):
+        Recipe().with_settings([CHECKPOINTING, "train.compile=true"])
