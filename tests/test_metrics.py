@@ -26,7 +26,7 @@ def test_batches_that_were_not_learned_from_count_apart() -> None:
     counts = Counts(torch.device("cpu"))
     counts.add(torch.tensor(1.0), torch.eye(2), torch.tensor([0, 1]))
     counts.count(torch.tensor([0, 1]))
-    counts.skip(torch.tensor([0, 1, 1]))
+    counts.count(torch.tensor([0, 1, 1]), skipped=True)
     assert counts.take() == Tally(samples=2, loss=1.0, accuracy=1.0, skipped=3)
     assert counts.take().skipped == 0
 
