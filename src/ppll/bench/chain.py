@@ -29,6 +29,7 @@ from ppll.channels.shared import SharedReceiveEnd, SharedSendEnd
 from ppll.ends import Ends, Waiting
 from ppll.fork_server import warm_up
 from ppll.message import FEATURES, TARGETS, Kind, Message
+from ppll.methods.base import Method
 from ppll.metrics import Counts, Tally
 from ppll.prefetch import Prefetcher
 from ppll.status import Monitor
@@ -115,6 +116,8 @@ class SleepingBlock:
         return message.with_tensors(**{FEATURES: self._features})
 
     slow = None
+    method = Method
+    """Of which blocks exchange features alone."""
 
     def learn(self, *_: object) -> dict[str, Tensor]:
         """Take the time of a learning step."""
