@@ -110,6 +110,7 @@ def test_every_host_hears_who_failed_and_why(
     assert weights(tmp_path / "run") == on_one_host.weights_sha256
 
 
+@pytest.mark.slow
 def test_a_host_that_vanishes_is_named_and_the_others_go_on(
     two_hosts: Network, tmp_path: Path, on_one_host: ppll.Result
 ) -> None:
@@ -186,6 +187,7 @@ def test_hosts_that_were_asked_for_different_things_all_refuse(
         assert message in text
 
 
+@pytest.mark.slow
 def test_a_folder_that_not_all_see_is_refused_by_all(two_hosts: Network, tmp_path: Path) -> None:
     out = tmp_path / "run"
     script = f'mount -t tmpfs none {tmp_path} && exec "$@"'
@@ -220,6 +222,7 @@ def torchrun_here(command: list[str], *options: str, **environment: str) -> subp
     )
 
 
+@pytest.mark.slow
 def test_a_start_that_follows_a_failure_goes_on(tmp_path: Path, on_one_host: ppll.Result) -> None:
     out = tmp_path / "run"
     fault = Fault(1, 25, generation=0).to_environment()
@@ -232,6 +235,7 @@ def test_a_start_that_follows_a_failure_goes_on(tmp_path: Path, on_one_host: ppl
     assert json.loads(lines[1])["step"] > 0
 
 
+@pytest.mark.slow
 def test_a_script_may_train_twice_and_leaves_nothing(tmp_path: Path) -> None:
     script = tmp_path / "twice.py"
     script.write_text(
@@ -288,7 +292,9 @@ def test_no_process_outlives_its_agent(
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("whom", ["agent", "agent and processes"])
+@pytest.mark.parametrize(
+    "whom", ["agent", pytest.param("agent and processes", marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_the_run_with_a_checkpoint(
     whom: str, agent_of_one_host: subprocess.Popen[str], tmp_path: Path
 ) -> None:

@@ -279,6 +279,7 @@ class Interrupting(ppll.Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.slow
 @processes
 def test_an_interrupted_run_stops_everywhere_after_the_same_batch(tmp_path: Path) -> None:
     out, epochs = tmp_path / "run", {"epochs": 60, "seed": 5, "replicas": 2}

@@ -286,6 +286,7 @@ def test_a_study_trains_everything_once(tmp_path: Path, monkeypatch, capsys) -> 
     assert "optimizer.lr (was 0.05, is 0.5)" in err
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_a_run_that_fails_is_named_and_goes_on_later(tmp_path: Path, monkeypatch, capsys) -> None:
     """One recipe fails after its checkpoint of step 4, then ends as if it had not."""
@@ -354,6 +355,7 @@ def test_the_first_error_of_a_log_is_the_cause(log: str, error: str | None) -> N
     assert study.named_error(log) == error
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_a_study_that_is_stopped_leaves_nothing_behind_and_goes_on(tmp_path: Path) -> None:
     """Killed at first, then interrupted: all runs have saved themselves and are gone."""
@@ -411,6 +413,7 @@ def session_of(process: Path) -> int | None:
     return None if state == "Z" else int(fields[2])
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_a_study_mends_what_is_damaged(tmp_path: Path, monkeypatch, capsys) -> None:
     args = ["digits-resnet", "--seeds=1", *SHORT, f"--out={tmp_path}"]

@@ -119,6 +119,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_ranks_leave_when_the_caller_is_killed(tmp_path: Path) -> None:
     folder = tmp_path / "t"
     folder.mkdir()

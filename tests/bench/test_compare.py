@@ -37,6 +37,7 @@ def run(*systems: str, **options: Any) -> list[CompareRow]:
     return compare(vit(), 2, systems, microbatches=(2, 4), **options)
 
 
+@pytest.mark.slow
 def test_ppll_and_one_stage_train_the_same_weights_side_by_side() -> None:
     ballast = torch.ones(600 * 2**18)
     two, parts, one = run("ppll", "sequential", epochs=1)
