@@ -10,7 +10,6 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -24,16 +23,14 @@ from ppll.data import load_batches
 from ppll.data.home import home_of
 from ppll.devices import device_of
 from ppll.ending import Ending
-from ppll.ends import PARAMETERS, Ends
+from ppll.ends import Ends
 from ppll.exchange import largest_row_bytes
 from ppll.job import Job
-from ppll.lean import num_bytes
 from ppll.mesh import Mesh
-from ppll.message import FEATURES, MIX, OTHER_TARGETS, TARGETS
-from ppll.methods.base import PREVIOUS
 from ppll.on_demand import OnDemand
 from ppll.prefetch import Prefetcher
 from ppll.replicas import Line, Neighbour, line_capacity, piece_layout
+from ppll.slot_layouts import Layouts
 from ppll.status import Monitor
 from ppll.stream import evaluation_stream, training_stream
 from ppll.world import World
@@ -41,7 +38,6 @@ from ppll.world import World
 __all__ = ["connect"]
 
 _CONNECT_TIMEOUT_S: Final = 60.0
-_FLOAT_BYTES: Final = torch.float32.itemsize
 _PROCESSOR: Final = torch.device("cpu")
 
 End = TypeVar("End", bound=SendEnd | ReceiveEnd)
@@ -127,7 +123,7 @@ def _edges(job: Job, blueprint: Blueprint) -> Iterator[_Edge]:
 
 
 def _edges_of_replica(job: Job, blueprint: Blueprint, replica: int) -> Iterator[_Edge]:
-    layouts, method = _Layouts(job, blueprint), blueprint.method
+    layouts, method = Layouts(job, blueprint), blueprint.method
     capacity = job.recipe.runtime.capacity
     stages = blueprint.stage_blocks(job.num_stages)
     for stage, blocks in enumerate(stages[1:], start=1):
@@ -239,60 +235,6 @@ class _Joints:
     def _closed_at_last(self, end: End) -> End:
         self._stack.callback(end.close)
         return end
-
-
-class _Layouts:
-    """How large the fields of messages are."""
-
-    def __init__(self, job: Job, blueprint: Blueprint) -> None:
-        self._blueprint = blueprint
-        self._facts = job.facts
-        self._mixes = job.recipe.data.mixes
-        self._num = max(job.recipe.message_size, job.recipe.eval_batch_size)
-
-    def features(self, block_index: int) -> SlotLayout:
-        """Of what enters a block."""
-        method = self._blueprint.method
-        sizes = self._feature_sizes(block_index)
-        # A field of the loader's is a copy of the input in the same type or a smaller one.
-        sizes |= {name: self._input_bytes() for name in method.fields}
-        if method.carries_input and block_index:
-            before = self._feature_sizes(block_index - 1)
-            sizes |= {name.replace(FEATURES, PREVIOUS): size for name, size in before.items()}
-        return SlotLayout({**sizes, **self._target_sizes()})
-
-    def _feature_sizes(self, block_index: int) -> dict[str, int]:
-        """Of the fields that stand for a block's input."""
-        if block_index == 0:
-            return {FEATURES: self._input_bytes()}
-        shape = (self._num, *self._blueprint.input_shape(block_index))
-        return num_bytes(shape, self._blueprint.recipe.split.features_dtype)
-
-    def _target_sizes(self) -> dict[str, int]:
-        """Of what says what is to be predicted."""
-        types = {TARGETS: torch.int64}
-        if self._mixes:
-            types |= {OTHER_TARGETS: torch.int64, MIX: torch.float32}
-        each = prod(self._facts.input_shape) if self._facts.holds_tokens else 1
-        return {name: self._num * each * dtype.itemsize for name, dtype in types.items()}
-
-    def _input_bytes(self) -> int:
-        dtype = torch.int64 if self._facts.holds_tokens else torch.float32
-        return self._num * prod(self._facts.input_shape) * dtype.itemsize
-
-    def late(self, block_index: int) -> SlotLayout:
-        """Of what enters a block late."""
-        site = self._blueprint.sites[block_index - 1]
-        return SlotLayout(self._sizes(self._blueprint.method.late_shapes(site)))
-
-    def slow(self, block_index: int) -> SlotLayout:
-        """Of what a block reads of a later one."""
-        layer = self._blueprint.layer_read_by(block_index)
-        num = sum(p.numel() for p in layer.module.parameters())
-        return SlotLayout({PARAMETERS: num * _FLOAT_BYTES})
-
-    def _sizes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-        return {n: self._num * prod(shape) * _FLOAT_BYTES for n, shape in shapes.items()}
 
 
 def _loader(

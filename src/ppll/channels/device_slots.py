@@ -16,8 +16,7 @@ miss it. The host never waits: what it hands on is a promise that the GPU keeps.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol
@@ -29,6 +28,7 @@ from torch import Tensor
 from ppll.channels.cuda_runtime import HANDLE_BYTES, DeviceMemory, Unshareable
 from ppll.channels.layout import Layout
 from ppll.channels.memory import PROCESSOR, SlotTensors
+from ppll.channels.side_stream import SideStream
 from ppll.errors import ProtocolError
 
 __all__ = [
@@ -38,7 +38,6 @@ __all__ = [
     "Ring",
     "SenderSlots",
     "Side",
-    "SideStream",
     "open_slots",
     "reserve_slots",
 ]
@@ -221,41 +220,6 @@ class SenderSlots(_RingSlots):
         """Let go of the slots."""
         self._copied = None
         super().close()
-
-
-class SideStream:
-    """A stream that copies from one GPU to another, or the same.
-
-    A copy between two GPUs runs on the current stream of the one and is waited for by that of the
-    other, so there are two; events are those of the other.
-
-    Args:
-        source: Where tensors come from.
-        target: Where they go.
-    """
-
-    def __init__(self, source: torch.device, target: torch.device) -> None:
-        self._device = source
-        self._copying = torch.cuda.Stream(source)  # type: ignore[no-untyped-call]
-        self.stream = self._copying if source == target else torch.cuda.Stream(target)  # type: ignore[no-untyped-call]
-        self._sent_on = torch.cuda.current_stream(source)
-
-    @contextmanager
-    def behind_caller(self) -> Iterator[None]:
-        """A context in which work goes to the side stream, behind what the caller has queued."""
-        self._sent_on = torch.cuda.current_stream(self._device)
-        self._copying.wait_stream(self._sent_on)
-        with torch.cuda.stream(self.stream), torch.cuda.stream(self._copying):
-            yield
-
-    def hold_caller(self) -> None:
-        """Let the caller's stream wait, and the one that it was on when it sent."""
-        for stream in {self._sent_on, torch.cuda.current_stream(self._device)}:
-            stream.wait_stream(self._copying)
-
-    def is_over(self) -> bool:
-        """Whether everything on it is done."""
-        return self._copying.query() and self.stream.query()
 
 
 _ours: WeakValueDictionary[bytes, Ring] = WeakValueDictionary()

@@ -1,0 +1,75 @@
+"""How large the slots of a run's channels must be: known before anything is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Final
+
+import torch
+
+from ppll.blueprint import Blueprint
+from ppll.channels.base import SlotLayout
+from ppll.ends import PARAMETERS
+from ppll.job import Job
+from ppll.lean import num_bytes
+from ppll.message import FEATURES, MIX, OTHER_TARGETS, TARGETS
+from ppll.methods.base import PREVIOUS
+
+__all__ = ["Layouts"]
+
+_FLOAT_BYTES: Final = torch.float32.itemsize
+
+
+class Layouts:
+    """How large the fields of messages are."""
+
+    def __init__(self, job: Job, blueprint: Blueprint) -> None:
+        self._blueprint = blueprint
+        self._facts = job.facts
+        self._mixes = job.recipe.data.mixes
+        self._num = max(job.recipe.message_size, job.recipe.eval_batch_size)
+
+    def features(self, block_index: int) -> SlotLayout:
+        """Of what enters a block."""
+        method = self._blueprint.method
+        sizes = self._feature_sizes(block_index)
+        # A field of the loader's is a copy of the input in the same type or a smaller one.
+        sizes |= {name: self._input_bytes() for name in method.fields}
+        if method.carries_input and block_index:
+            before = self._feature_sizes(block_index - 1)
+            sizes |= {name.replace(FEATURES, PREVIOUS): size for name, size in before.items()}
+        return SlotLayout({**sizes, **self._target_sizes()})
+
+    def _feature_sizes(self, block_index: int) -> dict[str, int]:
+        """Of the fields that stand for a block's input."""
+        if block_index == 0:
+            return {FEATURES: self._input_bytes()}
+        shape = (self._num, *self._blueprint.input_shape(block_index))
+        return num_bytes(shape, self._blueprint.recipe.split.features_dtype)
+
+    def _target_sizes(self) -> dict[str, int]:
+        """Of what says what is to be predicted."""
+        types = {TARGETS: torch.int64}
+        if self._mixes:
+            types |= {OTHER_TARGETS: torch.int64, MIX: torch.float32}
+        each = prod(self._facts.input_shape) if self._facts.holds_tokens else 1
+        return {name: self._num * each * dtype.itemsize for name, dtype in types.items()}
+
+    def _input_bytes(self) -> int:
+        dtype = torch.int64 if self._facts.holds_tokens else torch.float32
+        return self._num * prod(self._facts.input_shape) * dtype.itemsize
+
+    def late(self, block_index: int) -> SlotLayout:
+        """Of what enters a block late."""
+        site = self._blueprint.sites[block_index - 1]
+        return SlotLayout(self._sizes(self._blueprint.method.late_shapes(site)))
+
+    def slow(self, block_index: int) -> SlotLayout:
+        """Of what a block reads of a later one."""
+        layer = self._blueprint.layer_read_by(block_index)
+        num = sum(p.numel() for p in layer.module.parameters())
+        return SlotLayout({PARAMETERS: num * _FLOAT_BYTES})
+
+    def _sizes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+        return {n: self._num * prod(shape) * _FLOAT_BYTES for n, shape in shapes.items()}
