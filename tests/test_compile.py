@@ -150,6 +150,7 @@ def test_settings_hold_inside_only() -> None:
 @patient
 @needs_compiler
 @pytest.mark.processes
+@pytest.mark.slow
 def test_processes_and_one_process_end_alike(tmp_path: Path) -> None:
     settings = ["train.compile=true", "train.epochs=1", "runtime.stall_timeout_s=300"]
     settings += ["data.batch_size=19", "method.name=greedy", "split.blocks=2", "split.cuts=[2]"]

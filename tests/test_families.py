@@ -152,7 +152,8 @@ def command(*args: str, code: int = 0) -> str:
 
 @pytest.mark.processes
 @pytest.mark.timeout(300)  # two commands of a minute each, on a machine that does other things, too
-@pytest.mark.parametrize("name", ["timm-vit", pytest.param("gpt2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["timm-vit", "gpt2"])
 def test_a_run_on_one_stage_goes_on_with_four_processes(name: str, tmp_path: Path) -> None:
     family, recipe = FAMILIES[name], tmp_path / "recipe.toml"
     family.whole()
