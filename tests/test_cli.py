@@ -427,6 +427,11 @@ def test_lists_are_tables_and_json(command: str, monkeypatch, capsys) -> None:
     assert command == "env" or all("name" in row for row in tree["rows"])
 
 
+def test_models_of_libraries_are_listed(monkeypatch, capsys) -> None:
+    rows = json.loads(run_here(monkeypatch, capsys, "models", "--json")[1])["rows"]
+    assert {"resnet32", "gpt", "timm:NAME", "transformers:NAME"} <= {row["name"] for row in rows}
+
+
 def test_dry_run_trains_nothing(tmp_path: Path, monkeypatch, capsys) -> None:
     out = f"--out={tmp_path / 'run'}"
     code, _, err = run_here(monkeypatch, capsys, "train", "digits-resnet", *TINY, "--dry-run", out)

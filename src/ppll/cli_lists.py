@@ -21,8 +21,11 @@ def list_methods(json: Json = None) -> None:
 def list_models(json: Json = None) -> None:
     """List the networks."""
     from ppll.models import models
+    from ppll.models.libraries import LIBRARIES
 
     rows = [{"name": e.name, "summary": e.summary, "options": sorted(e.options)} for e in models]
+    for library, (_, summary) in LIBRARIES.items():
+        rows.append({"name": f"{library}:NAME", "summary": summary, "options": ["of the library"]})
     give_rows("Models", rows, json)
 
 
