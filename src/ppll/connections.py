@@ -67,9 +67,7 @@ def connect(
     ending = Ending.of_rank(mesh, rank, ends_early, job.recipe.runtime.capacity)
     edges = [edge for edge in _edges(job, blueprint) if rank in (edge.sender, edge.receiver)]
     ends = _Joints(job, rank, world, stack).join(edges)
-    inbox = ends.get(("features", rank)) or _loader(
-        job, mesh.replica(rank), blueprint, ending, stack
-    )
+    inbox = ends.get(("features", rank)) or _loader(job, rank, blueprint, ending, stack)
     return Ends(
         inbox,
         ends.get(("features", rank + 1)),
@@ -237,20 +235,18 @@ class _Joints:
         return end
 
 
-def _loader(
-    job: Job, replica: int, blueprint: Blueprint, ending: Ending, stack: ExitStack
-) -> Inbox:
+def _loader(job: Job, rank: int, blueprint: Blueprint, ending: Ending, stack: ExitStack) -> Inbox:
     batches = load_batches(
         job.recipe.data,
         seed=job.recipe.train.seed,
         eval_batch_size=job.recipe.eval_batch_size,
         user_data=job.folder.user_data if job.user_data else None,
         fields=blueprint.method.fields,
-        replica=replica,
+        replica=job.mesh.replica(rank),
         num_replicas=job.mesh.num_replicas,
     )
     runtime = job.recipe.runtime
-    device = device_of(runtime, 0)
+    device = device_of(runtime, rank)
     batches.move_to(home_of(batches.data, runtime.data, device))
     if job.evaluates_only:
         stream = evaluation_stream(batches, job.start_step)

@@ -169,3 +169,8 @@ def test_a_comparison_needs_enough_to_see() -> None:
     marks([Status(Activity.LEARN, 30.0, 1, 5, 0, 40, 0, 0, 0.0, 0.0)])
     with pytest.raises(RecipeError, match="too few batches were seen"):
         marks.samples_per_second()
+
+
+def test_a_comparison_is_on_processors() -> None:
+    with pytest.raises(RecipeError, match=r"rivals compute on processors only"):
+        compare(recipe(devices="cuda"), 2, ("ddp",))

@@ -172,9 +172,14 @@ class Race:
         """
         if recipe.train.replicas > 1:
             raise RecipeError("train.replicas: a comparison is of one pipeline; set it to 1.")
+        if recipe.runtime.devices not in ("auto", "cpu"):
+            raise RecipeError(
+                f"runtime.devices = {recipe.runtime.devices!r}: rivals compute on processors only, "
+                f'so a comparison does; set it to "cpu".'
+            )
         blocks = max(recipe.split.blocks, num_stages)
         settings = ["train.evaluate_every=0", "data.drop_last=true", "train.accumulate=1"]
-        settings += [f"split.blocks={blocks}", f"train.epochs={10**6}"]
+        settings += [f"split.blocks={blocks}", f"train.epochs={10**6}", "runtime.devices=cpu"]
         train = recipe.train.model_copy(update={"max_steps": None})
         recipe = recipe.model_copy(update={"train": train}).with_settings(settings)
         costs = costs or measure(recipe)
