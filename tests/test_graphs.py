@@ -108,7 +108,7 @@ def test_only_the_form_that_is_seen_first_often_enough_is_recorded() -> None:
             block.learn()
 
 
-def test_what_a_block_sends_is_not_overwritten_by_who_reads_it() -> None:
+def test_what_a_block_sends_lies_in_its_own_memory_not_the_loaders() -> None:
     first, _ = make_blocks(Again())
     (message,) = messages(6)
     sent = []

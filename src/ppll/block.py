@@ -187,7 +187,7 @@ class Block:
         self._seed(_LEARN, message)
         late_part = self._learn(passage, late or {})
         self.counts.count(message.targets, skipped=self._skips_batch)
-        if message.ends_batch and not self._skips_batch:
+        if message.ends_batch:
             self.updates.settle(message.step)
         return late_part
 

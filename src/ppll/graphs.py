@@ -30,6 +30,7 @@ _WARM_UP: Final = 3
 """Batches of a form before it is recorded: kernels are loaded, optimizers have their state."""
 
 _Form: TypeAlias = tuple[tuple[Any, ...], ...]
+_Record: TypeAlias = Callable[[Callable[[], None]], Callable[[], None]]
 
 
 class Recorder(Protocol):
@@ -159,9 +160,7 @@ class _Recording:
         """Whether both halves are recorded."""
         return self._replay_learn is not None
 
-    def forward(
-        self, message: Message, record: Callable[[Callable[[], None]], Callable[[], None]]
-    ) -> tuple[Passage, dict[str, Tensor]]:
+    def forward(self, message: Message, record: _Record) -> tuple[Passage, dict[str, Tensor]]:
         """Replay the forward on a message; record it first, the first time."""
         _take_in(self._message.tensors, message.tensors)
         if self._replay_forward is None:
@@ -170,11 +169,7 @@ class _Recording:
         assert self._passage is not None
         return self._passage, {**self._message.tensors, **self._fields}
 
-    def learn(
-        self,
-        late: Mapping[str, Tensor],
-        record: Callable[[Callable[[], None]], Callable[[], None]],
-    ) -> dict[str, Tensor]:
+    def learn(self, late: Mapping[str, Tensor], record: _Record) -> dict[str, Tensor]:
         """Replay the learning step; record it first, the first time."""
         if self._replay_learn is None:
             self._late = _copies(late)
