@@ -176,14 +176,14 @@ def test_the_last_batch_of_an_interrupted_run_comes_to_all() -> None:
 
 
 def test_ranks_of_a_replica_follow_each_other() -> None:
-    mesh = Mesh(num_stages=3, num_replicas=2)
+    mesh = Mesh.of(3, 2)
     assert [mesh.place(rank) for rank in (0, 2, 4)] == [
         "stage 0 of replica 0",
         "stage 2 of replica 0",
         "stage 1 of replica 1",
     ]
     assert all(mesh.rank(mesh.replica(r), mesh.stage(r)) == r for r in range(mesh.size))
-    assert Mesh(3).place(2) == "stage 2"
+    assert Mesh.of(3).place(2) == "stage 2"
 
 
 # --- whole runs ----------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ def test_two_replicas_learn_as_one(others: dict[str, Any], tmp_path: Path) -> No
     assert one.keys() == two.keys()
     off = max(float((one[name].double() - two[name].double()).abs().max()) for name in one)
     assert off < TOLERANCE * (500 if "split" in others else 1)
-    assert found[2].num_replicas == 2
+    assert found[2].num_replicas == (2,)
     assert found[2].weights_sha256 != found[1].weights_sha256  # else nothing was shared
     assert len(found[2].busy_fraction) == 1
     for mine, theirs in zip(metrics(tmp_path / "1"), metrics(tmp_path / "2"), strict=True):

@@ -107,7 +107,7 @@ def test_a_run_may_go_on_with_another_setting(tmp_path: Path) -> None:
 
 def test_lines_that_are_no_spans_are_passed_over(tmp_path: Path) -> None:
     head = {
-        **{"kind": "start", "start": "a", "rank": 0, "num_stages": 1, "blocks": [0]},
+        **{"kind": "start", "start": "a", "rank": 0, "place": "stage 0", "blocks": [0]},
         **{"capacity": 4, "clock": "c", "wall_s": 100.0, "monotonic_s": 40.0},
     }
     good = {"kind": "span", **span("learn", 50, 51).model_dump()}

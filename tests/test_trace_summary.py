@@ -161,7 +161,7 @@ def test_what_is_sent_is_in_the_lane_of_the_last_block() -> None:
     trace = RankTrace(
         0,
         (0, 1),
-        *(4, 1, "a", 0.0),
+        *(4, "stage 0", "a", 0.0),
         (
             span("receive wait", 0, 1),
             span("forward", 1, 2, block=0),

@@ -19,7 +19,7 @@ def status(activity: Activity, step: int = 1, *, block: int = 0, since: float = 
 
 def tracer(path: Path, windows: Windows = Windows(2, 9), capacity: int = 4) -> Tracer:  # noqa: B008
     return Tracer(
-        path, rank=1, blocks=[0, 1], windows=windows, capacity=capacity, num_stages=2, start="a"
+        path, rank=1, blocks=[0, 1], windows=windows, capacity=capacity, place="stage 1", start="a"
     )
 
 
@@ -33,10 +33,10 @@ def test_a_file_has_a_head_the_spans_and_the_totals(tmp_path: Path) -> None:
     trace.add(status(Activity.SEND, block=-1, since=10.5), 10.75)
     trace.close()
     head, forward, send, totals = rows(tmp_path / "traces" / "rank-1.jsonl")
-    assert (head["kind"], head["rank"], head["blocks"], head["num_stages"]) == (
+    assert (head["kind"], head["rank"], head["blocks"], head["place"]) == (
         *("start", 1),
         [0, 1],
-        2,
+        "stage 1",
     )
     assert forward == {
         "kind": "span",

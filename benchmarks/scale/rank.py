@@ -31,7 +31,7 @@ class Rank:
     """A rank's channels, all between hosts."""
 
     def __init__(self, args: argparse.Namespace, stack: ExitStack) -> None:
-        self.rank, self.mesh = args.rank, Mesh(args.stages, args.replicas)
+        self.rank, self.mesh = args.rank, Mesh.of(args.stages, args.replicas)
         block = BlockTimes(args.forward_s, args.learn_s, int(args.payload_mib * 2**20))
         self.chain = Chain.even(args.stages, block, args.batches, keeps_times=True)
         self.gradient = torch.zeros(int(args.parameters_mib * 2**18))
@@ -47,7 +47,7 @@ class Rank:
         inbox = self._end(GroupReceiveEnd, "features", rank, stage) if stage else self._loader()
         has_next = stage + 1 < mesh.num_stages
         outbox = self._end(GroupSendEnd, "features", rank + 1, stage + 1) if has_next else None
-        add_up = self._line().add_up if mesh.num_replicas > 1 else None
+        add_up = self._line().add_up if mesh.num_replicas(rank) > 1 else None
         SleepingBlock.learn = _learns(SleepingBlock.learn, add_up, self.gradient)  # type: ignore
         return list(run_stage(self.chain, stage, Ends(inbox, outbox)).times_s)
 
@@ -65,7 +65,7 @@ class Rank:
         if rank + mesh.num_stages < mesh.size:
             up = self._end(GroupSendEnd, "up", rank + mesh.num_stages)
             after = Neighbour(self._end(GroupReceiveEnd, "back", rank), up)
-        num_after = mesh.num_replicas - 1 - mesh.replica(rank)
+        num_after = mesh.num_replicas(rank) - 1 - mesh.replica(rank)
         return Line(before, after, num_after, Monitor(), Ending())
 
     def _end(self, kind: Any, name: str, receiver: int, stage: int | None = None) -> Any:
@@ -73,7 +73,7 @@ class Rank:
             layout, capacity = self.chain.layout(stage), self.chain.capacity
         else:
             layout = piece_layout(self.gradient.nbytes)
-            capacity = line_capacity(self.mesh.num_replicas)
+            capacity = line_capacity(self.mesh.num_replicas(self.rank))
         end = kind(
             *(self._store, f"{name}-{receiver}", layout, capacity),
             address=self._address,

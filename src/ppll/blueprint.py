@@ -17,7 +17,7 @@ from ppll.block import Block
 from ppll.block_modules import BlockModules, Chain
 from ppll.config import Recipe
 from ppll.cuts import cut_starts
-from ppll.errors import ModelError, up_to
+from ppll.errors import ModelError, RecipeError, up_to
 from ppll.graphs import RecordedBlock, Recorder
 from ppll.losses.classification import cross_entropy
 from ppll.memory_layout import lay_out
@@ -27,7 +27,7 @@ from ppll.models.network import Layer, Network, feature_shapes
 from ppll.numerics import autocast_dtype
 from ppll.optimization import Schedule, build_optimizer
 from ppll.own_method import build_own_method, is_own_method
-from ppll.placement import place
+from ppll.placement import place, place_alike
 from ppll.sections import SplitConfig, TrainConfig
 
 __all__ = ["Blueprint", "block_ranges", "build_method"]
@@ -111,10 +111,16 @@ class Blueprint:
 
         Raises:
             ModelError: The network cannot be cut so, or does not fit the data.
-            RecipeError: The method is unknown or has no such option.
+            RecipeError: The method is unknown, has no such option, or trains all blocks as one
+                that have replicas of their own.
         """
         method = build_method(recipe)
         split = SplitConfig(blocks=1) if method.end_to_end else recipe.split
+        if method.end_to_end and not isinstance(recipe.train.replicas, int):
+            raise RecipeError(
+                f"train.replicas = {list(recipe.train.replicas)} is one number a block, but method "
+                f"{recipe.method.name!r} trains the whole network as one: give one number."
+            )
         ranges = block_ranges(network, split)
         if shapes is None:
             shapes = feature_shapes(network, input_shape, _input_dtype(holds_tokens))
@@ -156,6 +162,7 @@ class Blueprint:
 
         Raises:
             ModelError: There are more stages than blocks.
+            RecipeError: There are fewer than blocks with unlike replicas ask for.
         """
         if num_stages > self.num_blocks:
             raise ModelError(
@@ -163,7 +170,10 @@ class Blueprint:
                 f"{self.recipe.method.name!r} on {num_stages} stages (runtime.stages): "
                 f"ask for {up_to(self.num_blocks, 'stage')}."
             )
-        return place(self.num_blocks, num_stages)
+        replicas = self.recipe.train.replicas
+        if isinstance(replicas, int):
+            return place(self.num_blocks, num_stages)
+        return place_alike(replicas, num_stages)
 
     def input_shape(self, block_index: int) -> tuple[int, ...]:
         """One sample's shape at a block's input."""

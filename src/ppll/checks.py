@@ -97,7 +97,7 @@ def check_smallest_message(blueprint: Blueprint, data: PreparedData) -> None:
         DataError: There is such a message.
     """
     recipe, num_train = blueprint.recipe, len(data.train_samples)
-    batch_size, replicas = data.config.batch_size, recipe.train.replicas
+    batch_size, replicas = data.config.batch_size, recipe.most_replicas
     last = 0 if data.config.drop_last else num_train % batch_size
     if 0 < last < replicas:
         raise DataError(
@@ -105,8 +105,8 @@ def check_smallest_message(blueprint: Blueprint, data: PreparedData) -> None:
             f"batches of {batch_size}), too few for {replicas} replicas (train.replicas): set "
             f"data.drop_last = true, or another data.batch_size."
         )
-    shards = {size: size // replicas for size in (batch_size, last) if size}
-    smallest = {size: shard // recipe.num_parts(shard) for size, shard in shards.items()}
+    sizes = [size for size in (batch_size, last) if size]
+    smallest = {size: size // replicas // recipe.num_parts(size) for size in sizes}
     if 1 not in smallest.values() or not _has_batch_norm(blueprint):
         return
     parts = f", shared by {replicas} replicas" if replicas > 1 else ""

@@ -9,6 +9,7 @@ when it builds.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Self
 
@@ -63,14 +64,10 @@ class Recipe(Section):
                 f"and a stage runs one block or more: "
                 f"ask for {up_to(self.split.blocks, 'stage')}, or for more blocks"
             )
-        if self.train.replicas > self.data.batch_size:
-            raise ValueError(
-                f"train.replicas = {self.train.replicas} share data.batch_size = "
-                f"{self.data.batch_size} samples: ask for {up_to(self.data.batch_size, 'replica')}"
-            )
-        smallest_shard = self.data.batch_size // self.train.replicas
+        self._check_replicas()
+        smallest_shard = self.data.batch_size // self.most_replicas
         if self.train.accumulate > smallest_shard:
-            shard = "a replica's shard of " if self.train.replicas > 1 else ""
+            shard = "a replica's shard of " if self.most_replicas > 1 else ""
             raise ValueError(
                 f"train.accumulate = {self.train.accumulate} parts of {shard}data.batch_size = "
                 f"{self.data.batch_size} samples: ask for {up_to(smallest_shard, 'part')}"
@@ -90,6 +87,28 @@ class Recipe(Section):
                         f"{section}.blocks.{index}: blocks count from 0 to {self.split.blocks - 1}"
                     )
         return self
+
+    def _check_replicas(self) -> None:
+        replicas = self.train.replicas
+        if self.most_replicas > self.data.batch_size:
+            raise ValueError(
+                f"train.replicas = {shown(replicas)} share data.batch_size = "
+                f"{self.data.batch_size} samples: ask for {up_to(self.data.batch_size, 'replica')}"
+            )
+        if isinstance(replicas, int):
+            return
+        if len(replicas) != self.split.blocks:
+            raise ValueError(
+                f"train.replicas = {list(replicas)} has {len(replicas)} number(s) for "
+                f"{self.split.blocks} blocks (split.blocks): give one a block, or one for all"
+            )
+        for block, (one, other) in enumerate(itertools.pairwise(replicas), start=1):
+            if max(one, other) % min(one, other):
+                raise ValueError(
+                    f"train.replicas: {one} of block {block - 1} and {other} of block {block} "
+                    f"cannot share what goes from one to the other: choose numbers of which one "
+                    f"divides the other"
+                )
 
     def _check_steps(self) -> None:
         """What compiled and recorded steps cannot be: a graph does every time what it did once."""
@@ -112,7 +131,7 @@ class Recipe(Section):
                 train.on_nonfinite == "skip"
             ),
             "train.accumulate above 1": train.accumulate > 1,
-            "train.replicas above 1": train.replicas > 1,
+            "train.replicas above 1": self.most_replicas > 1,
             "train.activation_checkpointing, which looks up random states": (
                 train.activation_checkpointing
             ),
@@ -137,15 +156,31 @@ class Recipe(Section):
         return min(num_steps, self.train.max_steps or num_steps)
 
     @property
+    def block_replicas(self) -> tuple[int, ...]:
+        """Of every block, how many processes share each of its batches."""
+        replicas = self.train.replicas
+        return (replicas,) * self.split.blocks if isinstance(replicas, int) else replicas
+
+    @property
+    def most_replicas(self) -> int:
+        """Of the block that has most."""
+        return max(self.block_replicas)
+
+    @property
     def message_size(self) -> int:
-        """Most samples of a training message."""
-        return -(-self.data.batch_size // (self.train.accumulate * self.train.replicas))
+        """Most samples of a training message of the block with the fewest replicas."""
+        return self.message_size_among(min(self.block_replicas))
+
+    def message_size_among(self, num_replicas: int) -> int:
+        """Most samples of a training message where so many replicas share every batch."""
+        return -(-self.data.batch_size // (self.train.accumulate * num_replicas))
 
     def num_parts(self, num_samples: int) -> int:
-        """Messages that a training batch travels as, or a replica's shard of so many samples; fewer
+        """Messages that a training batch of so many samples travels as, in every replica; fewer
         than others where it is short."""
-        usual = self.data.batch_size // (self.train.accumulate * self.train.replicas)
-        return min(self.train.accumulate, -(-num_samples // usual))
+        most = self.most_replicas
+        usual = self.data.batch_size // (self.train.accumulate * most)
+        return min(self.train.accumulate, -(-(num_samples // most) // usual))
 
     @property
     def eval_batch_size(self) -> int:

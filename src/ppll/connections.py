@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import torch
 
 from ppll.blueprint import Blueprint
 from ppll.channels.base import Inbox, ReceiveEnd, SendEnd, SlotLayout
 from ppll.channels.process_group import GroupReceiveEnd, GroupSendEnd
+from ppll.channels.shards import Gather, Scatter
 from ppll.channels.shared import SharedReceiveEnd, SharedSendEnd
 from ppll.data import load_batches
 from ppll.data.home import home_of
@@ -41,6 +42,8 @@ _CONNECT_TIMEOUT_S: Final = 60.0
 _PROCESSOR: Final = torch.device("cpu")
 
 End = TypeVar("End", bound=SendEnd | ReceiveEnd)
+_Key: TypeAlias = tuple[str, int, int]
+"""Name, sender and receiver of a channel."""
 
 
 def connect(
@@ -52,7 +55,7 @@ def connect(
     stack: ExitStack,
     world: World | None = None,
 ) -> Ends:
-    """Join a rank to its neighbours; the first one of a replica to the data.
+    """Join a rank to its neighbours; those of the first stage to the data.
 
     Args:
         job: The run.
@@ -67,39 +70,52 @@ def connect(
     ending = Ending.of_rank(mesh, rank, ends_early, job.recipe.runtime.capacity)
     edges = [edge for edge in _edges(job, blueprint) if rank in (edge.sender, edge.receiver)]
     ends = _Joints(job, rank, world, stack).join(edges)
-    inbox = ends.get(("features", rank)) or _loader(job, rank, blueprint, ending, stack)
+    features, late, slow = (_both_ways(ends, name, rank) for name in ("features", "late", "slow"))
     return Ends(
-        inbox,
-        ends.get(("features", rank + 1)),
-        ends.get(("late", rank)),
-        ends.get(("late", rank + 1)),
-        ends.get(("slow", rank)),
-        tuple(end for (name, to), end in ends.items() if name == "slow" and to != rank),
-        _line(ends, mesh, rank, monitor, ending) if _averages(job) else None,
+        _gathered(features[0]) or _loader(job, rank, blueprint, ending, stack),
+        _scattered(features[1]),
+        _gathered(late[0]),
+        _scattered(late[1]),
+        _gathered(slow[0]),
+        tuple(slow[1]),
+        _line(ends, mesh, rank, monitor, ending) if mesh.num_replicas(rank) > 1 else None,
     )
 
 
-def _averages(job: Job) -> bool:
-    return job.mesh.num_replicas > 1
+def _both_ways(ends: Mapping[_Key, Any], name: str, rank: int) -> tuple[list[Any], list[Any]]:
+    """A rank's ends of a name, those that receive and those that send, in order of replicas."""
+    named = [(key, end) for key, end in ends.items() if key[0] == name]
+    inward = [end for (_, _, receiver), end in named if receiver == rank]
+    return inward, [end for (_, sender, _), end in named if sender == rank]
+
+
+def _gathered(ends: Sequence[ReceiveEnd]) -> ReceiveEnd | None:
+    return Gather(ends) if len(ends) > 1 else next(iter(ends), None)
+
+
+def _scattered(ends: Sequence[SendEnd]) -> SendEnd | None:
+    return Scatter(ends) if len(ends) > 1 else next(iter(ends), None)
 
 
 def _line(
-    ends: Mapping[tuple[str, int], Any], mesh: Mesh, rank: int, monitor: Monitor, ending: Ending
+    ends: Mapping[_Key, Any], mesh: Mesh, rank: int, monitor: Monitor, ending: Ending
 ) -> Line:
     """A rank's place among its replicas."""
-    before, after = rank - mesh.num_stages, rank + mesh.num_stages
-    return Line(
-        Neighbour(ends["up", rank], ends["back", before]) if before >= 0 else None,
-        Neighbour(ends["back", rank], ends["up", after]) if after < mesh.size else None,
-        mesh.num_replicas - 1 - mesh.replica(rank),
-        monitor,
-        ending,
-    )
+    before = after = None
+    stage, replica = mesh.stage(rank), mesh.replica(rank)
+    num_after = mesh.num_replicas(rank) - 1 - replica
+    if replica:
+        other = mesh.rank(replica - 1, stage)
+        before = Neighbour(ends["up", other, rank], ends["back", rank, other])
+    if num_after:
+        other = mesh.rank(replica + 1, stage)
+        after = Neighbour(ends["back", other, rank], ends["up", rank, other])
+    return Line(before, after, num_after, monitor, ending)
 
 
 @dataclass(frozen=True)
 class _Edge:
-    """A channel that is to be; its name and receiver tell it from all others."""
+    """A channel that is to be; its name and ends tell it from all others."""
 
     name: str
     sender: int
@@ -108,47 +124,55 @@ class _Edge:
     capacity: int
 
     @property
-    def key(self) -> tuple[str, int]:
-        return self.name, self.receiver
+    def key(self) -> _Key:
+        return self.name, self.sender, self.receiver
 
 
 def _edges(job: Job, blueprint: Blueprint) -> Iterator[_Edge]:
     """Every channel of a run, those between the same two ranks next to each other."""
-    for replica in range(job.mesh.num_replicas):
-        yield from _edges_of_replica(job, blueprint, replica)
-    if _averages(job):
-        yield from _edges_of_lines(job, blueprint)
+    for stage, blocks in enumerate(blueprint.stage_blocks(job.num_stages)):
+        if stage:
+            yield from _edges_to(job, blueprint, stage, blocks.start)
+        yield from _edges_of_line(job.mesh.ranks(stage), blueprint, blocks)
 
 
-def _edges_of_replica(job: Job, blueprint: Blueprint, replica: int) -> Iterator[_Edge]:
+def _edges_to(job: Job, blueprint: Blueprint, stage: int, block: int) -> Iterator[_Edge]:
+    """From all replicas of the stage before to those of a stage, whose first block is given."""
     layouts, method = Layouts(job, blueprint), blueprint.method
-    capacity = job.recipe.runtime.capacity
-    stages = blueprint.stage_blocks(job.num_stages)
-    for stage, blocks in enumerate(stages[1:], start=1):
-        rank = job.mesh.rank(replica, stage)
-        before = rank - 1
-        yield _Edge("features", before, rank, layouts.features(blocks.start), capacity)
+    capacity, last = job.recipe.runtime.capacity, job.mesh.num_stages - 1
+    reached = set()
+    for before, rank in _crossings(job.mesh, stage - 1, stage):
+        yield _Edge("features", before, rank, layouts.features(block), capacity)
         if job.evaluates_only:
             continue
         if method.late_fields:
-            yield _Edge("late", before, rank, layouts.late(blocks.start), capacity)
-        if method.slow_from is not None:
-            last = job.mesh.rank(replica, len(stages) - 1)
-            sender = last if method.slow_from == "last" else rank
-            layout = layouts.slow(blocks.start - 1)
-            yield _Edge("slow", sender, before, layout, method.lag + 1)
+            yield _Edge("late", before, rank, layouts.late(block), capacity)
+        if method.slow_from is not None and before not in reached:
+            reached.add(before)
+            by = last if method.slow_from == "last" else stage
+            sender = next(s for r, s in _crossings(job.mesh, stage - 1, by) if r == before)
+            yield _Edge("slow", sender, before, layouts.slow(block - 1), method.lag + 1)
 
 
-def _edges_of_lines(job: Job, blueprint: Blueprint) -> Iterator[_Edge]:
-    """Between the replicas of every stage that are next to each other."""
-    mesh, stages = job.mesh, blueprint.stage_blocks(job.num_stages)
-    for stage, blocks in enumerate(stages):
-        largest = max(largest_row_bytes(blueprint.outline(index)) for index in blocks)
-        capacity = line_capacity(mesh.num_replicas)
-        ranks = [mesh.rank(replica, stage) for replica in range(mesh.num_replicas)]
-        for one, other in itertools.pairwise(ranks):
-            yield _Edge("up", one, other, piece_layout(largest), capacity)
-            yield _Edge("back", other, one, piece_layout(largest), capacity)
+def _crossings(mesh: Mesh, stage: int, later: int) -> list[tuple[int, int]]:
+    """Which ranks of two stages have samples in common, in the order of samples."""
+    these, those = mesh.ranks(stage), mesh.ranks(later)
+    most = max(len(these), len(those))
+    shares = range(most)
+    return [(these[i * len(these) // most], those[i * len(those) // most]) for i in shares]
+
+
+def _edges_of_line(
+    ranks: Sequence[int], blueprint: Blueprint, blocks: Sequence[int]
+) -> Iterator[_Edge]:
+    """Between the replicas of a stage that are next to each other."""
+    if len(ranks) == 1:
+        return
+    largest = max(largest_row_bytes(blueprint.outline(index)) for index in blocks)
+    layout, capacity = piece_layout(largest), line_capacity(len(ranks))
+    for one, other in itertools.pairwise(ranks):
+        yield _Edge("up", one, other, layout, capacity)
+        yield _Edge("back", other, one, layout, capacity)
 
 
 class _Joints:
@@ -163,10 +187,10 @@ class _Joints:
         self._world = world
         self._stack = stack
 
-    def join(self, edges: Sequence[_Edge]) -> dict[tuple[str, int], Any]:
+    def join(self, edges: Sequence[_Edge]) -> dict[_Key, Any]:
         """An end of each channel, by its key."""
         here = [edge for edge in edges if self._is_here(edge)]
-        ends: dict[tuple[str, int], Any] = {
+        ends: dict[_Key, Any] = {
             edge.key: self._listen(edge) for edge in here if edge.receiver == self._rank
         }
         listening = list(ends.values())
@@ -193,7 +217,7 @@ class _Joints:
 
     def _path(self, edge: _Edge) -> Path:
         assert self._job.sockets is not None
-        return self._job.sockets / f"{edge.name}-{edge.receiver}"
+        return self._job.sockets / "-".join(map(str, edge.key))
 
     def _listen(self, edge: _Edge) -> SharedReceiveEnd:
         return self._closed_at_last(
@@ -222,7 +246,7 @@ class _Joints:
         return self._closed_at_last(
             kind(
                 self._world.store,
-                f"{edge.name}-{edge.receiver}",
+                "-".join(map(str, edge.key)),
                 edge.layout,
                 edge.capacity,
                 address=self._world.address,
@@ -243,7 +267,7 @@ def _loader(job: Job, rank: int, blueprint: Blueprint, ending: Ending, stack: Ex
         user_data=job.folder.user_data if job.user_data else None,
         fields=blueprint.method.fields,
         replica=job.mesh.replica(rank),
-        num_replicas=job.mesh.num_replicas,
+        num_replicas=job.mesh.num_replicas(rank),
     )
     runtime = job.recipe.runtime
     device = device_of(runtime, rank)

@@ -9,6 +9,8 @@ import torch
 
 from ppll.config import Recipe
 from ppll.errors import RecipeError
+from ppll.placement import mesh_of
+from ppll.recipe_text import shown
 from ppll.sections import RuntimeConfig
 
 __all__ = ["check_devices", "describe_device", "device_of"]
@@ -39,12 +41,15 @@ def check_devices(recipe: Recipe) -> None:
     for name in names:
         _check(name, num_gpus)
     stages, replicas = recipe.runtime.stages, recipe.train.replicas
-    if not isinstance(devices, str) and len(devices) != stages * replicas:
-        of = f" of {replicas} replicas (train.replicas)" if replicas > 1 else ""
-        raise RecipeError(
-            f"runtime.devices names {len(devices)} devices for {stages} stages "
-            f"(runtime.stages){of}: name one a stage{' and replica' * bool(of)}, or one for all."
-        )
+    if not isinstance(devices, str):
+        size = mesh_of(replicas, stages).size
+        of = f" with train.replicas = {shown(replicas)}" if recipe.most_replicas > 1 else ""
+        if len(devices) != size:
+            raise RecipeError(
+                f"runtime.devices names {len(devices)} devices for {stages} stages "
+                f"(runtime.stages){of}: name one a {'process' if of else 'stage'} ({size} in all), "
+                f"or one for all."
+            )
     on_gpus = all(device_of(recipe.runtime, i).type == "cuda" for i in range(recipe.runtime.stages))
     if recipe.train.cuda_graphs and not on_gpus:
         raise RecipeError(

@@ -40,7 +40,7 @@ class Ending:
         """
         if mesh.replica(rank):
             return cls()
-        return cls(ends_early, capacity + 2 if mesh.num_replicas > 1 else 0)
+        return cls(ends_early, capacity + 2 if mesh.replicas[0] > 1 else 0)
 
     def after(self, step: int) -> bool:
         """Whether the run ends after batch ``step``."""

@@ -45,7 +45,7 @@ class Ends:
 
     inbox: Inbox
     outbox: SendEnd | None = None
-    late_inbox: ReceiveEnd | None = None
+    late_inbox: Inbox | None = None
     late_outbox: SendEnd | None = None
     slow_inbox: ReceiveEnd | None = None
     slow_outboxes: tuple[SendEnd, ...] = ()

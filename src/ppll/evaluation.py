@@ -46,7 +46,9 @@ def evaluate(
     folder, recipe = _open(run)
     found = find(folder, best=best)
     recipe = _as_saved(recipe, found.reader.manifest)
-    recipe = recipe.with_settings([f"runtime.stages={stages}"])
+    # Replicas share training batches only; a batch of an evaluation stays as large as it was.
+    settings = ["train.replicas=1", f"data.eval_batch_size={recipe.eval_batch_size}"]
+    recipe = recipe.with_settings([*settings, f"runtime.stages={stages}"])
     facts = facts_of(prepare(_load_data(folder, recipe), recipe.data))
     blueprint = draw_blueprint(recipe, facts, None)
     blueprint.stage_blocks(stages)

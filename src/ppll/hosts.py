@@ -33,6 +33,7 @@ from ppll.meeting import (
 )
 from ppll.mesh import Mesh
 from ppll.numerics import torch_as_new
+from ppll.placement import mesh_of_size
 from ppll.rank import run_rank
 from ppll.testing import injected_monitor
 from ppll.world import World
@@ -62,8 +63,7 @@ class Hosts:
             ChannelError: torchrun's store cannot be reached.
         """
         world = World.join()
-        replicas = recipe.train.replicas
-        mesh = Mesh(max(1, world.size // replicas), replicas)
+        mesh = mesh_of_size(recipe.train.replicas, world.size) or Mesh.of(world.size)
         return cls(world, Board(world, mesh, recipe.runtime.stall_timeout_s))
 
     @property

@@ -16,6 +16,7 @@ from ppll.models.empty import without_values
 from ppll.models.libraries import build_of_library, is_of_library
 from ppll.models.network import Network
 from ppll.models.splitting import Model, sample_of, split
+from ppll.placement import mesh_of
 from ppll.run_folder import RunFolder
 from ppll.testing import Fault
 
@@ -31,7 +32,7 @@ class Job:
         folder: Where the run is kept.
         facts: What every rank must know of the data.
         shapes: One sample's shape at the output of every layer.
-        num_stages: Stages of every replica.
+        num_stages: Stages of the network, each with its replicas.
         start_step: The committed checkpoint to start from; values of all blocks come from there.
         generation: How often the run has been started again by itself.
         claim: The right of this start to write checkpoints.
@@ -68,9 +69,8 @@ class Job:
 
     @property
     def mesh(self) -> Mesh:
-        """All processes; an evaluation needs one replica only."""
-        num_replicas = 1 if self.evaluates_only else self.recipe.train.replicas
-        return Mesh(self.num_stages, num_replicas)
+        """All processes."""
+        return mesh_of(self.recipe.train.replicas, self.num_stages)
 
     def blueprint(self) -> Blueprint:
         """The run's network cut into blocks, without values."""

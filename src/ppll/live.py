@@ -18,6 +18,7 @@ from ppll.blueprint import Blueprint
 from ppll.callbacks import Callback
 from ppll.launch import Watcher
 from ppll.pace import Pace
+from ppll.placement import mesh_of
 from ppll.result import Result
 from ppll.status import Status
 from ppll.tracing import SPAN_NAMES
@@ -142,11 +143,12 @@ class LiveView(Callback):
         self._rows.setdefault(row["block"], {})[name] = row
 
     def update(self, statuses: Sequence[Status]) -> None:
-        """Show where the stages of the first replica are; the last stage of each says how far the
-        run has come."""
+        """Show where the first replica of every stage is; the last stage says how far the run has
+        come."""
         now_s, num = time.monotonic(), len(self._stages)
+        mesh = mesh_of(self._blueprint.recipe.train.replicas, num)
         self._statuses = statuses[:num]
-        num_samples = sum(status.samples for status in statuses[num - 1 :: num])
+        num_samples = sum(statuses[rank].samples for rank in mesh.ranks(num - 1))
         self._pace.note(self._statuses[-1].step, num_samples, now_s)
         if self._console.is_terminal or now_s <= self._next_line_s:
             return

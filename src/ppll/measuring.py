@@ -108,8 +108,8 @@ def _message(recipe: Recipe, loader: Loader) -> tuple[dict[str, Tensor], float]:
     device = first[FEATURES].device
     start = clock(device)
     batch = loader.train_batch(0, 0)
-    seconds = (clock(device) - start) / (recipe.train.accumulate * recipe.train.replicas)
     size = recipe.message_size
+    seconds = (clock(device) - start) * size / len(batch[TARGETS])
     return {name: tensor[:size].clone() for name, tensor in batch.items()}, seconds
 
 

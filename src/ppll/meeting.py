@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import secrets
 import tempfile
 from contextlib import suppress
@@ -17,6 +18,8 @@ from ppll.config import Recipe
 from ppll.data_facts import DataFacts
 from ppll.errors import RecipeError, RunFolderError, UsageError
 from ppll.job import Job
+from ppll.placement import mesh_of, mesh_of_size
+from ppll.recipe_text import shown
 from ppll.run_folder import PROOF_NAME
 from ppll.world import World
 
@@ -37,30 +40,36 @@ _FACTS = pydantic.TypeAdapter(DataFacts)
 
 
 def check_world(world: World, recipe: Recipe, max_restarts: int) -> Recipe:
-    """The recipe on as many stages as there are processes for each replica.
+    """The recipe on as many stages as the processes make, each with its replicas.
 
     Raises:
         UsageError: It asks for something else.
     """
-    replicas = recipe.train.replicas
-    stages, left = divmod(world.size, replicas)
-    if left:
+    mesh = mesh_of_size(recipe.train.replicas, world.size)
+    if mesh is None:
         raise RecipeError(
-            f"torchrun has started {world.size} processes, which {replicas} replicas "
-            f"(train.replicas) cannot share: start as many for each, {replicas} times the stages."
+            f"torchrun has started {world.size} processes, but stages with train.replicas = "
+            f"{shown(recipe.train.replicas)} take {_sizes(recipe)}: start as many."
         )
+    stages = mesh.num_stages
     if recipe.runtime.stages not in (1, stages):
         raise RecipeError(
-            f"torchrun has started {world.size} processes, but runtime.stages = "
-            f"{recipe.runtime.stages}{_times(replicas)}: leave it out, or start as many."
+            f"torchrun has started {world.size} processes, which make {stages} stage(s), but "
+            f"runtime.stages = {recipe.runtime.stages}: leave it out, or start as many."
         )
     if max_restarts:
         raise UsageError("torchrun does the restarts: give --max-restarts to it, not to ppll.")
     return recipe.with_settings([f"runtime.stages={stages}"])
 
 
-def _times(replicas: int) -> str:
-    return f" for each of {replicas} replicas" if replicas > 1 else ""
+def _sizes(recipe: Recipe) -> str:
+    """How many processes there may be, in words."""
+    replicas = recipe.train.replicas
+    if isinstance(replicas, int):
+        return f"a multiple of {replicas} processes"
+    least = len(list(itertools.groupby(replicas)))
+    sizes = [mesh_of(replicas, num).size for num in range(least, len(replicas) + 1)]
+    return f"{' or '.join(map(str, sizes))} processes"
 
 
 def agree_on(world: World, recipe: Recipe, out: Path) -> None:

@@ -1,11 +1,13 @@
-"""Where a process stands: which stage of which replica (no torch).
+"""Where a process stands: which stage, and which replica of it (no torch).
 
-The ranks of a replica follow each other, so those of replica 0 are its stages.
+Those of replica 0 come first, in the order of stages, then those of replica 1, of the stages that
+have one, and so on.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 __all__ = ["Mesh"]
 
@@ -15,31 +17,54 @@ class Mesh:
     """All processes of a run.
 
     Attributes:
-        num_stages: Stages of every replica.
-        num_replicas: Copies of the pipeline, each of which sees its shard of every batch.
+        replicas: Of every stage, the processes that share each of its batches.
     """
 
-    num_stages: int
-    num_replicas: int = 1
+    replicas: tuple[int, ...]
+
+    @classmethod
+    def of(cls, num_stages: int, num_replicas: int = 1) -> Mesh:
+        """Stages that all have as many replicas: copies of one pipeline."""
+        return cls((num_replicas,) * num_stages)
+
+    @property
+    def num_stages(self) -> int:
+        """Stages, each with its replicas."""
+        return len(self.replicas)
 
     @property
     def size(self) -> int:
         """Processes."""
-        return self.num_stages * self.num_replicas
+        return sum(self.replicas)
 
     def stage(self, rank: int) -> int:
         """The stage that a rank carries out."""
-        return rank % self.num_stages
+        return self._places[rank][1]
 
     def replica(self, rank: int) -> int:
-        """The replica that a rank belongs to."""
-        return rank // self.num_stages
+        """Which of its stage's replicas a rank is."""
+        return self._places[rank][0]
+
+    def num_replicas(self, rank: int) -> int:
+        """Replicas of a rank's stage, itself included."""
+        return self.replicas[self.stage(rank)]
 
     def rank(self, replica: int, stage: int) -> int:
-        """Who carries out a stage of a replica."""
-        return replica * self.num_stages + stage
+        """Who carries out a stage as one of its replicas."""
+        return self._places.index((replica, stage))
+
+    def ranks(self, stage: int) -> list[int]:
+        """All replicas of a stage, in order."""
+        return [self.rank(replica, stage) for replica in range(self.replicas[stage])]
 
     def place(self, rank: int) -> str:
         """What a rank is, for people."""
-        of = f" of replica {self.replica(rank)}" if self.num_replicas > 1 else ""
+        of = f" of replica {self.replica(rank)}" if max(self.replicas) > 1 else ""
         return f"stage {self.stage(rank)}{of}"
+
+    @cached_property
+    def _places(self) -> list[tuple[int, int]]:
+        """Replica and stage of every rank."""
+        stages = list(enumerate(self.replicas))
+        rounds = range(max(self.replicas))
+        return [(replica, stage) for replica in rounds for stage, num in stages if replica < num]

@@ -45,7 +45,7 @@ def run_rank(
     ends_early: Callable[[], bool] = lambda: False,
     world: World | None = None,
 ) -> RankResult:
-    """Carry out one stage of a replica from start to stop.
+    """Carry out one stage, or what a replica does of it, from start to stop.
 
     Args:
         job: The run.
@@ -68,7 +68,7 @@ def run_rank(
         if ends.line is not None:
             _join_replicas(blocks, ends.line, job.mesh.replica(rank))
         saver = metrics = None
-        if not job.evaluates_only and job.mesh.replica(rank) == 0:
+        if not job.evaluates_only and not job.mesh.replica(rank):
             saver = _saver(job, rank, blueprint.num_blocks)
             metrics = MetricsFile(job.folder.metric_parts / f"rank-{rank}.jsonl")
             # A rank that fails must say so at once.
@@ -169,7 +169,7 @@ def _record(job: Job, rank: int, blueprint: Blueprint, monitor: Monitor, stack: 
     tracer = Tracer(
         job.folder.traces / f"rank-{rank}.jsonl",
         rank=rank,
-        num_stages=job.num_stages,
+        place=job.mesh.place(rank),
         replica=job.mesh.replica(rank),
         blocks=blueprint.stage_blocks(job.num_stages)[job.mesh.stage(rank)],
         windows=Windows.of(num_recorded, job.start_step, blueprint.num_steps),

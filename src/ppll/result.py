@@ -42,7 +42,7 @@ class Result:
             makes no prediction.
         validation_accuracy: The final output's on the validation part, where there is one.
         num_blocks: Blocks of the network.
-        num_stages: Stages of every replica; with one replica, the processes that trained it.
+        num_stages: Stages; without replicas, the processes that trained it.
         busy_fraction: Of every stage, the share of time in which it did not wait for another
             process; the mean of its replicas.
         peak_memory_bytes: Of every stage, the most memory its process had, in any replica.
@@ -57,7 +57,7 @@ class Result:
             token; none elsewhere, and with label smoothing.
         exit_perplexity: The same for every block's exit, the final output last; none for a block
             that makes no prediction.
-        num_replicas: Copies of the pipeline that shared every batch.
+        num_replicas: Of every stage, the processes that shared each of its batches.
     """
 
     step: int
@@ -78,7 +78,7 @@ class Result:
     best_validation_accuracy: float | None = None
     test_perplexity: float | None = None
     exit_perplexity: tuple[float | None, ...] | None = None
-    num_replicas: int = 1
+    num_replicas: tuple[int, ...] = ()
 
 
 def merge_results(job: Job, results: Sequence[RankResult], num_blocks: int) -> Result:
@@ -90,7 +90,8 @@ def merge_results(job: Job, results: Sequence[RankResult], num_blocks: int) -> R
     mesh = job.mesh
     _check_replicas(mesh, results)
     everyone, results = results, results[: mesh.num_stages]
-    replicas = [everyone[stage :: mesh.num_stages] for stage in range(mesh.num_stages)]
+    stages = range(mesh.num_stages)
+    replicas = [[everyone[rank] for rank in mesh.ranks(stage)] for stage in stages]
     started_s = min(r.started_s for r in everyone)
     ended_s = max(r.started_s + r.seconds for r in everyone)
     # Stages evaluate side by side; the last one is through when all are.
@@ -120,7 +121,7 @@ def merge_results(job: Job, results: Sequence[RankResult], num_blocks: int) -> R
         best_validation_accuracy=best.accuracy if best else None,
         num_blocks=num_blocks,
         num_stages=job.num_stages,
-        num_replicas=mesh.num_replicas,
+        num_replicas=mesh.replicas,
         busy_fraction=tuple(statistics.fmean(r.busy_fraction for r in rs) for rs in replicas),
         peak_memory_bytes=tuple(max(r.peak_memory_bytes for r in rs) for rs in replicas),
         training_peak_bytes=tuple(max(r.training_peak_bytes for r in rs) for rs in replicas),

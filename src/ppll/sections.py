@@ -33,6 +33,7 @@ __all__ += ["TrackConfig", "TrainConfig"]
 
 Curve = Literal["cosine", "constant"]
 DataHome = Literal["auto", "host", "device"]
+Replicas = Annotated[int, Field(ge=1, le=32)]
 
 
 class DataConfig(NamedSection):
@@ -245,9 +246,11 @@ class TrainConfig(Section):
     on_nonfinite: Literal["stop", "skip", "ignore"] = "stop"
     """What to do when a block's loss is not finite: stop the run and name block and step, make no
     update, or nothing."""
-    replicas: Annotated[int, Field(ge=1, le=32)] = 1
-    """Copies of the whole pipeline. Each learns from its shard of every batch, and the copies of a
-    block update by the mean gradient of the batch. Batch norm sees the samples of a shard."""
+    replicas: Replicas | tuple[Replicas, ...] = 1
+    """Copies of the whole pipeline, or one number a block: so many processes share each batch of a
+    block, each learns from its shard, and they update by the mean gradient of the batch. Batch norm
+    sees the samples of a shard. Of the numbers of two blocks that follow each other, one has to
+    divide the other."""
     label_smoothing: Share = 0.0
     """Share of the target that is spread over all classes."""
     ema: Share = 0.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import prod
 from typing import Final
 
@@ -28,48 +27,53 @@ class Layouts:
         self._blueprint = blueprint
         self._facts = job.facts
         self._mixes = job.recipe.data.mixes
-        self._num = max(job.recipe.message_size, job.recipe.eval_batch_size)
+        self._replicas = job.recipe.block_replicas
+
+    def _num(self, block_index: int) -> int:
+        """Most samples of a message that goes to a block from the one before, whole or a shard."""
+        recipe = self._blueprint.recipe
+        among = max(self._replicas[max(0, block_index - 1) : block_index + 1])
+        return max(recipe.message_size_among(among), recipe.eval_batch_size)
 
     def features(self, block_index: int) -> SlotLayout:
         """Of what enters a block."""
-        method = self._blueprint.method
-        sizes = self._feature_sizes(block_index)
+        method, num = self._blueprint.method, self._num(block_index)
+        sizes = self._feature_sizes(block_index, num)
         # A field of the loader's is a copy of the input in the same type or a smaller one.
-        sizes |= {name: self._input_bytes() for name in method.fields}
+        sizes |= {name: num * self._input_bytes() for name in method.fields}
         if method.carries_input and block_index:
-            before = self._feature_sizes(block_index - 1)
+            before = self._feature_sizes(block_index - 1, num)
             sizes |= {name.replace(FEATURES, PREVIOUS): size for name, size in before.items()}
-        return SlotLayout({**sizes, **self._target_sizes()})
+        return SlotLayout({**sizes, **self._target_sizes(num)})
 
-    def _feature_sizes(self, block_index: int) -> dict[str, int]:
+    def _feature_sizes(self, block_index: int, num: int) -> dict[str, int]:
         """Of the fields that stand for a block's input."""
         if block_index == 0:
-            return {FEATURES: self._input_bytes()}
-        shape = (self._num, *self._blueprint.input_shape(block_index))
+            return {FEATURES: num * self._input_bytes()}
+        shape = (num, *self._blueprint.input_shape(block_index))
         return num_bytes(shape, self._blueprint.recipe.split.features_dtype)
 
-    def _target_sizes(self) -> dict[str, int]:
+    def _target_sizes(self, num: int) -> dict[str, int]:
         """Of what says what is to be predicted."""
         types = {TARGETS: torch.int64}
         if self._mixes:
             types |= {OTHER_TARGETS: torch.int64, MIX: torch.float32}
         each = prod(self._facts.input_shape) if self._facts.holds_tokens else 1
-        return {name: self._num * each * dtype.itemsize for name, dtype in types.items()}
+        return {name: num * each * dtype.itemsize for name, dtype in types.items()}
 
     def _input_bytes(self) -> int:
+        """Of one sample."""
         dtype = torch.int64 if self._facts.holds_tokens else torch.float32
-        return self._num * prod(self._facts.input_shape) * dtype.itemsize
+        return prod(self._facts.input_shape) * dtype.itemsize
 
     def late(self, block_index: int) -> SlotLayout:
         """Of what enters a block late."""
         site = self._blueprint.sites[block_index - 1]
-        return SlotLayout(self._sizes(self._blueprint.method.late_shapes(site)))
+        num, shapes = self._num(block_index), self._blueprint.method.late_shapes(site)
+        return SlotLayout({n: num * prod(shape) * _FLOAT_BYTES for n, shape in shapes.items()})
 
     def slow(self, block_index: int) -> SlotLayout:
         """Of what a block reads of a later one."""
         layer = self._blueprint.layer_read_by(block_index)
         num = sum(p.numel() for p in layer.module.parameters())
         return SlotLayout({PARAMETERS: num * _FLOAT_BYTES})
-
-    def _sizes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-        return {n: self._num * prod(shape) * _FLOAT_BYTES for n, shape in shapes.items()}

@@ -147,7 +147,7 @@ def _parts(tensors: Mapping[str, Tensor], recipe: Recipe, num_in_batch: int) -> 
     """A batch (or a replica's shard of it) as the messages that it travels as, of nearly equal
     size."""
     num_samples = tensors[TARGETS].shape[0]
-    num_parts = recipe.num_parts(num_samples)
+    num_parts = recipe.num_parts(num_in_batch)
     bounds = [num_samples * i // num_parts for i in range(num_parts + 1)]
     for part, (start, end) in enumerate(itertools.pairwise(bounds)):
         yield {

@@ -14,7 +14,6 @@ from typing import Any, Final
 
 from ppll.durable import write_whole
 from ppll.errors import RunFolderError
-from ppll.mesh import Mesh
 from ppll.trace_files import RankTrace, Span, Start, read_starts
 
 __all__ = ["merge_timeline", "trace_events"]
@@ -57,8 +56,7 @@ def trace_events(starts: Sequence[Start]) -> Iterator[dict[str, Any]]:
 def _names(trace: RankTrace, named: set[tuple[int, int]]) -> Iterator[dict[str, Any]]:
     rows = {0: "waits, sends, saves"} | {b + 1: f"block {b}" for b in trace.blocks}
     if (trace.rank, 0) not in named:
-        place = Mesh(trace.num_stages, trace.replica + 1).place(trace.rank)
-        yield _name("process_name", trace.rank, 0, place)
+        yield _name("process_name", trace.rank, 0, trace.place)
     for row, name in rows.items():
         if (trace.rank, row) not in named:
             named.add((trace.rank, row))

@@ -91,7 +91,7 @@ class _Header(pydantic.BaseModel):
     model_config = _CONFIG
     start: Annotated[str, Field(max_length=100)]
     rank: _Index
-    num_stages: _Index
+    place: Annotated[str, Field(max_length=100)]
     replica: _Index = 0
     blocks: Annotated[tuple[_Index, ...], Field(min_length=1)]
     capacity: _Count
@@ -108,18 +108,18 @@ class RankTrace:
         rank: Which.
         blocks: Indices of its blocks.
         capacity: Messages that its channels held.
-        num_stages: Stages of a replica.
+        place: Its stage and replica, for people.
         clock: Name of the clock that its spans are told by.
         offset_s: What brings that clock to the wall clock.
         spans: In order.
         totals: None where it was killed.
-        replica: The replica that it belongs to.
+        replica: Which of its stage's replicas it is.
     """
 
     rank: int
     blocks: tuple[int, ...]
     capacity: int
-    num_stages: int
+    place: str
     clock: str
     offset_s: float
     spans: tuple[Span, ...]
@@ -187,7 +187,7 @@ class _Collected:
             header.rank,
             header.blocks,
             header.capacity,
-            header.num_stages,
+            header.place,
             header.clock,
             header.wall_s - header.monotonic_s,
             tuple(self.spans),

@@ -96,8 +96,8 @@ class Tracer:
         blocks: Indices of its blocks.
         windows: Steps of which every span is kept.
         capacity: Messages that its channels hold.
-        num_stages: Stages of a replica.
-        replica: The replica that it belongs to.
+        place: Its stage and replica, for people.
+        replica: Which of its stage's replicas it is.
         start: What tells this start of the run from all others, the same for all ranks.
     """
 
@@ -109,7 +109,7 @@ class Tracer:
         blocks: Sequence[int],
         windows: Windows,
         capacity: int,
-        num_stages: int,
+        place: str,
         start: str,
         replica: int = 0,
     ) -> None:
@@ -131,7 +131,7 @@ class Tracer:
             kind="start",
             start=start,
             rank=rank,
-            num_stages=num_stages,
+            place=place,
             replica=replica,
             blocks=list(blocks),
             capacity=capacity,

@@ -32,6 +32,7 @@ from ppll.models import OWN_MODEL
 from ppll.models.libraries import is_of_library
 from ppll.models.network import Network
 from ppll.models.splitting import Model, plain_row
+from ppll.placement import mesh_of
 from ppll.recipe_files import load_recipe
 from ppll.recovery import newest_whole
 from ppll.restarts import run_with_restarts
@@ -124,7 +125,7 @@ class Trainer:
             self._resumes = self._is_first and self._finds_run(resume)
             # What is quick to find out comes first: reading a data set may take a minute.
             check_recipe(self.recipe, own_model=model is not None)
-            if self._hosts is None and (max_restarts or self.recipe.runtime.stages > 1):
+            if self._hosts is None and (max_restarts or self._has_processes):
                 check_script(self._own_network.as_module() if self._own_network else None)
             prepared = self._load() if self._is_first else None
             facts = None if prepared is None else facts_of(prepared)
@@ -213,6 +214,11 @@ class Trainer:
         is_foreign = is_of_library(self.recipe.model.name)
         return named_network(self.recipe, self._facts) if is_foreign else None
 
+    @property
+    def _has_processes(self) -> bool:
+        """Whether stages or replicas have processes of their own."""
+        return self.recipe.runtime.stages > 1 or self.recipe.most_replicas > 1
+
     def _read_weights(self) -> dict[str, Tensor] | None:
         source = self.recipe.model.weights
         if source is None:
@@ -234,7 +240,7 @@ class Trainer:
 
     def _job(self, folder: RunFolder) -> Job:
         stages, network = self.recipe.runtime.stages, self._own_network
-        num_ranks = stages * self.recipe.train.replicas
+        num_ranks = mesh_of(self.recipe.train.replicas, stages).size
         return Job(
             self.recipe,
             folder,

@@ -22,7 +22,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from ppll.block import Block
-from ppll.channels.base import ReceiveEnd
+from ppll.channels.base import Inbox
 from ppll.ends import PARAMETERS, Ends, SlowInbox, Waiting
 from ppll.errors import ProtocolError
 from ppll.message import Kind, Message, canonical
@@ -172,9 +172,7 @@ class Worker:
         inbox = self._ends.slow_inbox if block in fed else None
         yield from self._wait(SlowInbox(readers, inbox, lambda: is_over(slow)), Activity.SEND_WAIT)
 
-    def _receive_late(
-        self, inbox: ReceiveEnd, message: Message
-    ) -> Generator[Waiting, None, Message]:
+    def _receive_late(self, inbox: Inbox, message: Message) -> Generator[Waiting, None, Message]:
         yield from self._wait(inbox, Activity.RECEIVE)
         received = inbox.recv()
         if (received.step, received.part) != (message.step, message.part):

@@ -138,7 +138,7 @@ def _check_recipe(recipe: Recipe) -> None:
         raise RecipeError("model.weights: a rival starts from the recipe's seed; leave it out.")
     if recipe.train.ema:
         raise RecipeError("train.ema: a rival keeps no averages of its weights; set it to 0.")
-    if recipe.train.replicas > 1:
+    if recipe.most_replicas > 1:
         raise RecipeError("train.replicas: a comparison is of one pipeline; set it to 1.")
     if recipe.train.compile:
         raise RecipeError("train.compile: rivals run uncompiled; set it to false.")

@@ -170,7 +170,7 @@ class Race:
         Raises:
             UsageError: It cannot.
         """
-        if recipe.train.replicas > 1:
+        if recipe.most_replicas > 1:
             raise RecipeError("train.replicas: a comparison is of one pipeline; set it to 1.")
         if recipe.runtime.devices not in ("auto", "cpu"):
             raise RecipeError(
