@@ -54,6 +54,16 @@ class Averages:
         finally:
             self._set(own)
 
+    @contextmanager
+    def copied_in_place(self) -> Iterator[None]:
+        """The same where the parameters' memory is looked at from elsewhere: values are copied."""
+        own = {name: parameter.clone() for name, parameter in self._parameters.items()}
+        self._copy(self._averages)
+        try:
+            yield
+        finally:
+            self._copy(own)
+
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """The averages under the names of their parameters: ``NAME.average``."""
         for name, average in self._averages.items():
@@ -68,6 +78,11 @@ class Averages:
     def _set(self, values: Mapping[str, Tensor]) -> None:
         for name, parameter in self._parameters.items():
             parameter.data = values[name]
+
+    def _copy(self, values: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(values[name])
 
 
 def averages_in(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

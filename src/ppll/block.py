@@ -124,8 +124,9 @@ class Block:
         return self.updates.averages
 
     def join(self, exchange: Alone, replica: int) -> None:
-        """Learn with other replicas from now on, each with random numbers of its own."""
+        """Learn with other replicas, each with random numbers of its own; values come later."""
         self.exchange = exchange
+        self.updates.join(exchange)
         if replica:
             self._random_key = fold(self._random_key, "replica", replica)
 
@@ -151,7 +152,7 @@ class Block:
         inputs, version = received[FEATURES], message.features._version
         if trains and self.method.needs_input_gradient and inputs.is_floating_point():
             inputs = inputs.view_as(inputs).requires_grad_()
-        weights = nullcontext() if trains else self._evaluated_weights()
+        weights = nullcontext() if trains else self.exchange.evaluated(self.averages)
         with torch.set_grad_enabled(trains), weights, self._autocast(), self._attention():
             # Evaluation is not compiled: a network that is loaded must compute alike.
             compute = self._compute if trains else _compute
@@ -199,7 +200,8 @@ class Block:
             task_loss = self._task_loss_on(message)
             loss = self._local_loss(self.method, self.modules.auxiliary, lesson, task_loss)
         self._refuse_in_place(passage)
-        self._skips_batch = self._skips_batch or not self._check.may_learn_from(loss.value)
+        skips = self._skips_batch or not self._check.may_learn_from(loss.value)
+        self._skips_batch = self.exchange.agree(leaves_out=skips, ends_batch=message.ends_batch)
         if not self._skips_batch:
             self.updates.backward(_share_of(loss.value, message))
             self._refuse_in_place(passage)
@@ -216,12 +218,18 @@ class Block:
         """Count what the block's exit gets right on the message of the last ``forward``."""
         passage = self._take_passage()
         targets = passage.message.targets
-        with torch.no_grad(), self._evaluated_weights(), self._autocast(), self._attention():
+        weights = self.exchange.evaluated(self.averages)
+        with torch.no_grad(), weights, self._autocast(), self._attention():
             logits = self.method.exit(self.modules.auxiliary, passage.features)
             loss = None if logits is None else self._task_loss(logits, targets)
         self._refuse_in_place(passage)
         self.counts.add(loss, logits, targets)
         self.counts.count(targets)
+
+    def end_evaluation(self) -> Tally:
+        """What was counted in the evaluation that ends."""
+        self.exchange.end_evaluation(self.averages)
+        return self.counts.take()
 
     def take_training(self) -> Tally:
         """What was counted in training since the last call.
@@ -240,14 +248,17 @@ class Block:
             values = [p.flatten() for p in layer.module.parameters()]
             return torch.cat(values) if values else torch.zeros(0, device=self.device)
 
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Parameters and buffers of layers and auxiliary network."""
+        return self.exchange.whole(self.modules.named_tensors())
+
     def optimizer_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The optimizer's state and the averages, by parameter, and the loss scale."""
-        yield from self.updates.named_state()
+        return self.exchange.whole(self.updates.named_state())
 
     def named_averages(self) -> Iterator[tuple[str, Tensor]]:
         """The averages under the names of the parameters; nothing where there are none."""
-        if self.averages is not None:
-            yield from self.averages.named()
+        return self.exchange.whole(self.averages.named() if self.averages else ())
 
     def load(self, tensors: dict[str, Tensor], optimizer_tensors: dict[str, Tensor]) -> None:
         """Take over saved parameters, buffers, optimizer state and averages.
@@ -255,8 +266,8 @@ class Block:
         Raises:
             ModelError: A tensor is missing or has another shape.
         """
-        self.modules.load(tensors)
-        self.updates.load(optimizer_tensors)
+        self.exchange.load(self.modules, tensors)
+        self.updates.load(self.exchange.own(optimizer_tensors.items()))
 
     def _leaving_fields(self, features: Tensor) -> dict[str, Tensor]:
         """The features as they travel; the network's output goes nowhere."""
@@ -292,10 +303,6 @@ class Block:
     def _attention(self) -> AbstractContextManager[None]:
         """Only the plain kernel can be differentiated twice, as a loss on a gradient asks for."""
         return sdpa_kernel(SDPBackend.MATH) if self.method.needs_input_gradient else nullcontext()
-
-    def _evaluated_weights(self) -> AbstractContextManager[None]:
-        """The averages in place of the parameters, where there are some."""
-        return nullcontext() if self.averages is None else self.averages.in_place()
 
     def _take_passage(self) -> Passage:
         passage, self._passage = self._passage, None

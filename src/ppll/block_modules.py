@@ -102,14 +102,23 @@ class BlockModules:
         Raises:
             ModelError: A tensor is missing or has another shape.
         """
+        self.check(tensors)
+        with torch.no_grad():
+            for name, tensor in self.named_tensors():
+                tensor.copy_(tensors[name])
+
+    def check(self, tensors: Mapping[str, Tensor]) -> None:
+        """Refuse saved tensors that are not those of the block.
+
+        Raises:
+            ModelError: A tensor is missing or has another shape.
+        """
         for name, tensor in self.named_tensors():
             saved = tensors.get(name)
             if saved is None or saved.shape != tensor.shape:
                 found = "missing" if saved is None else f"of shape {tuple(saved.shape)}"
                 wanted = tuple(tensor.shape)
                 raise ModelError(f"{name} is {found}, the network needs shape {wanted}.")
-            with torch.no_grad():
-                tensor.copy_(saved)
 
     def transient_names(self) -> frozenset[str]:
         """Names of buffers that do not belong in a state dict."""

@@ -22,6 +22,7 @@ __all__ = [
     "check_disk",
     "check_names",
     "check_recipe",
+    "check_sharding",
     "check_smallest_message",
     "checkpoint_bytes",
 ]
@@ -38,6 +39,7 @@ def check_recipe(recipe: Recipe, *, own_model: bool) -> None:
     check_names(recipe, own_model=own_model)
     check_compiler(recipe)
     check_concurrency(recipe)
+    check_sharding(recipe)
 
 
 def check_compiler(recipe: Recipe) -> None:
@@ -72,6 +74,23 @@ def check_concurrency(recipe: Recipe) -> None:
             f"runtime.concurrent_blocks: blocks of method {recipe.method.name!r} exchange more "
             f"than features, so they cannot overlap: set runtime.concurrent_blocks = false, or "
             f"choose another method."
+        )
+
+
+def check_sharding(recipe: Recipe) -> None:
+    """Refuse methods that ask for more of a layer than its forward and one gradient.
+
+    Raises:
+        RecipeError: The method reads a later block's parameters, or differentiates a gradient.
+    """
+    method = build_method(recipe)
+    if recipe.runtime.sharding != "none" and (method.slow_from or method.needs_input_gradient):
+        what = (
+            "reads a later block's parameters" if method.slow_from else "differentiates a gradient"
+        )
+        raise RecipeError(
+            f"runtime.sharding: method {recipe.method.name!r} {what}, which shares do not allow: "
+            f'set runtime.sharding = "none", or choose another method.'
         )
 
 

@@ -73,6 +73,7 @@ class Recipe(Section):
                 f"{self.data.batch_size} samples: ask for {up_to(smallest_shard, 'part')}"
             )
         self._check_steps()
+        self._check_sharding()
         if self.checkpoint.keeps_best and not self.data.validation:
             raise ValueError(
                 'checkpoint.keep = "best" goes by the validation accuracy, but data.validation is '
@@ -141,6 +142,27 @@ class Recipe(Section):
             if train.cuda_graphs and is_there:
                 raise ValueError(
                     f"train.cuda_graphs cannot record a step with {hindrance}: change one of them"
+                )
+
+    def _check_sharding(self) -> None:
+        """What cannot be computed from shares of a block, or not with the same bits."""
+        train = self.train
+        hindrances = {
+            "train.replicas = 1: nobody is there to share with": self.most_replicas == 1,
+            "train.compile": train.compile,
+            "train.channels_last": train.channels_last,
+            "optimizer.fused, whose bits depend on where a tensor is cut": bool(
+                self.optimizer.fused
+            ),
+            'train.accumulate above 1 and train.on_nonfinite = "skip"': (
+                train.accumulate > 1 and train.on_nonfinite == "skip"
+            ),
+        }
+        for hindrance, is_there in hindrances.items():
+            if self.runtime.sharding != "none" and is_there:
+                raise ValueError(
+                    f'runtime.sharding = "fsdp" is not possible with {hindrance}: change one of '
+                    f"them"
                 )
 
     @property

@@ -50,7 +50,14 @@ def check_devices(recipe: Recipe) -> None:
                 f"(runtime.stages){of}: name one a {'process' if of else 'stage'} ({size} in all), "
                 f"or one for all."
             )
-    on_gpus = all(device_of(recipe.runtime, i).type == "cuda" for i in range(recipe.runtime.stages))
+    num = stages if isinstance(devices, str) else len(devices)
+    kinds = {device_of(recipe.runtime, rank).type for rank in range(num)}
+    if recipe.runtime.sharding != "none" and "cuda" in kinds:
+        raise RecipeError(
+            f"runtime.sharding shares what lies in the memory of processors, but runtime.devices "
+            f'is {devices!r}: set runtime.devices = "cpu", or runtime.sharding = "none".'
+        )
+    on_gpus = kinds == {"cuda"}
     if recipe.train.cuda_graphs and not on_gpus:
         raise RecipeError(
             f"train.cuda_graphs records what GPUs do, but runtime.devices is {devices!r}: set "

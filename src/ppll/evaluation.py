@@ -47,8 +47,9 @@ def evaluate(
     found = find(folder, best=best)
     recipe = _as_saved(recipe, found.reader.manifest)
     # Replicas share training batches only; a batch of an evaluation stays as large as it was.
-    settings = ["train.replicas=1", f"data.eval_batch_size={recipe.eval_batch_size}"]
-    recipe = recipe.with_settings([*settings, f"runtime.stages={stages}"])
+    settings = ["train.replicas=1", "runtime.sharding=none"]
+    settings += [f"data.eval_batch_size={recipe.eval_batch_size}", f"runtime.stages={stages}"]
+    recipe = recipe.with_settings(settings)
     facts = facts_of(prepare(_load_data(folder, recipe), recipe.data))
     blueprint = draw_blueprint(recipe, facts, None)
     blueprint.stage_blocks(stages)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppll.averages import averages_in
 from ppll.block import Block
-from ppll.block_modules import named_tensors
+from ppll.block_modules import BlockModules, named_tensors
 from ppll.blueprint import Blueprint
 from ppll.checkpoint import step_folder, tensor_digest
 from ppll.compiling import compiler_settings
@@ -66,7 +66,8 @@ def run_rank(
         streams = make_streams(job.recipe, device, num_blocks)
         blocks = build_blocks(job, rank, blueprint, device, streams)
         if ends.line is not None:
-            _join_replicas(blocks, ends.line, job.mesh.replica(rank))
+            _join_replicas(job, rank, blocks, ends.line, stack)
+        _load(job, blueprint, blocks)
         saver = metrics = None
         if not job.evaluates_only and not job.mesh.replica(rank):
             saver = _saver(job, rank, blueprint.num_blocks)
@@ -93,29 +94,44 @@ def run_rank(
 def build_blocks(
     job: Job, rank: int, blueprint: Blueprint, device: torch.device, streams: Streams
 ) -> list[Block]:
-    """The rank's blocks with the values of the checkpoint that the run starts from."""
+    """The rank's blocks, still without values."""
     indices = blueprint.stage_blocks(job.num_stages)[job.mesh.stage(rank)]
-    blocks = [
+    return [
         blueprint.build_block(index, device, streams.recorder(position))
         for position, index in enumerate(indices)
     ]
+
+
+def _join_replicas(
+    job: Job, rank: int, blocks: Sequence[Block], line: Line, stack: ExitStack
+) -> None:
+    replica = job.mesh.replica(rank)
+    if job.recipe.runtime.sharding == "none":
+        for block in blocks:
+            block.join(Exchange(block.modules, line.add_up, is_first=replica == 0), replica)
+        return
+    # Its import takes a while.
+    from ppll.sharding import Shares, replica_mesh
+
+    mesh = stack.enter_context(replica_mesh(replica, job.mesh.num_replicas(rank)))
+    skips = job.recipe.train.on_nonfinite == "skip"
+    for block in blocks:
+        block.join(Shares(block.modules, line, mesh, may_leave_out=skips), replica)
+
+
+def _load(job: Job, blueprint: Blueprint, blocks: Sequence[Block]) -> None:
+    """The values of the checkpoint that the run starts from."""
     reader = TensorReader(step_folder(job.folder.checkpoints, job.start_step))
     for block in blocks:
         _load_block(job, blueprint, block, reader)
-    return blocks
-
-
-def _join_replicas(blocks: Sequence[Block], line: Line, replica: int) -> None:
-    for block in blocks:
-        block.join(Exchange(block.modules, line.add_up, is_first=replica == 0), replica)
 
 
 def _load_block(job: Job, blueprint: Blueprint, block: Block, reader: TensorReader) -> None:
     tensors: dict[str, Tensor] = {}
-    for prefix, module in block.modules.named():
-        if prefix in job.fresh:
-            initialise(module.cpu(), prefix, job.recipe.train.seed)
-            module.to(block.device)
+    fresh = {prefix for prefix, _ in block.modules.named()} & job.fresh
+    for prefix, module in _twin(blueprint, block).named() if fresh else ():
+        if prefix in fresh:
+            initialise(module, prefix, job.recipe.train.seed)
             tensors |= named_tensors(prefix, module)
             copied = source_names(prefix, module)
             saved = reader.weights(set(copied.values()))
@@ -129,6 +145,11 @@ def _load_block(job: Job, blueprint: Blueprint, block: Block, reader: TensorRead
     if block.method.slow_from is not None and not block.site.is_last:
         copies = _copies(job, blueprint, block, reader, in_flight)
         block.slow = SlowParameters(copies.to(block.device))
+
+
+def _twin(blueprint: Blueprint, block: Block) -> BlockModules:
+    """The same modules where first values are drawn: whole and on the processor."""
+    return blueprint.build_modules(block.index, torch.device("cpu"))
 
 
 def _copies(
@@ -192,7 +213,7 @@ def _result(worker: Worker, device: torch.device) -> RankResult:
     tensors = [
         item
         for block in worker.blocks
-        for item in (*block.modules.named_tensors(), *block.named_averages())
+        for item in (*block.named_tensors(), *block.named_averages())
     ]
     return RankResult(
         step=last.step,

@@ -14,7 +14,8 @@ hosts, and a replica that is gone is seen at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -58,6 +59,13 @@ class Neighbour:
         self.outbox.send(message)
         self.num_sent += 1
 
+    def receive(self, into: Tensor, ending: Ending, *, adds: bool = False) -> None:
+        """Take the next piece over, or add it, and hear when an interrupted run ends."""
+        message = self.inbox.recv()
+        ending.hear(message.step)
+        (into.add_ if adds else into.copy_)(message.tensors[_SUM])
+        self.inbox.release(message)
+
 
 class Line:
     """A replica's place in the line of its stage.
@@ -90,15 +98,72 @@ class Line:
         Raises:
             ChannelClosed: A replica is gone.
         """
+        totals = list(tensors)
+        with self._waiting():
+            for indices in rows_of(tensors).values():
+                members = [tensors[index] for index in indices]
+                for index, total in zip(indices, self._add_up_row(members), strict=True):
+                    totals[index] = total
+        return totals
+
+    def gather(self, parts: Sequence[Tensor], own: int) -> None:
+        """Fill in what the other replicas have; blocks until all have come here.
+
+        Args:
+            parts: One of each replica, in order, each dense and of the same size everywhere.
+            own: Position of this replica, whose part is there.
+
+        Raises:
+            ChannelClosed: A replica is gone.
+        """
+        with self._waiting():
+            for index, part in enumerate(parts[: own + 1]):
+                self._pass(part, self._before if index < own else None, self._after)
+            for index, part in enumerate(parts[own:]):
+                self._pass(part, self._after if index else None, self._before)
+            self._flush()
+
+    def scatter(self, parts: Sequence[Tensor], own: int) -> None:
+        """Make this replica's part the sum of all replicas'; blocks until all have come here.
+
+        The sums are those of ``add_up``. What becomes of the other parts is open.
+
+        Args:
+            parts: One for each replica, in order, each dense and of the same size everywhere.
+            own: Position of this replica.
+
+        Raises:
+            ChannelClosed: A replica is gone.
+        """
+        with self._waiting():
+            for part in parts:
+                self._pass(part, self._before, self._after, adds=True)
+            self._flush()
+            for index, part in enumerate(parts[: own + 1]):
+                self._pass(part, self._after, self._before if index < own else None)
+            self._flush()
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
         was = self._monitor.status
         self._monitor.enter(Activity.AVERAGE, block=was.block)
-        totals = list(tensors)
-        for indices in rows_of(tensors).values():
-            members = [tensors[index] for index in indices]
-            for index, total in zip(indices, self._add_up_row(members), strict=True):
-                totals[index] = total
+        yield
         self._monitor.enter(was.activity, block=was.block)
-        return totals
+
+    def _pass(
+        self, part: Tensor, source: Neighbour | None, target: Neighbour | None, adds: bool = False
+    ) -> None:
+        """Receive a part, if it comes from somewhere, and send it on, if it goes somewhere."""
+        for piece in part.view(-1).split(PIECE_BYTES // part.element_size()):
+            if source is not None:
+                source.receive(piece, self._ending, adds=adds)
+            if target is not None:
+                target.send(piece, self._ending.step)
+
+    def _flush(self) -> None:
+        for neighbour in (self._before, self._after):
+            if neighbour is not None:
+                neighbour.outbox.flush()
 
     def _add_up_row(self, members: Sequence[Tensor]) -> list[Tensor]:
         """Sums of tensors of one type, each on its device."""
@@ -111,28 +176,15 @@ class Line:
 
     def _add_up_pieces(self, pieces: Sequence[Tensor]) -> None:
         for index, piece in enumerate(pieces):
-            self._pass_up(piece)
+            self._pass(piece, self._before, self._after, adds=True)
             if index >= self._num_ahead:
                 self._pass_back(pieces[index - self._num_ahead])
         for piece in pieces[max(0, len(pieces) - self._num_ahead) :]:
             self._pass_back(piece)
-        if self._before is not None:
-            self._before.outbox.flush()
-
-    def _pass_up(self, piece: Tensor) -> None:
-        if self._before is not None:
-            message = self._before.inbox.recv()
-            self._ending.hear(message.step)
-            piece.add_(message.tensors[_SUM])
-            self._before.inbox.release(message)
-        if self._after is not None:
-            self._after.send(piece, self._ending.step)
+        self._flush()
 
     def _pass_back(self, piece: Tensor) -> None:
+        """Take a total over, in the place of the sum that was sent up, and send it on."""
         if self._after is not None:
             self._after.outbox.flush()
-            message = self._after.inbox.recv()
-            piece.copy_(message.tensors[_SUM])
-            self._after.inbox.release(message)
-        if self._before is not None:
-            self._before.send(piece, self._ending.step)
+        self._pass(piece, self._after, self._before)

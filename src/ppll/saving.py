@@ -76,7 +76,7 @@ class _BlockCopy:
     def of(cls, block: Block) -> _BlockCopy:
         return cls(
             block.index,
-            _copy(block.modules.named_tensors()),
+            _copy(block.named_tensors()),
             _copy(block.optimizer_tensors()),
             block.modules.transient_names(),
             block.modules.slow_name,

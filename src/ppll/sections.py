@@ -279,6 +279,9 @@ class RuntimeConfig(Section):
     data: DataHome = "auto"
     """Where the data set lies and batches are made: ``"host"``, ahead of time, or ``"device"``,
     which is the first stage's. ``"auto"``: on a GPU that has the room, else on the host."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """``"fsdp"``: the replicas of a stage (train.replicas) share its parameters, gradients and
+    optimizer state, so that each needs less memory; only on processors. The bits are the same."""
     stall_timeout_s: Positive = 300.0
     """A worker that makes no progress for so long is reported and the run ends."""
     log_every_steps: Count = 50

@@ -13,6 +13,7 @@ from torch import Tensor, nn, optim
 
 from ppll.averages import AVERAGE, Averages
 from ppll.block_modules import BlockModules
+from ppll.exchange import Alone
 from ppll.loss_scale import LOSS_SCALE, LossScale
 from ppll.optimization import Schedule, named_state, restore_state
 
@@ -46,17 +47,31 @@ class Updates:
         self.optimizer = optimizer
         self.schedule = schedule
         self.averages: Averages | None = None
-        if average_decay:
-            trained = ((n, p) for n, p in modules.named_parameters() if p.requires_grad)
-            self.averages = Averages(trained, average_decay)
         self.loss_scale = LossScale() if scales_loss else None
         self._modules = modules
+        self._average_decay = average_decay
         self._clip_norm = clip_norm
         self._leaves_out = leaves_out or scales_loss
         self._base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
-        self._trained = [p for group in optimizer.param_groups for p in group["params"]]
         self._before: list[Tensor] = []
         self._updated = False
+        self._parameters = dict(modules.named_parameters())
+        self.join(Alone())
+
+    def join(self, exchange: Alone) -> None:
+        """Update what a replica keeps of the parameters, before any values are there."""
+        self._exchange = exchange
+        kept = exchange.kept(self._modules)
+        names = {id(p): name for name, p in self._parameters.items()}
+        self._trained: dict[str, nn.Parameter] = {}
+        for group in self.optimizer.param_groups:
+            own = {names[id(p)]: kept[names[id(p)]] for p in group["params"]}
+            group["params"] = list(own.values())
+            self._trained |= own
+        self._parameters = kept
+        if self._average_decay:
+            trained = ((n, p) for n, p in kept.items() if p.requires_grad)
+            self.averages = Averages(trained, self._average_decay)
 
     def begin(self, step: int) -> None:
         """A batch begins: its learning rate, no gradients, what is put back if it is left out."""
@@ -78,12 +93,13 @@ class Updates:
             False where gradients are not finite and no smaller loss scale could change that.
         """
         if self.loss_scale is not None:
-            self.loss_scale.unscale(self._trained)
-        if self._leaves_out and not self._gradient_is_finite():
+            self.loss_scale.unscale(self._trained.values())
+        if self._leaves_out and not self._norm().isfinite():
             self.leave_out()
             return self.loss_scale is None or self.loss_scale.shrink()
         if self._clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._trained, self._clip_norm)
+            trained = self._trained.values()
+            nn.utils.clip_grads_with_norm_(trained, self._clip_norm, self._norm())
         self.optimizer.step()
         self._updated = True
         return True
@@ -106,7 +122,7 @@ class Updates:
 
     def named_state(self) -> Iterator[tuple[str, Tensor]]:
         """The optimizer's tensors and averages by parameter, and the loss scale."""
-        yield from named_state(self.optimizer, self._modules.named_parameters())
+        yield from named_state(self.optimizer, self._parameters.items())
         if self.averages is not None:
             yield from self.averages.named()
         if self.loss_scale is not None:
@@ -116,7 +132,7 @@ class Updates:
         """Take over what ``named_state`` gave; what is missing starts afresh."""
         others = (AVERAGE, LOSS_SCALE)
         state = {n: t for n, t in tensors.items() if not n.endswith(others)}
-        restore_state(self.optimizer, self._modules.named_parameters(), state)
+        restore_state(self.optimizer, self._parameters.items(), state)
         if self.averages is not None:
             self.averages.load(tensors)
         if self.loss_scale is not None:
@@ -126,9 +142,9 @@ class Updates:
     def _scale_name(self) -> str:
         return self._modules.auxiliary_name + LOSS_SCALE
 
-    def _gradient_is_finite(self) -> bool:
-        gradients = [p.grad for p in self._trained if p.grad is not None]
-        return bool(nn.utils.get_total_norm(gradients).isfinite())
+    def _norm(self) -> Tensor:
+        gradients = {n: p.grad for n, p in self._trained.items() if p.grad is not None}
+        return self._exchange.norm(gradients)
 
     def _set_learning_rate(self, step: int) -> None:
         factor = self.schedule.factor(step)

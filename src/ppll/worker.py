@@ -15,6 +15,7 @@ the workers of all stages in one process in any order it likes.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -230,6 +231,8 @@ class Worker:
                 if self._saver is not None:
                     self.monitor.enter(Activity.SAVE, step=message.step)
                     self._saver.save(message.step, self.blocks)
+                else:
+                    self._help_to_save()
             case Kind.EVALUATION_END:
                 self._write_evaluation(message)
             case Kind.EPOCH_END:
@@ -244,6 +247,12 @@ class Worker:
                     self.monitor.enter(Activity.SAVE)
                     self._saver.finish()
 
+    def _help_to_save(self) -> None:
+        """Hand over what the replica that saves does not have."""
+        for block in self.blocks:
+            for _ in itertools.chain(block.named_tensors(), block.optimizer_tensors()):
+                pass
+
     def _write_training(self, message: Message) -> None:
         for block in self.blocks:
             tally = block.take_training()
@@ -255,7 +264,7 @@ class Worker:
             self._metrics.flush()
 
     def _write_evaluation(self, message: Message) -> None:
-        tallies = {block.index: block.counts.take() for block in self.blocks}
+        tallies = {block.index: block.end_evaluation() for block in self.blocks}
         self.exits[message.split] = tallies
         if self._evaluates_since is not None:
             self.evaluation_s += time.monotonic() - self._evaluates_since
