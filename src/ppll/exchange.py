@@ -39,9 +39,8 @@ class Alone:
         """
         modules.load(tensors)
 
-    def agree(self, *, leaves_out: bool, ends_batch: bool) -> bool:
+    def agree(self, *, leaves_out: bool, ends_batch: bool) -> bool:  # noqa: ARG002
         """Before a backward pass: whether the batch is left out."""
-        del ends_batch
         return leaves_out
 
     def gather(self, *, leaves_out: bool) -> bool:

@@ -154,7 +154,7 @@ class Line:
         self, part: Tensor, source: Neighbour | None, target: Neighbour | None, adds: bool = False
     ) -> None:
         """Receive a part, if it comes from somewhere, and send it on, if it goes somewhere."""
-        for piece in part.view(-1).split(PIECE_BYTES // part.element_size()):
+        for piece in torch.split(part.view(-1), PIECE_BYTES // part.element_size()):
             if source is not None:
                 source.receive(piece, self._ending, adds=adds)
             if target is not None:

@@ -77,7 +77,7 @@ class Shares(Exchange):
         # Gradients of shares have been added up when a batch ends.
         self._trained = [p for name, p in self._kept.items() if p.requires_grad and name not in own]
 
-    def kept(self, modules: BlockModules) -> dict[str, nn.Parameter]:
+    def kept(self, modules: BlockModules) -> dict[str, nn.Parameter]:  # noqa: ARG002
         """What the optimizer updates, by name: the shares, and what cannot be cut."""
         return self._kept
 
@@ -108,8 +108,9 @@ class Shares(Exchange):
     def norm(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """That of a whole gradient (scalar), with the bits that it has without shares."""
         whole = self.whole(gradients.items())
-        norms = [torch.linalg.vector_norm(gradient) for _, gradient in whole]
-        return torch.linalg.vector_norm(torch.stack(norms))
+        norms = torch.stack([torch.linalg.vector_norm(gradient) for _, gradient in whole])
+        norm: Tensor = torch.linalg.vector_norm(norms)
+        return norm
 
     def whole(self, named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """The tensors with the shares of all replicas, who must ask for the same.
