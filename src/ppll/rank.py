@@ -178,6 +178,7 @@ def _saver(job: Job, rank: int, num_blocks: int) -> Saver:
         claim=job.claim,
         passes_over_nonfinite=job.recipe.train.on_nonfinite == "ignore",
         before_write=_write_fault(job, rank),
+        block_by_block=job.recipe.runtime.sharding != "none",
     )
     return Saver(rules, commits=rank == job.num_stages - 1, saved_step=job.start_step)
 

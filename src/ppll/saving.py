@@ -49,6 +49,8 @@ class SaveRules:
         passes_over_nonfinite: Whether a block with values that are not finite ends the run, or
             only leaves out the checkpoint.
         before_write: Called with the step in the thread that writes; a place for failures.
+        block_by_block: Whether a block is written before the next is copied, so that no more than
+            one is there as a copy; training waits meanwhile.
     """
 
     checkpoints: Path
@@ -59,6 +61,7 @@ class SaveRules:
     claim: Claim | None = None
     passes_over_nonfinite: bool = False
     before_write: Callable[[int], None] | None = None
+    block_by_block: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,10 +150,12 @@ class Saver:
             CheckpointError: A block had values that are not finite, or another start took over.
         """
         self._finish_writing()
-        copies = [_BlockCopy.of(block) for block in blocks]
         if self._commits:
             self._uncommitted.append(step)
-        self._held.append((step, copies))
+        if self._rules.block_by_block:
+            self._write(step, map(_BlockCopy.of, blocks))
+            return
+        self._held.append((step, [_BlockCopy.of(block) for block in blocks]))
         self._write_what_is_whole()
 
     def note_validation(self, step: int, accuracy: float) -> None:
@@ -199,7 +204,7 @@ class Saver:
             self._finish_writing()
             self._writing = self._thread.submit(self._write, *self._held.popleft())
 
-    def _write(self, step: int, copies: Sequence[_BlockCopy]) -> None:
+    def _write(self, step: int, copies: Iterable[_BlockCopy]) -> None:
         self._check_claim()
         if self._rules.before_write is not None:
             self._rules.before_write(step)
@@ -214,6 +219,7 @@ class Saver:
             )
             if not self._rules.passes_over_nonfinite:
                 check_finite(record)
+            del copy  # Else the next one, if it is only made now, would be beside it.
         self._saved_step = step
 
     def _finish_writing(self) -> None:

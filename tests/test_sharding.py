@@ -1,0 +1,290 @@
+"""Replicas that share a block's parameters: the same bits in less memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ppll
+from ppll.checks import check_recipe
+from ppll.config import Recipe
+from ppll.data import Dataset
+from ppll.devices import check_devices
+from ppll.errors import RecipeError, WorkerError
+from ppll.message import Kind, Message
+from ppll.sharding import Shares, replica_mesh
+from ppll.status import Status
+from ppll.testing import FAULT_VARIABLE, Fault
+from tests.interleaving import MadeUpBatches, blueprint_of, small_recipe
+from tests.namespaces import Network, outputs
+from tests.test_hosts import train, two_hosts, weights
+from tests.test_launch import descendants, listening
+from tests.test_replicas import Shard, all_at_once, joined, metrics, private_cache, recipe
+
+__all__ = ["private_cache", "two_hosts"]
+
+processes = pytest.mark.processes
+slow = pytest.mark.slow
+ADAMW = {"name": "adamw", "lr": 0.01, "clip_norm": 1.0}
+
+
+def sharded(replicas: Any = 2, sharding: str = "fsdp", stages: int = 1, **others: Any) -> Recipe:
+    sections = {k: dict(v) for k, v in others.items()}
+    network = sections.pop("model", {}).pop("name", "vit")
+    train = {"epochs": 3, "seed": 5, "replicas": replicas, **sections.pop("train", {})}
+    runtime = {"stages": stages, "stall_timeout_s": 60.0, "log_every_steps": 2}
+    runtime |= {"sharding": sharding, **sections.pop("runtime", {})}
+    return recipe(1, network, train=train, runtime=runtime, **sections)
+
+
+def files(out: Path) -> dict[str, bytes]:
+    """What the newest checkpoint holds, but for the recipe in its manifest."""
+    newest = sorted((out / "checkpoints").glob("step-*"))[-1]
+    return {path.name: path.read_bytes() for path in newest.glob("block-*.safetensors")}
+
+
+# --- what travels --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num", [2, 3, 5])
+@pytest.mark.parametrize("size", [3, 700_001], ids=["small", "in-pieces"])
+def test_parts_are_added_up_and_gathered_in_one_order(num: int, size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randn(num, size, generator=generator) for _ in range(num)]
+    total = rows[0].clone()
+    for row in rows[1:]:
+        total += row
+    lines = joined(num)
+
+    def share(index: int) -> Callable[[], None]:
+        def work() -> None:
+            lines[index].scatter(list(rows[index]), index)
+            rows[index][torch.arange(num) != index] = float("nan")
+            lines[index].gather(list(rows[index]), index)
+
+        return work
+
+    all_at_once([share(index) for index in range(num)])
+    assert all(torch.equal(row, total) for row in rows)
+
+
+# --- what a replica keeps ------------------------------------------------------------------------
+
+
+class Nobody:
+    """Replicas that have nothing but zeros."""
+
+    def add_up(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        return list(tensors)
+
+    def gather(self, parts: Sequence[Tensor], own: int) -> None:
+        for index, part in enumerate(parts):
+            if index != own:
+                part.zero_()
+
+    def scatter(self, parts: Sequence[Tensor], own: int) -> None:
+        pass
+
+
+def kept_bytes(num: int) -> tuple[int, int]:
+    """Bytes of parameters, and of optimizer state, that the first of ``num`` replicas keeps."""
+    made = small_recipe("vit", optimizer="adamw", split_blocks=2)
+    batches = MadeUpBatches((6,))
+    blueprint = blueprint_of(made, batches)
+    tensors = batches.train_batch(0, 0)
+    with replica_mesh(0, num) as mesh:
+        block = blueprint.build_block(0, torch.device("cpu"))
+        block.join(Shares(block.modules, Nobody(), mesh, may_leave_out=False), 0)
+        values = {n: torch.ones(t.shape) for n, t in block.modules.named_tensors()}
+        block.load(values, {})
+        block.forward(Message(kind=Kind.TRAIN, sequence=0, step=1, tensors=tensors))
+        block.learn()
+        parameters = sum(p.nbytes for g in block.optimizer.param_groups for p in g["params"])
+        state = sum(t.nbytes for _, t in block.updates.named_state() if t.ndim)
+        in_modules = sum(p.to_local().nbytes for _, p in block.modules.named_parameters())
+    assert in_modules == parameters  # Between batches nothing else is there.
+    return parameters, state
+
+
+def test_a_replica_keeps_its_share() -> None:
+    """Up to what does not come out even: the class token has one row, which the first keeps."""
+    (parameters, state), (quarter, state_of_quarter) = kept_bytes(2), kept_bytes(8)
+    assert state == 2 * parameters
+    assert state_of_quarter == 2 * quarter
+    assert quarter == pytest.approx(parameters / 4, rel=0.05)
+
+
+# --- whole runs ----------------------------------------------------------------------------------
+
+
+@processes
+@pytest.mark.parametrize(
+    ("replicas", "stages", "others"),
+    [
+        pytest.param(2, 2, {"model": {"name": "resnet"}}, id="batch-norm"),
+        pytest.param(
+            3, 1, {"optimizer": ADAMW, "train": {"ema": 0.9, "accumulate": 2}}, id="three"
+        ),
+        pytest.param([2, 1], 2, {}, id="uneven", marks=slow),
+        pytest.param(2, 1, {"train": {"precision": "fp16"}}, id="fp16", marks=slow),
+        pytest.param(2, 1, {"train": {"precision": "bf16"}}, id="bf16", marks=slow),
+        pytest.param(
+            2, 1, {"train": {"activation_checkpointing": True}}, id="computed-again", marks=slow
+        ),
+    ],
+)
+def test_shares_change_no_bit(
+    replicas: Any, stages: int, others: dict[str, Any], tmp_path: Path
+) -> None:
+    """Checkpoints and metrics of 15 steps; evaluations, clipping and ragged batches among them."""
+    found = {}
+    for sharding in ("none", "fsdp"):
+        made = sharded(replicas, sharding, stages, **others)
+        found[sharding] = ppll.Trainer(made, out=tmp_path / sharding).fit()
+    assert found["fsdp"].weights_sha256 == found["none"].weights_sha256
+    assert found["fsdp"].exit_accuracy == found["none"].exit_accuracy
+    assert files(tmp_path / "fsdp") == files(tmp_path / "none")
+    assert metrics(tmp_path / "fsdp") == metrics(tmp_path / "none")
+
+
+@slow
+@processes
+@pytest.mark.parametrize(
+    "method",
+    [
+        *("auglocal", "backprop", "contsup", "greedy", "infopro"),
+        *("lopt", "predsim", "scpl", "sedona", "zerolock"),
+    ],
+)
+def test_shares_change_no_bit_of_any_method(method: str, tmp_path: Path) -> None:
+    found = set()
+    for sharding in ("none", "fsdp"):
+        tree = sharded(2, sharding).model_dump(mode="json", exclude_none=True)
+        tree["method"] = {"name": method}
+        found.add(ppll.Trainer(tree, out=tmp_path / sharding).fit().weights_sha256)
+    assert len(found) == 1
+
+
+@processes
+def test_a_run_goes_on_with_shares_or_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a failure in the replica that saves nothing; other stages, too."""
+    whole = ppll.Trainer(sharded(2, "none", optimizer=ADAMW), out=tmp_path / "whole").fit()
+    for before, after, stages in (("fsdp", "none", 2), ("none", "fsdp", 2)):
+        out = tmp_path / before
+        fault = Fault(1, 10).to_environment()
+        monkeypatch.setenv(FAULT_VARIABLE, fault[FAULT_VARIABLE])
+        with pytest.raises(WorkerError, match=r"rank 1 \(stage 0 of replica 1.*step 10"):
+            ppll.Trainer(sharded(2, before, optimizer=ADAMW), out=out).fit()
+        monkeypatch.delenv(FAULT_VARIABLE)
+        made = sharded(2, after, stages, optimizer=ADAMW)
+        again = ppll.Trainer(made, out=out, resume=True).fit()
+        assert again.weights_sha256 == whole.weights_sha256
+
+
+@processes
+def test_a_replica_that_is_killed_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other waits for its share in the middle of a backward pass."""
+    fault = Fault(1, 6, "LEARN", "kill").to_environment()
+    monkeypatch.setenv(FAULT_VARIABLE, fault[FAULT_VARIABLE])
+    pattern = r"rank 1 \(stage 0 of replica 1.*the process was killed by SIGKILL"
+    with pytest.raises(WorkerError, match=pattern):
+        ppll.Trainer(sharded(), out=tmp_path / "run").fit()
+
+
+@processes
+def test_what_one_replica_leaves_out_all_leave_out(tmp_path: Path) -> None:
+    """One sample spoils its batch of four, in both epochs; no replica goes back alone."""
+    inputs = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+    inputs[7, 0] = 99.0
+    targets = torch.arange(12) % 2
+    data = Dataset.from_arrays(train=(inputs, targets), test=(inputs[:2], targets[:2]))
+    found = set()
+    for sharding in ("none", "fsdp"):
+        tree = sharded(2, sharding).model_dump(mode="json", exclude_none=True)
+        tree |= {"data": {"batch_size": 4}, "model": {}}
+        tree["train"] = {"epochs": 2, "replicas": 2, "on_nonfinite": "skip"}
+        layers = nn.Sequential(Shard(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        out = tmp_path / sharding
+        found.add(ppll.Trainer(tree, model=layers, data=data, out=out).fit().weights_sha256)
+    assert len(found) == 1
+    rows = [
+        row for row in metrics(tmp_path / "fsdp") if (row["kind"], row["block"]) == ("train", 0)
+    ]
+    assert sum(row.get("skipped", 0) for row in rows) == 8
+
+
+@processes
+def test_no_port_is_open(tmp_path: Path) -> None:
+    found: list[set[str]] = []
+
+    def look(statuses: Sequence[Status]) -> None:
+        if not found and all(status.step for status in statuses):
+            pids = [pid for pid in descendants(os.getpid()) if Path(f"/proc/{pid}").exists()]
+            assert len(pids) >= 2
+            found.append(set().union(*(listening(pid) for pid in pids)))
+
+    ppll.Trainer(sharded(), out=tmp_path / "run", watch=look).fit()
+    assert found == [set()]
+
+
+@slow
+@processes
+def test_two_hosts_share(two_hosts: Network, tmp_path: Path) -> None:
+    replicas = "--set=train.replicas=2"
+    shares = train(tmp_path / "two", replicas, "--set=runtime.sharding=fsdp")
+    agents = two_hosts.torchrun(shares, 2)
+    printed = outputs(agents)
+    assert [agent.returncode for agent in agents] == [0, 0], "\n".join(printed)
+    alone = [sys.executable, "-m", *train(tmp_path / "one", replicas, "--stages=2", "--quiet")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(alone, check=True, capture_output=True, env=environment)
+    assert weights(tmp_path / "two") == weights(tmp_path / "one")
+
+
+@processes
+def test_a_checkpoint_is_evaluated_without_shares(tmp_path: Path) -> None:
+    result = ppll.Trainer(sharded(train={"ema": 0.9}), out=tmp_path / "run").fit()
+    assert ppll.evaluate(tmp_path / "run").exit_accuracy == result.exit_accuracy
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({"replicas": 1}, "train.replicas = 1: nobody is there to share with"),
+        ({"replicas": [1, 1]}, "nobody is there"),
+        ({"train": {"compile": True}}, "train.compile"),
+        ({"train": {"channels_last": True}}, "train.channels_last"),
+        ({"train": {"cuda_graphs": True}}, "train.cuda_graphs"),
+        ({"optimizer": {"fused": True}}, "optimizer.fused"),
+        ({"train": {"accumulate": 2, "on_nonfinite": "skip"}}, "train.accumulate above 1 and"),
+        ({"runtime": {"sharding": "zero"}}, "runtime.sharding: .*'none' or 'fsdp'"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(others: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        sharded(**others)
+
+
+@pytest.mark.parametrize("method", ["man", "solo", "sgr"])
+def test_methods_that_ask_for_more_are_refused(method: str) -> None:
+    with pytest.raises(RecipeError, match=f"runtime.sharding: method '{method}'"):
+        check_recipe(sharded(method={"name": method, "auxiliary": None}), own_model=False)
+
+
+def test_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(RecipeError, match=r"runtime\.sharding shares what lies in"):
+        check_devices(sharded(runtime={"devices": "cuda"}))
