@@ -36,29 +36,27 @@ _LEAST_WIDTH = 8
 
 def main() -> None:
     """Measure every number of replicas with shares and without."""
-    parser = new_parser(__doc__, repeats=3)
+    parser = new_parser(__doc__, repeats=2)
     parser.add_argument("--width", type=int, default=512, help="of the model")
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4])
     options = parser.parse_args()
+    least = {sharding: _run(options, 2, sharding, _LEAST_WIDTH) for sharding in ("none", "fsdp")}
     rows = []
     for replicas in options.replicas:
         for sharding in ("none", "fsdp") if replicas > 1 else ("none",):
-            runs = [_run(options, replicas, sharding) for _ in range(options.repeats)]
-            rows.append(_row(replicas, sharding, runs))
+            made = (replicas, sharding)
+            runs = [_run(options, *made, options.width) for _ in range(options.repeats)]
+            rows.append(_row(*made, runs, least[sharding]["private_bytes"]))
             print(_told(rows[-1]), flush=True)
     write_report(options, rows)
 
 
-def _run(options: Any, replicas: int, sharding: str) -> dict[str, Any]:
-    """One run, and one of next to nothing, each started from a fresh process."""
+def _run(options: Any, replicas: int, sharding: str, width: int) -> dict[str, Any]:
+    """One run, started from a fresh process."""
     fresh = multiprocessing.get_context("spawn")
-    widths = options.width, _LEAST_WIDTH
-    with ProcessPoolExecutor(1, fresh, max_tasks_per_child=1) as pool:
-        made, least = pool.map(
-            _trained, widths, *([value] * 2 for value in (options.steps, replicas, sharding))
-        )
-    return {**made, "own_bytes": made["private_bytes"] - least["private_bytes"]}
+    with ProcessPoolExecutor(1, fresh) as pool:
+        return pool.submit(_trained, width, options.steps, replicas, sharding).result()
 
 
 def _trained(width: int, steps: int, replicas: int, sharding: str) -> dict[str, Any]:
@@ -76,7 +74,7 @@ def _trained(width: int, steps: int, replicas: int, sharding: str) -> dict[str, 
 
 def _recipe(width: int, steps: int, replicas: int, sharding: str) -> dict[str, Any]:
     return {
-        "data": {"name": "stdlib-text", "length": 32, "batch_size": 8},
+        "data": {"name": "stdlib-text", "length": 16, "batch_size": 4},
         "model": {"name": "gpt", "width": width, "depth": 8, "heads": 4},
         "split": {"blocks": 4},
         "method": {"name": "dgl"},
@@ -101,17 +99,16 @@ class _Watch:
 
     def __call__(self, statuses: Sequence[Status]) -> None:
         if all(2 <= status.step < self._last_step for status in statuses):
-            found = sorted(map(_private_bytes, _ranks()))[-len(statuses) :]
-            self.most = max(self.most, *found)
+            self.most = max(self.most, *map(_private_bytes, _ranks(len(statuses))))
 
 
-def _ranks() -> list[int]:
-    """Processes below this one, the ranks among them."""
+def _ranks(num: int) -> list[int]:
+    """Processes below this one, the ranks among them; a single rank is this one."""
     found = [os.getpid()]
     for pid in found:
         children = Path(f"/proc/{pid}/task/{pid}/children")
         found += map(int, children.read_text().split()) if children.exists() else []
-    return found[1:] or found
+    return found[1:] if num > 1 else found[:1]
 
 
 def _private_bytes(pid: int) -> int:
@@ -120,13 +117,15 @@ def _private_bytes(pid: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
 
 
-def _row(replicas: int, sharding: str, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _row(
+    replicas: int, sharding: str, runs: Sequence[dict[str, Any]], least: int
+) -> dict[str, Any]:
     (digest,) = {run["weights_sha256"] for run in runs}
     return {
         "replicas": replicas,
         "sharding": sharding,
         "parameters_mib": runs[0]["checkpoint_bytes"] / MIB,
-        "own_mib": Spread.of([run["own_bytes"] / MIB for run in runs]).to_dict(),
+        "own_mib": Spread.of([(run["private_bytes"] - least) / MIB for run in runs]).to_dict(),
         "samples_per_second": Spread.of([run["samples_per_second"] for run in runs]).to_dict(),
         "weights_sha256": digest,
     }

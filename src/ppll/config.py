@@ -148,7 +148,7 @@ class Recipe(Section):
         """What cannot be computed from shares of a block, or not with the same bits."""
         train = self.train
         hindrances = {
-            "train.replicas = 1: nobody is there to share with": self.most_replicas == 1,
+            "train.replicas = 1, where nobody is to share with": self.most_replicas == 1,
             "train.compile": train.compile,
             "train.channels_last": train.channels_last,
             "optimizer.fused, whose bits depend on where a tensor is cut": bool(
