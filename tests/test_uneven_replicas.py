@@ -11,13 +11,13 @@ import pytest
 
 import ppll
 from ppll.config import Recipe
-from ppll.errors import DataError, RecipeError, WorkerError
+from ppll.errors import DataError, Interrupted, RecipeError, WorkerError
 from ppll.mesh import Mesh
 from ppll.placement import mesh_of, mesh_of_size, place_alike
 from ppll.slot_layouts import Layouts
 from ppll.testing import FAULT_VARIABLE, Fault
 from tests.interleaving import MadeUpBatches, blueprint_of, small_recipe
-from tests.test_replicas import TOLERANCE, metrics, private_cache, recipe, weights
+from tests.test_replicas import TOLERANCE, Interrupting, metrics, private_cache, recipe, weights
 
 __all__ = ["private_cache"]
 
@@ -143,6 +143,19 @@ def test_an_evaluation_needs_no_replicas(tmp_path: Path) -> None:
         again = ppll.evaluate(tmp_path / "run", stages=stages)
         assert again.exit_accuracy == found.exit_accuracy
         assert again.weights_sha256 == found.weights_sha256
+
+
+@processes
+@slow
+@pytest.mark.parametrize("replicas", [[1, 2], [2, 1]])
+def test_an_interrupted_run_goes_on_to_the_same_bits(replicas: list[int], tmp_path: Path) -> None:
+    out, train = tmp_path / "run", {"epochs": 60, "seed": 5, "replicas": replicas}
+    whole = fit(tmp_path / "whole", replicas, 2, train=train)
+    made = recipe(1, stages=2, train=train)
+    with pytest.raises(Interrupted, match="interrupted at step"):
+        ppll.Trainer(made, out=out, callbacks=[Interrupting()]).fit()
+    again = ppll.Trainer(made, out=out, resume=True).fit()
+    assert again.weights_sha256 == whole.weights_sha256
 
 
 @processes
