@@ -183,7 +183,7 @@ class _Joints:
         self._stack = stack
 
     def join(self, edges: Sequence[_Edge]) -> dict[_Key, Any]:
-        """An end of each channel, by its key."""
+        """An end of each channel, by its key, in the same order."""
         here = [edge for edge in edges if self._is_here(edge)]
         ends: dict[_Key, Any] = {
             edge.key: self._listen(edge) for edge in here if edge.receiver == self._rank
@@ -194,7 +194,7 @@ class _Joints:
             end.accept(_CONNECT_TIMEOUT_S)
         # In the order of ranks, so that no circle of processes waits for each other.
         ends |= {edge.key: self._reach(edge) for edge in edges if edge not in here}
-        return ends
+        return {edge.key: ends[edge.key] for edge in edges}
 
     def _is_here(self, edge: _Edge) -> bool:
         """Whether both ends are on this host."""
