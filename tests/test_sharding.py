@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 
 import ppll
+from ppll.adding import Adder
 from ppll.checks import check_recipe
 from ppll.config import Recipe
 from ppll.data import Dataset
 from ppll.devices import check_devices
 from ppll.errors import RecipeError, WorkerError
 from ppll.message import Kind, Message
-from ppll.sharding import Shares, replica_mesh
-from ppll.status import Status
+from ppll.sharding import Replicas, Shares, replica_mesh
+from ppll.status import Monitor, Status
 from ppll.testing import FAULT_VARIABLE, Fault
 from tests.interleaving import MadeUpBatches, blueprint_of, small_recipe
 from tests.namespaces import Network, outputs
@@ -82,9 +83,6 @@ def test_parts_are_added_up_and_gathered_in_one_order(num: int, size: int) -> No
 class Nobody:
     """Replicas that have nothing but zeros."""
 
-    def add_up(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        return list(tensors)
-
     def gather(self, parts: Sequence[Tensor], own: int) -> None:
         for index, part in enumerate(parts):
             if index != own:
@@ -102,7 +100,8 @@ def kept_bytes(num: int) -> tuple[int, int]:
     tensors = batches.train_batch(0, 0)
     with replica_mesh(0, num) as mesh:
         block = blueprint.build_block(0, torch.device("cpu"))
-        block.join(Shares(block.modules, Nobody(), mesh, may_leave_out=False), 0)
+        replicas = Replicas(Nobody(), Adder(list, Monitor()), mesh)
+        block.join(Shares(block.modules, replicas, may_leave_out=False), 0)
         values = {n: torch.ones(t.shape) for n, t in block.modules.named_tensors()}
         block.load(values, {})
         block.forward(Message(kind=Kind.TRAIN, sequence=0, step=1, tensors=tensors))

@@ -201,8 +201,10 @@ class Block:
             loss = self._local_loss(self.method, self.modules.auxiliary, lesson, task_loss)
         self._refuse_in_place(passage)
         skips = self._skips_batch or not self._check.may_learn_from(loss.value)
-        self._skips_batch = self.exchange.agree(leaves_out=skips, ends_batch=message.ends_batch)
+        self._skips_batch = self.exchange.agree(leaves_out=skips)
         if not self._skips_batch:
+            if message.ends_batch:
+                self.exchange.begin()
             self.updates.backward(_share_of(loss.value, message))
             self._refuse_in_place(passage)
             self.counts.add(loss.value, loss.logits, message.targets)

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ppll.adding import Adder
 from ppll.averages import averages_in
 from ppll.block import Block
 from ppll.block_modules import BlockModules, named_tensors
@@ -61,12 +62,14 @@ def run_rank(
     with ExitStack() as stack:
         if job.recipe.train.compile:
             stack.enter_context(compiler_settings())
-        ends = connect(job, rank, blueprint, monitor, ends_early, stack, world)
+        ends = connect(job, rank, blueprint, ends_early, stack, world)
         num_blocks = len(blueprint.stage_blocks(job.num_stages)[job.mesh.stage(rank)])
         streams = make_streams(job.recipe, device, num_blocks)
         blocks = build_blocks(job, rank, blueprint, device, streams)
         if ends.line is not None:
-            _join_replicas(job, rank, blocks, ends.line, stack)
+            adder = Adder(ends.line.add_up, monitor)
+            stack.callback(adder.close)
+            _join_replicas(job, rank, blocks, ends.line, adder, stack)
         _load(job, blueprint, blocks)
         saver = metrics = None
         if not job.evaluates_only and not job.mesh.replica(rank):
@@ -103,20 +106,21 @@ def build_blocks(
 
 
 def _join_replicas(
-    job: Job, rank: int, blocks: Sequence[Block], line: Line, stack: ExitStack
+    job: Job, rank: int, blocks: Sequence[Block], line: Line, adder: Adder, stack: ExitStack
 ) -> None:
     replica = job.mesh.replica(rank)
     if job.recipe.runtime.sharding == "none":
         for block in blocks:
-            block.join(Exchange(block.modules, line.add_up, is_first=replica == 0), replica)
+            block.join(Exchange(block.modules, adder, is_first=replica == 0), replica)
         return
     # Its import takes a while.
-    from ppll.sharding import Shares, replica_mesh
+    from ppll.sharding import Replicas, Shares, replica_mesh
 
     mesh = stack.enter_context(replica_mesh(replica, job.mesh.num_replicas(rank)))
+    replicas = Replicas(line, adder, mesh)
     skips = job.recipe.train.on_nonfinite == "skip"
     for block in blocks:
-        block.join(Shares(block.modules, line, mesh, may_leave_out=skips), replica)
+        block.join(Shares(block.modules, replicas, may_leave_out=skips), replica)
 
 
 def _load(job: Job, blueprint: Blueprint, blocks: Sequence[Block]) -> None:

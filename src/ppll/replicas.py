@@ -14,8 +14,7 @@ hosts, and a replica that is gone is seen at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,7 +26,6 @@ from ppll.clusters import PIECE_BYTES, num_ahead
 from ppll.ending import Ending
 from ppll.exchange import rows_of
 from ppll.message import Kind, Message, canonical
-from ppll.status import Activity, Monitor
 
 __all__ = ["Line", "Neighbour", "line_capacity", "piece_layout"]
 
@@ -74,7 +72,6 @@ class Line:
         before: The replica before; none for the first.
         after: The replica after; none for the last.
         num_links_after: Replicas after this one.
-        monitor: Is told that the rank waits.
         ending: Names the batch after which an interrupted run ends, or hears it.
     """
 
@@ -83,13 +80,11 @@ class Line:
         before: Neighbour | None,
         after: Neighbour | None,
         num_links_after: int,
-        monitor: Monitor,
         ending: Ending,
     ) -> None:
         self._before = before
         self._after = after
         self._num_ahead = num_ahead(num_links_after)
-        self._monitor = monitor
         self._ending = ending
 
     def add_up(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -99,11 +94,10 @@ class Line:
             ChannelClosed: A replica is gone.
         """
         totals = list(tensors)
-        with self._waiting():
-            for indices in rows_of(tensors).values():
-                members = [tensors[index] for index in indices]
-                for index, total in zip(indices, self._add_up_row(members), strict=True):
-                    totals[index] = total
+        for indices in rows_of(tensors).values():
+            members = [tensors[index] for index in indices]
+            for index, total in zip(indices, self._add_up_row(members), strict=True):
+                totals[index] = total
         return totals
 
     def gather(self, parts: Sequence[Tensor], own: int) -> None:
@@ -116,12 +110,11 @@ class Line:
         Raises:
             ChannelClosed: A replica is gone.
         """
-        with self._waiting():
-            for index, part in enumerate(parts[: own + 1]):
-                self._pass(part, self._before if index < own else None, self._after)
-            for index, part in enumerate(parts[own:]):
-                self._pass(part, self._after if index else None, self._before)
-            self._flush()
+        for index, part in enumerate(parts[: own + 1]):
+            self._pass(part, self._before if index < own else None, self._after)
+        for index, part in enumerate(parts[own:]):
+            self._pass(part, self._after if index else None, self._before)
+        self._flush()
 
     def scatter(self, parts: Sequence[Tensor], own: int) -> None:
         """Make this replica's part the sum of all replicas'; blocks until all have come here.
@@ -135,20 +128,12 @@ class Line:
         Raises:
             ChannelClosed: A replica is gone.
         """
-        with self._waiting():
-            for part in parts:
-                self._pass(part, self._before, self._after, adds=True)
-            self._flush()
-            for index, part in enumerate(parts[: own + 1]):
-                self._pass(part, self._after, self._before if index < own else None)
-            self._flush()
-
-    @contextmanager
-    def _waiting(self) -> Iterator[None]:
-        was = self._monitor.status
-        self._monitor.enter(Activity.AVERAGE, block=was.block)
-        yield
-        self._monitor.enter(was.activity, block=was.block)
+        for part in parts:
+            self._pass(part, self._before, self._after, adds=True)
+        self._flush()
+        for index, part in enumerate(parts[: own + 1]):
+            self._pass(part, self._after, self._before if index < own else None)
+        self._flush()
 
     def _pass(
         self, part: Tensor, source: Neighbour | None, target: Neighbour | None, adds: bool = False

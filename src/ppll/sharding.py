@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import torch
@@ -24,22 +25,19 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, share_comm_ctx
 from torch.distributed.tensor import DTensor
 
+from ppll.adding import Adder
 from ppll.auxiliary.together import HeadAndMore
 from ppll.averages import Averages
 from ppll.block_modules import BlockModules
 from ppll.exchange import Exchange
 
-__all__ = ["Replicas", "Shares", "replica_mesh"]
+__all__ = ["PartsLine", "Replicas", "Shares", "replica_mesh"]
 
 _BACKEND: Final = "ppll"
 
 
-class Replicas(Protocol):
+class PartsLine(Protocol):
     """How replicas reach each other; see ``replicas.Line``."""
-
-    def add_up(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Sums over all replicas."""
-        ...
 
     def gather(self, parts: Sequence[Tensor], own: int) -> None:
         """Fill in what the other replicas have."""
@@ -50,32 +48,61 @@ class Replicas(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Replicas:
+    """The replicas of this process's stage.
+
+    Attributes:
+        line: Reaches the others.
+        adder: Adds up over the same line; nothing of it is under way when parts travel.
+        mesh: All of them, and which of them this is.
+    """
+
+    line: PartsLine
+    adder: Adder
+    mesh: DeviceMesh
+
+    @property
+    def index(self) -> int:
+        """Position of this replica."""
+        return self.mesh.get_local_rank()
+
+    def parts(self, row: Tensor) -> list[Tensor]:
+        """One of each replica, of a row whose length they divide."""
+        return list(row.view(self.mesh.size(), -1))
+
+    def gather(self, row: Tensor) -> None:
+        """Fill in the others' parts of a row."""
+        with self.adder.waiting():
+            self.line.gather(self.parts(row), self.index)
+
+    def scatter(self, row: Tensor) -> None:
+        """Make this replica's part of a row the sum of all replicas'."""
+        with self.adder.waiting():
+            self.line.scatter(self.parts(row), self.index)
+
+
 class Shares(Exchange):
     """One replica's shares of a block.
 
     Args:
         modules: What the block computes with, on the CPU; shares take the parameters' places.
-        replicas: Reaches the others.
-        mesh: All replicas, and which of them this is.
+        replicas: All of the stage.
         may_leave_out: Whether a batch with a loss that is not finite is left out.
     """
 
-    def __init__(
-        self, modules: BlockModules, replicas: Replicas, mesh: DeviceMesh, *, may_leave_out: bool
-    ) -> None:
+    def __init__(self, modules: BlockModules, replicas: Replicas, *, may_leave_out: bool) -> None:
         self._replicas = replicas
-        self._index, self._num = mesh.get_local_rank(), mesh.size()
+        self._index, self._num = replicas.index, replicas.mesh.size()
         self._may_leave_out = may_leave_out
-        self._units = [_sharded(unit, replicas, mesh) for unit in _units(modules)]
+        self._units = [_sharded(unit, replicas) for unit in _units(modules)]
         share_comm_ctx(self._units)
         self._sharded = {n: p for n, p in modules.named_parameters() if isinstance(p, DTensor)}
         with torch.no_grad():
             own = {n: nn.Parameter(_local(p), p.requires_grad) for n, p in self._sharded.items()}
         self._kept = {**dict(modules.named_parameters()), **own}
         self._evaluation: ExitStack | None = None
-        super().__init__(modules, replicas.add_up, is_first=self._index == 0)
-        # Gradients of shares have been added up when a batch ends.
-        self._trained = [p for name, p in self._kept.items() if p.requires_grad and name not in own]
+        super().__init__(modules, replicas.adder, is_first=self._index == 0, but_for=own)
 
     def kept(self, modules: BlockModules) -> dict[str, nn.Parameter]:  # noqa: ARG002
         """What the optimizer updates, by name: the shares, and what cannot be cut."""
@@ -89,21 +116,28 @@ class Shares(Exchange):
             for name, tensor in modules.named_tensors():
                 self._kept.get(name, tensor).copy_(own[name])
 
-    def agree(self, *, leaves_out: bool, ends_batch: bool) -> bool:
+    def agree(self, *, leaves_out: bool) -> bool:
         """Whether any replica leaves the batch out: a backward pass is of all or of none."""
-        for unit in self._units:
-            unit.set_requires_gradient_sync(ends_batch, recurse=False)
         if not self._may_leave_out:
             return leaves_out
         return bool(self.total(torch.tensor([leaves_out], dtype=torch.float64)))
 
+    def begin(self) -> None:
+        """The last backward pass of a batch begins: each layer's gradients are added up in it."""
+        self._add_up_gradients(True)
+
     def gather(self, *, leaves_out: bool) -> bool:
         """A batch ends: gradients of shares go to where the optimizer looks for them."""
+        self._add_up_gradients(False)
         with torch.no_grad():
             for name, parameter in self._sharded.items():
                 gradient, parameter.grad = parameter.grad, None
-                self._kept[name].grad = _local(gradient) if gradient is not None else None
+                self._kept[name].grad = None if gradient is None else _local(gradient)
         return super().gather(leaves_out=leaves_out)
+
+    def _add_up_gradients(self, does: bool) -> None:
+        for unit in self._units:
+            unit.set_requires_gradient_sync(does, recurse=False)
 
     def norm(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """That of a whole gradient (scalar), with the bits that it has without shares."""
@@ -174,7 +208,7 @@ class Shares(Exchange):
             own = _local(own)
             padded = own.new_zeros((self._num, num_rows, *shape[1:]))
             padded[self._index, : len(own)] = own
-        self._replicas.gather(list(padded), self._index)
+        self._replicas.gather(padded)
         return padded.view(-1, *shape[1:])[: shape[0]]
 
 
@@ -189,26 +223,23 @@ def _local(tensor: Tensor) -> Tensor:
 class _Gather:
     """How ``fully_shard`` gathers parameters: over the replicas' own channels."""
 
-    def __init__(self, replicas: Replicas, mesh: DeviceMesh) -> None:
+    def __init__(self, replicas: Replicas) -> None:
         self._replicas = replicas
-        self._index, self._num = mesh.get_local_rank(), mesh.size()
 
     def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.empty(*size, dtype=dtype, device=device)
 
     def __call__(self, output_tensor: Tensor, input_tensor: Tensor, **_: Any) -> None:
-        parts = output_tensor.view(self._num, -1)
-        parts[self._index].copy_(input_tensor)
-        self._replicas.gather(list(parts), self._index)
+        self._replicas.parts(output_tensor)[self._replicas.index].copy_(input_tensor)
+        self._replicas.gather(output_tensor)
 
 
 class _Scatter(_Gather):
     """How ``fully_shard`` adds up gradients."""
 
     def __call__(self, output_tensor: Tensor, input_tensor: Tensor, **_: Any) -> None:
-        parts = input_tensor.view(self._num, -1)
-        self._replicas.scatter(list(parts), self._index)
-        output_tensor.copy_(parts[self._index])
+        self._replicas.scatter(input_tensor)
+        output_tensor.copy_(self._replicas.parts(input_tensor)[self._replicas.index])
 
 
 def _units(modules: BlockModules) -> Iterator[nn.Module]:
@@ -218,13 +249,15 @@ def _units(modules: BlockModules) -> Iterator[nn.Module]:
         yield from (part for part in parts if any(p.ndim for p in part.parameters()))
 
 
-def _sharded(unit: nn.Module, replicas: Replicas, mesh: DeviceMesh) -> FSDPModule:
+def _sharded(unit: nn.Module, replicas: Replicas) -> FSDPModule:
     """A layer whose parameters are shares from now on; numbers cannot be cut."""
     numbers = {p for p in unit.parameters() if not p.ndim}
+    mesh = replicas.mesh
     sharded = fully_shard(unit, mesh=mesh, reshard_after_forward=True, ignored_params=numbers)
+    sharded.set_requires_gradient_sync(False)
     comms: Any = sharded  # Torch asks for classes of its own, but uses what they have.
-    comms.set_custom_all_gather(_Gather(replicas, mesh))
-    comms.set_custom_reduce_scatter(_Scatter(replicas, mesh))
+    comms.set_custom_all_gather(_Gather(replicas))
+    comms.set_custom_reduce_scatter(_Scatter(replicas))
     sharded.set_gradient_divide_factor(1.0)
     sharded.set_force_sum_reduction_for_comms(True)
     # Nothing but itself is gathered ahead: what torch guesses depends on who evaluates.

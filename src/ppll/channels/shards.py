@@ -37,6 +37,7 @@ class Scatter(SendEnd):
         super().__init__(ends[0].capacity)
         self._first, *self._others = ends
         self._num_to_others = 0
+        self._in_copy: list[Message] = []
 
     @property
     def device(self) -> torch.device:
@@ -56,6 +57,7 @@ class Scatter(SendEnd):
         """Wait until the tensors of all messages sent have been copied."""
         for end in self._ends:
             end.flush()
+        self._in_copy.clear()
 
     def close(self) -> None:
         """Let go of everything."""
@@ -67,13 +69,14 @@ class Scatter(SendEnd):
         return [self._first, *self._others]
 
     def _wait(self, timeout_s: float | None) -> None:
-        next(end for end in self._ends if not end.ready()).wait(timeout_s)
+        _wait_for_one(self._ends, timeout_s)
 
     def _put(self, message: Message) -> None:
         if message.kind is Kind.EVALUATE:
             self._first.send(message)
             return
         own, *parts = shards_of(message, len(self._ends))
+        self._in_copy += [own, *parts]  # Nobody else keeps them until then.
         self._first.send(own)
         for end, part in zip(self._others, parts, strict=True):
             # Those that no evaluation comes to count what does.
@@ -113,9 +116,7 @@ class Gather(ReceiveEnd):
             end.close()
 
     def _wait(self, timeout_s: float | None) -> None:
-        missing = (end for end in self._others if not end.ready())
-        end = self._first if self._own is None else next(missing)
-        end.wait(timeout_s)
+        _wait_for_one([self._first] if self._own is None else self._others, timeout_s)
 
     def _take(self) -> Message:
         assert self._own is not None  # ready() has received it
@@ -130,6 +131,12 @@ class Gather(ReceiveEnd):
         parts = self._parts.popleft()
         for end, part in zip((self._first, *self._others), parts, strict=False):
             end.release(part)
+
+
+def _wait_for_one(ends: Sequence[SendEnd | ReceiveEnd], timeout_s: float | None) -> None:
+    """Wait for the first end that is not ready; all may have become so meanwhile."""
+    if missing := next((end for end in ends if not end.ready()), None):
+        missing.wait(timeout_s)
 
 
 def shards_of(message: Message, num_shards: int) -> Iterator[Message]:
