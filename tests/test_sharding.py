@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 import ppll
 from ppll.adding import Adder
+from ppll.averages import Averages
 from ppll.checks import check_recipe
 from ppll.config import Recipe
 from ppll.data import Dataset
 from ppll.devices import check_devices
 from ppll.errors import RecipeError, WorkerError
 from ppll.message import Kind, Message
+from ppll.optimization import build_optimizer
+from ppll.sections import OptimizerConfig
 from ppll.sharding import Replicas, Shares, replica_mesh
 from ppll.status import Monitor, Status
 from ppll.testing import FAULT_VARIABLE, Fault
@@ -75,6 +78,32 @@ def test_parts_are_added_up_and_gathered_in_one_order(num: int, size: int) -> No
 
     all_at_once([share(index) for index in range(num)])
     assert all(torch.equal(row, total) for row in rows)
+
+
+# --- what is rounded -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_updates_round_alike_wherever_a_tensor_is_cut(name: Any) -> None:
+    """What the same bits stand on: kernels that take elements in rows, and what is left of them."""
+    generator = torch.Generator().manual_seed(0)
+    config = OptimizerConfig(name=name, lr=0.05)
+    for rows, columns, num in [(1, 3, 2), (7, 5, 2), (37, 11, 3), (64, 9, 4), (129, 1, 5)]:
+        whole = nn.Linear(columns, rows, bias=False)
+        parts = whole.weight.data.chunk(num)
+        cut = nn.ParameterList(part.clone() for part in parts)
+        optimizers = [build_optimizer(config, 0, [module]) for module in (whole, cut)]
+        averages = [Averages(module.named_parameters(), 0.7) for module in (whole, cut)]
+        for step in range(1, 5):
+            whole.weight.grad = torch.randn(rows, columns, generator=generator)
+            for part, gradient in zip(cut, whole.weight.grad.chunk(num), strict=True):
+                part.grad = gradient.clone()
+            for optimizer, average in zip(optimizers, averages, strict=True):
+                optimizer.step()
+                average.update(step)
+        assert torch.equal(whole.weight, torch.cat(list(cut)))
+        own, joined_up = ([t for _, t in average.named()] for average in averages)
+        assert torch.equal(own[0], torch.cat(joined_up))
 
 
 # --- what a replica keeps ------------------------------------------------------------------------
