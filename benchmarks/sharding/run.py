@@ -1,7 +1,7 @@
 """What does a replica need when a stage's replicas share its parameters?
 
-Method: one stage with all blocks of a small language model (AdamW) and one, two or four replicas,
-with ``runtime.sharding`` and without; short rows of tokens, so that parameters, gradients and
+Method: one stage with all four blocks of a ViT (AdamW) and one, two or four replicas, with
+``runtime.sharding`` and without; pictures of four patches, so that parameters, gradients and
 optimizer state are most of what is in memory. Every rank's private memory is looked at about ten
 times a second, by the kernel's count (Linux only: it reads /proc), from the second batch until
 the last is learned; checkpoints and the start are not in it. The same of a model with next to no
@@ -38,7 +38,7 @@ def main() -> None:
     """Measure every number of replicas with shares and without."""
     parser = new_parser(__doc__, repeats=2)
     parser.add_argument("--width", type=int, default=512, help="of the model")
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4])
     options = parser.parse_args()
     least = {sharding: _run(options, 2, sharding, _LEAST_WIDTH) for sharding in ("none", "fsdp")}
@@ -74,12 +74,18 @@ def _trained(width: int, steps: int, replicas: int, sharding: str) -> dict[str, 
 
 def _recipe(width: int, steps: int, replicas: int, sharding: str) -> dict[str, Any]:
     return {
-        "data": {"name": "stdlib-text", "length": 16, "batch_size": 4},
-        "model": {"name": "gpt", "width": width, "depth": 8, "heads": 4},
+        "data": {
+            "name": "synthetic",
+            "shape": [1, 8, 8],
+            "num_train": 8 * steps,
+            "num_test": 8,
+            "batch_size": 8,
+        },
+        "model": {"name": "vit", "width": width, "depth": 8, "heads": 4, "patch_size": 4},
         "split": {"blocks": 4},
-        "method": {"name": "dgl"},
+        "method": {"name": "dgl", "auxiliary": "linear"},
         "optimizer": {"name": "adamw", "lr": 1e-3},
-        "train": {"max_steps": steps, "replicas": replicas, "evaluate_every": 0},
+        "train": {"epochs": 1, "replicas": replicas, "evaluate_every": 0},
         "runtime": {"stages": 1, "sharding": sharding, "devices": "cpu"},
         "track": {"trace_steps": 0},
     }
