@@ -2,14 +2,17 @@
 
 Layers run in the order and with the sizes of training, one after the other, so that caches are as
 they are there. Every repeat runs the network twice: once with the gradients of all inputs, once
-with those of the parameters alone, as in the first layer of a block. Where training records CUDA
-graphs, what is measured are replays: what a GPU takes when no host is in its way.
+with those of the parameters alone, as in the first layer of a block. Messages of a quarter of the
+samples are run in turn with whole ones: a line through both tells what does not shrink with them.
+Where training records CUDA graphs, what is measured are replays: what a GPU takes when no host is
+in its way.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -36,6 +39,9 @@ from ppll.sections import SplitConfig
 from ppll.streams import make_streams
 
 __all__ = ["measure"]
+
+_QUARTERED: Final = 8
+"""Samples of the smallest message of which a quarter is measured, too."""
 
 
 def measure(recipe: Recipe, *, repeats: int = 7) -> Costs:
@@ -75,31 +81,81 @@ def _measure(recipe: Recipe, device: torch.device, repeats: int) -> Costs:
     loader.move_to(home_of(data, recipe.runtime.data, device))
     message, load_s = _message(recipe, loader)
     streams = make_streams(recipe, device, 1)
-    bench = LayerBench(
-        blueprint, {n: t.to(device) for n, t in message.items()}, device, streams.recorder(0)
-    )
+    size = len(message[TARGETS])
+    sizes = [size, size // 4] if size >= _QUARTERED else [size]
+    benches = [
+        LayerBench(
+            blueprint,
+            {name: tensor[:num].to(device) for name, tensor in message.items()},
+            device,
+            streams.recorder(0),
+        )
+        for num in sizes
+    ]
     with streams.home():
-        for repeat in range(WARM_UP + repeats):
-            if repeat == WARM_UP:
-                bench.begin()
-            bench.run_layers()
-            bench.run_exits()
-        step_s, block_s = bench.overheads(repeats)
-    network = blueprint.network
+        _run(benches, repeats)
+        step_s, block_s = benches[0].overheads(repeats)
+    network, share = blueprint.network, sizes[-1] / size
+    bench, smaller = benches[0], benches[-1]
     return Costs(
         recipe=measured_for(recipe),
         device=describe_device(device, describe_processor()),
-        message_size=len(message[TARGETS]),
+        message_size=size,
         layers=tuple(
-            _layer_costs(layer.name, piece, step_s, recipe.split.features_dtype)
-            for layer, piece in zip(network.layers, bench.layers, strict=True)
+            _layer_costs(layer.name, piece, step_s, recipe.split.features_dtype, fixed)
+            for layer, piece, fixed in zip(
+                network.layers,
+                bench.layers,
+                _fixed(bench.layers, smaller.layers, share),
+                strict=True,
+            )
         ),
-        exits=tuple(_exit_costs(piece, step_s) for piece in bench.exits),
+        exits=tuple(
+            _exit_costs(piece, step_s, fixed)
+            for piece, fixed in zip(
+                bench.exits, _fixed(bench.exits, smaller.exits, share), strict=True
+            )
+        ),
         block_s=block_s,
         load_s=load_s,
         num_stem=network.num_stem,
         num_head=network.num_head,
     )
+
+
+def _run(benches: Sequence[LayerBench], repeats: int) -> None:
+    """Everything of every bench in turn, a warm-up first."""
+    for repeat in range(WARM_UP + repeats):
+        for bench in benches:
+            if repeat == WARM_UP:
+                bench.begin()
+            bench.run_layers()
+            bench.run_exits()
+
+
+def _fixed(
+    pieces: Sequence[Piece], smaller: Sequence[Piece], share: float
+) -> Iterator[dict[str, float]]:
+    """Of every piece, the seconds that stay when messages shrink.
+
+    Args:
+        pieces: With whole messages.
+        smaller: The same with smaller ones.
+        share: Smaller to whole; 1 where there are none, and nothing is known to stay.
+    """
+    for piece, small in zip(pieces, smaller, strict=True):
+        yield {
+            "forward_fixed_s": _at_none(piece.times.forward, small.times.forward, share),
+            "backward_fixed_s": _at_none(piece.times.backward, small.times.backward, share),
+        }
+
+
+def _at_none(whole: Sequence[float], small: Sequence[float], share: float) -> float:
+    """Where a line through both medians is at no samples; neither negative nor above them."""
+    if share == 1:
+        return 0.0
+    whole_s, small_s = statistics.median(whole), statistics.median(small)
+    return max(0.0, min(whole_s, small_s, (small_s - share * whole_s) / (1 - share)))
 
 
 def _message(recipe: Recipe, loader: Loader) -> tuple[dict[str, Tensor], float]:
@@ -114,7 +170,11 @@ def _message(recipe: Recipe, loader: Loader) -> tuple[dict[str, Tensor], float]:
 
 
 def _layer_costs(
-    name: str, piece: Piece, step_s: float, features_type: FeaturesType | None
+    name: str,
+    piece: Piece,
+    step_s: float,
+    features_type: FeaturesType | None,
+    fixed: dict[str, float],
 ) -> LayerCosts:
     times = piece.times
     both = [f + b for f, b in zip(times.forward, times.backward, strict=True)]
@@ -130,6 +190,7 @@ def _layer_costs(
         activation_bytes=piece.activation_bytes,
         parameter_bytes=piece.parameter_bytes,
         spread=_spread(both),
+        **fixed,
     )
 
 
@@ -140,13 +201,14 @@ def _sent_bytes(piece: Piece, features_type: FeaturesType | None) -> int:
     return sum(num_bytes(piece.features_shape, features_type).values())
 
 
-def _exit_costs(piece: Piece, step_s: float) -> ExitCosts:
+def _exit_costs(piece: Piece, step_s: float, fixed: dict[str, float]) -> ExitCosts:
     return ExitCosts(
         forward_s=statistics.median(piece.times.forward),
         backward_s=statistics.median(piece.times.backward),
         update_s=_above(piece.times.update, step_s),
         activation_bytes=piece.activation_bytes,
         parameter_bytes=piece.parameter_bytes,
+        **fixed,
     )
 
 

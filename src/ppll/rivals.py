@@ -12,7 +12,8 @@ from ppll.balance import BlockCost, best_partition
 from ppll.costs import Costs
 from ppll.errors import PpllError
 from ppll.pipeline_work import PipelineWork
-from ppll.plan import Plan, optimizer_states
+from ppll.plan import Plan
+from ppll.planned import memory_bytes, optimizer_states
 from ppll.schedules import CHUNKS_A_RANK, Prediction, predict
 from ppll.simulate import Link
 
@@ -59,22 +60,20 @@ def predict_rivals(plan: Plan) -> list[Rival]:
 
 
 def _ppll(plan: Plan) -> Rival:
-    idle = sum(stage.idle for stage in plan.stages) / len(plan.stages)
+    idle = sum(stage.idle * stage.replicas for stage in plan.stages) / plan.num_processes
     memory = max(stage.memory_bytes for stage in plan.stages)
     parts = plan.recipe.train.accumulate
-    return Rival("ppll", parts, plan.samples_per_second, idle, memory, len(plan.stages))
+    return Rival("ppll", parts, plan.samples_per_second, idle, memory, plan.num_processes)
 
 
 def _sequential(plan: Plan) -> Rival:
     rate = plan.costs.message_size / plan.one_stage_s
-    copies = 2 + optimizer_states(plan.recipe)
-    memory = copies * sum(b.parameter_bytes for b in plan.blocks)
-    memory += max(b.activation_bytes for b in plan.blocks)
+    memory = memory_bytes(plan.recipe, plan.unshared)
     return Rival("sequential", plan.recipe.train.accumulate, rate, 0.0, memory, 1)
 
 
 def _end_to_end(plan: Plan) -> Iterator[Rival]:
-    num = len(plan.stages)
+    num = plan.num_processes
     yield from _best(plan, "backprop", [(1, 1)], 1)
     if num > 1:
         yield from _best(plan, "ddp", [(num, 1)], 1)
@@ -183,7 +182,7 @@ def recommend(plan: Plan, rivals: Sequence[Rival]) -> str:
     ours = rivals[0]
     best = max(rivals[1:], key=lambda rival: rival.samples_per_second)
     ahead = ours.samples_per_second / best.samples_per_second
-    if len(plan.stages) == 1:
+    if plan.num_processes == 1:
         return "One stage is sequential local learning: see what more --stages give."
     if ahead >= _CLEARLY:
         return (
