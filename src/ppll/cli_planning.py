@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from ppll.cli_options import Json, RecipeArgument, Settings, Stages, give_json, load
-from ppll.errors import RecipeError
+from ppll.errors import RecipeError, UsageError
 
 if TYPE_CHECKING:
     from ppll.bench.emulate import Devices
@@ -42,9 +42,18 @@ def plan_recipe(
     stages: Stages = None,
     settings: Settings = None,
     costs: CostsFile = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=1024, help="Choose stages and train.replicas for so many processes."
+        ),
+    ] = None,
     write: Annotated[
         Path | None,
-        typer.Option(metavar="NEW.toml", help="Write the recipe with its cuts written out."),
+        typer.Option(
+            metavar="NEW.toml",
+            help="Write the recipe with its cuts, and what --processes chose, written out.",
+        ),
     ] = None,
     bandwidth: Bandwidth = 5.0,
     latency: Latency = 50.0,
@@ -54,31 +63,46 @@ def plan_recipe(
     ] = None,
     json: Json = None,
 ) -> None:
-    """Predict what a recipe takes, beside its rivals; choose balanced cuts."""
+    """Predict what a recipe takes, beside its rivals; choose balanced cuts and replicas."""
     from ppll.plan import draw_plan
-    from ppll.planning_view import show_plan
+    from ppll.planning_view import show_choices, show_plan
+    from ppll.processes import choose, list_choices, verdict
     from ppll.rivals import predict_rivals, recommend
 
+    if processes is not None and stages is not None:
+        raise UsageError("--processes chooses the stages: leave out --stages, or --processes.")
     loaded = load(recipe, None, settings)
-    num_stages = stages or loaded.split.blocks
     limit = None if memory_limit is None else int(memory_limit * 2**20)
     link = _link(bandwidth, latency)
     measured = _costs(loaded, costs)
-    plan = draw_plan(loaded, measured, num_stages, link, memory_limit_bytes=limit)
-    rivals = predict_rivals(plan)
+    if processes is None:
+        num_stages = stages or loaded.split.blocks
+        choices = []
+        plan = draw_plan(loaded, measured, num_stages, link, memory_limit_bytes=limit)
+        planned = plan.recipe
+    else:
+        choices = list_choices(loaded, measured, processes, link, memory_limit_bytes=limit)
+        plan, planned = choose(choices).plan, choose(choices).recipe
+    rivals = predict_rivals(plan, processes)
     if write is not None:
-        write.write_text(plan.recipe.to_toml(), encoding="utf-8")
+        write.write_text(planned.to_toml(), encoding="utf-8")
     tree = {
         "rows": plan.rows(),
         "rivals": [rival.row() for rival in rivals],
         "samples_per_second": plan.samples_per_second,
         "speedup": plan.speedup,
         "bound": plan.bound,
+        "processes": plan.num_processes,
         "cuts": [block.layers.start for block in plan.blocks[1:]],
         "recommendation": recommend(plan, rivals),
     }
+    if choices:
+        tree |= {"choices": [choice.row() for choice in choices], "verdict": verdict(choices)}
     if not give_json(json, tree):
-        show_plan(Console(), plan, rivals)
+        console = Console()
+        show_plan(console, plan, rivals)
+        if choices:
+            show_choices(console, choices)
 
 
 def _link(bandwidth: float, latency: float) -> Link:

@@ -70,6 +70,12 @@ class Link:
         """Seconds for which a message occupies the link, latency not counted."""
         return num_bytes / self.bandwidth_bytes_s
 
+    def occupied_s(self, stage: StageTimes) -> float:
+        """Seconds for which a message occupies a stage that sends over the link."""
+        transfer_s = self.transfer_s(stage.features_bytes)
+        after_s = stage.after_send_s + (0.0 if self.overlaps else transfer_s)
+        return stage.before_send_s + max(after_s, 0.0 if self.buffers else transfer_s)
+
 
 @dataclass(frozen=True)
 class Pipeline:
@@ -119,6 +125,17 @@ class Pipeline:
                     f"stragglers names stage {stage}: there are 0 to {len(self.stages) - 1}."
                 )
             check_amount(f"the factor of straggler {stage}", factor)
+
+    @property
+    def slowest_s(self) -> float:
+        """Of the stages, links and the loader, the most that one takes for a message: without
+        jitter, what a message takes where channels hold enough."""
+        links = (*self.links, Link())
+        stages = [link.occupied_s(stage) for stage, link in zip(self.stages, links, strict=True)]
+        sent = [
+            link.transfer_s(s.features_bytes) for s, link in zip(self.stages, links, strict=True)
+        ]
+        return max(self.load_s, *stages, *sent)
 
     @property
     def stage_replicas(self) -> tuple[int, ...]:

@@ -11,8 +11,8 @@ in its way.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, TypeAlias
 
 import torch
 from torch import Tensor
@@ -42,6 +42,8 @@ __all__ = ["measure"]
 
 _QUARTERED: Final = 8
 """Samples of the smallest message of which a quarter is measured, too."""
+_Pieces: TypeAlias = tuple[Piece, Piece]
+"""The same piece with whole messages and with smaller ones."""
 
 
 def measure(recipe: Recipe, *, repeats: int = 7) -> Costs:
@@ -64,9 +66,10 @@ def measure(recipe: Recipe, *, repeats: int = 7) -> Costs:
             "train.compile: layers are measured one by one, but compiled code spans the layers of "
             "a block: set it to false."
         )
-    # Wherever the recipe cuts, every cut is measured.
+    # Wherever the recipe cuts, every cut is measured; the largest messages are.
     split = SplitConfig(blocks=1, features_dtype=recipe.split.features_dtype)
-    recipe = recipe.model_copy(update={"split": split})
+    train = recipe.train.model_copy(update={"replicas": min(recipe.block_replicas)})
+    recipe = recipe.model_copy(update={"split": split, "train": train})
     check_devices(recipe)
     with torch_as_new():
         device = device_of(recipe.runtime, 0)
@@ -82,40 +85,30 @@ def _measure(recipe: Recipe, device: torch.device, repeats: int) -> Costs:
     message, load_s = _message(recipe, loader)
     streams = make_streams(recipe, device, 1)
     size = len(message[TARGETS])
-    sizes = [size, size // 4] if size >= _QUARTERED else [size]
-    benches = [
+    small = size // 4 if size >= _QUARTERED else size
+    bench, smaller = benches = [
         LayerBench(
             blueprint,
             {name: tensor[:num].to(device) for name, tensor in message.items()},
             device,
             streams.recorder(0),
         )
-        for num in sizes
+        for num in (size, small)
     ]
     with streams.home():
         _run(benches, repeats)
-        step_s, block_s = benches[0].overheads(repeats)
-    network, share = blueprint.network, sizes[-1] / size
-    bench, smaller = benches[0], benches[-1]
+        step_s, block_s = bench.overheads(repeats)
+    network, layers = blueprint.network, zip(bench.layers, smaller.layers, strict=True)
+    exits = zip(bench.exits, smaller.exits, strict=True)
     return Costs(
         recipe=measured_for(recipe),
         device=describe_device(device, describe_processor()),
         message_size=size,
         layers=tuple(
-            _layer_costs(layer.name, piece, step_s, recipe.split.features_dtype, fixed)
-            for layer, piece, fixed in zip(
-                network.layers,
-                bench.layers,
-                _fixed(bench.layers, smaller.layers, share),
-                strict=True,
-            )
+            _layer_costs(layer.name, pieces, step_s, recipe.split.features_dtype, small / size)
+            for layer, pieces in zip(network.layers, layers, strict=True)
         ),
-        exits=tuple(
-            _exit_costs(piece, step_s, fixed)
-            for piece, fixed in zip(
-                bench.exits, _fixed(bench.exits, smaller.exits, share), strict=True
-            )
-        ),
+        exits=tuple(_exit_costs(pieces, step_s, small / size) for pieces in exits),
         block_s=block_s,
         load_s=load_s,
         num_stem=network.num_stem,
@@ -133,25 +126,23 @@ def _run(benches: Sequence[LayerBench], repeats: int) -> None:
             bench.run_exits()
 
 
-def _fixed(
-    pieces: Sequence[Piece], smaller: Sequence[Piece], share: float
-) -> Iterator[dict[str, float]]:
-    """Of every piece, the seconds that stay when messages shrink.
-
-    Args:
-        pieces: With whole messages.
-        smaller: The same with smaller ones.
-        share: Smaller to whole; 1 where there are none, and nothing is known to stay.
-    """
-    for piece, small in zip(pieces, smaller, strict=True):
-        yield {
-            "forward_fixed_s": _at_none(piece.times.forward, small.times.forward, share),
-            "backward_fixed_s": _at_none(piece.times.backward, small.times.backward, share),
-        }
+def _fixed(pieces: _Pieces, share: float) -> dict[str, float]:
+    """The seconds of a piece that stay when messages shrink."""
+    whole, small = (piece.times for piece in pieces)
+    return {
+        "forward_fixed_s": _at_none(whole.forward, small.forward, share),
+        "backward_fixed_s": _at_none(whole.backward, small.backward, share),
+    }
 
 
 def _at_none(whole: Sequence[float], small: Sequence[float], share: float) -> float:
-    """Where a line through both medians is at no samples; neither negative nor above them."""
+    """Where a line through both medians is at no samples; neither negative nor above them.
+
+    Args:
+        whole: Seconds with whole messages.
+        small: With smaller ones.
+        share: Smaller to whole; 1 where messages are too small to tell.
+    """
     if share == 1:
         return 0.0
     whole_s, small_s = statistics.median(whole), statistics.median(small)
@@ -171,12 +162,12 @@ def _message(recipe: Recipe, loader: Loader) -> tuple[dict[str, Tensor], float]:
 
 def _layer_costs(
     name: str,
-    piece: Piece,
+    pieces: _Pieces,
     step_s: float,
     features_type: FeaturesType | None,
-    fixed: dict[str, float],
+    share: float,
 ) -> LayerCosts:
-    times = piece.times
+    piece, times = pieces[0], pieces[0].times
     both = [f + b for f, b in zip(times.forward, times.backward, strict=True)]
     return LayerCosts(
         name=name,
@@ -190,7 +181,7 @@ def _layer_costs(
         activation_bytes=piece.activation_bytes,
         parameter_bytes=piece.parameter_bytes,
         spread=_spread(both),
-        **fixed,
+        **_fixed(pieces, share),
     )
 
 
@@ -201,14 +192,15 @@ def _sent_bytes(piece: Piece, features_type: FeaturesType | None) -> int:
     return sum(num_bytes(piece.features_shape, features_type).values())
 
 
-def _exit_costs(piece: Piece, step_s: float, fixed: dict[str, float]) -> ExitCosts:
+def _exit_costs(pieces: _Pieces, step_s: float, share: float) -> ExitCosts:
+    piece = pieces[0]
     return ExitCosts(
         forward_s=statistics.median(piece.times.forward),
         backward_s=statistics.median(piece.times.backward),
         update_s=_above(piece.times.update, step_s),
         activation_bytes=piece.activation_bytes,
         parameter_bytes=piece.parameter_bytes,
-        **fixed,
+        **_fixed(pieces, share),
     )
 
 

@@ -156,9 +156,7 @@ def _placed(table: BlockTable, num_stages: int) -> Plan:
     ranges = list(itertools.pairwise(block_starts(recipe, table.costs)))
     unshared = [table.block(*layers) for layers in ranges]
     blocks = [table.block(*at, r) for at, r in zip(ranges, recipe.block_replicas, strict=True)]
-    replicas = recipe.train.replicas
-    is_one = isinstance(replicas, int)
-    placed = place(len(blocks), num_stages) if is_one else place_alike(replicas, num_stages)
+    placed = _place(recipe, num_stages)
     rows = [[blocks[i] for i in run] for run in placed]
     found = _simulate(recipe, link, rows, table.sized(blocks[0].replicas).load_s)
     alone = _simulate(recipe, link, [unshared], table.sized(1).load_s)
@@ -177,6 +175,13 @@ def _placed(table: BlockTable, num_stages: int) -> Plan:
         found.seconds_per_batch,
         alone.seconds_per_batch,
     )
+
+
+def _place(recipe: Recipe, num_stages: int) -> tuple[range, ...]:
+    replicas, num_blocks = recipe.train.replicas, recipe.split.blocks
+    if isinstance(replicas, int):
+        return place(num_blocks, num_stages)
+    return place_alike(replicas, num_stages)
 
 
 def balanced_cuts(
