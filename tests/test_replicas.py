@@ -16,13 +16,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import ppll
+from ppll.adding import Adder
 from ppll.bench.entrants import Race
 from ppll.channels.local import local_channel
 from ppll.config import Recipe
 from ppll.data import Dataset
 from ppll.ending import Ending
-from ppll.errors import DataError, Interrupted, RecipeError, WorkerError
-from ppll.exchange import Alone
+from ppll.errors import ChannelClosed, DataError, Interrupted, RecipeError, WorkerError
+from ppll.exchange import Alone, Exchange, buckets_of
 from ppll.mesh import Mesh
 from ppll.message import Kind, Message
 from ppll.replicas import Line, Neighbour, line_capacity
@@ -103,7 +104,6 @@ def joined(num: int, endings: Sequence[Ending] | None = None) -> list[Line]:
             Neighbour(ups[i - 1][1], backs[i - 1][0]) if i else None,
             Neighbour(backs[i][1], ups[i][0]) if i < num - 1 else None,
             num - 1 - i,
-            Monitor(),
             endings[i] if endings else Ending(),
         )
         for i in range(num)
@@ -159,12 +159,95 @@ def test_a_rank_says_that_it_waits_for_its_replicas() -> None:
             super().enter(activity, **fields)
             seen.append((activity, self.status.block))
 
-    first._monitor = Seen()
-    first._monitor.enter(Activity.LEARN, block=3)
-    numbers = [torch.ones(2)]
-    all_at_once([lambda: first.add_up(numbers), lambda: second.add_up(numbers)])
+    monitor, found = Seen(), []
+    monitor.enter(Activity.LEARN, block=3)
+    adder = Adder(first.add_up, monitor)
+    adder.start([torch.ones(2)], found.extend)
+    assert seen == [(Activity.LEARN, 3)]  # It goes on with its own work.
+    all_at_once([lambda: second.add_up([torch.ones(2)]), adder.finish])
+    assert found[0].tolist() == [2, 2]
     assert seen == [(Activity.LEARN, 3), (Activity.AVERAGE, 3), (Activity.LEARN, 3)]
     assert Activity.AVERAGE.waits
+    adder.close()
+
+
+def test_a_replica_that_is_gone_is_seen_at_the_end() -> None:
+    first, _ = joined(2)
+    adder = Adder(first.add_up, Monitor())
+    adder.start([torch.ones(2)], lambda totals: None)
+    assert first._after is not None
+    first._after.inbox.close()
+    with pytest.raises(ChannelClosed):
+        adder.finish()
+    adder.close()
+
+
+@pytest.mark.parametrize(("least", "expected"), [(1, [2, 1, 0]), (12, [2, 1, 0]), (13, [5, 0])])
+def test_buckets_come_as_the_backward_pass_makes_them(least: int, expected: list[int]) -> None:
+    parameters = [torch.zeros(10), torch.zeros(7), torch.zeros(3)]
+    found = buckets_of(parameters, least)
+    sizes = {2: 12, 1: 28, 0: 40, 5: 40}
+    assert [sum(p.nbytes for p in bucket) for bucket in found] == [sizes[i] for i in expected]
+
+
+class Recording(Adder):
+    """Notes what is asked of it; alone, it finds its own numbers to be the sums."""
+
+    def __init__(self) -> None:
+        super().__init__(list, Monitor())
+        self.sizes: list[list[int]] = []
+
+    def start(self, tensors: Sequence[Tensor], take: Callable[[list[Tensor]], None]) -> None:
+        self.sizes.append([tensor.numel() for tensor in tensors])
+        super().start(tensors, take)
+
+
+def test_gradients_are_added_up_while_others_are_made() -> None:
+    """Those of the last layers before the first layers have any."""
+    batches = MadeUpBatches((6,))
+    block = built_blocks(blueprint_of(small_recipe("vit", split_blocks=2), batches))[0]
+    adder = Recording()
+    block.join(Exchange(block.modules, adder, is_first=True, bucket_bytes=1), 0)
+    trained = [p for _, p in block.modules.named_parameters()]
+    seen: list[int] = []
+    trained[0].register_post_accumulate_grad_hook(lambda p: seen.append(len(adder.sizes)))
+    message = Message(kind=Kind.TRAIN, sequence=0, step=1, tensors=dict(batches.train_batch(0, 0)))
+    block.forward(message)
+    block.learn()
+    assert adder.sizes[:-1] == [[p.numel()] for p in reversed(trained)]
+    assert seen[0] > len(trained) // 2
+    adder.close()
+
+
+def test_what_has_no_gradient_is_added_up_at_the_end() -> None:
+    """In a bucket that waited for it, and behind all others where the batch is left out."""
+    layer, unused = nn.Linear(2, 2), nn.Linear(3, 1)
+    modules = Modules([("layer", layer), ("unused", unused)])
+    adder = Recording()
+    exchange = Exchange(modules, adder, is_first=True, bucket_bytes=1)  # type: ignore[arg-type]
+    exchange.begin()
+    layer(torch.ones(1, 2)).sum().backward()
+    assert adder.sizes == []  # The first bucket is one that never has any.
+    assert not exchange.gather(leaves_out=False)
+    assert adder.sizes == [[1], [3], [2], [4], [1]]
+    assert unused.weight.grad is None
+    assert layer.bias.grad.tolist() == [1, 1]
+    assert exchange.gather(leaves_out=True)
+    assert len(adder.sizes) == 10
+    adder.close()
+
+
+class Modules:
+    """What an exchange asks of a block's modules."""
+
+    def __init__(self, named: list[tuple[str, nn.Module]]) -> None:
+        self._named = named
+
+    def named(self) -> list[tuple[str, nn.Module]]:
+        return self._named
+
+    def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        return [(n, p) for _, module in self._named for n, p in module.named_parameters()]
 
 
 def test_the_last_batch_of_an_interrupted_run_comes_to_all() -> None:

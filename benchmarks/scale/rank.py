@@ -22,7 +22,6 @@ from ppll.ends import Ends
 from ppll.mesh import Mesh
 from ppll.prefetch import Prefetcher
 from ppll.replicas import Line, Neighbour, line_capacity, piece_layout
-from ppll.status import Monitor
 
 CONNECT_S = 60.0
 
@@ -66,7 +65,7 @@ class Rank:
             up = self._end(GroupSendEnd, "up", rank + mesh.num_stages)
             after = Neighbour(self._end(GroupReceiveEnd, "back", rank), up)
         num_after = mesh.num_replicas(rank) - 1 - mesh.replica(rank)
-        return Line(before, after, num_after, Monitor(), Ending())
+        return Line(before, after, num_after, Ending())
 
     def _end(self, kind: Any, name: str, receiver: int, stage: int | None = None) -> Any:
         if stage is not None:

@@ -201,6 +201,8 @@ class Block:
         self._refuse_in_place(passage)
         self._skips_batch = self._skips_batch or not self._check.may_learn_from(loss.value)
         if not self._skips_batch:
+            if message.ends_batch:
+                self.exchange.begin()
             self.updates.backward(_share_of(loss.value, message))
             self._refuse_in_place(passage)
             self.counts.add(loss.value, loss.logits, message.targets)

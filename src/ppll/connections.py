@@ -32,7 +32,6 @@ from ppll.on_demand import OnDemand
 from ppll.prefetch import Prefetcher
 from ppll.replicas import Line, Neighbour, line_capacity, piece_layout
 from ppll.slot_layouts import Layouts
-from ppll.status import Monitor
 from ppll.stream import evaluation_stream, training_stream
 from ppll.world import World
 
@@ -50,7 +49,6 @@ def connect(
     job: Job,
     rank: int,
     blueprint: Blueprint,
-    monitor: Monitor,
     ends_early: Callable[[], bool],
     stack: ExitStack,
     world: World | None = None,
@@ -61,7 +59,6 @@ def connect(
         job: The run.
         rank: Which.
         blueprint: The network cut into blocks.
-        monitor: Is told that the rank waits for other replicas.
         ends_early: Asked by the first rank after every batch.
         stack: Closes everything.
         world: All processes, where they may be on several hosts.
@@ -78,7 +75,7 @@ def connect(
         _scattered(late[1]),
         _gathered(slow[0]),
         tuple(slow[1]),
-        _line(ends, mesh, rank, monitor, ending) if mesh.num_replicas(rank) > 1 else None,
+        _line(ends, mesh, rank, ending) if mesh.num_replicas(rank) > 1 else None,
     )
 
 
@@ -97,9 +94,7 @@ def _scattered(ends: Sequence[SendEnd]) -> SendEnd | None:
     return Scatter(ends) if len(ends) > 1 else next(iter(ends), None)
 
 
-def _line(
-    ends: Mapping[_Key, Any], mesh: Mesh, rank: int, monitor: Monitor, ending: Ending
-) -> Line:
+def _line(ends: Mapping[_Key, Any], mesh: Mesh, rank: int, ending: Ending) -> Line:
     """A rank's place among its replicas."""
     before = after = None
     stage, replica = mesh.stage(rank), mesh.replica(rank)
@@ -110,7 +105,7 @@ def _line(
     if num_after:
         other = mesh.rank(replica + 1, stage)
         after = Neighbour(ends["back", other, rank], ends["up", rank, other])
-    return Line(before, after, num_after, monitor, ending)
+    return Line(before, after, num_after, ending)
 
 
 @dataclass(frozen=True)

@@ -53,11 +53,11 @@ def place_alike(replicas: Sequence[int], num_stages: int) -> tuple[range, ...]:
 
 def refuse_stages(replicas: Sequence[int], num_stages: int) -> RecipeError:
     """What is wrong with so many stages for blocks with these replicas."""
-    least = len(list(itertools.groupby(replicas)))
+    least, most = len(list(itertools.groupby(replicas))), len(replicas)
     return RecipeError(
-        f"cannot place {len(replicas)} block(s) with train.replicas = {list(replicas)} on "
+        f"cannot place {most} block(s) with train.replicas = {list(replicas)} on "
         f"{num_stages} stage(s) (runtime.stages), as all blocks of a stage have equally many: "
-        f"ask for {least} to {len(replicas)} stages."
+        f"ask for {f'{least} to ' if least < most else ''}{most} stages."
     )
 
 

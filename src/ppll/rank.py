@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ppll.adding import Adder
 from ppll.averages import averages_in
 from ppll.block import Block
 from ppll.block_modules import named_tensors
@@ -24,7 +25,6 @@ from ppll.metrics import MetricsFile
 from ppll.models.copies import source_names
 from ppll.models.network import initialise, qualified
 from ppll.numerics import set_numerics
-from ppll.replicas import Line
 from ppll.resume import training_sections
 from ppll.saving import Saver, SaveRules
 from ppll.slow import SlowParameters
@@ -61,12 +61,14 @@ def run_rank(
     with ExitStack() as stack:
         if job.recipe.train.compile:
             stack.enter_context(compiler_settings())
-        ends = connect(job, rank, blueprint, monitor, ends_early, stack, world)
+        ends = connect(job, rank, blueprint, ends_early, stack, world)
         num_blocks = len(blueprint.stage_blocks(job.num_stages)[job.mesh.stage(rank)])
         streams = make_streams(job.recipe, device, num_blocks)
         blocks = build_blocks(job, rank, blueprint, device, streams)
         if ends.line is not None:
-            _join_replicas(blocks, ends.line, job.mesh.replica(rank))
+            adder = Adder(ends.line.add_up, monitor)
+            stack.callback(adder.close)
+            _join_replicas(blocks, adder, job.mesh.replica(rank))
         saver = metrics = None
         if not job.evaluates_only and not job.mesh.replica(rank):
             saver = _saver(job, rank, blueprint.num_blocks)
@@ -105,9 +107,9 @@ def build_blocks(
     return blocks
 
 
-def _join_replicas(blocks: Sequence[Block], line: Line, replica: int) -> None:
+def _join_replicas(blocks: Sequence[Block], adder: Adder, replica: int) -> None:
     for block in blocks:
-        block.join(Exchange(block.modules, line.add_up, is_first=replica == 0), replica)
+        block.join(Exchange(block.modules, adder, is_first=replica == 0), replica)
 
 
 def _load_block(job: Job, blueprint: Blueprint, block: Block, reader: TensorReader) -> None:

@@ -26,7 +26,6 @@ from ppll.clusters import PIECE_BYTES, num_ahead
 from ppll.ending import Ending
 from ppll.exchange import rows_of
 from ppll.message import Kind, Message, canonical
-from ppll.status import Activity, Monitor
 
 __all__ = ["Line", "Neighbour", "line_capacity", "piece_layout"]
 
@@ -66,7 +65,6 @@ class Line:
         before: The replica before; none for the first.
         after: The replica after; none for the last.
         num_links_after: Replicas after this one.
-        monitor: Is told that the rank waits.
         ending: Names the batch after which an interrupted run ends, or hears it.
     """
 
@@ -75,13 +73,11 @@ class Line:
         before: Neighbour | None,
         after: Neighbour | None,
         num_links_after: int,
-        monitor: Monitor,
         ending: Ending,
     ) -> None:
         self._before = before
         self._after = after
         self._num_ahead = num_ahead(num_links_after)
-        self._monitor = monitor
         self._ending = ending
 
     def add_up(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -90,14 +86,11 @@ class Line:
         Raises:
             ChannelClosed: A replica is gone.
         """
-        was = self._monitor.status
-        self._monitor.enter(Activity.AVERAGE, block=was.block)
         totals = list(tensors)
         for indices in rows_of(tensors).values():
             members = [tensors[index] for index in indices]
             for index, total in zip(indices, self._add_up_row(members), strict=True):
                 totals[index] = total
-        self._monitor.enter(was.activity, block=was.block)
         return totals
 
     def _add_up_row(self, members: Sequence[Tensor]) -> list[Tensor]:

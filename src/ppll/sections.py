@@ -246,7 +246,7 @@ class TrainConfig(Section):
     on_nonfinite: Literal["stop", "skip", "ignore"] = "stop"
     """What to do when a block's loss is not finite: stop the run and name block and step, make no
     update, or nothing."""
-    replicas: Replicas | tuple[Replicas, ...] = 1
+    replicas: Replicas | Annotated[tuple[Replicas, ...], Field(min_length=1)] = 1
     """Copies of the whole pipeline, or one number a block: so many processes share each batch of a
     block, each learns from its shard, and they update by the mean gradient of the batch. Batch norm
     sees the samples of a shard. Of the numbers of two blocks that follow each other, one has to

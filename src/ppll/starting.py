@@ -112,7 +112,8 @@ def _check_same_run(manifest: Manifest, beginning: Beginning) -> None:
 def _num_steps(manifest: Manifest, steps_per_epoch: int) -> int:
     """Length of the run that a checkpoint is of."""
     train = manifest.recipe.get("train", {})
-    return Recipe.from_dict({"train": train}).num_steps(steps_per_epoch)
+    length = {key: train[key] for key in ("epochs", "max_steps") if key in train}
+    return Recipe.from_dict({"train": length}).num_steps(steps_per_epoch)
 
 
 def _save_data(beginning: Beginning) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,16 @@ def test_four_ranks_on_one_gpu_end_as_one(settings: list[str], tmp_path: Path) -
     results = [fit(tmp_path / str(n), *settings, stages=n) for n in (1, 4)]
     assert results[0].weights_sha256 == results[1].weights_sha256
     assert all(size > 0 for size in results[1].peak_memory_bytes)
+
+
+@pytest.mark.parametrize("replicas", ["2", "[1,2,2,1]", "[2,2,1,1]"])
+def test_replicas_on_one_gpu_have_the_same_bits_on_any_number_of_stages(
+    replicas: str, tmp_path: Path
+) -> None:
+    least = 1 + sum(a != b for a, b in itertools.pairwise(replicas.strip("[]").split(",")))
+    settings = [f"train.replicas={replicas}", "method.name=sgr"]
+    results = [fit(tmp_path / str(n), *settings, stages=n) for n in (least, 4)]
+    assert results[0].weights_sha256 == results[1].weights_sha256
 
 
 def test_a_run_goes_on_from_the_gpu_to_the_processor_and_back(tmp_path: Path) -> None:

@@ -24,14 +24,14 @@ def test_the_formula_in_double_precision() -> None:
             torch.autograd.grad(F.cross_entropy((row @ w).tanh(), target), row)[0] for w in weights
         )
         total += sum((a - b) ** 2 for a, b in zip(first.tolist(), second.tolist(), strict=True))
-    assert gradient_distance(*means).item() == pytest.approx(total / 5, rel=1e-12)
+    assert gradient_distance(means[0], 5 * means[1]).item() == pytest.approx(total / 5, rel=1e-12)
 
 
 def test_a_distance_by_hand() -> None:
-    """Two samples: differences (0, 1) and (0, -2) of the mean's gradients, twice of their own."""
+    """Two samples: differences (0, 2) and (0, -4) of their own gradients."""
     own = torch.tensor([[0.5, 0.0], [0.0, 1.0]])
-    reference = torch.tensor([[0.5, 1.0], [0.0, -1.0]])
+    reference = torch.tensor([[1.0, 2.0], [0.0, -2.0]])
     distance = gradient_distance(own, reference)
     assert distance.shape == ()
     assert distance.item() == (4 * 1 + 4 * 4) / 2
-    assert gradient_distance(own, own).item() == 0
+    assert gradient_distance(own, 2 * own).item() == 0

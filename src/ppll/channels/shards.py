@@ -37,6 +37,7 @@ class Scatter(SendEnd):
         super().__init__(ends[0].capacity)
         self._first, *self._others = ends
         self._num_to_others = 0
+        self._in_copy: list[Message] = []
 
     @property
     def device(self) -> torch.device:
@@ -56,6 +57,7 @@ class Scatter(SendEnd):
         """Wait until the tensors of all messages sent have been copied."""
         for end in self._ends:
             end.flush()
+        self._in_copy.clear()
 
     def close(self) -> None:
         """Let go of everything."""
@@ -74,6 +76,7 @@ class Scatter(SendEnd):
             self._first.send(message)
             return
         own, *parts = shards_of(message, len(self._ends))
+        self._in_copy += [own, *parts]  # Nobody else keeps them until then.
         self._first.send(own)
         for end, part in zip(self._others, parts, strict=True):
             # Those that no evaluation comes to count what does.

@@ -83,11 +83,12 @@ class SGR(HeadMethod):
         return ReconciledLoss(loss + self.strength * distance, logits, outgoing)
 
     def late_part(self, lesson: Lesson, loss: LocalLoss) -> dict[str, Tensor]:
-        """The gradient with respect to the block's output."""
+        """In every sample, the gradient of its own loss with respect to the block's output; of any
+        number of samples it is the same."""
         del lesson
         assert isinstance(loss, ReconciledLoss)
         with torch.no_grad():
-            return {GRADIENT: loss.gradient.clone()}
+            return {GRADIENT: loss.gradient * len(loss.gradient)}
 
     def late_shapes(self, site: BlockSite) -> dict[str, tuple[int, ...]]:
         """The features' own."""

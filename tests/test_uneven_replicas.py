@@ -1,0 +1,209 @@
+"""Blocks with replicas of their own: each message cut among them and joined again."""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import ppll
+from ppll.config import Recipe
+from ppll.errors import DataError, RecipeError, WorkerError
+from ppll.mesh import Mesh
+from ppll.placement import mesh_of, mesh_of_size, place_alike
+from ppll.slot_layouts import Layouts
+from ppll.testing import FAULT_VARIABLE, Fault
+from tests.interleaving import MadeUpBatches, blueprint_of, small_recipe
+from tests.test_replicas import TOLERANCE, metrics, private_cache, recipe, weights
+
+__all__ = ["private_cache"]
+
+processes = pytest.mark.processes
+slow = pytest.mark.slow
+
+
+def fit(out: Path, replicas: Any, stages: int, network: str = "vit", **others: Any) -> ppll.Result:
+    sections = {k: dict(v) for k, v in others.items()}
+    train = {"epochs": 3, "seed": 5, "replicas": replicas, **sections.pop("train", {})}
+    blocks = {"blocks": 2 if isinstance(replicas, int) else len(replicas)}
+    split = {**blocks, **sections.pop("split", {})}
+    made = recipe(1, network, stages, train=train, split=split, **sections)
+    return ppll.Trainer(made, out=out).fit()
+
+
+# --- where processes stand -----------------------------------------------------------------------
+
+
+def test_blocks_of_a_stage_have_equally_many_replicas() -> None:
+    assert [list(b) for b in place_alike([1, 4, 4, 1], 3)] == [[0], [1, 2], [3]]
+    assert [list(b) for b in place_alike([1, 4, 4, 1], 4)] == [[0], [1], [2], [3]]
+    assert [list(b) for b in place_alike([2, 2, 2], 1)] == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("num_stages", [1, 2, 5])
+def test_other_numbers_of_stages_are_refused(num_stages: int) -> None:
+    with pytest.raises(RecipeError, match=r"\[1, 4, 4, 1\] on .* ask for 3 to 4 stages"):
+        place_alike([1, 4, 4, 1], num_stages)
+
+
+def test_the_first_replica_of_every_stage_comes_first() -> None:
+    mesh = mesh_of([1, 4, 2], 3)
+    assert mesh == Mesh((1, 4, 2))
+    assert [(mesh.stage(r), mesh.replica(r)) for r in range(mesh.size)] == [
+        (0, 0),
+        (1, 0),
+        (2, 0),
+        (1, 1),
+        (2, 1),
+        (1, 2),
+        (1, 3),
+    ]
+    assert mesh.ranks(1) == [1, 3, 5, 6]
+    assert mesh.place(6) == "stage 1 of replica 3"
+    assert all(mesh.rank(mesh.replica(r), mesh.stage(r)) == r for r in range(mesh.size))
+
+
+def test_processes_make_stages() -> None:
+    assert mesh_of_size([1, 2, 2, 1], 6) == Mesh((1, 2, 2, 1))
+    assert mesh_of_size([1, 2, 2, 1], 4) == Mesh((1, 2, 1))
+    assert mesh_of_size([1, 2, 2, 1], 5) is None
+    assert mesh_of_size(3, 6) == Mesh((3, 3))
+    assert mesh_of_size(3, 7) is None
+
+
+# --- whole runs ----------------------------------------------------------------------------------
+
+
+@processes
+@pytest.mark.parametrize(
+    ("replicas", "others"),
+    [
+        ([1, 2], {}),
+        pytest.param([2, 1], {}, marks=slow),
+        pytest.param([1, 3, 1], {"method": {"name": "sgr"}}, marks=slow),
+        pytest.param([2, 1], {"method": {"name": "contsup"}}, marks=slow),
+        pytest.param([2, 4], {"method": {"name": "man"}}, marks=slow),
+        pytest.param([4, 2, 1], {"method": {"name": "man"}}, marks=slow),
+        pytest.param([1, 2, 1], {"train": {"accumulate": 2, "ema": 0.9}}, marks=slow),
+        pytest.param([1, 2, 1], {"data": {"mixup": 0.4}}, marks=slow),
+        pytest.param([2, 1], {"split": {"features_dtype": "bf16"}}, marks=slow),
+        pytest.param([1, 2], {"split": {"features_dtype": "int8"}}, marks=slow),
+    ],
+    ids=str,
+)
+def test_they_learn_as_one(replicas: list[int], others: dict[str, Any], tmp_path: Path) -> None:
+    """Up to the order of sums; here no batch norm, whose statistics are those of a shard."""
+    num = len(replicas)
+    one = fit(tmp_path / "one", [1] * num, 1, **others)
+    found = fit(tmp_path / "more", replicas, num, **others)
+    theirs, mine = weights(tmp_path / "one"), weights(tmp_path / "more")
+    off = max(float((theirs[name].double() - mine[name].double()).abs().max()) for name in theirs)
+    assert off < TOLERANCE * (500 if "split" in others else 1)
+    assert found.num_replicas == tuple(replicas)
+    assert found.weights_sha256 != one.weights_sha256  # else nothing was shared
+    for mine_row, row in zip(metrics(tmp_path / "more"), metrics(tmp_path / "one"), strict=True):
+        assert mine_row["samples"] == row["samples"]
+        assert mine_row["loss"] == pytest.approx(row["loss"], rel=1e-3)
+        assert mine_row["accuracy"] == pytest.approx(row["accuracy"], abs=0.11)
+
+
+@processes
+def test_the_same_bits_on_any_number_of_stages(tmp_path: Path) -> None:
+    """With batch norm, and resumed on another number after a replica that saves nothing failed."""
+    replicas = [1, 2, 2]
+    found = fit(tmp_path / "2", replicas, 2, "resnet")
+    with pytest.MonkeyPatch.context() as patch:
+        fault = Fault(4, 10).to_environment()
+        patch.setenv(FAULT_VARIABLE, fault[FAULT_VARIABLE])
+        pattern = r"rank 4 \(stage 2 of replica 1, block 2\) failed at step 10"
+        with pytest.raises(WorkerError, match=pattern):
+            fit(tmp_path / "3", replicas, 3, "resnet")
+    train = {"epochs": 3, "seed": 5, "replicas": replicas}
+    again = recipe(1, "resnet", 2, train=train, split={"blocks": 3})
+    resumed = ppll.Trainer(again, out=tmp_path / "3", resume=True).fit()
+    assert resumed.weights_sha256 == found.weights_sha256
+
+
+@processes
+@slow
+def test_one_number_a_block_is_the_same_as_one_for_all(tmp_path: Path) -> None:
+    for stages in (1, 2):
+        found = [fit(tmp_path / f"{stages}-{r}", r, stages, "resnet") for r in ([2, 2], 2)]
+        assert found[0].weights_sha256 == found[1].weights_sha256
+
+
+@processes
+@slow
+def test_an_evaluation_needs_no_replicas(tmp_path: Path) -> None:
+    found = fit(tmp_path / "run", [1, 2, 1], 3, "resnet")
+    for stages in (1, 3):
+        again = ppll.evaluate(tmp_path / "run", stages=stages)
+        assert again.exit_accuracy == found.exit_accuracy
+        assert again.weights_sha256 == found.weights_sha256
+
+
+@processes
+@slow
+@pytest.mark.parametrize("rank", [0, 1, 2, 3])
+def test_whoever_dies_is_named(rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fault = Fault(rank, 6, "FORWARD", "kill").to_environment()
+    monkeypatch.setenv(FAULT_VARIABLE, fault[FAULT_VARIABLE])
+    place = ["stage 0 of replica 0", "stage 1 of replica 0", "stage 2 of replica 0"]
+    place += ["stage 1 of replica 1"]
+    with pytest.raises(WorkerError, match=rf"rank {rank} \({place[rank]}.*killed by SIGKILL"):
+        fit(tmp_path / "run", [1, 2, 1], 3)
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("replicas", "message"),
+    [
+        ([1, 2, 1], r"\[1, 2, 1\] has 3 number\(s\) for 2 blocks"),
+        ([2, 3], "2 of block 0 and 3 of block 1 cannot share"),
+        ([1, 11], r"\[?1, 11.* share data.batch_size = 10 samples"),
+        ([1, 0], "train.replicas"),
+        ([], r"has 0 number\(s\) for 2 blocks|train.replicas"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(replicas: list[int], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        recipe(1, train={"replicas": replicas})
+
+
+def test_one_stage_cannot_hold_blocks_with_unlike_replicas(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="ask for 2 stages"):
+        ppll.Trainer(recipe(1, train={"replicas": [1, 2]}), out=tmp_path / "run")
+
+
+def test_backprop_has_no_blocks_to_tell_apart(tmp_path: Path) -> None:
+    made = recipe(1, train={"replicas": [1, 2]}, method={"name": "backprop"}, stages=2)
+    made = Recipe.from_dict({**made.model_dump(exclude_none=True), "method": {"name": "backprop"}})
+    with pytest.raises(RecipeError, match="one number a block, but method 'backprop'"):
+        ppll.Trainer(made, out=tmp_path / "run")
+
+
+def test_an_empty_shard_is_refused(tmp_path: Path) -> None:
+    made = recipe(1, stages=2, train={"replicas": [1, 6]}, data={"num_train": 25})
+    with pytest.raises(DataError, match="too few for 6 replicas"):
+        ppll.Trainer(made, out=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("replicas", "num_samples"), [([1, 1], 6), ([1, 3], 2), ([3, 1], 2), ([3, 3], 2)]
+)
+def test_slots_hold_the_shards_of_the_stage_that_has_more(
+    replicas: list[int], num_samples: int
+) -> None:
+    batches = MadeUpBatches((6,))
+    made = small_recipe(split_blocks=2, replicas=replicas)
+    made = made.with_settings(["data.eval_batch_size=1"])
+    blueprint = blueprint_of(made, batches)
+    layouts = Layouts(SimpleNamespace(recipe=made, facts=batches.facts), blueprint)  # type: ignore[arg-type]
+    assert layouts.features(1).field_bytes["targets"] == num_samples * 8
+    each = prod(blueprint.input_shape(1)) * 4
+    assert layouts.features(1).field_bytes["features"] == num_samples * each
