@@ -45,6 +45,7 @@ TORCHLESS = (
         "rivals",
         "sharing",
         "clusters",
+        "line_times",
         "mesh",
         "ending",
     ),

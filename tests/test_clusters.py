@@ -6,19 +6,18 @@ import math
 
 import pytest
 
-from ppll.clusters import (
-    COPIED_BYTES_S,
+from ppll.clusters import COPIED_BYTES_S, Cluster, crossing_bytes, simulate_cluster
+from ppll.errors import RecipeError
+from ppll.line_times import (
+    BUCKET_BYTES,
     PIECE_BYTES,
-    Cluster,
     _PlayedLine,
-    add_up_s,
-    crossing_bytes,
+    exposed_s,
     line_bytes,
     line_s,
+    made_evenly,
     num_ahead,
-    simulate_cluster,
 )
-from ppll.errors import RecipeError
 from ppll.links import Link, Pipeline, StageTimes
 from ppll.simulate import simulate
 
@@ -133,7 +132,7 @@ def test_a_slow_stage_with_replicas_of_its_own() -> None:
     slow = StageTimes(0.02, 0.04, 10**6)
     cluster = Cluster(8, link, link, (1, 2, 1))
     found = simulate_cluster(cluster, [STAGE, slow, STAGE], [1e6] * 3, 500)
-    seconds = add_up_s(1e6, 2, link)
+    seconds = line_s(1e6, 2, link) + line_s(8, 2, link)
     assert found.average_s == pytest.approx((0.0, seconds, 0.0))
     assert found.seconds_per_batch == pytest.approx(0.06 + seconds)
     quick = StageTimes(0.001, 0.002, 10**6)
@@ -153,7 +152,30 @@ def test_only_stages_with_replicas_wait_for_them() -> None:
 def test_a_line_needs_room() -> None:
     assert line_bytes(1000, 1) == 0
     assert line_bytes(1000, 2) == 1000 + 3 * 1000
-    assert line_bytes(10 * PIECE_BYTES, 4) == (10 + 2 * 7) * PIECE_BYTES
+    assert line_bytes(10 * PIECE_BYTES, 4) == (4 + 2 * 7) * PIECE_BYTES
+
+
+def test_what_is_made_early_is_added_up_meanwhile() -> None:
+    """Two buckets in a backward pass of two equal steps: the first is done before it is over."""
+    link = Link(BUCKET_BYTES / 0.010)
+    bucket_s, number_s = line_s(BUCKET_BYTES, 2, link), line_s(8, 2, link)
+    early = [(0.020, BUCKET_BYTES), (0.020, BUCKET_BYTES)]
+    assert exposed_s(early, 2, link) == pytest.approx(bucket_s + number_s)
+    late = [(0.040, 2 * BUCKET_BYTES)]
+    assert exposed_s(late, 2, link) == pytest.approx(2 * bucket_s + number_s)
+    # A bucket that is not full waits for more gradients; the second waits for the first.
+    small = [(0.001, 0.6 * BUCKET_BYTES), (0.001, 0.6 * BUCKET_BYTES)]
+    rest_s = line_s(0.2 * BUCKET_BYTES, 2, link)
+    assert exposed_s(small, 2, link) == pytest.approx(bucket_s + rest_s + number_s)
+    assert exposed_s(early, 1, link) == 0.0
+    assert exposed_s([(0.1, 0)], 2, link) == number_s
+
+
+def test_gradients_that_are_made_evenly() -> None:
+    steps = list(made_evenly(0.025, 2.5 * BUCKET_BYTES))
+    assert [num / BUCKET_BYTES for _, num in steps] == [1, 1, 0.5]
+    assert [seconds for seconds, _ in steps] == pytest.approx([0.010, 0.010, 0.005])
+    assert list(made_evenly(0.025, 0)) == [(0.0, 0)]
 
 
 def test_what_cannot_be_is_refused() -> None:

@@ -10,10 +10,10 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from ppll.clusters import add_up_s
 from ppll.config import Recipe
 from ppll.costs import Costs, LayerCosts
 from ppll.errors import ModelError, RecipeError
+from ppll.line_times import line_s
 from ppll.links import Link, Pipeline
 from ppll.placement import place_alike
 from ppll.plan import draw_plan
@@ -67,7 +67,7 @@ def test_a_block_with_replicas_by_hand() -> None:
     assert (first.replicas, first.samples, plan.num_processes) == (2, 4, 4)
     assert first.forward_s == pytest.approx(1e-3)
     assert first.learn_s == pytest.approx(1.5e-3 + 1e-3)
-    assert first.add_up_s == pytest.approx(add_up_s(MIB + 5, 2, link))
+    assert first.add_up_s == pytest.approx(line_s(MIB + 5, 2, link) + line_s(8, 2, link))
     assert plan.unshared[0].forward_s == pytest.approx(2e-3)
     assert plan.one_stage_s == pytest.approx(sum(b.seconds for b in plan.unshared))
     assert plan.samples_per_second == pytest.approx(8 / plan.seconds_per_message)

@@ -2,7 +2,8 @@
 
 A block with r replicas gets messages of an r-th of the samples. Its forward and backward passes
 shrink with them, but for the parts that the costs say are fixed. Its update does not: every replica
-makes it whole, after all have added up their gradients along a line.
+makes it whole, after all have added up their gradients along a line, which they begin beside the
+backward pass.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ppll.clusters import COPIED_BYTES_S, add_up_s, crossing_bytes, line_bytes
+from ppll.clusters import COPIED_BYTES_S, crossing_bytes
 from ppll.config import Recipe
 from ppll.costs import Costs
+from ppll.line_times import exposed_s, line_bytes
 from ppll.links import Link, StageTimes
 
 __all__ = ["BlockTable", "PlannedBlock", "memory_bytes", "optimizer_states", "stage_times"]
@@ -31,7 +33,7 @@ class PlannedBlock:
         forward_s: Seconds before its features are sent.
         learn_s: Seconds after that: auxiliary network, loss, backward pass and update.
         auxiliary_s: The part of it that is the auxiliary network's, or the network's own loss.
-        add_up_s: Seconds for which its replicas add up gradients.
+        add_up_s: Seconds for which its replicas add up gradients after the backward pass.
         parameter_bytes: Parameters, those of the auxiliary network included.
         activation_bytes: What it keeps between forward and backward.
         input_bytes: What comes in; nothing is said of the first block, whose loader is not a
@@ -103,9 +105,11 @@ class BlockTable:
         costs, parts = self.sized(replicas), self.recipe.train.accumulate
         layers, behind = costs.layers[start:stop], costs.exits[stop - 1]
         updates_s = sum(layer.update_s for layer in layers) + behind.update_s
-        backward_s = layers[0].backward_first_s + sum(layer.backward_s for layer in layers[1:])
+        backward_s = [layers[0].backward_first_s, *(layer.backward_s for layer in layers[1:])]
         auxiliary_s = behind.forward_s + behind.backward_s
-        parameter_bytes = sum(x.parameter_bytes for x in layers) + behind.parameter_bytes
+        made = [(behind.backward_s, behind.parameter_bytes)]
+        for seconds, layer in zip(reversed(backward_s), reversed(layers), strict=True):
+            made.append((seconds, layer.parameter_bytes))
         return PlannedBlock(
             layers=range(start, stop),
             first=layers[0].name,
@@ -113,10 +117,10 @@ class BlockTable:
             replicas=replicas,
             samples=costs.message_size,
             forward_s=sum(layer.forward_s for layer in layers),
-            learn_s=auxiliary_s + backward_s + updates_s / parts + costs.block_s,
+            learn_s=auxiliary_s + sum(backward_s) + updates_s / parts + costs.block_s,
             auxiliary_s=auxiliary_s + behind.update_s / parts,
-            add_up_s=add_up_s(parameter_bytes, replicas, self.link) / parts,
-            parameter_bytes=parameter_bytes,
+            add_up_s=exposed_s(made, replicas, self.link) / parts,
+            parameter_bytes=sum(num_bytes for _, num_bytes in made),
             activation_bytes=sum(x.activation_bytes for x in layers) + behind.activation_bytes,
             input_bytes=costs.layers[start - 1].features_bytes if start else 0,
             features_bytes=layers[-1].features_bytes,
