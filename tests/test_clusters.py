@@ -175,7 +175,8 @@ def test_gradients_that_are_made_evenly() -> None:
     steps = list(made_evenly(0.025, 2.5 * BUCKET_BYTES))
     assert [num / BUCKET_BYTES for _, num in steps] == [1, 1, 0.5]
     assert [seconds for seconds, _ in steps] == pytest.approx([0.010, 0.010, 0.005])
-    assert list(made_evenly(0.025, 0)) == [(0.0, 0)]
+    assert list(made_evenly(0.025, 0)) == [(0.025, 0)]
+    assert len(list(made_evenly(0.02, 2 * BUCKET_BYTES))) == 2
 
 
 def test_what_cannot_be_is_refused() -> None:

@@ -1,8 +1,8 @@
 """What hosts and replicas change in the time that a pipeline takes (no torch).
 
 The stages of a replica fill hosts one after the other. Features between hosts take a slower link,
-and the replicas of a stage add up along a line, beside the backward pass and after it. A host's network carries what
-all its stages send and receive, so no batch takes less than that.
+and the replicas of a stage add up along a line, beside the backward pass and after it. A host's
+network carries what all its stages send and receive, so no batch takes less than that.
 
 Stages may have unlike numbers of replicas, of which one divides the next. Every one of a stage does
 the same in the same time, so one of each stands for all: it sends its shard in parts to those that

@@ -35,13 +35,13 @@ from ppll.slot_layouts import Layouts
 from ppll.stream import evaluation_stream, training_stream
 from ppll.world import World
 
-__all__ = ["connect"]
+__all__ = ["Key", "connect", "ends_of"]
 
 _CONNECT_TIMEOUT_S: Final = 60.0
 _PROCESSOR: Final = torch.device("cpu")
 
 End = TypeVar("End", bound=SendEnd | ReceiveEnd)
-_Key: TypeAlias = tuple[str, int, int]
+Key: TypeAlias = tuple[str, int, int]
 """Name, sender and receiver of a channel."""
 
 
@@ -67,9 +67,28 @@ def connect(
     ending = Ending.of_rank(mesh, rank, ends_early, job.recipe.runtime.capacity)
     edges = [edge for edge in _edges(job, blueprint) if rank in (edge.sender, edge.receiver)]
     ends = _Joints(job, rank, world, stack).join(edges)
+    return ends_of(ends, mesh, rank, ending, lambda: _loader(job, rank, blueprint, ending, stack))
+
+
+def ends_of(
+    ends: Mapping[Key, Any],
+    mesh: Mesh,
+    rank: int,
+    ending: Ending,
+    loader: Callable[[], Inbox],
+) -> Ends:
+    """A rank's channels, those to replicas that share a message taken together.
+
+    Args:
+        ends: Of each channel, the rank's end.
+        mesh: All processes.
+        rank: Which.
+        ending: Of the run.
+        loader: Makes the inbox of the first stage.
+    """
     features, late, slow = (_both_ways(ends, name, rank) for name in ("features", "late", "slow"))
     return Ends(
-        _gathered(features[0]) or _loader(job, rank, blueprint, ending, stack),
+        _gathered(features[0]) or loader(),
         _scattered(features[1]),
         _gathered(late[0]),
         _scattered(late[1]),
@@ -79,7 +98,7 @@ def connect(
     )
 
 
-def _both_ways(ends: Mapping[_Key, Any], name: str, rank: int) -> tuple[list[Any], list[Any]]:
+def _both_ways(ends: Mapping[Key, Any], name: str, rank: int) -> tuple[list[Any], list[Any]]:
     """A rank's ends of a name, those that receive and those that send, in order of replicas."""
     named = [(key, end) for key, end in ends.items() if key[0] == name]
     inward = [end for (_, _, receiver), end in named if receiver == rank]
@@ -94,7 +113,7 @@ def _scattered(ends: Sequence[SendEnd]) -> SendEnd | None:
     return Scatter(ends) if len(ends) > 1 else next(iter(ends), None)
 
 
-def _line(ends: Mapping[_Key, Any], mesh: Mesh, rank: int, ending: Ending) -> Line:
+def _line(ends: Mapping[Key, Any], mesh: Mesh, rank: int, ending: Ending) -> Line:
     """A rank's place among its replicas."""
     before = after = None
     stage, replica = mesh.stage(rank), mesh.replica(rank)
@@ -119,7 +138,7 @@ class _Edge:
     capacity: int
 
     @property
-    def key(self) -> _Key:
+    def key(self) -> Key:
         return self.name, self.sender, self.receiver
 
 
@@ -182,10 +201,10 @@ class _Joints:
         self._world = world
         self._stack = stack
 
-    def join(self, edges: Sequence[_Edge]) -> dict[_Key, Any]:
+    def join(self, edges: Sequence[_Edge]) -> dict[Key, Any]:
         """An end of each channel, by its key."""
         here = [edge for edge in edges if self._is_here(edge)]
-        ends: dict[_Key, Any] = {
+        ends: dict[Key, Any] = {
             edge.key: self._listen(edge) for edge in here if edge.receiver == self._rank
         }
         listening = list(ends.values())

@@ -49,9 +49,11 @@ def exposed_s(made: Iterable[tuple[float, float]], num_replicas: int, link: Link
 
 def made_evenly(seconds: float, num_bytes: float) -> Iterator[tuple[float, float]]:
     """A backward pass that makes gradients all the time, bucket after bucket."""
-    num_buckets = int(num_bytes // BUCKET_BYTES)
-    for num in [BUCKET_BYTES] * num_buckets + [num_bytes - num_buckets * BUCKET_BYTES]:
-        yield (seconds * num / num_bytes if num_bytes else 0.0), num
+    left = num_bytes
+    while left > BUCKET_BYTES:
+        yield seconds * BUCKET_BYTES / num_bytes, BUCKET_BYTES
+        left -= BUCKET_BYTES
+    yield seconds * (left / num_bytes if num_bytes else 1.0), left
 
 
 def line_bytes(num_bytes: int, num_replicas: int) -> int:
