@@ -27,7 +27,8 @@ from dataclasses import asdict, dataclass
 from benchmarks.report import new_parser, write_report
 from tests.namespaces import Network, network, outputs, reason_for_none
 
-from ppll.bench.chain import BlockTimes, Chain, run_chain
+from ppll.bench.chain import Chain, run_chain
+from ppll.bench.sleeping_block import BlockTimes
 from ppll.clusters import Cluster, simulate_cluster
 from ppll.simulate import Link, StageTimes
 
@@ -80,12 +81,13 @@ SET_UPS = (
     SetUp((4,), 100, parameters_mib=2),
     SetUp((1, 2, 1), None, parameters_mib=8, payload_mib=8),
     SetUp((3, 1, 1), None, parameters_mib=2),
-    SetUp((1, 2, 4, 1), None, parameters_mib=1),
-    SetUp((1, 2, 1), 1000),
-    SetUp((1, 2, 1), 100),
+    SetUp((1, 2, 4, 1), None),
+    # Links let 256 KiB pass at once when they were idle, so more than that has to be sent.
+    SetUp((1, 2, 1), 1000, parameters_mib=4),
+    SetUp((1, 2, 1), 100, parameters_mib=4),
     SetUp((3, 1), 1000, parameters_mib=4),
     SetUp((1, 4), 1000, parameters_mib=8, payload_mib=4),
-    SetUp((4, 1), 100, payload_mib=2),
+    SetUp((4, 1), 1000, payload_mib=16),
 )
 ALONE = SetUp((1,), 1000)
 TOGETHER = SetUp((2,), 1000, parameters_mib=1e-5)

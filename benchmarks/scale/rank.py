@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch.distributed import FileStore
 
-from ppll.bench.chain import BlockTimes, Chain, chain_ends, run_stage
+from ppll.bench.chain import Chain, chain_ends, run_stage
 from ppll.bench.chain_ends import Edge
+from ppll.bench.sleeping_block import BlockTimes
 from ppll.channels.process_group import GroupReceiveEnd, GroupSendEnd
 
 CONNECT_S = 60.0

@@ -15,7 +15,7 @@ from ppll.planned import BlockTable
 from ppll.rivals import CLEARLY
 from ppll.sharing import best_shares
 
-__all__ = ["Choice", "choose", "list_choices", "verdict"]
+__all__ = ["Choice", "choose", "list_choices", "verdict", "with_more_blocks"]
 
 _STAGES: Final = "a stage each"
 _COPIES: Final = "copies of the pipeline"
@@ -105,12 +105,18 @@ def _more_blocks(recipe: Recipe, costs: Costs, num_processes: int, link: Link) -
     """As many blocks as there are processes, balanced; none where the network is too short."""
     if num_processes <= recipe.split.blocks:
         return
-    split = {"blocks": num_processes, "cuts": "balanced"}
-    cut = recipe.model_copy(update={"split": recipe.split.model_copy(update=split)})
+    cut = with_more_blocks(recipe, num_processes)
     try:
         yield Choice(_MORE_BLOCKS, draw_plan(cut, costs, num_processes, link))
     except ModelError:
         return
+
+
+def with_more_blocks(recipe: Recipe, num_blocks: int) -> Recipe:
+    """The recipe with so many blocks, balanced, without replicas."""
+    split = recipe.split.model_copy(update={"blocks": num_blocks, "cuts": "balanced"})
+    train = recipe.train.model_copy(update={"replicas": 1})
+    return recipe.model_copy(update={"split": split, "train": train})
 
 
 def choose(choices: Sequence[Choice]) -> Choice:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from ppll.bench import emulate as module
-from ppll.bench.chain import BlockTimes
-from ppll.bench.emulate import SYSTEMS, Devices, Row, emulate, summary
+from ppll.bench.emulate import SYSTEMS, Row, emulate, summary
+from ppll.bench.emulated_devices import Devices
+from ppll.bench.sleeping_block import BlockTimes
 from ppll.config import Recipe
 from ppll.costs import Costs, ExitCosts, LayerCosts, measured_for
 from ppll.errors import RecipeError
@@ -67,7 +68,7 @@ def test_every_system_is_measured_and_nearly_reaches_its_ideal() -> None:
 
 def test_even_devices_have_an_auxiliary_network_but_the_last() -> None:
     devices = Devices.even(3, **TINY)
-    assert devices.num_stages == 3
+    assert devices.num_devices == 3
     assert devices.blocks == (
         *[BlockTimes(0.006, pytest.approx(0.013), 1 << 16)] * 2,
         BlockTimes(0.006, 0.012, 1 << 16),

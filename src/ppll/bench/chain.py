@@ -17,62 +17,35 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor
 
 from ppll.adding import Adder
 from ppll.baselines.sleeping import Sleeper
 from ppll.bench.chain_ends import Edge, edges_between, edges_of_line, join_shared
 from ppll.bench.rank_report import Footprint, RankReport
+from ppll.bench.sleeping_block import BATCH, COUNT, FLOAT_BYTES, BlockTimes, SleepingBlock
 from ppll.block import Block
 from ppll.channels.base import SlotLayout
 from ppll.connections import Key, ends_of
 from ppll.ending import Ending
 from ppll.ends import Ends, Waiting
 from ppll.fork_server import warm_up
-from ppll.line_times import BUCKET_BYTES, made_evenly
+from ppll.line_times import BUCKET_BYTES
 from ppll.mesh import Mesh
 from ppll.message import FEATURES, TARGETS, Kind, Message
-from ppll.methods.base import Method
-from ppll.metrics import Counts, Tally
 from ppll.prefetch import Prefetcher
 from ppll.status import Monitor
 from ppll.worker import Worker, drain
 
 __all__ = [
-    "BlockTimes",
     "Chain",
     "chain_ends",
     "chain_messages",
     "run_chain",
     "run_stage",
 ]
-
-_FLOAT_BYTES: Final = torch.float32.itemsize
-_BATCH: Final = 64
-_COUNT: Final = torch.tensor([0])
-"""What replicas add up beside gradients."""
-
-
-@dataclass(frozen=True)
-class BlockTimes:
-    """What an emulated block takes for a message; each of several replicas, for its shard.
-
-    Attributes:
-        forward_s: How long it sleeps in its forward.
-        learn_s: How long it sleeps in its learning step.
-        payload_bytes: Size of the features that it sends on.
-        gradient_bytes: What replicas add up, made evenly while it learns.
-        update_s: How long it sleeps after that.
-    """
-
-    forward_s: float = 0.0
-    learn_s: float = 0.0
-    payload_bytes: int = 0
-    gradient_bytes: int = 0
-    update_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -110,14 +83,14 @@ class Chain:
     def layout(self, stage: int) -> SlotLayout:
         """What a slot before a stage, not the first, must hold."""
         before, own = self.mesh.replicas[stage - 1 : stage + 1]
-        samples = -(-_BATCH // max(before, own))
+        samples = -(-BATCH // max(before, own))
         payload_bytes = samples * self.row_bytes(stage - 1)
         return SlotLayout({FEATURES: payload_bytes, TARGETS: samples * torch.int64.itemsize})
 
     def row_bytes(self, stage: int) -> int:
         """What a stage sends for every sample."""
-        samples = _BATCH // self.mesh.replicas[stage]
-        return -(-self.stages[stage][-1].payload_bytes // (samples * _FLOAT_BYTES)) * _FLOAT_BYTES
+        samples = BATCH // self.mesh.replicas[stage]
+        return -(-self.stages[stage][-1].payload_bytes // (samples * FLOAT_BYTES)) * FLOAT_BYTES
 
     def edges(self) -> Iterator[Edge]:
         """All channels, in an order in which every process can join its own."""
@@ -125,61 +98,7 @@ class Chain:
             if stage:
                 yield from edges_between(self.mesh, stage, self.layout(stage), self.capacity)
             bucket_bytes = min(BUCKET_BYTES, max(b.gradient_bytes for b in blocks))
-            yield from edges_of_line(self.mesh, stage, max(_COUNT.nbytes, bucket_bytes))
-
-
-class SleepingBlock:
-    """Has the face of a ``ppll.block.Block`` and sleeps where that one computes."""
-
-    def __init__(
-        self, index: int, times: BlockTimes, row_bytes: int, sleeper: Sleeper, adder: Adder | None
-    ) -> None:
-        self.index = index
-        self.device = torch.device("cpu")
-        self.counts = Counts(self.device)
-        self._times = times
-        self._sleeper = sleeper
-        self._adder = adder
-        self._features = torch.zeros(_BATCH, row_bytes // _FLOAT_BYTES)
-        self._gradient = torch.zeros(times.gradient_bytes // _FLOAT_BYTES)
-
-    def forward(self, message: Message) -> Message:
-        """Hand on features of its own, as a block that computes does, after a while."""
-        self._sleeper(self._times.forward_s)
-        num_samples = message.tensors[TARGETS].shape[0]
-        return message.with_tensors(**{FEATURES: self._features[:num_samples]})
-
-    slow = None
-    method = Method
-    """Of which blocks exchange features alone."""
-
-    def learn(self, *_: object) -> dict[str, Tensor]:
-        """Take the time of a learning step; add up with other replicas as soon as it can be."""
-        learn_s, start = self._times.learn_s, 0
-        for seconds, num_bytes in made_evenly(learn_s, self._gradient.nbytes):
-            self._sleeper(seconds)
-            end = start + int(num_bytes) // _FLOAT_BYTES
-            self._add_up(self._gradient[start:end])
-            start = end
-        self._add_up(_COUNT.clone())
-        if self._adder is not None:
-            self._adder.finish()
-        self._sleeper(self._times.update_s)
-        return {}
-
-    def _add_up(self, part: Tensor) -> None:
-        def take(totals: list[Tensor]) -> None:
-            part.copy_(totals[0])
-
-        if self._adder is not None:
-            self._adder.start([part], take)
-
-    def take_training(self) -> Tally:
-        """Nothing was counted."""
-        return self.counts.take()
-
-    def evaluate(self) -> None:
-        """Nothing is evaluated."""
+            yield from edges_of_line(self.mesh, stage, max(COUNT.nbytes, bucket_bytes))
 
 
 class _Observed(Worker):
@@ -297,12 +216,12 @@ def run_stage(chain: Chain, rank: int, ends: Ends) -> RankReport:
 def chain_messages(chain: Chain, replica: int = 0) -> Iterator[Message]:
     """What a replica of the first stage reads: training messages, then the stop."""
     num = chain.mesh.replicas[0]
-    samples = _BATCH * (replica + 1) // num - _BATCH * replica // num
+    samples = BATCH * (replica + 1) // num - BATCH * replica // num
     tensors = {
         FEATURES: torch.zeros(1),
         TARGETS: torch.zeros(samples, dtype=torch.int64),
     }
-    message = Message(kind=Kind.TRAIN, sequence=0, step=1, tensors=tensors, share=samples / _BATCH)
+    message = Message(kind=Kind.TRAIN, sequence=0, step=1, tensors=tensors, share=samples / BATCH)
     for step in range(1, chain.num_batches + 1):
         yield replace(message, sequence=step - 1, step=step)
     yield Message(kind=Kind.STOP, sequence=chain.num_batches, step=chain.num_batches)
