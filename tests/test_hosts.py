@@ -61,12 +61,18 @@ def test_two_hosts_train_to_the_bits_of_one(
 
 
 @pytest.mark.slow
-def test_replicas_on_two_hosts_have_the_bits_of_one(two_hosts: Network, tmp_path: Path) -> None:
-    replicas = "--set=train.replicas=2"
+@pytest.mark.parametrize(("replicas", "stages"), [("2", 2), ("[1,2,2,1]", 3)])
+def test_replicas_on_two_hosts_have_the_bits_of_one(
+    replicas: str, stages: int, two_hosts: Network, tmp_path: Path
+) -> None:
+    """Also where the first of those whose shards are joined is on the other host, and the second
+    is not: with [1, 2, 2, 1] ranks 1 and 3 send to rank 2."""
+    replicas = f"--set=train.replicas={replicas}"
     agents = two_hosts.torchrun(train(tmp_path / "two", replicas), 2)
     printed = outputs(agents)
     assert [agent.returncode for agent in agents] == [0, 0], "\n".join(printed)
-    alone = [sys.executable, "-m", *train(tmp_path / "one", replicas, "--stages=2", "--quiet")]
+    options = [replicas, f"--stages={stages}", "--quiet"]
+    alone = [sys.executable, "-m", *train(tmp_path / "one", *options)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(alone, check=True, capture_output=True, env=environment)
     assert weights(tmp_path / "two") == weights(tmp_path / "one")
@@ -168,12 +174,12 @@ def test_one_agent_s_sigterm_saves_and_ends_the_run_of_all(
         ),
         pytest.param(
             "--set=runtime.stages=3",
-            "torchrun has started 2 processes, but runtime.stages = 3",
+            "which make 2 stage(s), but runtime.stages = 3",
             marks=pytest.mark.slow,
         ),
         pytest.param(
             "--set=train.replicas=3",
-            r"torchrun has started 2 processes, which 3 replicas",
+            "take a multiple of 3 processes: start as many",
             marks=pytest.mark.slow,
         ),
     ],

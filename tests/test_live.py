@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 import ppll
-from ppll.live import LiveView, progress_console, together
+from ppll.live import LiveView, progress_console, show_blocks, together
 from ppll.pace import Pace
 from ppll.status import Activity, Status
 from tests.test_cli_looking import RECIPE
@@ -59,6 +59,21 @@ def test_a_terminal_shows_everything_in_80_columns(trainer: ppll.Trainer) -> Non
     for word in ("epoch 2/4", "2/3", "receive wait", "learn", "75%", "3/4", "300 MiB", "1.250"):
         assert word in text
     assert text.split()[-4:] == ["1", "0.500", "75%", "60%"]
+
+
+def test_replicas_are_counted_and_only_the_first_ones_shown(tmp_path: Path) -> None:
+    sections = {**RECIPE, "runtime": {"stages": 2}, "train": {"epochs": 4, "replicas": [1, 2]}}
+    blueprint = ppll.Trainer(sections, out=tmp_path / "run").blueprint
+    shown = console()
+    show_blocks(shown, blueprint)
+    lines = [line.split()[:3] for line in printed(shown).splitlines()]
+    assert lines == [["stage", "replicas", "block"], ["0", "1", "0"], ["1", "2", "1"]]
+    view = LiveView(console(), blueprint)
+    view.update([status(6, 120), status(5, 51), status(4, 49, Activity.SEND)])
+    shown = console()
+    shown.print(view.render())
+    assert "send" not in printed(shown)
+    assert view._pace._marks[-1][1] == 100
 
 
 def test_before_the_first_batch_it_says_so(trainer: ppll.Trainer) -> None:

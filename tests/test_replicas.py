@@ -358,7 +358,7 @@ class Interrupting(ppll.Callback):
     """Sends this process Ctrl-C after the first numbers."""
 
     def on_metrics(self, row: Any) -> None:
-        if row["step"] == 2:
+        if row["step"] == 2 and row["block"] == 0:
             os.kill(os.getpid(), signal.SIGINT)
 
 

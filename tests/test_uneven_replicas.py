@@ -11,13 +11,13 @@ import pytest
 
 import ppll
 from ppll.config import Recipe
-from ppll.errors import DataError, RecipeError, WorkerError
+from ppll.errors import DataError, Interrupted, RecipeError, WorkerError
 from ppll.mesh import Mesh
 from ppll.placement import mesh_of, mesh_of_size, place_alike
 from ppll.slot_layouts import Layouts
 from ppll.testing import FAULT_VARIABLE, Fault
 from tests.interleaving import MadeUpBatches, blueprint_of, small_recipe
-from tests.test_replicas import TOLERANCE, metrics, private_cache, recipe, weights
+from tests.test_replicas import TOLERANCE, Interrupting, metrics, private_cache, recipe, weights
 
 __all__ = ["private_cache"]
 
@@ -111,6 +111,30 @@ def test_they_learn_as_one(replicas: list[int], others: dict[str, Any], tmp_path
 
 
 @processes
+@slow
+@pytest.mark.parametrize("replicas", [[2, 1, 1], [1, 1, 2], [1, 2, 2]], ids=str)
+def test_the_last_block_s_parameters_come_to_all_replicas(
+    replicas: list[int], tmp_path: Path
+) -> None:
+    """Of a language model whose blocks read the last one's readout. AdamW makes much of a small
+    gradient's last bits, so the outcome is compared."""
+    found = []
+    for each in (1, replicas):
+        tree: dict[str, Any] = {
+            "data": {"name": "stdlib-text", "length": 16, "batch_size": 8, "train_limit": 64},
+            "model": {"name": "gpt", "width": 16, "depth": 3, "heads": 2},
+            "split": {"blocks": 3},
+            "method": {"name": "solo"},
+            "optimizer": {"name": "adamw", "lr": 1e-3},
+            "train": {"epochs": 1, "replicas": each},
+            "runtime": {"stages": 1 if each == 1 else 3},
+        }
+        found.append(ppll.Trainer(tree, out=tmp_path / str(each)).fit())
+    assert found[0].exit_perplexity == pytest.approx(found[1].exit_perplexity, rel=1e-6)
+    assert found[0].weights_sha256 != found[1].weights_sha256
+
+
+@processes
 def test_the_same_bits_on_any_number_of_stages(tmp_path: Path) -> None:
     """With batch norm, and resumed on another number after a replica that saves nothing failed."""
     replicas = [1, 2, 2]
@@ -143,6 +167,19 @@ def test_an_evaluation_needs_no_replicas(tmp_path: Path) -> None:
         again = ppll.evaluate(tmp_path / "run", stages=stages)
         assert again.exit_accuracy == found.exit_accuracy
         assert again.weights_sha256 == found.weights_sha256
+
+
+@processes
+@slow
+@pytest.mark.parametrize("replicas", [[1, 2], [2, 1]])
+def test_an_interrupted_run_goes_on_to_the_same_bits(replicas: list[int], tmp_path: Path) -> None:
+    out, train = tmp_path / "run", {"epochs": 60, "seed": 5, "replicas": replicas}
+    whole = fit(tmp_path / "whole", replicas, 2, train=train)
+    made = recipe(1, stages=2, train=train)
+    with pytest.raises(Interrupted, match="interrupted at step"):
+        ppll.Trainer(made, out=out, callbacks=[Interrupting()]).fit()
+    again = ppll.Trainer(made, out=out, resume=True).fit()
+    assert again.weights_sha256 == whole.weights_sha256
 
 
 @processes

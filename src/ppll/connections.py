@@ -35,13 +35,13 @@ from ppll.slot_layouts import Layouts
 from ppll.stream import evaluation_stream, training_stream
 from ppll.world import World
 
-__all__ = ["Key", "connect", "ends_of"]
+__all__ = ["connect", "ends_of"]
 
 _CONNECT_TIMEOUT_S: Final = 60.0
 _PROCESSOR: Final = torch.device("cpu")
 
 End = TypeVar("End", bound=SendEnd | ReceiveEnd)
-Key: TypeAlias = tuple[str, int, int]
+_Key: TypeAlias = tuple[str, int, int]
 """Name, sender and receiver of a channel."""
 
 
@@ -71,7 +71,7 @@ def connect(
 
 
 def ends_of(
-    ends: Mapping[Key, Any],
+    ends: Mapping[_Key, Any],
     mesh: Mesh,
     rank: int,
     ending: Ending,
@@ -80,7 +80,7 @@ def ends_of(
     """A rank's channels, those to replicas that share a message taken together.
 
     Args:
-        ends: Of each channel, the rank's end.
+        ends: Of each channel, by name, sender and receiver, the rank's end.
         mesh: All processes.
         rank: Which.
         ending: Of the run.
@@ -98,7 +98,7 @@ def ends_of(
     )
 
 
-def _both_ways(ends: Mapping[Key, Any], name: str, rank: int) -> tuple[list[Any], list[Any]]:
+def _both_ways(ends: Mapping[_Key, Any], name: str, rank: int) -> tuple[list[Any], list[Any]]:
     """A rank's ends of a name, those that receive and those that send, in order of replicas."""
     named = [(key, end) for key, end in ends.items() if key[0] == name]
     inward = [end for (_, _, receiver), end in named if receiver == rank]
@@ -113,7 +113,7 @@ def _scattered(ends: Sequence[SendEnd]) -> SendEnd | None:
     return Scatter(ends) if len(ends) > 1 else next(iter(ends), None)
 
 
-def _line(ends: Mapping[Key, Any], mesh: Mesh, rank: int, ending: Ending) -> Line:
+def _line(ends: Mapping[_Key, Any], mesh: Mesh, rank: int, ending: Ending) -> Line:
     """A rank's place among its replicas."""
     before = after = None
     stage, replica = mesh.stage(rank), mesh.replica(rank)
@@ -138,7 +138,7 @@ class _Edge:
     capacity: int
 
     @property
-    def key(self) -> Key:
+    def key(self) -> _Key:
         return self.name, self.sender, self.receiver
 
 
@@ -201,10 +201,10 @@ class _Joints:
         self._world = world
         self._stack = stack
 
-    def join(self, edges: Sequence[_Edge]) -> dict[Key, Any]:
-        """An end of each channel, by its key."""
+    def join(self, edges: Sequence[_Edge]) -> dict[_Key, Any]:
+        """An end of each channel, by its key, in the same order."""
         here = [edge for edge in edges if self._is_here(edge)]
-        ends: dict[Key, Any] = {
+        ends: dict[_Key, Any] = {
             edge.key: self._listen(edge) for edge in here if edge.receiver == self._rank
         }
         listening = list(ends.values())
@@ -213,7 +213,7 @@ class _Joints:
             end.accept(_CONNECT_TIMEOUT_S)
         # In the order of ranks, so that no circle of processes waits for each other.
         ends |= {edge.key: self._reach(edge) for edge in edges if edge not in here}
-        return ends
+        return {edge.key: ends[edge.key] for edge in edges}
 
     def _is_here(self, edge: _Edge) -> bool:
         """Whether both ends are on this host."""

@@ -49,8 +49,10 @@ def show_blocks(console: Console, blueprint: Blueprint) -> None:
     The context that a method adds to a block's input counts as the block's own.
     """
     stages = blueprint.stage_blocks(blueprint.recipe.runtime.stages)
+    replicas = mesh_of(blueprint.recipe.train.replicas, len(stages)).replicas
     table = Table(box=None, pad_edge=False)
-    for column in ("stage", "block", "layers", "parameters", "auxiliary"):
+    shares = ("replicas",) if max(replicas) > 1 else ()
+    for column in ("stage", *shares, "block", "layers", "parameters", "auxiliary"):
         table.add_column(column, justify="left" if column == "layers" else "right")
     for index, layers in enumerate(blueprint.ranges):
         stage = next(s for s, blocks in enumerate(stages) if index in blocks)
@@ -61,7 +63,8 @@ def show_blocks(console: Console, blueprint: Blueprint) -> None:
         own = sum(p.numel() for _, p in outline.named_parameters()) - auxiliary
         names = f"{row[0].name} .. {row[-1].name}" if len(row) > 1 else row[0].name
         shown = f"{auxiliary:,}" if heads else "-"
-        table.add_row(str(stage), str(index), names, f"{own:,}", shown)
+        num = [str(replicas[stage])] if shares else []
+        table.add_row(str(stage), *num, str(index), names, f"{own:,}", shown)
     console.print(table)
 
 

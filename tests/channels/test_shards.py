@@ -113,6 +113,15 @@ def test_a_full_or_empty_replica_is_waited_for() -> None:
     assert inbox.wait(0.0)
 
 
+def test_ends_that_become_ready_before_they_are_waited_for() -> None:
+    channels = [local_channel(1) for _ in range(2)]
+    outbox, inbox = Scatter([s for s, _ in channels]), Gather([r for _, r in channels])
+    outbox._wait(0.0)
+    outbox.send(message(0))
+    assert inbox.ready()
+    inbox._wait(0.0)
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_replica_that_is_gone_is_seen(which: int) -> None:
     channels = [local_channel(2) for _ in range(2)]

@@ -23,12 +23,12 @@ import torch
 
 from ppll.adding import Adder
 from ppll.baselines.sleeping import Sleeper
-from ppll.bench.chain_ends import Edge, edges_between, edges_of_line, join_shared
+from ppll.bench.chain_ends import Edge, Key, edges_between, edges_of_line, join_shared
 from ppll.bench.rank_report import Footprint, RankReport
 from ppll.bench.sleeping_block import BATCH, COUNT, FLOAT_BYTES, BlockTimes, SleepingBlock
 from ppll.block import Block
 from ppll.channels.base import SlotLayout
-from ppll.connections import Key, ends_of
+from ppll.connections import ends_of
 from ppll.ending import Ending
 from ppll.ends import Ends, Waiting
 from ppll.fork_server import warm_up

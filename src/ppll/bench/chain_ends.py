@@ -10,16 +10,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from ppll.channels.base import SlotLayout
 from ppll.channels.shared import SharedReceiveEnd, SharedSendEnd
 from ppll.clusters import crossings
-from ppll.connections import Key
 from ppll.mesh import Mesh
 from ppll.replicas import line_capacity, piece_layout
 
-__all__ = ["Edge", "edges_between", "edges_of_line", "join_shared"]
+__all__ = ["Edge", "Key", "edges_between", "edges_of_line", "join_shared"]
+
+Key: TypeAlias = tuple[str, int, int]
+"""Name, sender and receiver of a channel."""
 
 _CONNECT_TIMEOUT_S: Final = 60.0
 

@@ -69,7 +69,7 @@ class Scatter(SendEnd):
         return [self._first, *self._others]
 
     def _wait(self, timeout_s: float | None) -> None:
-        next(end for end in self._ends if not end.ready()).wait(timeout_s)
+        _wait_for_one(self._ends, timeout_s)
 
     def _put(self, message: Message) -> None:
         if message.kind is Kind.EVALUATE:
@@ -116,9 +116,7 @@ class Gather(ReceiveEnd):
             end.close()
 
     def _wait(self, timeout_s: float | None) -> None:
-        missing = (end for end in self._others if not end.ready())
-        end = self._first if self._own is None else next(missing)
-        end.wait(timeout_s)
+        _wait_for_one([self._first] if self._own is None else self._others, timeout_s)
 
     def _take(self) -> Message:
         assert self._own is not None  # ready() has received it
@@ -133,6 +131,12 @@ class Gather(ReceiveEnd):
         parts = self._parts.popleft()
         for end, part in zip((self._first, *self._others), parts, strict=False):
             end.release(part)
+
+
+def _wait_for_one(ends: Sequence[SendEnd | ReceiveEnd], timeout_s: float | None) -> None:
+    """Wait for the first end that is not ready; all may have become so meanwhile."""
+    if missing := next((end for end in ends if not end.ready()), None):
+        missing.wait(timeout_s)
 
 
 def shards_of(message: Message, num_shards: int) -> Iterator[Message]:
