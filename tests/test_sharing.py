@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -19,6 +20,7 @@ from ppll.placement import place_alike
 from ppll.plan import draw_plan
 from ppll.planned import BlockTable, memory_bytes, stage_times
 from ppll.processes import choose, list_choices, verdict
+from ppll.recipe_files import load_recipe
 from ppll.sharing import best_shares
 from tests.test_plan import FREE, MIB, costs_of, even_costs, layer, recipe
 
@@ -249,3 +251,23 @@ def test_a_memory_limit_and_graphs_are_heeded() -> None:
     recorded = base.with_settings(["train.cuda_graphs=true"])
     with pytest.raises(RecipeError, match=r"cuda_graphs cannot record .* train\.replicas"):
         list_choices(recorded, even_costs(recorded), 4, FREE)
+
+
+def test_the_page_says_what_is_planned() -> None:
+    """The table of docs/scale.md."""
+    root = Path(__file__).parents[1]
+    page = (root / "docs" / "scale.md").read_text(encoding="utf-8")
+    base = load_recipe(str(root / "benchmarks" / "scale" / "slow-first.toml"), [])
+    costs = Costs.read(root / "benchmarks" / "emulate" / "costs-cifar10-resnet32-dgl.json")
+    network, memory = Link(0.125e9, 1e-4), Link(5e9, 5e-5)
+    for num, link, name in [
+        *((num, network, "1 Gb/s") for num in (4, 8)),
+        *((num, memory, "5 GB/s") for num in (4, 5, 8, 12)),
+    ]:
+        (line,) = (line for line in page.splitlines() if line.startswith(f"| {num}, {name}"))
+        choices = list_choices(base, costs, num, link)
+        for choice in choices:
+            assert f"{choice.plan.samples_per_second:,.0f}" in line
+        assert f"**{choose(choices).plan.samples_per_second:,.0f}**" in line
+        shared = [list(c.plan.recipe.block_replicas) for c in choices if "single" in c.way]
+        assert all(f"`{replicas}`".replace(" ", "") in line for replicas in shared)

@@ -70,19 +70,19 @@ class SetUp:
         return Chain(stages, BATCHES + WARM_UP, **options)
 
 
+# Shaped links let 256 KiB pass at once when they were idle, so gradients are many times that.
 SET_UPS = (
     SetUp((1, 1, 1, 1), 1000),
     SetUp((1, 1, 1, 1), 100),
     SetUp((2, 2), 1000),
     SetUp((2, 2), 1000, parameters_mib=8),
-    SetUp((2, 2), 100),
+    SetUp((2, 2), 100, parameters_mib=4),
     SetUp((3,), 1000, parameters_mib=4),
     SetUp((4,), 1000, parameters_mib=8),
     SetUp((4,), 100, parameters_mib=2),
     SetUp((1, 2, 1), None, parameters_mib=8, payload_mib=8),
     SetUp((3, 1, 1), None, parameters_mib=2),
     SetUp((1, 2, 4, 1), None),
-    # Links let 256 KiB pass at once when they were idle, so more than that has to be sent.
     SetUp((1, 2, 1), 1000, parameters_mib=4),
     SetUp((1, 2, 1), 100, parameters_mib=4),
     SetUp((3, 1), 1000, parameters_mib=4),

@@ -70,11 +70,15 @@ def _where(plan: Plan) -> str:
 
 def _assumption(plan: Plan) -> str:
     """What is taken for granted about a message that is shared."""
-    return (
-        f"Of the forward and backward passes {plan.costs.fixed_share:.0%} are taken to be the same "
-        f"for a shard, as measured with fewer samples; the rest shrinks with the samples. Updates "
-        f"are not shared, and gradients are added up at {_link(plan)}."
+    share = plan.costs.fixed_share
+    fixed = (
+        f"{share:.0%} of the forward and backward passes are the same for a shard, as measured "
+        f"with fewer samples; the rest is taken to shrink with them."
+        if share
+        else "Forward and backward passes are taken to shrink with the samples: these costs do "
+        "not say which part stays. Measure them again, with messages of 8 samples or more."
     )
+    return f"{fixed} Updates are not shared; gradients are added up at {_link(plan)}."
 
 
 def _link(plan: Plan) -> str:
