@@ -399,6 +399,7 @@ def test_a_plan_of_unlike_replicas(tmp_path: Path, monkeypatch, capsys) -> None:
     [
         (["--set=model.width=8"], "measured for model.width = 4"),
         (["--processes=0"], "greater than or equal to 1"),
+        (["--write=nowhere/new.toml"], "cannot write nowhere/new.toml: No such file"),
         (["--processes=4", "--stages=2"], "--processes chooses the stages"),
         (["--set=train.replicas=[2, 1, 1, 1]", "--stages=1"], "ask for 2 to 4 stages"),
         (["--set=train.replicas=[2, 3, 1, 1]"], "one divides the other"),

@@ -82,7 +82,7 @@ def plan_recipe(
         plan, planned = choose(choices).plan, choose(choices).recipe
     rivals = predict_rivals(plan, processes)
     if write is not None:
-        write.write_text(planned.to_toml(), encoding="utf-8")
+        _write(write, planned)
     tree = {
         "rows": plan.rows(),
         "rivals": [rival.row() for rival in rivals],
@@ -100,6 +100,13 @@ def plan_recipe(
         show_plan(console, plan, rivals)
         if choices:
             show_choices(console, choices)
+
+
+def _write(file: Path, recipe: Recipe) -> None:
+    try:
+        file.write_text(recipe.to_toml(), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write {file}: {error.strerror}.") from None
 
 
 def link_of(bandwidth: float, latency: float) -> Link:
