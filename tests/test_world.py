@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ppll.errors import ChannelTimeout
-from ppll.world import World
+from ppll.world import World, name_of_start
 
 PATIENCE_S = 20.0
 SIZES = (1, 2, 5, 16, 64)
@@ -88,6 +88,17 @@ def test_all_meet_with_two_requests_each(size: int) -> None:
     all_there, num_requests = together(come, size)
     assert all_there == [True] * size
     assert num_requests == 2 * size + 2
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_all_know_the_name_of_a_start_with_five_requests_each(size: int) -> None:
+    def find(world: World) -> str:
+        return name_of_start(world.store, world.rank, size)
+
+    names, num_requests = together(find, size)
+    assert len(set(names)) == 1
+    assert len(names[0]) == 32  # Every key begins with it.
+    assert num_requests == 5 * size + 1
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])

@@ -23,7 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from ppll.errors import ChannelError, ChannelTimeout
 
-__all__ = ["World"]
+__all__ = ["World", "name_of_start"]
 
 _JOIN_TIMEOUT_S: Final = 60.0
 _TURN_S: Final = 0.05
@@ -70,7 +70,7 @@ class World:
             timeout = timedelta(seconds=_JOIN_TIMEOUT_S)
             lasting, rank, size = next(rendezvous("env://", timeout=timeout))
             address = _address_towards(host, port)
-            store = PrefixStore(_name_of_start(lasting, rank, size), lasting)
+            store = PrefixStore(name_of_start(lasting, rank, size), lasting)
         except (OSError, RuntimeError, ValueError) as error:
             raise ChannelError(f"cannot reach torchrun's store at {host}:{port}: {error}") from None
         return cls(
@@ -164,7 +164,7 @@ def _address_towards(host: str, port: int) -> str:
         return found
 
 
-def _name_of_start(store: Any, rank: int, size: int) -> str:
+def name_of_start(store: Any, rank: int, size: int) -> str:
     """A name that all processes of this start know and no earlier start has had.
 
     The agents' store outlives a start and what it wrote, so every process shows a fresh token; the
