@@ -47,7 +47,7 @@ def test_the_three_hosts_that_are_left_go_on(tmp_path: Path, on_one_host: ppll.R
     command = train(out, *EIGHT, "--set=runtime.stall_timeout_s=10")
     with network(4) as hosts:
         # One stage waits at the step, so that the run is not over too soon.
-        agents = hosts.torchrun(command, 2, **Fault(7, 15, how="hang").to_environment())
+        agents = hosts.torchrun(command, 2, **Fault(7, 30, how="hang").to_environment())
         wait_for(out / "checkpoints/step-00000010/manifest.json", timeout_s=200)
         hosts.set_link(2, "down")
         hosts.kill(2)

@@ -59,10 +59,11 @@ def test_who_is_not_the_other_end_is_an_error(
     with ThreadPoolExecutor() as pool:
         stranger = pool.submit(ProcessGroupGloo, edge, RECEIVER, 2, options)
         link = pool.submit(GroupLink, store, "edge", SENDER, LOOPBACK, timeout_s)
-        if content is not None:
-            stranger.result(WAIT_S).send([content], SENDER, 15)
+        group = stranger.result(WAIT_S)
+        said = None if content is None else group.send([content], SENDER, 15)
         with pytest.raises(ChannelError, match=message):
             link.result(WAIT_S)
+        del said  # What is still being sent ends with it.
 
 
 def ports() -> set[int]:
