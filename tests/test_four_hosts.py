@@ -17,7 +17,7 @@ REASON = reason_for_none()
 pytestmark = [
     pytest.mark.processes,
     pytest.mark.slow,
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(600),
     pytest.mark.skipif(REASON is not None, reason=str(REASON)),
 ]
 
@@ -53,8 +53,7 @@ def test_the_three_hosts_that_are_left_go_on(tmp_path: Path, on_one_host: ppll.R
         hosts.kill(2)
         for host in (0, 1, 3):
             text = outputs([agents[host]])[0]
-            named = re.search(r"rank [45] .*: (no sign of life|the process died).*(\S+)", text)
-            assert named, text
+            assert re.search(r"rank [45] .*: (no sign of life|the process died)", text), text
             assert "(10.77.0.3)" in text, text
         hosts.remove_processes()
         left = [hosts.agent(0, [*command, "--resume"], 2, num_hosts=3)]
