@@ -5,9 +5,8 @@ its gradients (16 MiB); hosts run eight stages each and are joined by 100 Gb/s (
 ``ppll.clusters`` simulates 2,000 batches, with and without jitter of 10 % on every work, with one
 stage that is a tenth slower, on a network of 10 Gb/s, with 2, 8 and 32 replicas, and with one stage
 that takes twice as long, alone and with 2 and 4 replicas of its own. Gradients are made evenly
-while a stage learns, and added up beside that. The store of torchrun's agents is one process: its
-requests a second are measured here, on one machine, and set
-against what all processes ask of it at the start and while they run.
+while a stage learns, and added up beside that. What all processes ask of the store of torchrun's
+agents is measured by ``benchmarks.scale.start``.
 
 Reading: a batch takes 30 ms where nothing is lost. Run from the repository's root::
 
@@ -16,14 +15,9 @@ Reading: a batch takes 30 ms where nothing is lost. Run from the repository's ro
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from datetime import timedelta
-from multiprocessing.dummy import Pool
 from typing import Any
 
 from benchmarks.report import new_parser, write_report
-from torch.distributed import TCPStore
 
 from ppll.clusters import Cluster, simulate_cluster
 from ppll.simulate import Link, StageTimes
@@ -37,10 +31,6 @@ INSIDE = Link(8e9, 60e-6)
 FAST, SLOW = Link(12.5e9, 20e-6, buffers=True), Link(1.25e9, 20e-6, buffers=True)
 PER_HOST = 8
 BATCHES = 2000
-GATHERS = 3
-"""Times that every process hears from every other: the folder, the start, the result."""
-PAGE_BYTES = 280
-CLIENTS, REQUESTS = 8, 4000
 
 CASES: dict[str, dict[str, Any]] = {
     "as it is": {},
@@ -83,37 +73,6 @@ def row(name: str, num_stages: int, about: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def requests_a_second() -> float:
-    """What torch's store answers to several clients, of keys that are there."""
-    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    clients = [
-        TCPStore("127.0.0.1", server.port, timeout=timedelta(seconds=60)) for _ in range(CLIENTS)
-    ]
-    server.set("key", "x" * PAGE_BYTES)
-
-    def ask(client: TCPStore) -> None:
-        for _ in range(REQUESTS // 2):
-            client.check(["key"])
-            client.get("key")
-
-    begin_s = time.monotonic()
-    with Pool(CLIENTS) as pool:
-        pool.map(ask, clients)
-    return CLIENTS * REQUESTS / (time.monotonic() - begin_s)
-
-
-def store_rows(rate: float) -> Iterator[dict[str, Any]]:
-    """What the store has to do for so many processes: a check and a get for each that is heard."""
-    for num in STAGES:
-        watchers = 2 * max(1, num // PER_HOST)
-        yield {
-            "case": "store",
-            "processes": num,
-            "start_s": 2 * num * num / rate,
-            "pages_mb_s": watchers * num * PAGE_BYTES / 1e6,
-        }
-
-
 def main() -> None:
     args = new_parser(__doc__).parse_args()
     rows = []
@@ -128,14 +87,6 @@ def main() -> None:
                 f"{1e3 * found['network_s']:6.1f} ms, first batch {found['fill_s']:5.1f} s",
                 flush=True,
             )
-    rate = requests_a_second()
-    print(f"the store answers {rate:,.0f} requests a second")
-    for found in store_rows(rate):
-        rows.append({**found, "requests_a_second": rate})
-        print(
-            f"{found['processes']:5} processes: one gathering takes the store "
-            f"{found['start_s']:6.1f} s, pages {found['pages_mb_s']:6.1f} MB/s"
-        )
     write_report(args, rows)
 
 
