@@ -27,7 +27,7 @@ from ppll.methods.base import PREVIOUS, BlockSite, Lesson, LocalLoss, Method, Ta
 from ppll.metrics import Counts, Tally
 from ppll.nonfinite import LossCheck, NonFiniteLoss, OnNonFinite
 from ppll.optimization import Schedule
-from ppll.passage import Passage, watched
+from ppll.passage import Passage
 from ppll.randomness import fold
 from ppll.slow import SlowParameters
 from ppll.updates import Updates
@@ -149,7 +149,8 @@ class Block:
     def _forward(self, message: Message) -> tuple[Passage, dict[str, Tensor]]:
         """What a forward does on the device: the passage, and the fields that leave."""
         trains = message.kind is Kind.TRAIN
-        came = watched("input", {name: message.tensors[name] for name in self._reads})
+        came = [message.tensors[name] for name in self._reads]
+        before = [tensor._version for tensor in came]
         received = opened(message.tensors, self._features_type)
         inputs = received[FEATURES]
         if trains and self.method.needs_input_gradient and inputs.is_floating_point():
@@ -159,8 +160,9 @@ class Block:
             # Evaluation is not compiled: a network that is loaded must compute alike.
             compute = self._compute if trains else _compute
             features, beside = compute(self.modules, inputs, received)
-        made = watched("output", {FEATURES: features, **beside})
-        passage = Passage(message, inputs, features, (*came, *made))
+        made = [features, *beside.values()]
+        versions = (*before, *[tensor._version for tensor in made])
+        passage = Passage(message, inputs, features, (*came, *made), versions)
         self._refuse_in_place(passage)
         carried = renamed(message.tensors, PREVIOUS) if self.method.carries_input else {}
         return passage, {**self._leaving_fields(features, beside), **carried}
@@ -316,14 +318,12 @@ class Block:
 
     def _refuse_in_place(self, passage: Passage) -> None:
         """A changed input or output would be seen by a neighbour in the same process only."""
-        for changed in passage.changed():
+        for position in passage.changed():
             leaves = partial(self.method.exit, self.modules.auxiliary)
-            fields = {
-                **opened(passage.message.tensors, self._features_type),
-                FEATURES: passage.inputs,
-            }
+            fields = opened(passage.message.tensors, self._features_type)
+            fields = {**fields, FEATURES: passage.inputs}
             with self._autocast():
-                raise in_place_error(self.index, self.modules, leaves, changed, fields)
+                raise in_place_error(self.index, self.modules, leaves, position, fields)
 
 
 def _compute(

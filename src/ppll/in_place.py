@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from ppll.block_modules import BlockModules
 from ppll.errors import ModelError
 from ppll.message import FEATURES
-from ppll.passage import End, Watched
 
 __all__ = ["in_place_error"]
 
@@ -19,7 +18,7 @@ def in_place_error(
     block_index: int,
     modules: BlockModules,
     leaves: Callable[[Tensor], object],
-    changed: Watched,
+    position: int,
     fields: Mapping[str, Tensor],
 ) -> ModelError:
     """What is wrong with a block that changes its input or output in place.
@@ -28,37 +27,39 @@ def in_place_error(
         block_index: Which block.
         modules: What it computes with.
         leaves: Its exit, on its features.
-        changed: The tensor that was changed.
-        fields: What the block computes with, by name.
+        position: Of the tensor that was changed, among those that it reads and then those that it
+            makes.
+        fields: What it computes with, by name.
     """
 
-    def run_once() -> Iterator[tuple[End, Mapping[str, Tensor]]]:
+    def run_once() -> Iterator[Tensor]:
         zeros = {name: torch.zeros_like(fields[name]) for name in modules.reads}
-        yield "input", zeros
+        yield from zeros.values()
         features, beside = modules(zeros[FEATURES], {**fields, **zeros})
-        yield "output", {FEATURES: features, **beside}
+        yield from (features, *beside.values())
         leaves(features)
 
-    culprit = _first_in_place(run_once, [m for _, m in modules.named()], changed)
+    end = "input" if position < len(modules.reads) else "output"
+    culprit = _first_in_place(run_once, [m for _, m in modules.named()], position)
     return ModelError(
-        f"a module changes the {changed.end} of block {block_index} in place: {culprit}. The same "
+        f"a module changes the {end} of block {block_index} in place: {culprit}. The same "
         f"memory may be another block's, so the result would depend on the placement. "
         f"Use the module's out-of-place form (such as ReLU(inplace=False))."
     )
 
 
 def _first_in_place(
-    run: Callable[[], Iterator[tuple[End, Mapping[str, Tensor]]]],
+    run: Callable[[], Iterator[Tensor]],
     modules: Sequence[nn.Module],
-    changed: Watched,
+    position: int,
 ) -> str:
     """Name the innermost module whose call first changes the watched tensor's version.
 
     Args:
-        run: Runs the modules and yields the tensors at both ends before anything is done with
-            them.
+        run: Runs the modules and yields the tensors at both ends, each before anything is done
+            with it.
         modules: The roots of what it runs.
-        changed: The tensor to watch.
+        position: Which of them to watch.
     """
     watched: list[Tensor] = []
     versions: dict[nn.Module, int] = {}
@@ -77,9 +78,9 @@ def _first_in_place(
     handles += [m.register_forward_hook(after) for m in leaves]
     try:
         with torch.no_grad():
-            for end, tensors in run():
-                if end == changed.end:
-                    watched.append(tensors[changed.name])
+            for index, tensor in enumerate(run()):
+                if index == position:
+                    watched.append(tensor)
     finally:
         for handle in handles:
             handle.remove()

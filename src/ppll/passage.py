@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
 
 from torch import Tensor
 
 from ppll.message import Message
 
-__all__ = ["End", "Passage", "Watched", "watched"]
-
-End: TypeAlias = Literal["input", "output"]
-"""Where a block meets its neighbours."""
-
-
-class Watched(NamedTuple):
-    """A tensor that must stay as it is.
-
-    Attributes:
-        end: Where it is.
-        name: Its field.
-        tensor: Itself.
-        version: Of its values.
-    """
-
-    end: End
-    name: str
-    tensor: Tensor
-    version: int
+__all__ = ["Passage"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +20,16 @@ class Passage:
         message: As it came.
         inputs: The features (N, ...) that the block computes with.
         features: What it made of them, with their history.
-        kept: The tensors that came and those that were made.
+        kept: The tensors that came, and then those that were made, features first.
+        versions: Of the former before the forward, of the latter after it.
     """
 
     message: Message
     inputs: Tensor
     features: Tensor
-    kept: tuple[Watched, ...] = ()
+    kept: tuple[Tensor, ...] = ()
+    versions: tuple[int, ...] = ()
 
-    def changed(self) -> Iterator[Watched]:
-        """Inputs and outputs that were changed in place."""
-        return (kept for kept in self.kept if kept.tensor._version != kept.version)
-
-
-def watched(end: End, tensors: Mapping[str, Tensor]) -> tuple[Watched, ...]:
-    """The tensors at one end of a block, as they are now."""
-    return tuple(Watched(end, name, t, t._version) for name, t in tensors.items())
+    def changed(self) -> Iterator[int]:
+        """Positions of the tensors that were changed in place."""
+        return (i for i, kept in enumerate(self.kept) if kept._version != self.versions[i])
