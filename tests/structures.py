@@ -114,6 +114,33 @@ def dict_model(channels: int = 1, num_classes: int = NUM_CLASSES) -> nn.Sequenti
     return nn.Sequential(DictStem(channels), *layers, DictHead(num_classes))
 
 
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, features: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+        made = torch.tanh(self.linear(features))
+        return features + made * gate, gate & (made.mean(1, keepdim=True) > 0)
+
+
+class GatedModel(nn.Module):
+    """A forward of its own in which layers read and return two tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(64, 8)
+        self.layers = nn.ModuleList([Gated() for _ in range(4)])
+        self.head = nn.Linear(8, NUM_CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = images.flatten(1)
+        features, gate = self.stem(pixels), pixels.mean(1, keepdim=True) > -1
+        for layer in self.layers:
+            features, gate = layer(features, gate)
+        return self.head(features * gate)
+
+
 MODELS: dict[str, Callable[..., nn.Sequential]] = {"tuple": masked_model, "dict": dict_model}
 
 

@@ -27,6 +27,7 @@ from tests.interleaving import MadeUpBatches, built_blocks, digest
 from tests.structures import (
     MODELS,
     NUM_CLASSES,
+    GatedModel,
     Masked,
     MaskedLayer,
     MaskedStem,
@@ -38,6 +39,7 @@ from tests.structures import (
     sections,
     train_interleaved,
 )
+from tests.test_block import Own
 
 every_model = pytest.mark.parametrize("name", MODELS)
 
@@ -252,6 +254,23 @@ def test_processes_end_with_the_bits_of_one(name: str, num_stages: int, tmp_path
 
 
 @pytest.mark.processes
+def test_a_forward_that_is_cut_trains_on_any_number_of_stages(tmp_path: Path) -> None:
+    hashes = []
+    for stages in (1, 3):
+        torch.manual_seed(0)
+        model, out = GatedModel(), tmp_path / f"{stages}"
+        recipe = sections(runtime={"stages": stages})
+        hashes.append(ppll.Trainer(recipe, model=model, data=data(), out=out).fit().weights_sha256)
+    assert hashes[0] == hashes[1]
+    ppll.export(out, tmp_path / "model.safetensors")
+    exported = GatedModel().eval()
+    exported.load_state_dict(safetensors.torch.load_file(tmp_path / "model.safetensors"))
+    inputs, _ = made_up(5, 7)
+    with torch.no_grad():
+        assert torch.equal(exported(inputs), ppll.load(out, model=GatedModel())(inputs))
+
+
+@pytest.mark.processes
 @every_model
 def test_replicas_share_every_batch(name: str, tmp_path: Path) -> None:
     recipe = sections(train={"replicas": 2}, runtime={"stages": 2})
@@ -409,3 +428,12 @@ def test_a_module_that_changes_what_is_beside_the_features_is_named(precision: s
     sent = first.forward(message())
     with pytest.raises(ModelError, match=r"changes the input of block 1 in place: Flip\(\)"):
         second.forward(sent)
+
+
+def test_an_auxiliary_network_that_changes_features_of_another_shape_is_named() -> None:
+    auxiliary = nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(384, NUM_CLASSES))
+    first = built_blocks(replace(blueprint_of(masked_model()), method=Own(auxiliary)))[0]
+    first.forward(message())
+    match = r"changes the output of block 0 in place: ReLU\(inplace=True\)"
+    with pytest.raises(ModelError, match=match):
+        first.learn()

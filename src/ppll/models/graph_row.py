@@ -83,6 +83,8 @@ def _trace(model: nn.Module, row: Row) -> fx.Graph:
         raise cannot_cut(
             model, f"its forward cannot be traced ({type(error).__name__}: {error!s:.200})"
         ) from error
+    for node in graph.nodes:
+        node.type = None  # Annotations may be text, which torch cannot hand to another process.
     _fix_defaults(model, graph)
     traced = fx.GraphModule(model, graph)
     traced.graph.eliminate_dead_code()
