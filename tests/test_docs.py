@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 import typer
 
 import ppll
@@ -107,6 +108,14 @@ def test_the_function_as_a_callback_works(
     monkeypatch.chdir(tmp_path)
     assert len(run("callbacks.md", 0)["rows"]) >= 4
     assert capsys.readouterr().out.startswith("{'kind': 'train', 'step': ")
+
+
+def test_the_model_that_hands_on_a_dict_learns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    assert run("models.md", 2)["result"].test_accuracy > 0.85
 
 
 def test_the_script_that_may_be_interrupted_works(

@@ -27,9 +27,9 @@ from ppll.models import initialise
 from ppll.testing import Fault
 from tests.faults import injected
 from tests.interleaving import digest, interleave, make_workers
-from tests.libraries import FAMILIES, TORCHVISION_VIT, Family, environment, library
+from tests.libraries import FAMILIES, OWN, TORCHVISION_VIT, Family, environment, library
 
-ALL = {**FAMILIES, "torchvision-vit": TORCHVISION_VIT}
+ALL = {**FAMILIES, "torchvision-vit": TORCHVISION_VIT, **OWN}
 
 
 @pytest.fixture(params=ALL)

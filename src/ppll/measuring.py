@@ -25,11 +25,12 @@ from ppll.data.home import home_of
 from ppll.data.preparation import facts_of
 from ppll.devices import check_devices, describe_device, device_of
 from ppll.environment import describe_processor
-from ppll.errors import RecipeError
+from ppll.errors import ModelError, RecipeError
 from ppll.job import draw_blueprint
 from ppll.layer_bench import WARM_UP, LayerBench
 from ppll.lean import FeaturesType, num_bytes
 from ppll.message import FEATURES, TARGETS
+from ppll.models.network import Network
 from ppll.numerics import set_numerics, torch_as_new
 from ppll.pieces import (
     Piece,
@@ -80,6 +81,7 @@ def measure(recipe: Recipe, *, repeats: int = 7) -> Costs:
 def _measure(recipe: Recipe, device: torch.device, repeats: int) -> Costs:
     data = prepare(load_dataset(recipe.data), recipe.data)
     blueprint = draw_blueprint(recipe, facts_of(data), None)
+    _check_plain(blueprint.network)
     loader = Loader(data, seed=recipe.train.seed, fields=blueprint.method.fields)
     loader.move_to(home_of(data, recipe.runtime.data, device))
     message, load_s = _message(recipe, loader)
@@ -147,6 +149,15 @@ def _at_none(whole: Sequence[float], small: Sequence[float], share: float) -> fl
         return 0.0
     whole_s, small_s = statistics.median(whole), statistics.median(small)
     return max(0.0, min(whole_s, small_s, (small_s - share * whole_s) / (1 - share)))
+
+
+def _check_plain(network: Network) -> None:
+    for layer in network.layers:
+        if layer.makes is not None:
+            raise ModelError(
+                f"{layer} returns {layer.makes.layout}, but layers are measured on one tensor: "
+                f"place such a model without a plan (runtime.stages, split.cuts)."
+            )
 
 
 def _message(recipe: Recipe, loader: Loader) -> tuple[dict[str, Tensor], float]:

@@ -247,7 +247,7 @@ class Trainer:
             self._facts,
             self.blueprint.shapes,
             stages,
-            skeleton=skeleton_of(network, num_ranks) if network else None,
+            skeleton=skeleton_of(self.blueprint.network, num_ranks) if network else None,
             user_data=self._own_data is not None,
             fault=Fault.from_environment(),
         )

@@ -8,9 +8,8 @@ from torch import nn
 
 from ppll.auxiliary.later_layers import later_layers, picked, pyramidal_depth
 from ppll.errors import ModelError, RecipeError
-from ppll.models import Layer, initialise
+from ppll.models import Layer, Network, feature_shapes, initialise
 from ppll.models.empty import with_memory
-from ppll.models.network import Network, feature_shapes
 from ppll.models.resnet import resnet
 from ppll.models.vit import vit
 from ppll.site import BlockSite

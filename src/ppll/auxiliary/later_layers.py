@@ -20,8 +20,9 @@ from torch import nn
 
 from ppll.auxiliary.linear import linear
 from ppll.errors import ModelError, RecipeError
-from ppll.models.network import Layer, Network, feature_shapes
+from ppll.models.network import Layer, Network
 from ppll.models.resnet import ResidualLayer
+from ppll.models.trial import feature_shapes
 from ppll.site import BlockSite
 
 __all__ = ["hidden_layers", "later_layers", "picked", "pyramidal_depth"]
@@ -87,6 +88,7 @@ def _fitted(
     """
     modules: OrderedDict[str, nn.Module] = OrderedDict()
     for layer, target in layers:
+        layer.check_copied()
         module = _fresh(layer.module, shape, target)
         shape = _output_shape(Layer(layer.name, module), shape)
         modules[layer.name] = module
