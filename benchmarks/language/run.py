@@ -1,12 +1,13 @@
 """Perplexity of language models by local learning beside backprop's, and of fine-tuning.
 
-    python -m benchmarks.language.run blocks --seeds 1 --json benchmarks/language/blocks.json
+    python -m benchmarks.language.run blocks --seeds 3 --json benchmarks/language/blocks.json
     python -m benchmarks.language.run fine --json benchmarks/language/fine.json
 
     python -m benchmarks.language.run memory --json benchmarks/language/memory.json
 
 All runs of a part have the same data, network, optimizer and number of steps. Rows are written
-after every run, so a part that is stopped keeps what it has. ``memory`` counts the bytes that
+after every run, and what the file already has is not run again, so a part that is stopped goes on
+where it was (remove the file to begin anew). ``memory`` counts the bytes that
 autograd keeps for the backward passes of one training step.
 """
 
@@ -28,7 +29,7 @@ import ppll
 from ppll.data_facts import DataFacts
 from ppll.job import draw_blueprint
 from ppll.message import FEATURES, TARGETS, Kind, Message
-from ppll.models.network import initialise
+from ppll.models.initialising import initialise
 from ppll.recipe_files import load_recipe
 
 BLOCKS = {
@@ -61,35 +62,59 @@ FINE = {
     "zerolock, LoRA, lr 0.01": [*ZEROLOCK, "optimizer.lr=1e-2"],
     "zerolock, LoRA, lr 0.01, cut after a quarter": [*ZEROLOCK, "optimizer.lr=1e-2", QUARTER],
 }
+MACHINE = f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
 UNSEEN = 'data.without=["idlelib"]'
 FINE_DATA = ['data.only=["idlelib"]', "data.num_test=1024"]
 
 
-def blocks(folder: Path, seeds: int, steps: int) -> Iterator[dict[str, Any]]:
+class Part:
+    """The rows of one part: those that the file has, and those that are measured now."""
+
+    def __init__(self, asked: argparse.Namespace, folder: Path) -> None:
+        self._asked, self.folder = asked, folder
+        text = asked.json.read_text() if asked.json.exists() else '{"rows": []}'
+        self._rows: list[dict[str, Any]] = json.loads(text)["rows"]
+
+    def chosen(self, settings: dict[str, list[str]]) -> Iterator[tuple[str, int, list[str]]]:
+        """What is asked for and missing, as name, seed and settings; seed after seed."""
+        for seed in range(self._asked.seeds):
+            for name, own in settings.items():
+                known = any((name, seed) == (r["name"], r.get("seed")) for r in self._rows)
+                if not known and name in (self._asked.only or settings):
+                    yield name, seed, own
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Put a row in place of one of the same name and seed, and write all."""
+        key = (row["name"], row.get("seed"))
+        self._rows = [r for r in self._rows if (r["name"], r.get("seed")) != key] + [row]
+        print(*(v for k, v in row.items() if k != "settings"), flush=True)
+        content = {"machine": MACHINE, "rows": self._rows}
+        self._asked.json.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def blocks(part: Part, steps: int) -> None:
     """The shipped recipe by number of blocks and head."""
-    for seed in range(seeds):
-        for name, settings in BLOCKS.items():
-            own = [*settings, "data.num_test=512", f"train.seed={seed}", f"train.max_steps={steps}"]
-            yield trained(name, own, folder / f"{name}-{seed}")
+    for name, seed, settings in part.chosen(BLOCKS):
+        own = [*settings, "data.num_test=512", f"train.seed={seed}", f"train.max_steps={steps}"]
+        part.add(trained(name, own, part.folder / f"{name}-{seed}"))
 
 
-def fine(folder: Path, seeds: int, steps: int) -> Iterator[dict[str, Any]]:
+def fine(part: Part, steps: int) -> None:
     """A network that backprop trained without ``idlelib`` goes on with its files alone."""
-    start = folder / "start"
+    start = part.folder / "start"
     own = ["method.name=backprop", UNSEEN, f"train.max_steps={4 * steps}"]
-    yield trained("backprop, before fine-tuning, on other text", own, start)
-    for seed in range(seeds):
-        for name, settings in FINE.items():
-            own = [*FINE_DATA, f"model.weights={start}"]
-            own += [f"train.seed={seed}", f"train.max_steps={steps}", *settings]
-            yield trained(name, own, folder / f"{name}-{seed}")
+    part.add(trained("backprop, before fine-tuning, on other text", own, start))
+    for name, seed, settings in part.chosen(FINE):
+        own = [*FINE_DATA, f"train.seed={seed}", f"train.max_steps={steps}", *settings]
+        part.add(trained(name, own, part.folder / f"{name}-{seed}", start))
 
 
-def memory(folder: Path, seeds: int, steps: int) -> Iterator[dict[str, Any]]:
+def memory(part: Part, steps: int) -> None:
     """The most bytes that are kept in a training step of the recipe."""
-    del folder, seeds, steps
-    for name, settings in BLOCKS.items():
-        yield {"name": name, "settings": settings, "kept_bytes": kept_bytes(settings)}
+    del steps
+    for name, seed, settings in part.chosen(BLOCKS):
+        kept = kept_bytes(settings)
+        part.add({"name": name, "seed": seed, "settings": settings, "kept_bytes": kept})
 
 
 def kept_bytes(settings: list[str]) -> int:
@@ -113,9 +138,12 @@ def kept_bytes(settings: list[str]) -> int:
     return kept.most
 
 
-def trained(name: str, settings: list[str], out: Path) -> dict[str, Any]:
-    """One run, as a row."""
+def trained(
+    name: str, settings: list[str], out: Path, weights: Path | None = None
+) -> dict[str, Any]:
+    """One run, which begins with the weights of another where that is given, as a row."""
     base = ["data.validation=0", "track.trace_steps=0", "train.evaluate_every=0"]
+    base += [f"model.weights={weights}"] if weights else []
     recipe = load_recipe("text-gpt", [*base, *settings])
     start = time.perf_counter()
     result = ppll.Trainer(recipe, out=out).fit()
@@ -137,19 +165,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=["blocks", "fine", "memory"])
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these rows of the part")
     parser.add_argument("--steps", type=int, help="400 for blocks, 100 for fine")
     parser.add_argument("--json", type=Path, required=True)
     asked = parser.parse_args()
     steps = asked.steps or {"blocks": 400, "fine": 100, "memory": 1}[asked.part]
-    machine = f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
-    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         run = {"blocks": blocks, "fine": fine, "memory": memory}[asked.part]
-        for row in run(Path(folder), asked.seeds, steps):
-            rows.append(row)
-            print(*(v for k, v in row.items() if k != "settings"), flush=True)
-            content = {"machine": machine, "rows": rows}
-            asked.json.write_text(json.dumps(content, indent=1) + "\n")
+        run(Part(asked, Path(folder)), steps)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ppll.errors import ModelError
 from ppll.memory_layout import channels_last
 from ppll.message import PREVIOUS
-from ppll.models.network import Layer, qualified
+from ppll.models.names import qualified
+from ppll.models.network import Layer
 from ppll.recomputing import recomputed
 
 __all__ = ["AUXILIARY", "CONTEXT", "BlockModules", "Chain", "named_tensors"]
