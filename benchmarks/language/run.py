@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.gpu.kept import Kept
+from benchmarks.gpu.kept import kept_in_a_step
 
 import ppll
 from ppll.data_facts import DataFacts
 from ppll.job import draw_blueprint
-from ppll.message import FEATURES, TARGETS, Kind, Message
-from ppll.models.initialising import initialise
+from ppll.message import FEATURES, TARGETS
 from ppll.recipe_files import load_recipe
 
 BLOCKS = {
@@ -121,21 +120,9 @@ def kept_bytes(settings: list[str]) -> int:
     """Of one step, block after block, as one stage runs them."""
     recipe = load_recipe("text-gpt", settings)
     facts = DataFacts((128,), 256, 1000, holds_tokens=True)
-    blueprint = draw_blueprint(recipe, facts, None)
-    device = torch.device("cpu")
-    made = [blueprint.build_block(index, device) for index in range(blueprint.num_blocks)]
-    for block in made:
-        for prefix, module in block.modules.named():
-            initialise(module, prefix, 0)
-    kept = Kept(t for block in made for _, t in block.modules.named_tensors())
     tokens = torch.randint(256, (recipe.data.batch_size, 129))
     fields = {FEATURES: tokens[:, :-1].clone(), TARGETS: tokens[:, 1:].clone()}
-    message = Message(kind=Kind.TRAIN, sequence=0, step=1, tensors=fields)
-    with kept.counted():
-        for block in made:
-            message = block.forward(message)
-            block.learn()
-    return kept.most
+    return kept_in_a_step(draw_blueprint(recipe, facts, None), fields)
 
 
 def trained(
