@@ -2,7 +2,6 @@
 
     python -m benchmarks.language.run blocks --seeds 3 --json benchmarks/language/blocks.json
     python -m benchmarks.language.run fine --json benchmarks/language/fine.json
-
     python -m benchmarks.language.run memory --json benchmarks/language/memory.json
 
 All runs of a part have the same data, network, optimizer and number of steps. Rows are written
@@ -15,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import tempfile
 import time
@@ -43,17 +43,21 @@ BLOCKS = {
 LORA = ["model.lora_rank=32", "model.lora_alpha=32", "split.blocks=2", "optimizer.blocks.0.lr=1e-5"]
 """The first block, which hears nothing of the task, hardly moves: as it is trained, so it stays."""
 LOPT = ["method.name=lopt", *LORA]
-ZEROLOCK = [
-    *("method.name=zerolock", "method.auxiliary=frozen-readout", "method.alpha=0.95"),
-    *("method.auxiliary_options.adapter=24", *LORA),
-]
 QUARTER = "split.cuts=[3]"
+RANK_4 = ["model.lora_rank=4", "model.lora_alpha=16", "optimizer.lr=4e-3"]
+READOUT = ["method.auxiliary=frozen-readout", "method.auxiliary_options.adapter=24"]
+ZEROLOCK = ["method.name=zerolock", *READOUT, "method.alpha=0.95", *LORA]
 FINE = {
     "no fine-tuning": ["method.name=backprop", "optimizer.lr=1e-12", "train.max_steps=1"],
     "backprop, all weights, lr 0.001": ["method.name=backprop", "optimizer.lr=1e-3"],
     "backprop, all weights, lr 0.002": ["method.name=backprop", "optimizer.lr=2e-3"],
     "backprop, all weights, lr 0.004": ["method.name=backprop", "optimizer.lr=4e-3"],
     "backprop, LoRA, lr 0.004": ["method.name=backprop", *LORA[:2], "optimizer.lr=4e-3"],
+    "backprop, LoRA of rank 4, lr 0.004": ["method.name=backprop", *RANK_4],
+    "lopt, LoRA of rank 4, lr 0.004, four blocks that all learn so": ["method.name=lopt", *RANK_4],
+    "zerolock, LoRA of rank 4, lr 0.004, four blocks that all learn so": [
+        *("method.name=zerolock", *READOUT, *RANK_4)
+    ],
     "lopt, LoRA, lr 0.004": [*LOPT, "optimizer.lr=4e-3"],
     "lopt, LoRA, lr 0.01": [*LOPT, "optimizer.lr=1e-2"],
     "lopt, LoRA, lr 0.02": [*LOPT, "optimizer.lr=2e-2"],
@@ -61,7 +65,10 @@ FINE = {
     "zerolock, LoRA, lr 0.01": [*ZEROLOCK, "optimizer.lr=1e-2"],
     "zerolock, LoRA, lr 0.01, cut after a quarter": [*ZEROLOCK, "optimizer.lr=1e-2", QUARTER],
 }
-MACHINE = f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
+MACHINE = (
+    f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+    f"torch {torch.__version__}"
+)
 UNSEEN = 'data.without=["idlelib"]'
 FINE_DATA = ['data.only=["idlelib"]', "data.num_test=1024"]
 
