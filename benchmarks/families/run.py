@@ -3,7 +3,7 @@
 For a small network of each family, backprop beside four blocks (``dgl``) with the same data,
 optimizer and number of steps; nothing was tuned for either. In three parts:
 
-    python -m benchmarks.families.run accuracy --root DATA --json benchmarks/families/accuracy.json
+    python -m benchmarks.families.run accuracy --json benchmarks/families/accuracy.json
     python -m benchmarks.families.run memory --json benchmarks/families/memory.json
     python -m benchmarks.families.run timing --json benchmarks/families/timing.json
     python -m benchmarks.families.run table
@@ -15,7 +15,7 @@ backprop in a process of one thread, local learning in one, and in two stages, w
 processes; they take turns, and ratios are taken within a turn. It needs two idle cores. ``table``
 prints the rows of ``docs/models.md`` from the three files.
 
-``--root`` is a folder with CIFAR-10; the other data come along. Where torchvision is built for
+CIFAR-10 is looked for in ``$PPLL_DATA``; the other data come along. Where torchvision is built for
 another torch, ``PYTHONPATH=tests/declaring`` makes its Python part importable.
 """
 
@@ -49,7 +49,7 @@ def accuracy(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Final output and exits of every network, by seed."""
     for name in options.only:
         family = FAMILIES[name]
-        data = _data(family, options.root)
+        data = _data(family)
         for seed in range(options.seeds):
             for system in ("backprop", "local"):
                 train = {"seed": seed, "evaluate_every": 0}
@@ -89,11 +89,11 @@ def timing(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 yield {**row, "steps": last - first, "busy": list(result.busy_fraction)}
 
 
-def _data(family: Family, root: Path | None) -> Dataset | None:
+def _data(family: Family) -> Dataset | None:
     """Data with fewer test samples, where that is no option of the data set."""
     if family.num_test is None:
         return None
-    section = family.asked("local", data={"root": str(root)} if root else {}).data
+    section = family.asked("local").data
     whole = load_dataset(section)
     test = Split(whole.test.inputs[: family.num_test], whole.test.targets[: family.num_test])
     num = section.train_limit
@@ -119,7 +119,6 @@ def main() -> None:
     parser = new_parser(__doc__, repeats=3)
     parts = {"accuracy": accuracy, "memory": memory, "timing": timing}
     parser.add_argument("part", choices=[*parts, "table"])
-    parser.add_argument("--root", type=Path, help="folder with CIFAR-10; else PPLL_DATA's")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     options = parser.parse_args()
