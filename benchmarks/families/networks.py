@@ -69,7 +69,7 @@ def _own() -> nn.Sequential:
 
 
 _DIGITS: Final = {"name": "digits", "batch_size": 64, "crop": 1}
-_TEXT: Final = {"name": "stdlib-text", "length": 64, "batch_size": 16, "num_test": 512}
+_TEXT: Final = {"name": "stdlib-text", "length": 64, "batch_size": 16, "num_test": 256}
 _LATER: Final = {"name": "dgl", "auxiliary": "auglocal", "auxiliary_options": {"depth": 1}}
 _BLOCKS: Final = {"split": {"blocks": 4}}
 
@@ -82,7 +82,7 @@ def _text(model: dict[str, Any]) -> Family:
         "model": model,
         "optimizer": {**adamw, "clip_norm": 1.0},
         "schedule": {"warmup_epochs": 0.005},
-        "train": {"epochs": 1, "max_steps": 300},
+        "train": {"epochs": 1, "max_steps": 200},
         **_BLOCKS,
     }
     return Family("language", recipe, _LATER, made_up={"num_test": 8}, timed_steps=50)

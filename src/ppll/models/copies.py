@@ -31,14 +31,17 @@ class CopyOf(nn.Module):
         made: Tensor = self.layer(features)
         return made
 
-    def take(self, values: Mapping[str, Tensor]) -> bool:
-        """Take over the layer's values if all of them are among the network's ``values``."""
+    def is_whole_in(self, values: Mapping[str, Tensor]) -> bool:
+        """Whether all of the layer's values are among the network's."""
         own = _tensors(self.layer)
-        found = _found(own, self.source, values)
+        return len(_found(own, self.source, values)) == len(own)
+
+    def take(self, values: Mapping[str, Tensor]) -> None:
+        """Take over those of the layer's values that are among the network's."""
+        own = _tensors(self.layer)
         with torch.no_grad():
-            for name, value in found.items():
+            for name, value in _found(own, self.source, values).items():
                 own[name].copy_(value)
-        return bool(found)
 
 
 class LikeOf(nn.Module):
@@ -68,16 +71,21 @@ class LikeOf(nn.Module):
 
         Args:
             module: In ``layer``.
-            values: The network's; without all that are needed among them, nothing is done.
+            values: The network's.
+
+        Returns:
+            Whether all that are needed are among them; otherwise nothing is done.
         """
         name = next(name for name, part in self.layer.named_modules() if part is module)
         own = _tensors(module, recurse=False)
         found = _found(own, qualified(self.source, name), values)
+        if len(found) < len(own):
+            return False
         with torch.no_grad():
             for key, value in found.items():
                 drawn = isinstance(own[key], nn.Parameter)
                 own[key].copy_(_shuffled(value) if drawn else value)
-        return bool(found)
+        return True
 
 
 def source_names(prefix: str, module: nn.Module) -> dict[str, str]:
@@ -103,10 +111,9 @@ def _tensors(module: nn.Module, *, recurse: bool = True) -> dict[str, Tensor]:
 def _found(
     own: Mapping[str, Tensor], source: str, values: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The values that stand for one's own tensors; none unless all are there and fit."""
-    found = {name: values.get(qualified(source, name)) for name in own}
-    fit = {n: v for n, v in found.items() if v is not None and v.shape == own[n].shape}
-    return fit if len(fit) == len(own) else {}
+    """The values that stand for one's own tensors; none if one of them is of another shape."""
+    found = {n: values[qualified(source, n)] for n in own if qualified(source, n) in values}
+    return found if all(v.shape == own[n].shape for n, v in found.items()) else {}
 
 
 def _shuffled(values: Tensor) -> Tensor:

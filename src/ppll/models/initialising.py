@@ -46,8 +46,9 @@ def initialise(
         for name, child, like in _parts(module, prefix):
             owned = _owned(child)
             if isinstance(child, CopyOf):
-                if not child.take(given):
+                if not child.is_whole_in(given):
                     initialise(child.layer, child.source, seed, given)
+                child.take(given)
             elif owned:
                 _check_on_cpu(name, owned)
                 torch.default_generator.manual_seed(fold(seed, name) % 2**32)
