@@ -82,7 +82,7 @@ def _text(model: dict[str, Any]) -> Family:
         "model": model,
         "optimizer": {**adamw, "clip_norm": 1.0},
         "schedule": {"warmup_epochs": 0.005},
-        "train": {"epochs": 1, "max_steps": 200},
+        "train": {"epochs": 1, "max_steps": 150},
         **_BLOCKS,
     }
     return Family("language", recipe, _LATER, made_up={"num_test": 8}, timed_steps=50)

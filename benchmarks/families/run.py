@@ -8,7 +8,8 @@ optimizer and number of steps; nothing was tuned for either. In three parts:
     python -m benchmarks.families.run timing --json benchmarks/families/timing.json
     python -m benchmarks.families.run table
 
-``accuracy`` trains every network with several seeds and asks every exit about test data.
+``accuracy`` trains every network with several seeds and asks every exit about test data; it goes on
+where it was stopped, since what the file already has is not run again (remove it to begin anew).
 ``memory`` counts what autograd keeps at the most in a training step, in one process. ``timing``
 takes the time of a batch in steady state, from one learning step that was seen at work to another:
 backprop in a process of one thread, local learning in one, and in two stages, which are two
@@ -23,6 +24,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
+import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,16 +50,29 @@ _QUIET = {"track": {"trace_steps": 0}}
 
 def accuracy(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Final output and exits of every network, by seed."""
+    done = _rows_of(options.json)
+    yield from done
+    known = {(row["family"], row["system"], row["seed"]) for row in done}
     for name in options.only:
-        family = FAMILIES[name]
-        data = _data(family)
-        for seed in range(options.seeds):
-            for system in ("backprop", "local"):
-                train = {"seed": seed, "evaluate_every": 0}
-                result = _fit(family, system, data, train=train)[0]
-                outputs = result.exit_perplexity if family.holds_text else result.exit_accuracy
-                row = {"family": name, "system": system, "seed": seed, "steps": result.step}
-                yield {**row, "exits": list(outputs), "train_seconds": result.train_seconds}
+        for seed, system in itertools.product(range(options.seeds), ("backprop", "local")):
+            if (name, system, seed) not in known:
+                yield _outputs(name, system, seed)
+
+
+def _rows_of(file: Path | None) -> list[dict[str, Any]]:
+    if file is None or not file.exists():
+        return []
+    rows: list[dict[str, Any]] = json.loads(file.read_text())["rows"]
+    return rows
+
+
+def _outputs(name: str, system: str, seed: int) -> dict[str, Any]:
+    family = FAMILIES[name]
+    train = {"seed": seed, "evaluate_every": 0}
+    result = _fit(family, system, _data(family), train=train)[0]
+    exits = result.exit_perplexity if family.holds_text else result.exit_accuracy
+    row = {"family": name, "system": system, "seed": seed, "steps": result.step}
+    return {**row, "exits": list(exits), "train_seconds": result.train_seconds}
 
 
 def memory(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
