@@ -140,7 +140,7 @@ def test_the_runs_of_model_families_work(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tables_of_model_families_show_what_was_measured(family: str) -> None:
-    """``python -m benchmarks.families.run table`` prints them."""
+    """``python -m benchmarks.families.run table`` puts them there."""
     assert "\n".join(rows_of_page(family)) in (DOCS / "models.md").read_text(encoding="utf-8")
 
 

@@ -14,7 +14,7 @@ where it was stopped, since what the file already has is not run again (remove i
 takes the time of a batch in steady state, from one learning step that was seen at work to another:
 backprop in a process of one thread, local learning in one, and in two stages, which are two
 processes; they take turns, and ratios are taken within a turn. It needs two idle cores. ``table``
-prints the rows of ``docs/models.md`` from the three files.
+puts the rows of the three files into ``docs/models.md``.
 
 CIFAR-10 is looked for in ``$PPLL_DATA``; the other data come along. Where torchvision is built for
 another torch, ``PYTHONPATH=tests/declaring`` makes its Python part importable.
@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.families.networks import FAMILIES, SYSTEMS, Family
-from benchmarks.families.table import PAGES, rows_of_page
+from benchmarks.families.table import put_into
 from benchmarks.gpu.kept import kept_in_a_step
 from benchmarks.report import new_parser, write_report
 from benchmarks.speed.one import Marks
@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     options = parser.parse_args()
     if options.part == "table":
-        print("\n\n".join("\n".join(rows_of_page(page)) for page in PAGES))
+        put_into(Path("docs") / "models.md")
         return
     rows = []
     for row in parts[options.part](options):

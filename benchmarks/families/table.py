@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from benchmarks.families.networks import FAMILIES, Family
 
-__all__ = ["PAGES", "rows_of_page"]
+__all__ = ["PAGES", "put_into", "rows_of_page"]
 
 PAGES: Final = tuple(dict.fromkeys(family.page for family in FAMILIES.values()))
 """Sections of the page."""
@@ -26,6 +26,16 @@ def rows_of_page(page: str) -> list[str]:
     head = [f"| | {_HEAD} |", "| --- |" + " --- |" * 7]
     chosen = {name: family for name, family in FAMILIES.items() if family.page == page}
     return head + [_row(name, family, measured) for name, family in chosen.items()]
+
+
+def put_into(page: Path) -> None:
+    """Replace the rows that the page has, each by that of the same network."""
+    rows = [row for section in PAGES for row in rows_of_page(section)[2:]]
+    lines = page.read_text(encoding="utf-8").split("\n")
+    for row in rows:
+        start = row[: row.index(" |", 1) + 2]
+        lines[next(i for i, line in enumerate(lines) if line.startswith(start))] = row
+    page.write_text("\n".join(lines), encoding="utf-8")
 
 
 def _read(part: str) -> list[dict[str, Any]]:
@@ -46,11 +56,11 @@ def _of(rows: list[dict[str, Any]], system: str, key: str) -> list[Any]:
 
 def _outputs(family: Family, rows: list[dict[str, Any]]) -> list[str]:
     """Final output of both with its spread over seeds, and the mean of every other exit."""
-    if not rows:
-        return ["", "", ""]
     scale, digits, unit = (1, 2, "") if family.holds_text else (100, 1, " %")
     exits = _of(rows, "local", "exits")
     final = [[scale * seed[-1] for seed in _of(rows, s, "exits")] for s in ("backprop", "local")]
+    if min(map(len, final)) < 2:
+        return ["", "", ""]
     texts = [f"{statistics.mean(v):.{digits}f} ± {statistics.stdev(v):.{digits}f}" for v in final]
     before = [scale * statistics.mean(column) for column in list(zip(*exits, strict=True))[:-1]]
     return [f"{text}{unit}" for text in texts] + [", ".join(f"{v:.{digits}f}" for v in before)]
