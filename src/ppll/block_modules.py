@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ppll.errors import ModelError
 from ppll.memory_layout import channels_last
 from ppll.message import FEATURES, PREVIOUS
-from ppll.models.network import Layer, qualified
+from ppll.models.names import qualified
+from ppll.models.network import Layer
 from ppll.models.structures import Structure, changed_error
 from ppll.recomputing import recomputed
 

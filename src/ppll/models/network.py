@@ -17,17 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from ppll.errors import ModelError
-from ppll.memory_layout import in_plain_order
-from ppll.models.copies import CopyOf
 from ppll.models.empty import with_memory
+from ppll.models.initialising import initialise
+from ppll.models.names import qualified
 from ppll.models.structures import Structure
-from ppll.randomness import fold
 
 __all__ = [
     "Layer",
     "Network",
-    "initialise",
-    "qualified",
 ]
 
 _KEPT_NAMES: Final = ("auxiliary", "context")
@@ -119,6 +116,10 @@ class Network:
     def named_tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers of all layers under their names in the un-split model."""
         return {name: tensor for layer in self.layers for _, name, tensor in _contents(layer)}
+
+    def held_values(self) -> dict[str, Tensor]:
+        """Those of them that have values."""
+        return {n: tensor for n, tensor in self.named_tensors().items() if not tensor.is_meta}
 
     def state_dict(self) -> dict[str, Tensor]:
         """The same without buffers that are not part of a state dict."""
@@ -227,66 +228,3 @@ def _contents(layer: Layer) -> Iterator[tuple[str, str, Tensor]]:
     module = layer.module
     yield from (("parameter", name, it) for name, it in module.named_parameters(prefix=layer.path))
     yield from (("buffer", name, it) for name, it in module.named_buffers(prefix=layer.path))
-
-
-def qualified(layer_name: str, name: str) -> str:
-    """What a layer's parameter ``name`` is called in the un-split model."""
-    return f"{layer_name}.{name}" if layer_name else name
-
-
-def initialise(module: nn.Module, prefix: str, seed: int) -> None:
-    """Give parameters and buffers their first values: a function of the seed and their names.
-
-    Each module that owns some directly is reset by its own ``reset_parameters`` after the default
-    generator was seeded from the seed and the module's name. So the values do not depend on
-    what else is built, where the network is cut, or which process does it. The values before do
-    not matter: what ``to_empty`` made of a module on the meta device will do. The state of the
-    generator is restored.
-
-    Args:
-        module: A layer or an auxiliary network, on the CPU, changed in place.
-        prefix: Its name in the whole model; names of its inner modules follow after a dot.
-        seed: Of the run, as in ``train.seed``.
-
-    Raises:
-        ModelError: A module owns parameters or buffers but has no ``reset_parameters``.
-        ValueError: Something is not on the CPU, whose generator the values come from.
-    """
-    copies: list[CopyOf] = []
-    with torch.random.fork_rng(devices=()):
-        for name, child in module.named_modules(prefix=prefix):
-            owned = _owned(child)
-            if owned:
-                _check_on_cpu(name, owned)
-                torch.default_generator.manual_seed(fold(seed, name) % 2**32)
-                _reset(name, child, owned)
-            if isinstance(child, CopyOf):
-                copies.append(child)
-    for copied in copies:
-        initialise(copied.layer, copied.source, seed)
-
-
-def _owned(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers that belong to the module itself, not to an inner one."""
-    parameters = module.named_parameters(recurse=False)
-    return {**dict(parameters), **dict(module.named_buffers(recurse=False))}
-
-
-def _check_on_cpu(module_name: str, owned: dict[str, Tensor]) -> None:
-    for name, tensor in owned.items():
-        if tensor.device.type != "cpu":
-            raise ValueError(
-                f"first values are drawn on the CPU, but {qualified(module_name, name)!r} is on "
-                f"{tensor.device}: materialise it there and move it afterwards"
-            )
-
-
-def _reset(name: str, module: nn.Module, owned: dict[str, Tensor]) -> None:
-    reset = getattr(module, "reset_parameters", None)
-    if reset is None:
-        raise ModelError(
-            f"module {name!r} ({type(module).__name__}) owns {', '.join(owned)} but has no "
-            "reset_parameters(): give it one that sets all of them."
-        )
-    with in_plain_order(owned.values()):
-        reset()
