@@ -20,7 +20,7 @@ from ppll.data.loader import IMAGE
 from ppll.ends import Ends
 from ppll.job import DataFacts, draw_blueprint
 from ppll.message import FEATURES, TARGETS, Kind, Message
-from ppll.models.network import initialise
+from ppll.models.initialising import initialise
 from ppll.slow import SlowParameters
 from ppll.stream import training_stream
 from ppll.worker import Worker

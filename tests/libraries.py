@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.structures import dict_model, masked_model
+
 DECLARING = Path(__file__).parent / "declaring"
 """Folder whose ``sitecustomize`` lets a process import torchvision beside any torch."""
 
@@ -153,6 +155,12 @@ FAMILIES = {
     ),
 }
 """By name; of torchvision no vision transformer that has a name is small enough."""
+
+OWN = {
+    "own-tuple": Family("torch", {}, lambda torch: masked_model(3, 5)),
+    "own-dict": Family("torch", {}, lambda torch: dict_model(3, 5)),
+}
+"""Given as models from Python; their layers hand on more than one tensor."""
 
 TORCHVISION_VIT = Family("torchvision", {}, _torchvision_vit)
 """Given as a model from Python."""

@@ -57,6 +57,8 @@ class Network:
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
     def remove_processes(self) -> None:
+        for host in range(self.num_hosts):
+            self.kill(host)
         for process in self._started:
             if process.poll() is None:
                 with suppress(ProcessLookupError):
@@ -64,6 +66,15 @@ class Network:
             process.wait()
             if process.stdout is not None:
                 process.stdout.close()
+
+    def kill(self, host: int) -> None:
+        """End everything that runs on a host, what is stopped or left alone included."""
+        listed = subprocess.run(
+            ["ip", "netns", "pids", self._host(host)], capture_output=True, text=True
+        )
+        for pid in listed.stdout.split():
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
 
     def address(self, host: int) -> str:
         return f"10.77.0.{host + 1}"
@@ -119,11 +130,12 @@ class Network:
         per_host: int,
         before: Sequence[str] = (),
         options: Sequence[str] = (),
-        num_hosts: int | None = None,
+        num_hosts: int | str | None = None,
+        conf: str = "",
         **environment: str,
     ) -> subprocess.Popen[str]:
-        """Start torchrun on one host of so many, in a command that comes before it if there is
-        one."""
+        """Start torchrun on one host of so many (``"1:2"``: at least, at most), in a command that
+        comes before it if there is one; ``conf`` goes to the rendezvous."""
         return self.start(
             host,
             *before,
@@ -132,7 +144,8 @@ class Network:
             f"--nproc-per-node={per_host}",
             "--rdzv-backend=c10d",
             f"--rdzv-endpoint={self.address(0)}:{PORT}",
-            f"--rdzv-conf=is_host={int(host == 0)}",  # names tell nothing here
+            # Names tell nothing here.
+            f"--rdzv-conf=is_host={int(host == 0)}{conf and ','}{conf}",
             f"--rdzv-id={self._name}",
             f"--local-addr={self.address(host)}",
             *options,

@@ -363,10 +363,46 @@ def test_a_plan_predicts_and_writes_balanced_cuts(tmp_path: Path, monkeypatch, c
     assert "ppll plan RECIPE --write" in err
 
 
+def test_a_plan_chooses_replicas_and_writes_them(tmp_path: Path, monkeypatch, capsys) -> None:
+    target = tmp_path / "new.toml"
+    args = ("--processes=6", f"--write={target}")
+    code, printed, err = planned(tmp_path, monkeypatch, capsys, *args)
+    assert code == 0, err
+    for word in ("a stage each", "(taken)", "Replicas of single blocks"):
+        assert word in " ".join(printed.split())
+    code, printed, err = planned(tmp_path, monkeypatch, capsys, "--processes=6", "--json")
+    tree = json.loads(printed)
+    assert (tree["choices"][0]["processes"], tree["choices"][0]["replicas"]) == (4, [1] * 4)
+    assert tree["processes"] <= 6
+    written = load_recipe(target)
+    assert list(written.block_replicas) == [row["replicas"] for row in tree["rows"]]
+    assert written.runtime.stages == 1 + tree["rows"][-1]["stage"]
+    # What is written can be planned again with the same costs, and says the same.
+    costs = f"--costs={tmp_path / 'costs.json'}"
+    stages = f"--stages={written.runtime.stages}"
+    code, printed, err = run_here(monkeypatch, capsys, "plan", str(target), costs, stages, "--json")
+    assert code == 0, err
+    assert json.loads(printed)["samples_per_second"] == tree["samples_per_second"]
+
+
+def test_a_plan_of_unlike_replicas(tmp_path: Path, monkeypatch, capsys) -> None:
+    args = ("--set=train.replicas=[2, 1, 1, 1]",)
+    code, printed, err = planned(tmp_path, monkeypatch, capsys, *args)
+    assert code == 0, err
+    text = " ".join(printed.split())
+    assert "5 processes, 4 stage(s) with 2,1,1,1 replica(s)" in text
+    assert "Updates are not shared" in text
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["--set=model.width=8"], "measured for model.width = 4"),
+        (["--processes=0"], "greater than or equal to 1"),
+        (["--write=nowhere/new.toml"], "cannot write nowhere/new.toml: No such file"),
+        (["--processes=4", "--stages=2"], "--processes chooses the stages"),
+        (["--set=train.replicas=[2, 1, 1, 1]", "--stages=1"], "ask for 2 to 4 stages"),
+        (["--set=train.replicas=[2, 3, 1, 1]"], "one divides the other"),
         (["--stages=5"], "ask for 1 to 4"),
         (["--bandwidth=0"], "bandwidth"),
         (["--latency=-1"], "latency"),

@@ -27,6 +27,7 @@ from tests.interleaving import (
     interleave,
     make_workers,
 )
+from tests.structures import MODELS, blueprint_of, train_interleaved
 from tests.test_block import batch, learn, make_blocks
 
 pytestmark = [
@@ -132,6 +133,34 @@ def test_evaluation_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert first.counts.take().samples == 5
     with pytest.raises(AssertionError, match="compiled code ran"):
         first.forward(batch())
+
+
+@pytest.mark.slow
+@patient
+@needs_compiler
+@pytest.mark.usefixtures("settings")
+@pytest.mark.parametrize("name", MODELS)
+def test_layers_that_hand_on_several_tensors_are_compiled(name: str) -> None:
+    found = []
+    for compiles, num_stages in ((True, 1), (True, 2), (False, 1)):
+        torch._dynamo.reset()
+        # AdamW would make steps of the noise that is the gradient of a bias before batch norm.
+        changes = {"optimizer": {"name": "sgd"}, "train": {"compile": compiles}}
+        model = without_dropout(MODELS[name]())
+        blueprint = blueprint_of(model, split={"blocks": 2}, **changes)
+        found.append(train_interleaved(blueprint, num_stages))
+    assert digest(found[0]) == digest(found[1])
+    for compiled_block, plain in zip(found[0], found[2], strict=True):
+        others = dict(plain.modules.named_tensors())
+        for name_of, tensor in compiled_block.modules.named_tensors():
+            torch.testing.assert_close(tensor, others[name_of], rtol=1e-4, atol=1e-5)
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
 
 
 def test_settings_hold_inside_only() -> None:

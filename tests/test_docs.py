@@ -10,13 +10,17 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 import typer
+from benchmarks.families.table import PAGES as FAMILIES
+from benchmarks.families.table import rows_of_page
 
 import ppll
 from ppll.cli import app
 from ppll.cli_options import with_json_printed
 from ppll.recipe_files import load_recipe, shipped_recipes
 from ppll.sections import TrackConfig
+from tests.libraries import library
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -109,6 +113,14 @@ def test_the_function_as_a_callback_works(
     assert capsys.readouterr().out.startswith("{'kind': 'train', 'step': ")
 
 
+def test_the_model_that_hands_on_a_dict_learns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    assert run("models.md", 2)["result"].test_accuracy > 0.85
+
+
 def test_the_script_that_may_be_interrupted_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -119,6 +131,26 @@ def test_the_script_that_may_be_interrupted_works(
         printed.append(capsys.readouterr().out)
     assert printed[0] == printed[1]
     assert printed[0].endswith("%\n")
+
+
+@pytest.mark.parametrize(
+    ("index", "needed"), [(0, "timm"), (1, "transformers"), (2, None)], ids=FAMILIES
+)
+def test_the_runs_of_model_families_work(
+    index: int, needed: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if needed is not None:
+        library(needed)
+    monkeypatch.chdir(tmp_path)
+    result = run("models.md", index)["result"]
+    assert len(result.exit_accuracy) == 4
+    assert (tmp_path / result.run_folder / "result.json").is_file()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tables_of_model_families_show_what_was_measured(family: str) -> None:
+    """``python -m benchmarks.families.run table`` puts them there."""
+    assert "\n".join(rows_of_page(family)) in (DOCS / "models.md").read_text(encoding="utf-8")
 
 
 class FakeRun:

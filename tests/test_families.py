@@ -27,9 +27,9 @@ from ppll.models import initialise
 from ppll.testing import Fault
 from tests.faults import injected
 from tests.interleaving import digest, interleave, make_workers
-from tests.libraries import FAMILIES, TORCHVISION_VIT, Family, environment, library
+from tests.libraries import FAMILIES, OWN, TORCHVISION_VIT, Family, environment, library
 
-ALL = {**FAMILIES, "torchvision-vit": TORCHVISION_VIT}
+ALL = {**FAMILIES, "torchvision-vit": TORCHVISION_VIT, **OWN}
 
 
 @pytest.fixture(params=ALL)
@@ -60,15 +60,17 @@ def interleaved_blocks(blueprint: Blueprint) -> list[Block]:
         for prefix, module in block.modules.named():
             own = named_tensors(prefix, module)
             if not own.keys() <= given.keys():
-                initialise(module, prefix, 5)
+                initialise(module, prefix, 5, given)
                 values |= own
         block.load({**given, **values}, {})
     return blocks
 
 
-def trained_in_any_order(family: Family, num_stages: int, choose: Callable[[int], int]) -> str:
+def trained_in_any_order(
+    family: Family, num_stages: int, choose: Callable[[int], int], **sections: dict[str, Any]
+) -> str:
     """Hash of all that is learned by workers that take turns as ``choose`` says."""
-    recipe = ppll.Recipe.from_dict(family.recipe())
+    recipe = ppll.Recipe.from_dict(family.recipe(**sections))
     loader = Loader(prepare(load_dataset(recipe.data), recipe.data), seed=5)
     facts = facts_of(loader.data)
     blueprint = draw_blueprint(recipe, facts, given_network(family.whole(), recipe, facts))
@@ -82,6 +84,57 @@ def test_four_stages_in_any_order_end_with_the_bits_of_one(family: Family) -> No
     for seed in range(2):
         order = Random(seed)
         assert trained_in_any_order(family, 4, order.randrange) == expected
+
+
+COPYING: dict[str, dict[str, Any]] = {
+    "auglocal": {"name": "dgl", "auxiliary": "auglocal", "auxiliary_options": {"depth": 1}},
+    "solo": {"name": "solo"},
+}
+
+
+@pytest.mark.parametrize("method", COPYING)
+@pytest.mark.parametrize("name", ["timm-vit", "torchvision-vit", "gpt2", "llama"])
+def test_heads_like_later_layers_have_the_same_bits_on_any_placement(
+    name: str, method: str
+) -> None:
+    section = {"method": COPYING[method]}
+    expected = trained_in_any_order(ALL[name], 1, lambda num_able: 0, **section)
+    assert trained_in_any_order(ALL[name], 4, Random(1).randrange, **section) == expected
+
+
+def first_values(run: Path) -> dict[str, Tensor]:
+    folder = run / "checkpoints" / "step-00000000"
+    files = sorted(folder.glob("*.safetensors"))
+    return {k: v for file in files for k, v in safetensors.torch.load_file(file).items()}
+
+
+def test_what_cannot_reset_itself_draws_from_what_the_library_drew(tmp_path: Path) -> None:
+    """Layer 2's values stand in the first block's head in another order."""
+    family = FAMILIES["gpt2"]
+    family.whole()
+    recipe = family.recipe(
+        method=COPYING["auglocal"], split={"cuts": [2, 3, 4]}, train={"max_steps": 1}
+    )
+    ppll.Trainer(recipe, out=tmp_path / "run").fit()
+    found = first_values(tmp_path / "run")
+    heads = [name for name in found if name.startswith("auxiliary.transformer_h_0.layers.")]
+    attention = {name.partition(".attn.")[2]: name for name in heads if ".attn." in name}
+    assert {"c_attn.weight", "c_attn.bias", "c_proj.weight", "c_proj.bias"} <= attention.keys()
+    for own in attention.values():
+        theirs = found[own.partition(".layer.")[2]]
+        assert torch.equal(found[own].flatten().sort()[0], theirs.flatten().sort()[0])
+        assert torch.equal(found[own], theirs) == own.endswith("bias")  # zeros
+
+
+def test_a_head_that_comes_later_draws_from_what_is_trained(tmp_path: Path) -> None:
+    family, out = FAMILIES["llama"], tmp_path / "run"
+    family.whole()
+    linear = {"name": "dgl", "auxiliary": "linear"}
+    ppll.Trainer(family.recipe(method=linear, train={"max_steps": 2}), out=out).fit()
+    recipe = family.recipe(method=COPYING["auglocal"])
+    allowed = ("method", "train")
+    result = ppll.Trainer(recipe, out=out, resume=True, allow_change=allowed).fit()
+    assert result.step == 4
 
 
 def test_first_values_depend_on_the_seed(tmp_path: Path) -> None:

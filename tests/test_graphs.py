@@ -15,7 +15,7 @@ from ppll.devices import check_devices
 from ppll.errors import ModelError, RecipeError
 from ppll.graphs import RecordedBlock
 from ppll.message import Kind, Message
-from ppll.models.network import initialise
+from ppll.models.initialising import initialise
 from ppll.trainer import Trainer
 from tests.interleaving import MadeUpBatches, blueprint_of, small_recipe
 

@@ -16,12 +16,10 @@ import pytest
 
 import ppll
 from ppll.testing import Fault
+from tests.host_runs import RECIPE, train, train_here, weights
 from tests.namespaces import Network, network, outputs, reason_for_none, wait_for
 
 REASON = reason_for_none()
-RECIPE = ["digits-resnet", "--set=model.depth=14", "--set=model.width=4", "--set=train.epochs=6",
-          "--set=checkpoint.every_steps=10"]  # fmt: skip
-
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
 
 
@@ -35,18 +33,7 @@ def two_hosts() -> Iterator[Network]:
 
 @pytest.fixture(scope="module")
 def on_one_host(tmp_path_factory: pytest.TempPathFactory) -> ppll.Result:
-    settings = [setting.removeprefix("--set=") for setting in RECIPE[1:]]
-    out = tmp_path_factory.mktemp("one") / "run"
-    return ppll.Trainer(ppll.load_recipe("digits-resnet", settings), out=out).fit()
-
-
-def train(out: Path, *options: str) -> list[str]:
-    return ["ppll", "train", *RECIPE, f"--out={out}", *options]
-
-
-def weights(out: Path) -> str:
-    found: str = json.loads((out / "result.json").read_text())["weights_sha256"]
-    return found
+    return train_here(tmp_path_factory.mktemp("one") / "run")
 
 
 def test_two_hosts_train_to_the_bits_of_one(

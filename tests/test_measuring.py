@@ -6,7 +6,7 @@ import torch
 
 from ppll.blueprint import build_method
 from ppll.costs import Costs
-from ppll.measuring import measure
+from ppll.measuring import _at_none, measure
 from ppll.methods import BlockSite
 from ppll.plan import draw_plan
 from ppll.simulate import Link
@@ -65,3 +65,25 @@ def test_measuring_leaves_the_generator_alone() -> None:
 def test_options_of_a_method_do_not_stand_in_the_way() -> None:
     assert measured("method.auxiliary=linear").block_s > 0
     assert measured("method.name=man", "method.lag=3").exits[1].parameter_bytes > 0
+
+
+def test_what_does_not_shrink_with_the_samples_is_known() -> None:
+    """Of messages of ten samples two are measured, too; of two, nothing smaller is."""
+    costs = measured()
+    assert 0 < costs.fixed_share < 1
+    for piece in [*costs.layers, *costs.exits]:
+        assert 0 <= piece.forward_fixed_s <= piece.forward_s
+        assert 0 <= piece.backward_fixed_s <= piece.backward_s
+    assert measured("train.accumulate=5").fixed_share == 0
+
+
+def test_the_largest_messages_are_measured() -> None:
+    assert measured("train.replicas=[2, 1, 1, 2]").message_size == 10
+    assert measured("train.replicas=2").message_size == 5
+
+
+def test_a_line_through_two_sizes() -> None:
+    assert _at_none([5.0], [2.0], 0.25) == 1.0
+    assert _at_none([4.0], [0.5], 0.25) == 0.0  # Fewer cannot be faster than in proportion.
+    assert _at_none([4.0], [4.5], 0.25) == 4.0
+    assert _at_none([4.0], [4.0], 1) == 0.0

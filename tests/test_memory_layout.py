@@ -15,7 +15,7 @@ from ppll.errors import RecipeError
 from ppll.memory_layout import channels_last, in_plain_order, lay_out, like
 from ppll.message import Kind, Message
 from ppll.methods import methods
-from ppll.models.network import initialise
+from ppll.models.initialising import initialise
 from tests.faults import recipe
 from tests.interleaving import (
     MadeUpBatches,

@@ -50,7 +50,7 @@ def costs_of(layers: list[LayerCosts], auxiliary_ms: list[float], base: Recipe) 
     return Costs(
         recipe=measured_for(base),
         device="made up",
-        message_size=8,
+        message_size=base.message_size,
         layers=tuple(layers),
         exits=tuple(exits(ms) for ms in auxiliary_ms),
         block_s=0.0,

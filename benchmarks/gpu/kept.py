@@ -9,6 +9,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from ppll.block import Block
+from ppll.block_modules import named_tensors
+from ppll.blueprint import Blueprint
+from ppll.message import Kind, Message
+from ppll.models.initialising import initialise
+
 
 class Kept:
     """Bytes that autograd keeps: at the moment, and the most so far.
@@ -54,3 +60,37 @@ class _Handle:
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
+
+
+def kept_in_a_step(blueprint: Blueprint, fields: dict[str, Tensor]) -> int:
+    """The most bytes that are kept in a training step of all blocks, one after the other.
+
+    Args:
+        blueprint: The network cut into blocks.
+        fields: A training batch, on the CPU.
+    """
+    blocks = [_with_values(blueprint, index) for index in range(blueprint.num_blocks)]
+    kept = Kept(t for block in blocks for _, t in block.modules.named_tensors())
+    message = Message(kind=Kind.TRAIN, sequence=0, step=1, tensors=fields)
+    with kept.counted():
+        for block in blocks:
+            message = block.forward(message)
+            block.learn()
+    return kept.most
+
+
+def _with_values(blueprint: Blueprint, index: int) -> Block:
+    """A block with first values; those of a model that has some are its own."""
+    block, given = (
+        blueprint.build_block(index, torch.device("cpu")),
+        blueprint.network.held_values(),
+    )
+    for prefix, module in block.modules.named():
+        own = named_tensors(prefix, module)
+        if own.keys() <= given.keys():
+            with torch.no_grad():
+                for name, tensor in own.items():
+                    tensor.copy_(given[name])
+        else:
+            initialise(module, prefix, 0, given)
+    return block

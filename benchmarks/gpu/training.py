@@ -40,7 +40,7 @@ from ppll.devices import check_devices, device_of
 from ppll.ends import Ends
 from ppll.job import draw_blueprint
 from ppll.message import FEATURES, TARGETS, Kind, Message
-from ppll.models.network import initialise
+from ppll.models.initialising import initialise
 from ppll.numerics import set_numerics
 from ppll.pieces import clock
 from ppll.streams import Streams, make_streams

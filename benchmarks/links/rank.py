@@ -17,7 +17,8 @@ from ppll.baselines import process
 from ppll.baselines.emulated import EmulatedWork
 from ppll.baselines.process import Assignment
 from ppll.baselines.systems import Layout, system_named
-from ppll.bench.chain import BlockTimes, Chain, chain_messages, run_stage
+from ppll.bench.chain import Chain, chain_messages, run_stage
+from ppll.bench.sleeping_block import BlockTimes
 from ppll.channels.process_group import GroupReceiveEnd, GroupSendEnd
 from ppll.ends import Ends
 from ppll.prefetch import Prefetcher

@@ -20,8 +20,9 @@ from typing import Any
 
 from benchmarks.report import new_parser, write_report
 
-from ppll.bench.chain import BlockTimes, Chain, run_chain
+from ppll.bench.chain import Chain, run_chain
 from ppll.bench.rank_report import RankReport
+from ppll.bench.sleeping_block import BlockTimes
 
 
 def main() -> None:

@@ -51,7 +51,7 @@ from ppll.config import Recipe
 from ppll.data import Loader, load_batches
 from ppll.message import Kind, Message
 from ppll.methods import methods
-from ppll.models.network import initialise
+from ppll.models.initialising import initialise
 from ppll.recipe_files import load_recipe
 from ppll.stream import training_stream
 from ppll.zoo import travels

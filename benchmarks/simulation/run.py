@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 from benchmarks.report import new_parser, write_report
 
-from ppll.bench.chain import BlockTimes, Chain, run_chain
+from ppll.bench.chain import Chain, run_chain
+from ppll.bench.sleeping_block import BlockTimes
 from ppll.simulate import Link, Pipeline, StageTimes, simulate
 
 LINK = Link(bandwidth_bytes_s=8e9, latency_s=60e-6)

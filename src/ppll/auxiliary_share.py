@@ -92,7 +92,8 @@ def _run(blueprint: Blueprint, modules: BlockModules, site: BlockSite) -> None:
     image = _sample(site.input_shape, torch.int64 if site.holds_tokens else torch.uint8)
     fields = {IMAGE: image, PREVIOUS: _sample(site.previous_input_shape)}
     targets = _sample(site.output_shape[:-1], torch.int64)
-    lesson = Lesson(inputs, modules(inputs, fields), targets, fields)
+    features, _ = modules(inputs, fields)
+    lesson = Lesson(inputs, features, targets, fields)
     method.local_loss(modules.auxiliary, lesson, blueprint.build_task_loss())
 
 

@@ -55,8 +55,7 @@ class Block:
         clip_norm: Largest norm of the block's gradient.
         on_nonfinite: What to do about a loss that is not finite. With ``"skip"`` a gradient that
             is not finite is skipped, too, and buffers and averages stay as before the batch.
-        average_decay: Of moving averages of the parameters, with which the block is evaluated; 0
-            for none.
+        average_decay: Of moving averages of the parameters, for evaluations; 0 for none.
         compiles: Whether forward and local loss of training are compiled.
         features_type: In what features cross every cut; as they are computed without.
     """
@@ -103,6 +102,8 @@ class Block:
         self._check = LossCheck(site.block_index, on_nonfinite, self.device)
         self._autocast_dtype = autocast
         self._features_type = features_type
+        self._reads = modules.reads
+        self._ending = frozenset(modules.reads) - frozenset(modules.makes)
         self._random_key = fold(seed, "block", site.block_index)
         self._training: bool | None = None
         self._passage: Passage | None = None
@@ -143,24 +144,28 @@ class Block:
             self.updates.begin(message.step)
         self._seed(_FORWARD if trains else _EVALUATE, message)
         self._passage, fields = self._forward(message)
-        return message.with_tensors(**fields)
+        return message.with_tensors(**fields).without(self._ending)
 
     def _forward(self, message: Message) -> tuple[Passage, dict[str, Tensor]]:
         """What a forward does on the device: the passage, and the fields that leave."""
         trains = message.kind is Kind.TRAIN
+        came = [message.tensors[name] for name in self._reads]
+        before = [tensor._version for tensor in came]
         received = opened(message.tensors, self._features_type)
-        inputs, version = received[FEATURES], message.features._version
+        inputs = received[FEATURES]
         if trains and self.method.needs_input_gradient and inputs.is_floating_point():
             inputs = inputs.view_as(inputs).requires_grad_()
         weights = nullcontext() if trains else self.exchange.evaluated(self.averages)
         with torch.set_grad_enabled(trains), weights, self._autocast(), self._attention():
             # Evaluation is not compiled: a network that is loaded must compute alike.
             compute = self._compute if trains else _compute
-            features = compute(self.modules, inputs, received)
-        passage = Passage(message, inputs, features, version, features._version)
+            features, beside = compute(self.modules, inputs, received)
+        made = [features, *beside.values()]
+        versions = (*before, *[tensor._version for tensor in made])
+        passage = Passage(message, inputs, features, (*came, *made), versions)
         self._refuse_in_place(passage)
         carried = renamed(message.tensors, PREVIOUS) if self.method.carries_input else {}
-        return passage, {**self._leaving_fields(features), **carried}
+        return passage, {**self._leaving_fields(features, beside), **carried}
 
     def learn(
         self, late: Mapping[str, Tensor] | None = None, slow: Tensor | None = None
@@ -176,9 +181,8 @@ class Block:
             The second part of the message for the next block, without gradient history.
 
         Raises:
-            NonFiniteLoss: The loss (in float16 also its gradient, however little the loss is
-                scaled) is infinite or not a number, and the run is to stop then; nothing was
-                updated.
+            NonFiniteLoss: The loss (in float16 also its gradient, however it is scaled) is not
+                finite, and the run is to stop then; nothing was updated.
             ModelError: A module changed the block's input or output in place.
         """
         passage = self._take_passage()
@@ -228,11 +232,6 @@ class Block:
         self.counts.add(loss, logits, targets)
         self.counts.count(targets)
 
-    def end_evaluation(self) -> Tally:
-        """What was counted in the evaluation that ends."""
-        self.exchange.end_evaluation(self.averages)
-        return self.counts.take()
-
     def take_training(self) -> Tally:
         """What was counted in training since the last call.
 
@@ -271,12 +270,12 @@ class Block:
         self.exchange.load(self.modules, tensors)
         self.updates.load(self.exchange.own(optimizer_tensors.items()))
 
-    def _leaving_fields(self, features: Tensor) -> dict[str, Tensor]:
-        """The features as they travel; the network's output goes nowhere."""
+    def _leaving_fields(self, features: Tensor, beside: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What travels of the features and beside them; the network's output goes nowhere."""
         dtype = None if self.site.is_last else self._features_type
         with torch.no_grad():
             fields = packed(features, dtype)
-        return {name: _leaving(tensor) for name, tensor in fields.items()}
+        return {name: _leaving(tensor) for name, tensor in {**fields, **beside}.items()}
 
     def _set_mode(self, *, training: bool) -> None:
         if training is not self._training:
@@ -321,12 +320,17 @@ class Block:
 
     def _refuse_in_place(self, passage: Passage) -> None:
         """A changed input or output would be seen by a neighbour in the same process only."""
-        for what, tensor in passage.changed():
+        for position in passage.changed():
             leaves = partial(self.method.exit, self.modules.auxiliary)
-            raise in_place_error(self.index, self.modules, leaves, what, tensor)
+            fields = opened(passage.message.tensors, self._features_type)
+            fields = {**fields, FEATURES: passage.inputs}
+            with self._autocast():
+                raise in_place_error(self.index, self.modules, leaves, position, fields)
 
 
-def _compute(modules: BlockModules, inputs: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
+def _compute(
+    modules: BlockModules, inputs: Tensor, fields: Mapping[str, Tensor]
+) -> tuple[Tensor, Mapping[str, Tensor]]:
     return modules(inputs, fields)
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from ppll.errors import ModelError
 from ppll.memory_layout import channels_last
-from ppll.message import PREVIOUS
-from ppll.models.network import Layer, qualified
+from ppll.message import FEATURES, PREVIOUS
+from ppll.models.names import qualified
+from ppll.models.network import Layer
+from ppll.models.structures import Structure, changed_error
 from ppll.recomputing import recomputed
 
 __all__ = ["AUXILIARY", "CONTEXT", "BlockModules", "Chain", "named_tensors"]
@@ -41,17 +43,27 @@ class BlockModules:
     channels_last: bool = False
     recomputes: bool = False
 
-    def __call__(self, inputs: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
-        """The block's features (N, ...) from its input (N, ...) and a message's fields."""
+    def __call__(
+        self, inputs: Tensor, fields: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The block's features (N, ...) from its input (N, ...) and a message's fields.
+
+        What travels beside the features comes with them, by the names of the fields.
+
+        Raises:
+            ModelError: The last layer's output is not put together as in the trial run.
+        """
         if self.channels_last:
             inputs = channels_last(inputs)
-        features = inputs if self.context is None else inputs + self.context(fields)
+        features: Any = inputs if self.context is None else inputs + self.context(fields)
+        if (reads := self.layers[0].reads) is not None:
+            features = reads.put_together(features, fields)
         for layer in self.layers:
             if self.recomputes and torch.is_grad_enabled():
                 features = recomputed(layer.module, features)
             else:
                 features = layer.module(features)
-        return features
+        return _taken_apart(self.layers[-1], features)
 
     def named(self) -> Iterator[tuple[str, nn.Module]]:
         """The modules with the prefix of their parameters' names.
@@ -66,6 +78,16 @@ class BlockModules:
             yield layer.path, layer.module
         if self.auxiliary is not None:
             yield self.auxiliary_name, self.auxiliary
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The fields of a message that the layers read."""
+        return _fields_of(self.layers[0].reads)
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        """The fields of a message that the layers make."""
+        return _fields_of(self.layers[-1].makes)
 
     def auxiliaries(self) -> tuple[nn.Module, ...]:
         """The auxiliary networks: one at most, but for a chain."""
@@ -149,15 +171,17 @@ class Chain(BlockModules):
         layers = tuple(layer for segment in segments for layer in segment.layers)
         return cls(layers, None, segments=tuple(segments))
 
-    def __call__(self, inputs: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
+    def __call__(
+        self, inputs: Tensor, fields: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Logits (N, classes), or (N, exits, classes) where there are heads."""
         exits: list[Tensor] = []
         before: dict[str, Tensor] = {}
         for segment in self.segments:
-            features = segment(inputs, {**fields, **before})
+            features, beside = segment(inputs, {**fields, **before})
             exits += [head(features) for head in segment.auxiliaries()]
-            before, inputs = {PREVIOUS: inputs}, features
-        return torch.stack([*exits, inputs], dim=1) if exits else inputs
+            before, inputs = {PREVIOUS: inputs, **beside}, features
+        return torch.stack([*exits, inputs], dim=1) if exits else inputs, {}
 
     def named(self) -> Iterator[tuple[str, nn.Module]]:
         """The modules of all segments, as each names them."""
@@ -170,6 +194,20 @@ class Chain(BlockModules):
     def contexts(self) -> tuple[nn.Module, ...]:
         """The context of all segments."""
         return tuple(context for segment in self.segments for context in segment.contexts())
+
+
+def _fields_of(structure: Structure | None) -> tuple[str, ...]:
+    return (FEATURES,) if structure is None else (FEATURES, *structure.names)
+
+
+def _taken_apart(layer: Layer, output: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """The main tensor of what a layer made, and the others by the names of their fields."""
+    if layer.makes is None and isinstance(output, Tensor):
+        return output, {}
+    parts = None if layer.makes is None else layer.makes.taken_apart(output)
+    if parts is None:
+        raise changed_error(str(layer), layer.makes, output)
+    return parts
 
 
 def named_tensors(prefix: str, module: nn.Module) -> dict[str, Tensor]:

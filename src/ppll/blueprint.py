@@ -23,7 +23,8 @@ from ppll.losses.classification import cross_entropy
 from ppll.memory_layout import lay_out
 from ppll.methods import BlockSite, Method, TaskLoss, methods
 from ppll.models.empty import with_memory, without_values
-from ppll.models.network import Layer, Network, feature_shapes
+from ppll.models.network import Layer, Network
+from ppll.models.trial import tried
 from ppll.numerics import autocast_dtype
 from ppll.optimization import Schedule, build_optimizer
 from ppll.own_method import build_own_method, is_own_method
@@ -106,7 +107,7 @@ class Blueprint:
             input_shape: One sample's shape, without N.
             num_classes: Classes to tell apart.
             steps_per_epoch: Training batches of an epoch.
-            shapes: What ``feature_shapes`` said of the network; asked again without.
+            shapes: What ``tried`` said of the network, which knows all else; asked again without.
             holds_tokens: Whether a sample is a row of tokens, each with a target of its own.
 
         Raises:
@@ -123,8 +124,13 @@ class Blueprint:
             )
         ranges = block_ranges(network, split)
         if shapes is None:
-            shapes = feature_shapes(network, input_shape, _input_dtype(holds_tokens))
+            network, shapes = tried(network, input_shape, _input_dtype(holds_tokens))
         sites = _sites(network, ranges, input_shape, num_classes, shapes, holds_tokens)
+        if network.layers[-1].makes is not None:
+            raise ModelError(
+                f"{network.layers[-1]} returns {network.layers[-1].makes.layout}, but the last "
+                f"layer must return one tensor of logits: wrap it in a module that does."
+            )
         if shapes[-1] != sites[-1].output_shape:
             what = "tokens" if holds_tokens else "classes"
             raise ModelError(

@@ -43,6 +43,8 @@ _LONG_AFTERMATH_S: Final = 8.0
 """The same on a machine that is so busy that several are."""
 _AGAIN_S: Final = 3.0
 """A signal that comes again so soon is the same: a terminal and the agent both pass it on."""
+_LAST_TURN_S: Final = 5.0
+"""How long a thread may take to come back from a store that does not answer any more."""
 _VERDICT, _END = "verdict", "end"
 
 
@@ -71,8 +73,9 @@ class Board:
         self._leaves = threading.Lock()
         self.leftovers: list[Path] = []
         """Folders that are removed when the process has to leave."""
-        for turn in (self._keep, self._watch_agent):
-            threading.Thread(target=turn, name="board", daemon=True).start()
+        self._keeper = threading.Thread(target=self._keep, name="board", daemon=True)
+        self._keeper.start()
+        threading.Thread(target=self._watch_agent, name="board", daemon=True).start()
 
     # --- ending ----------------------------------------------------------------------------
 
@@ -111,8 +114,12 @@ class Board:
                 signal.signal(number, handler)
 
     def close(self) -> None:
-        """Take part no more: the run is over."""
+        """Take part no more: the run is over.
+
+        A thread that is inside torch's store when the interpreter ends would abort the process.
+        """
         self._closed.set()
+        self._keeper.join(_LAST_TURN_S)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del number, frame

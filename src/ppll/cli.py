@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
+from ppll.cli_bench import bench
 from ppll.cli_lists import (
     list_datasets,
     list_methods,
@@ -29,7 +30,7 @@ from ppll.cli_options import (
     load,
     with_json_printed,
 )
-from ppll.cli_planning import bench, plan_recipe
+from ppll.cli_plan import plan_recipe
 from ppll.cli_study import study_recipes
 from ppll.errors import Interrupted, PpllError, UsageError
 from ppll.interrupts import leaving_at_once

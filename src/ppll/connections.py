@@ -35,7 +35,7 @@ from ppll.slot_layouts import Layouts
 from ppll.stream import evaluation_stream, training_stream
 from ppll.world import World
 
-__all__ = ["connect"]
+__all__ = ["connect", "ends_of"]
 
 _CONNECT_TIMEOUT_S: Final = 60.0
 _PROCESSOR: Final = torch.device("cpu")
@@ -67,9 +67,28 @@ def connect(
     ending = Ending.of_rank(mesh, rank, ends_early, job.recipe.runtime.capacity)
     edges = [edge for edge in _edges(job, blueprint) if rank in (edge.sender, edge.receiver)]
     ends = _Joints(job, rank, world, stack).join(edges)
+    return ends_of(ends, mesh, rank, ending, lambda: _loader(job, rank, blueprint, ending, stack))
+
+
+def ends_of(
+    ends: Mapping[_Key, Any],
+    mesh: Mesh,
+    rank: int,
+    ending: Ending,
+    loader: Callable[[], Inbox],
+) -> Ends:
+    """A rank's channels, those to replicas that share a message taken together.
+
+    Args:
+        ends: Of each channel, by name, sender and receiver, the rank's end.
+        mesh: All processes.
+        rank: Which.
+        ending: Of the run.
+        loader: Makes the inbox of the first stage.
+    """
     features, late, slow = (_both_ways(ends, name, rank) for name in ("features", "late", "slow"))
     return Ends(
-        _gathered(features[0]) or _loader(job, rank, blueprint, ending, stack),
+        _gathered(features[0]) or loader(),
         _scattered(features[1]),
         _gathered(late[0]),
         _scattered(late[1]),

@@ -3,6 +3,9 @@
 Times are seconds for one training message, medians of several repeats; ``ppll.measuring`` makes
 them. A block's time is the sum of its layers', its auxiliary network's at the cut, and what a block
 takes whatever is in it.
+
+Messages of another size are on a line: of a forward or backward pass there is a part that stays
+(launches, reading the parameters), and the rest grows with the samples.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ Bytes = Annotated[int, pydantic.Field(ge=0)]
 
 _FREE: Final = ("data.root", "data.validation", "data.train_limit", "data.drop_last")
 """Keys of the sections that matter which change no time."""
+_OF_OLDER_FILES: Final = "train.replicas"
+"""A plan knows what they change: the samples of a message, which the costs say."""
 
 
 class _Measured(pydantic.BaseModel):
@@ -44,6 +49,8 @@ class LayerCosts(_Measured):
         activation_bytes: What its forward keeps for its backward.
         parameter_bytes: Its parameters.
         spread: Interquartile range of forward and backward together, relative to the median.
+        forward_fixed_s: The part of ``forward_s`` that is the same for fewer samples.
+        backward_fixed_s: That of both backward passes.
     """
 
     name: str
@@ -55,6 +62,21 @@ class LayerCosts(_Measured):
     activation_bytes: Bytes
     parameter_bytes: Bytes
     spread: Seconds = 0.0
+    forward_fixed_s: Seconds = 0.0
+    backward_fixed_s: Seconds = 0.0
+
+    def for_share(self, share: float) -> Self:
+        """The same for a message of so many times the samples."""
+        fixed_s = self.backward_fixed_s
+        return self.model_copy(
+            update={
+                "forward_s": _on_line(self.forward_s, self.forward_fixed_s, share),
+                "backward_s": _on_line(self.backward_s, fixed_s, share),
+                "backward_first_s": _on_line(self.backward_first_s, fixed_s, share),
+                "features_bytes": round(share * self.features_bytes),
+                "activation_bytes": round(share * self.activation_bytes),
+            }
+        )
 
 
 class ExitCosts(_Measured):
@@ -66,6 +88,8 @@ class ExitCosts(_Measured):
         update_s: Its part of an optimizer step.
         activation_bytes: What its forward keeps for its backward.
         parameter_bytes: Its parameters.
+        forward_fixed_s: The part of ``forward_s`` that is the same for fewer samples.
+        backward_fixed_s: That of ``backward_s``.
     """
 
     forward_s: Seconds
@@ -73,6 +97,23 @@ class ExitCosts(_Measured):
     update_s: Seconds
     activation_bytes: Bytes
     parameter_bytes: Bytes
+    forward_fixed_s: Seconds = 0.0
+    backward_fixed_s: Seconds = 0.0
+
+    def for_share(self, share: float) -> Self:
+        """The same for a message of so many times the samples."""
+        return self.model_copy(
+            update={
+                "forward_s": _on_line(self.forward_s, self.forward_fixed_s, share),
+                "backward_s": _on_line(self.backward_s, self.backward_fixed_s, share),
+                "activation_bytes": round(share * self.activation_bytes),
+            }
+        )
+
+
+def _on_line(seconds: float, fixed_s: float, share: float) -> float:
+    fixed_s = min(fixed_s, seconds)
+    return fixed_s + share * (seconds - fixed_s)
 
 
 class Costs(_Measured):
@@ -106,6 +147,32 @@ class Costs(_Measured):
             raise ValueError(f"{len(self.layers)} layers have {len(self.exits)} exits")
         return self
 
+    @property
+    def fixed_share(self) -> float:
+        """Share of all forward and backward passes that is the same for fewer samples."""
+        pieces: list[LayerCosts | ExitCosts] = [*self.layers, *self.exits]
+        seconds = sum(piece.forward_s + piece.backward_s for piece in pieces)
+        fixed_s = sum(piece.forward_fixed_s + piece.backward_fixed_s for piece in pieces)
+        return fixed_s / seconds if seconds else 0.0
+
+    def for_samples(self, num_samples: int) -> Self:
+        """The same for messages of so many samples.
+
+        Updates, and what a block takes whatever is in it, stay as they are. Sizes of features and
+        activations grow with the samples.
+        """
+        if num_samples == self.message_size:
+            return self
+        share = num_samples / self.message_size
+        return self.model_copy(
+            update={
+                "message_size": num_samples,
+                "layers": tuple(layer.for_share(share) for layer in self.layers),
+                "exits": tuple(behind.for_share(share) for behind in self.exits),
+                "load_s": share * self.load_s,
+            }
+        )
+
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read what ``write`` wrote.
@@ -138,7 +205,7 @@ class Costs(_Measured):
         defaults = dict(_flat(measured_for(Recipe())))
         found = {**defaults, **dict(_flat(self.recipe))}
         wanted = {**defaults, **dict(_flat(measured_for(recipe)))}
-        for key in sorted(found.keys() | wanted.keys()):
+        for key in sorted((found.keys() | wanted.keys()) - {_OF_OLDER_FILES}):
             if found.get(key) != wanted.get(key):
                 raise RecipeError(
                     f"the costs were measured for {key} = {found.get(key)!r}, but the recipe has "
@@ -153,7 +220,6 @@ def measured_for(recipe: Recipe) -> dict[str, dict[str, Any]]:
         "precision",
         "threads_per_stage",
         "accumulate",
-        "replicas",
         "channels_last",
         "compile",
         "cuda_graphs",

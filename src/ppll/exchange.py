@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +19,9 @@ from torch import Tensor, nn
 from ppll.adding import Adder
 from ppll.averages import Averages
 from ppll.block_modules import BlockModules
+from ppll.line_times import BUCKET_BYTES
 
 __all__ = ["Alone", "Exchange", "buckets_of", "largest_row_bytes", "rows_of"]
-
-_BUCKET_BYTES: Final = 4 << 20
-"""Of gradients that are added up at once; the sums are the same with any."""
 
 
 class Alone:
@@ -94,7 +91,7 @@ class Exchange(Alone):
         adder: Adder,
         *,
         is_first: bool,
-        bucket_bytes: int = _BUCKET_BYTES,
+        bucket_bytes: int = BUCKET_BYTES,
         but_for: Collection[str] = (),
     ) -> None:
         self._buckets = buckets_of(list(_trained(modules, but_for)), bucket_bytes)
@@ -181,7 +178,7 @@ def rows_of(tensors: Sequence[Tensor]) -> dict[torch.dtype, list[int]]:
 
 def largest_row_bytes(modules: BlockModules) -> int:
     """Size of the largest row that a block's ``Exchange`` asks for."""
-    asked = buckets_of(list(_trained(modules)), _BUCKET_BYTES)
+    asked = buckets_of(list(_trained(modules)), BUCKET_BYTES)
     asked.append([*_buffers(modules), _count(False)])
     rows = [[ts[i] for i in row] for ts in asked for row in rows_of(ts).values()]
     return max(sum(tensor.nbytes for tensor in row) for row in rows)

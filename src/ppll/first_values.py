@@ -19,8 +19,8 @@ from ppll.block_modules import named_tensors
 from ppll.blueprint import Blueprint
 from ppll.checkpoint import commit, step_folder, write_block
 from ppll.errors import ModelError
-from ppll.models.copies import source_names
-from ppll.models.network import Network, initialise
+from ppll.models.initialising import initialise
+from ppll.models.network import Network
 from ppll.resume import training_sections
 from ppll.tensor_reader import TensorReader
 
@@ -80,13 +80,11 @@ def _first_values(
 ) -> dict[str, Tensor]:
     """The values given for a module, or its own first ones where they are not of it."""
     tensors = named_tensors(prefix, module)
-    copied = source_names(prefix, module)
-    given = {**{name: given[of] for name, of in copied.items() if of in given}, **given}
     found = {name: given[name] for name in tensors if name in given}
     if any(found[name].shape != tensors[name].shape for name in found):
         found = {}
     if set(found) != set(tensors):
-        initialise(module, prefix, seed)
+        initialise(module, prefix, seed, given)
     return tensors | found
 
 

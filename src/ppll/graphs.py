@@ -179,7 +179,7 @@ class _Recording:
         self._replay_learn()
         # Replays need no tensors with a history, which holds on to nodes of the recording's stream.
         inputs = self._message.features
-        self._passage = Passage(self._message, inputs, inputs, inputs._version, inputs._version)
+        self._passage = Passage(self._message, inputs, inputs)
         return self._late_part
 
     def _run_forward(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -18,7 +18,7 @@ import pydantic
 from ppll.board import Board
 from ppll.config import Recipe
 from ppll.data_facts import DataFacts
-from ppll.errors import UsageError
+from ppll.errors import ChannelTimeout, UsageError
 from ppll.job import Job, RankResult
 from ppll.meeting import (
     agree_on,
@@ -35,12 +35,15 @@ from ppll.mesh import Mesh
 from ppll.numerics import torch_as_new
 from ppll.placement import mesh_of_size
 from ppll.rank import run_rank
+from ppll.result import Result
 from ppll.testing import injected_monitor
 from ppll.world import World
 
 __all__ = ["Hosts"]
 
-_RESULT: Final = pydantic.TypeAdapter(RankResult)
+_RANK_RESULT: Final = pydantic.TypeAdapter(RankResult)
+_RESULT: Final = pydantic.TypeAdapter(Result)
+_PARTING_S: Final = 10.0
 
 
 class Hosts:
@@ -112,7 +115,8 @@ class Hosts:
             job: The run; as it begins in the first process, as far as it is known in the others.
 
         Returns:
-            The job as it was carried out, and what all stages came to.
+            The job as it was carried out, and what all stages came to; in the others than the first
+            process nothing, since they hear when they part.
         """
         job = tell_job(self._world, job) if self.is_first else hear_job(self._world, job)
         folder = private_folder(self._world)
@@ -121,7 +125,7 @@ class Hosts:
         job = dataclasses.replace(job, sockets=folder)
         rank = self._world.rank
         monitor = injected_monitor(job.fault, job.generation, rank, self.board.monitor)
-        self._world.gather("ready", True)
+        self._world.meet("ready")
         origin_s = time.monotonic()  # The same moment on all clocks, but for what a message takes.
         try:
             with torch_as_new():
@@ -129,16 +133,26 @@ class Hosts:
         finally:
             self.board.remove_leftovers()
         result = dataclasses.replace(result, started_s=result.started_s - origin_s)
-        found = self._world.gather("result", dataclasses.asdict(result))
-        return job, [_RESULT.validate_python(entry) for entry in found]
+        found = self._world.collect("result", dataclasses.asdict(result))
+        return job, [_RANK_RESULT.validate_python(entry) for entry in found]
 
-    def part(self) -> None:
-        """The run is over for all when the first process has written what it came to."""
-        if self.is_first:
-            self._world.publish("over", True)
+    def part(self, result: Result | None) -> Result:
+        """The run is over for all when the first process has written what it came to.
+
+        The first one leaves last: where agents do not share their store with the processes
+        (``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1``), it is in the first process and gone with it.
+
+        Args:
+            result: What the first process has written; the others hear it.
+        """
+        if result is not None:
+            self._world.publish("over", dataclasses.asdict(result))
         else:
-            self._world.read("over")
+            result = _RESULT.validate_python(self._world.read("over"))
         self.board.close()
+        with suppress(ChannelTimeout, RuntimeError):  # as torch's stores raise
+            self._world.collect("parted", True, _PARTING_S)
+        return result
 
     @contextmanager
     def together(self) -> Iterator[None]:

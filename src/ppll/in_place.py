@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ppll.block_modules import BlockModules
 from ppll.errors import ModelError
+from ppll.message import FEATURES
 
 __all__ = ["in_place_error"]
 
@@ -17,8 +18,8 @@ def in_place_error(
     block_index: int,
     modules: BlockModules,
     leaves: Callable[[Tensor], object],
-    what: str,
-    tensor: Tensor,
+    position: int,
+    fields: Mapping[str, Tensor],
 ) -> ModelError:
     """What is wrong with a block that changes its input or output in place.
 
@@ -26,40 +27,39 @@ def in_place_error(
         block_index: Which block.
         modules: What it computes with.
         leaves: Its exit, on its features.
-        what: ``"input"`` or ``"output"``.
-        tensor: The one that was changed.
+        position: Of the tensor that was changed, among those that it reads and then those that it
+            makes.
+        fields: What it computes with, by name.
     """
 
-    def run_once(inputs: Tensor) -> Iterator[tuple[str, Tensor]]:
-        yield "input", inputs
-        features = inputs
-        for layer in modules.layers:
-            features = layer.module(features)
-        yield "output", features
+    def run_once() -> Iterator[Tensor]:
+        zeros = {name: torch.zeros_like(fields[name]) for name in modules.reads}
+        yield from zeros.values()
+        features, beside = modules(zeros[FEATURES], {**fields, **zeros})
+        yield from (features, *beside.values())
         leaves(features)
 
-    culprit = _first_in_place(run_once, [m for _, m in modules.named()], what, tensor)
+    end = "input" if position < len(modules.reads) else "output"
+    culprit = _first_in_place(run_once, [m for _, m in modules.named()], position)
     return ModelError(
-        f"a module changes the {what} of block {block_index} in place: {culprit}. The same "
+        f"a module changes the {end} of block {block_index} in place: {culprit}. The same "
         f"memory may be another block's, so the result would depend on the placement. "
         f"Use the module's out-of-place form (such as ReLU(inplace=False))."
     )
 
 
 def _first_in_place(
-    run: Callable[[Tensor], Iterator[tuple[str, Tensor]]],
+    run: Callable[[], Iterator[Tensor]],
     modules: Sequence[nn.Module],
-    what: str,
-    like: Tensor,
+    position: int,
 ) -> str:
     """Name the innermost module whose call first changes the watched tensor's version.
 
     Args:
-        run: Runs the modules on an input and yields the tensors that are watched, with a name,
-            before anything is done with them.
+        run: Runs the modules and yields the tensors at both ends, each before anything is done
+            with it.
         modules: The roots of what it runs.
-        what: Name of the tensor to watch.
-        like: A tensor of the input's shape, type and device.
+        position: Which of them to watch.
     """
     watched: list[Tensor] = []
     versions: dict[nn.Module, int] = {}
@@ -78,8 +78,8 @@ def _first_in_place(
     handles += [m.register_forward_hook(after) for m in leaves]
     try:
         with torch.no_grad():
-            for name, tensor in run(torch.zeros_like(like)):
-                if name == what:
+            for index, tensor in enumerate(run()):
+                if index == position:
                     watched.append(tensor)
     finally:
         for handle in handles:

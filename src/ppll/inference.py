@@ -143,8 +143,8 @@ class TrainedNetwork(nn.Module):
         fields = {IMAGE: canonical(inputs)}
         for index, block in enumerate(self._modules_of):
             before = canonical(as_received(features, self._features_type) if index else features)
-            features = block(before, fields)
-            fields[PREVIOUS] = before
+            features, beside = block(before, fields)
+            fields |= {PREVIOUS: before, **{n: canonical(tensor) for n, tensor in beside.items()}}
             yield features
 
     def _normalised(self, inputs: Tensor) -> Tensor:

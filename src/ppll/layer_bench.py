@@ -17,7 +17,8 @@ from ppll.memory_layout import channels_last, lay_out
 from ppll.message import FEATURES, TARGETS, Kind, Message
 from ppll.methods import BlockSite, Lesson
 from ppll.models.empty import with_memory
-from ppll.models.network import Layer, Network, initialise
+from ppll.models.initialising import initialise
+from ppll.models.network import Layer, Network
 from ppll.numerics import autocast_dtype
 from ppll.optimization import build_optimizer
 from ppll.pieces import (
@@ -169,7 +170,7 @@ class LayerBench:
         )
         method, task_loss = self._blueprint.method, self._blueprint.build_task_loss()
         module = with_memory(method.build_auxiliary(site), torch.device("cpu"))
-        initialise(module, "auxiliary", 0)
+        initialise(module, "auxiliary", 0, self._blueprint.network.held_values())
         self._prepare(module)
 
         def run(features: Tensor) -> Tensor:

@@ -70,6 +70,12 @@ class Link:
         """Seconds for which a message occupies the link, latency not counted."""
         return num_bytes / self.bandwidth_bytes_s
 
+    def occupied_s(self, stage: StageTimes) -> float:
+        """Seconds for which a message occupies a stage that sends over the link."""
+        transfer_s = self.transfer_s(stage.features_bytes)
+        after_s = stage.after_send_s + (0.0 if self.overlaps else transfer_s)
+        return stage.before_send_s + max(after_s, 0.0 if self.buffers else transfer_s)
+
 
 @dataclass(frozen=True)
 class Pipeline:
@@ -84,8 +90,8 @@ class Pipeline:
             1 - jitter to 1 + jitter, a function of (seed, stage, batch).
         stragglers: Factors by which stages are slower, by stage.
         seed: Of the jitter.
-        replicas: Copies of the pipeline whose stages wait for each other after every batch, so a
-            work takes as long as in the slowest of them.
+        replicas: Of every stage, or one number for all. They wait for each other after every
+            batch, so a work takes as long as in the slowest of them.
     """
 
     stages: tuple[StageTimes, ...]
@@ -95,7 +101,7 @@ class Pipeline:
     jitter: float = 0.0
     stragglers: Mapping[int, float] = field(default_factory=dict)
     seed: int = 0
-    replicas: int = 1
+    replicas: int | tuple[int, ...] = 1
 
     def __post_init__(self) -> None:
         if not self.stages or len(self.links) != len(self.stages) - 1:
@@ -105,8 +111,11 @@ class Pipeline:
             )
         if self.capacity < 1:
             raise RecipeError(f"capacity is {self.capacity}: a channel has 1 slot or more.")
-        if self.replicas < 1:
-            raise RecipeError(f"replicas is {self.replicas}: give 1 or more.")
+        if len(self.stage_replicas) != len(self.stages) or min(self.stage_replicas) < 1:
+            raise RecipeError(
+                f"replicas is {self.replicas} for {len(self.stages)} stage(s): give 1 or more of "
+                f"each."
+            )
         check_amount("load_s", self.load_s)
         if not 0 <= self.jitter <= 1:
             raise RecipeError(f"jitter is {self.jitter}: give a share of the time, 0 to 1.")
@@ -116,3 +125,21 @@ class Pipeline:
                     f"stragglers names stage {stage}: there are 0 to {len(self.stages) - 1}."
                 )
             check_amount(f"the factor of straggler {stage}", factor)
+
+    @property
+    def slowest_s(self) -> float:
+        """Of the stages, links and the loader, the most that one takes for a message: without
+        jitter, what a message takes where channels hold enough."""
+        links = (*self.links, Link())
+        stages = [link.occupied_s(stage) for stage, link in zip(self.stages, links, strict=True)]
+        sent = [
+            link.transfer_s(s.features_bytes) for s, link in zip(self.stages, links, strict=True)
+        ]
+        return max(self.load_s, *stages, *sent)
+
+    @property
+    def stage_replicas(self) -> tuple[int, ...]:
+        """Of every stage."""
+        if isinstance(self.replicas, int):
+            return (self.replicas,) * len(self.stages)
+        return self.replicas

@@ -2,14 +2,17 @@
 
 Layers run in the order and with the sizes of training, one after the other, so that caches are as
 they are there. Every repeat runs the network twice: once with the gradients of all inputs, once
-with those of the parameters alone, as in the first layer of a block. Where training records CUDA
-graphs, what is measured are replays: what a GPU takes when no host is in its way.
+with those of the parameters alone, as in the first layer of a block. Messages of a quarter of the
+samples are run in turn with whole ones: a line through both tells what does not shrink with them.
+Where training records CUDA graphs, what is measured are replays: what a GPU takes when no host is
+in its way.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from typing import Final, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,11 +25,12 @@ from ppll.data.home import home_of
 from ppll.data.preparation import facts_of
 from ppll.devices import check_devices, describe_device, device_of
 from ppll.environment import describe_processor
-from ppll.errors import RecipeError
+from ppll.errors import ModelError, RecipeError
 from ppll.job import draw_blueprint
 from ppll.layer_bench import WARM_UP, LayerBench
 from ppll.lean import FeaturesType, num_bytes
 from ppll.message import FEATURES, TARGETS
+from ppll.models.network import Network
 from ppll.numerics import set_numerics, torch_as_new
 from ppll.pieces import (
     Piece,
@@ -36,6 +40,11 @@ from ppll.sections import SplitConfig
 from ppll.streams import make_streams
 
 __all__ = ["measure"]
+
+_QUARTERED: Final = 8
+"""Samples of the smallest message of which a quarter is measured, too."""
+_Pieces: TypeAlias = tuple[Piece, Piece]
+"""The same piece with whole messages and with smaller ones."""
 
 
 def measure(recipe: Recipe, *, repeats: int = 7) -> Costs:
@@ -58,9 +67,10 @@ def measure(recipe: Recipe, *, repeats: int = 7) -> Costs:
             "train.compile: layers are measured one by one, but compiled code spans the layers of "
             "a block: set it to false."
         )
-    # Wherever the recipe cuts, every cut is measured.
+    # Wherever the recipe cuts, every cut is measured; the largest messages are.
     split = SplitConfig(blocks=1, features_dtype=recipe.split.features_dtype)
-    recipe = recipe.model_copy(update={"split": split})
+    train = recipe.train.model_copy(update={"replicas": min(recipe.block_replicas)})
+    recipe = recipe.model_copy(update={"split": split, "train": train})
     check_devices(recipe)
     with torch_as_new():
         device = device_of(recipe.runtime, 0)
@@ -71,35 +81,83 @@ def measure(recipe: Recipe, *, repeats: int = 7) -> Costs:
 def _measure(recipe: Recipe, device: torch.device, repeats: int) -> Costs:
     data = prepare(load_dataset(recipe.data), recipe.data)
     blueprint = draw_blueprint(recipe, facts_of(data), None)
+    _check_plain(blueprint.network)
     loader = Loader(data, seed=recipe.train.seed, fields=blueprint.method.fields)
     loader.move_to(home_of(data, recipe.runtime.data, device))
     message, load_s = _message(recipe, loader)
     streams = make_streams(recipe, device, 1)
-    bench = LayerBench(
-        blueprint, {n: t.to(device) for n, t in message.items()}, device, streams.recorder(0)
-    )
+    size = len(message[TARGETS])
+    small = size // 4 if size >= _QUARTERED else size
+    bench, smaller = benches = [
+        LayerBench(
+            blueprint,
+            {name: tensor[:num].to(device) for name, tensor in message.items()},
+            device,
+            streams.recorder(0),
+        )
+        for num in (size, small)
+    ]
     with streams.home():
-        for repeat in range(WARM_UP + repeats):
-            if repeat == WARM_UP:
-                bench.begin()
-            bench.run_layers()
-            bench.run_exits()
+        _run(benches, repeats)
         step_s, block_s = bench.overheads(repeats)
-    network = blueprint.network
+    network, layers = blueprint.network, zip(bench.layers, smaller.layers, strict=True)
+    exits = zip(bench.exits, smaller.exits, strict=True)
     return Costs(
         recipe=measured_for(recipe),
         device=describe_device(device, describe_processor()),
-        message_size=len(message[TARGETS]),
+        message_size=size,
         layers=tuple(
-            _layer_costs(layer.name, piece, step_s, recipe.split.features_dtype)
-            for layer, piece in zip(network.layers, bench.layers, strict=True)
+            _layer_costs(layer.name, pieces, step_s, recipe.split.features_dtype, small / size)
+            for layer, pieces in zip(network.layers, layers, strict=True)
         ),
-        exits=tuple(_exit_costs(piece, step_s) for piece in bench.exits),
+        exits=tuple(_exit_costs(pieces, step_s, small / size) for pieces in exits),
         block_s=block_s,
         load_s=load_s,
         num_stem=network.num_stem,
         num_head=network.num_head,
     )
+
+
+def _run(benches: Sequence[LayerBench], repeats: int) -> None:
+    """Everything of every bench in turn, a warm-up first."""
+    for repeat in range(WARM_UP + repeats):
+        for bench in benches:
+            if repeat == WARM_UP:
+                bench.begin()
+            bench.run_layers()
+            bench.run_exits()
+
+
+def _fixed(pieces: _Pieces, share: float) -> dict[str, float]:
+    """The seconds of a piece that stay when messages shrink."""
+    whole, small = (piece.times for piece in pieces)
+    return {
+        "forward_fixed_s": _at_none(whole.forward, small.forward, share),
+        "backward_fixed_s": _at_none(whole.backward, small.backward, share),
+    }
+
+
+def _at_none(whole: Sequence[float], small: Sequence[float], share: float) -> float:
+    """Where a line through both medians is at no samples; neither negative nor above them.
+
+    Args:
+        whole: Seconds with whole messages.
+        small: With smaller ones.
+        share: Smaller to whole; 1 where messages are too small to tell.
+    """
+    if share == 1:
+        return 0.0
+    whole_s, small_s = statistics.median(whole), statistics.median(small)
+    return max(0.0, min(whole_s, small_s, (small_s - share * whole_s) / (1 - share)))
+
+
+def _check_plain(network: Network) -> None:
+    for layer in network.layers:
+        if layer.makes is not None:
+            raise ModelError(
+                f"{layer} returns {layer.makes.layout}, but layers are measured on one tensor: "
+                f"place such a model without a plan (runtime.stages, split.cuts)."
+            )
 
 
 def _message(recipe: Recipe, loader: Loader) -> tuple[dict[str, Tensor], float]:
@@ -114,9 +172,13 @@ def _message(recipe: Recipe, loader: Loader) -> tuple[dict[str, Tensor], float]:
 
 
 def _layer_costs(
-    name: str, piece: Piece, step_s: float, features_type: FeaturesType | None
+    name: str,
+    pieces: _Pieces,
+    step_s: float,
+    features_type: FeaturesType | None,
+    share: float,
 ) -> LayerCosts:
-    times = piece.times
+    piece, times = pieces[0], pieces[0].times
     both = [f + b for f, b in zip(times.forward, times.backward, strict=True)]
     return LayerCosts(
         name=name,
@@ -130,6 +192,7 @@ def _layer_costs(
         activation_bytes=piece.activation_bytes,
         parameter_bytes=piece.parameter_bytes,
         spread=_spread(both),
+        **_fixed(pieces, share),
     )
 
 
@@ -140,13 +203,15 @@ def _sent_bytes(piece: Piece, features_type: FeaturesType | None) -> int:
     return sum(num_bytes(piece.features_shape, features_type).values())
 
 
-def _exit_costs(piece: Piece, step_s: float) -> ExitCosts:
+def _exit_costs(pieces: _Pieces, step_s: float, share: float) -> ExitCosts:
+    piece = pieces[0]
     return ExitCosts(
         forward_s=statistics.median(piece.times.forward),
         backward_s=statistics.median(piece.times.backward),
         update_s=_above(piece.times.update, step_s),
         activation_bytes=piece.activation_bytes,
         parameter_bytes=piece.parameter_bytes,
+        **_fixed(pieces, share),
     )
 
 

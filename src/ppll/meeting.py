@@ -120,7 +120,7 @@ def prove_folder(world: World, run: Path) -> None:
     else:
         token = world.read("meeting")
         _check_proof(world, proof, token)
-    world.gather("proved", True, _SHORT_S)
+    world.meet("proved", _SHORT_S)
     if world.rank == 0:
         proof.unlink()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Self
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 __all__ = [
     "ALIGNMENT",
+    "BESIDE",
     "DEVICE_ALIGNMENT",
     "FEATURES",
     "MIX",
@@ -33,6 +34,9 @@ __all__ = [
 ]
 
 FEATURES: Final = "features"
+BESIDE: Final = "beside"
+"""First part of the names ``beside.0``, ``beside.1``, ... of what else a layer hands on (N, ...),
+where that is more than one tensor."""
 TARGETS: Final = "targets"
 OTHER_TARGETS: Final = "other_targets"
 """Classes (N) of what the samples are mixed with; there only where they are."""
@@ -80,8 +84,8 @@ class Message:
         share: Share of the batch's samples that is in this message.
         saved_step: Newest checkpoint that the sender and all before it have on disk;
             ``NOTHING_SAVED`` where there is none.
-        tensors: By field name: ``features`` (N, ...), ``targets`` (N) or (N, T), and what the
-            method adds.
+        tensors: By field name: ``features`` (N, ...), ``targets`` (N) or (N, T), what a layer
+            hands on beside its main tensor, and what the method adds.
     """
 
     kind: Kind
@@ -113,6 +117,13 @@ class Message:
     def with_tensors(self, **tensors: Tensor) -> Self:
         """A copy in which ``tensors`` take the place of the fields of the same name."""
         return dataclasses.replace(self, tensors={**self.tensors, **tensors})
+
+    def without(self, names: Collection[str]) -> Self:
+        """A copy without some fields; itself where none are named."""
+        if not names:
+            return self
+        kept = {name: tensor for name, tensor in self.tensors.items() if name not in names}
+        return dataclasses.replace(self, tensors=kept)
 
     def on(self, device: torch.device, *, waits: bool = True) -> Self:
         """The message with its tensors on a device; itself where they are there.

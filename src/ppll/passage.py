@@ -20,19 +20,16 @@ class Passage:
         message: As it came.
         inputs: The features (N, ...) that the block computes with.
         features: What it made of them, with their history.
-        input_version: Of the features that came, before the forward.
-        feature_version: Of its own, after it.
+        kept: The tensors that came, and then those that were made, features first.
+        versions: Of the former before the forward, of the latter after it.
     """
 
     message: Message
     inputs: Tensor
     features: Tensor
-    input_version: int
-    feature_version: int
+    kept: tuple[Tensor, ...] = ()
+    versions: tuple[int, ...] = ()
 
-    def changed(self) -> Iterator[tuple[str, Tensor]]:
-        """Input and output, as far as they were changed in place."""
-        if self.message.features._version != self.input_version:
-            yield "input", self.message.features
-        if self.features._version != self.feature_version:
-            yield "output", self.features
+    def changed(self) -> Iterator[int]:
+        """Positions of the tensors that were changed in place."""
+        return (i for i, kept in enumerate(self.kept) if kept._version != self.versions[i])

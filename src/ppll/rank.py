@@ -23,7 +23,8 @@ from ppll.exchange import Exchange
 from ppll.job import Job, RankResult
 from ppll.metrics import MetricsFile
 from ppll.models.copies import source_names
-from ppll.models.network import initialise, qualified
+from ppll.models.initialising import initialise
+from ppll.models.names import qualified
 from ppll.numerics import set_numerics
 from ppll.replicas import Line
 from ppll.resume import training_sections
@@ -135,11 +136,9 @@ def _load_block(job: Job, blueprint: Blueprint, block: Block, reader: TensorRead
     fresh = {prefix for prefix, _ in block.modules.named()} & job.fresh
     for prefix, module in _twin(blueprint, block).named() if fresh else ():
         if prefix in fresh:
-            initialise(module, prefix, job.recipe.train.seed)
+            given = reader.weights(source_names(prefix, module).values())
+            initialise(module, prefix, job.recipe.train.seed, given)
             tensors |= named_tensors(prefix, module)
-            copied = source_names(prefix, module)
-            saved = reader.weights(set(copied.values()))
-            tensors |= {name: saved[of] for name, of in copied.items()}
     names = {name for name, _ in block.modules.named_tensors()} - tensors.keys()
     parameters = {name for name, _ in block.modules.named_parameters()} & names
     state = reader.optimizer_state({*parameters, block.modules.auxiliary_name})

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 __all__ = ["recomputed"]
 
 
-def recomputed(module: nn.Module, features: Tensor) -> Tensor:
-    """A layer's output (N, ...) from its input (N, ...), which alone is kept for the backward."""
-    output: Tensor = checkpoint(
-        module, features, use_reentrant=False, context_fn=partial(_contexts, module)
-    )
-    return output
+def recomputed(module: nn.Module, features: Any) -> Any:
+    """A layer's output from its input, which alone is kept for the backward."""
+    return checkpoint(module, features, use_reentrant=False, context_fn=partial(_contexts, module))
 
 
 def _contexts(

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from ppll.channels.base import ReceiveEnd, SendEnd, SlotLayout
-from ppll.clusters import PIECE_BYTES, num_ahead
 from ppll.ending import Ending
 from ppll.exchange import rows_of
+from ppll.line_times import PIECE_BYTES, num_ahead
 from ppll.message import Kind, Message, canonical
 
 __all__ = ["Line", "Neighbour", "line_capacity", "piece_layout"]

@@ -12,14 +12,15 @@ from ppll.balance import BlockCost, best_partition
 from ppll.costs import Costs
 from ppll.errors import PpllError
 from ppll.pipeline_work import PipelineWork
-from ppll.plan import Plan, optimizer_states
+from ppll.plan import Plan
+from ppll.planned import memory_bytes, optimizer_states
 from ppll.schedules import CHUNKS_A_RANK, Prediction, predict
 from ppll.simulate import Link
 
-__all__ = ["Rival", "end_to_end_cuts", "pipeline_work", "predict_rivals", "recommend"]
+__all__ = ["CLEARLY", "Rival", "end_to_end_cuts", "pipeline_work", "predict_rivals", "recommend"]
 
 _MICROBATCHES: Final = (4, 8, 16, 32, 64)
-_CLEARLY: Final = 1.05
+CLEARLY: Final = 1.05
 """Predictions are not so exact that less than this would decide."""
 
 
@@ -48,33 +49,35 @@ class Rival:
         return asdict(self)
 
 
-def predict_rivals(plan: Plan) -> list[Rival]:
+def predict_rivals(plan: Plan, num_devices: int | None = None) -> list[Rival]:
     """PPLL, sequential local learning, and end-to-end training by every rival, side by side.
 
     Every pipeline gets cuts that are balanced for it and its best number of micro-batches. Their
     work is taken to shrink in proportion to their size, but for what a block's turn takes whatever
     is in it.
+
+    Args:
+        plan: Of PPLL.
+        num_devices: Of every rival that uses several; as many as the plan uses without.
     """
-    return [_ppll(plan), _sequential(plan), *_end_to_end(plan)]
+    devices = num_devices or plan.num_processes
+    return [_ppll(plan), _sequential(plan), *_end_to_end(plan, devices)]
 
 
 def _ppll(plan: Plan) -> Rival:
-    idle = sum(stage.idle for stage in plan.stages) / len(plan.stages)
+    idle = sum(stage.idle * stage.replicas for stage in plan.stages) / plan.num_processes
     memory = max(stage.memory_bytes for stage in plan.stages)
     parts = plan.recipe.train.accumulate
-    return Rival("ppll", parts, plan.samples_per_second, idle, memory, len(plan.stages))
+    return Rival("ppll", parts, plan.samples_per_second, idle, memory, plan.num_processes)
 
 
 def _sequential(plan: Plan) -> Rival:
     rate = plan.costs.message_size / plan.one_stage_s
-    copies = 2 + optimizer_states(plan.recipe)
-    memory = copies * sum(b.parameter_bytes for b in plan.blocks)
-    memory += max(b.activation_bytes for b in plan.blocks)
+    memory = memory_bytes(plan.recipe, plan.unshared)
     return Rival("sequential", plan.recipe.train.accumulate, rate, 0.0, memory, 1)
 
 
-def _end_to_end(plan: Plan) -> Iterator[Rival]:
-    num = len(plan.stages)
+def _end_to_end(plan: Plan, num: int) -> Iterator[Rival]:
     yield from _best(plan, "backprop", [(1, 1)], 1)
     if num > 1:
         yield from _best(plan, "ddp", [(num, 1)], 1)
@@ -183,15 +186,15 @@ def recommend(plan: Plan, rivals: Sequence[Rival]) -> str:
     ours = rivals[0]
     best = max(rivals[1:], key=lambda rival: rival.samples_per_second)
     ahead = ours.samples_per_second / best.samples_per_second
-    if len(plan.stages) == 1:
+    if plan.num_processes == 1:
         return "One stage is sequential local learning: see what more --stages give."
-    if ahead >= _CLEARLY:
+    if ahead >= CLEARLY:
         return (
             f"Use PPLL: {ahead:.2f} times the predicted speed of the best rival, {_name(best)}. "
             f"Mind that local learning is another algorithm: compare its accuracy (ppll study)."
         )
     memory = f"{best.memory_bytes / 2**20:,.0f} MiB a device, {ours.memory_bytes / 2**20:,.0f} here"
-    if ahead > 1 / _CLEARLY:
+    if ahead > 1 / CLEARLY:
         return (
             f"PPLL and {_name(best)} are predicted equally fast (ratio {ahead:.2f}; {memory}). "
             f"Take {_name(best)} where end-to-end training matters, PPLL where links are slow."

@@ -98,7 +98,7 @@ class _Work:
         self._after = slower * [stage.after_send_s for stage in stages]
         self._copy = np.where([link.overlaps for link in links], 0.0, self.transfer)
         self._held = np.where([link.buffers for link in links], 0.0, self.transfer)
-        self._replicas = pipeline.replicas
+        self._root = 1 / np.array([1, *pipeline.stage_replicas])
         self._jitter, self._key = pipeline.jitter, fold(pipeline.seed, "jitter")
         self._num_batches = num_batches
         self._lag = np.arange(len(stages)) // skew
@@ -113,8 +113,8 @@ class _Work:
             return np.broadcast_to(self._before, shape), np.broadcast_to(self._hold(1.0), shape)
         batches = np.arange(first_step, first_step + num_steps)[:, None] - self._lag
         factor = (fold_array(self._key, self._stage_code + batches) >> np.uint64(11)).astype(float)
-        if self._replicas > 1:  # The largest of several uniform numbers is one's root.
-            factor = (factor * 2.0**-53) ** (1 / self._replicas) * 2.0**53
+        if self._root.min() < 1:  # The largest of several uniform numbers is one's root.
+            factor = (factor * 2.0**-53) ** self._root * 2.0**53
         factor *= self._jitter * 2.0**-52
         factor += 1 - self._jitter
         hold = self._hold(factor)

@@ -38,7 +38,7 @@ class Layouts:
     def features(self, block_index: int) -> SlotLayout:
         """Of what enters a block."""
         method, num = self._blueprint.method, self._num(block_index)
-        sizes = self._feature_sizes(block_index, num)
+        sizes = self._feature_sizes(block_index, num) | self._beside_sizes(block_index, num)
         # A field of the loader's is a copy of the input in the same type or a smaller one.
         sizes |= {name: num * self._input_bytes() for name in method.fields}
         if method.carries_input and block_index:
@@ -52,6 +52,14 @@ class Layouts:
             return {FEATURES: num * self._input_bytes()}
         shape = (num, *self._blueprint.input_shape(block_index))
         return num_bytes(shape, self._blueprint.recipe.split.features_dtype)
+
+    def _beside_sizes(self, block_index: int, num: int) -> dict[str, int]:
+        """Of what a block reads beside the main tensor."""
+        first = self._blueprint.network.layers[self._blueprint.ranges[block_index].start]
+        if first.reads is None:
+            return {}
+        read = zip(first.reads.names, first.reads.shapes, first.reads.dtypes, strict=True)
+        return {name: num * prod(shape) * dtype.itemsize for name, shape, dtype in read}
 
     def _target_sizes(self, num: int) -> dict[str, int]:
         """Of what says what is to be predicted."""

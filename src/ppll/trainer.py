@@ -247,7 +247,7 @@ class Trainer:
             self._facts,
             self.blueprint.shapes,
             stages,
-            skeleton=skeleton_of(network, num_ranks) if network else None,
+            skeleton=skeleton_of(self.blueprint.network, num_ranks) if network else None,
             user_data=self._own_data is not None,
             fault=Fault.from_environment(),
         )
@@ -288,13 +288,14 @@ class Trainer:
         assert self._hosts is not None  # only there others are first
         folder = RunFolder(self._out.absolute())
         self._hosts.prove_folder(folder.path)
-        job, results = self._hosts.carry_out(self._job(folder))
-        return self._concluded(job, merge_results(job, results, self.blueprint.num_blocks))
+        job, _ = self._hosts.carry_out(self._job(folder))
+        return self._concluded(job, None)
 
-    def _concluded(self, job: Job, result: Result) -> Result:
+    def _concluded(self, job: Job, result: Result | None) -> Result:
         """The result, with the trained values in the user's own network."""
         if self._hosts is not None:
-            self._hosts.part()
+            result = self._hosts.part(result)
+        assert result is not None  # only another process's result is heard first
         if result.step < self.blueprint.num_steps:  # A run ends before only if a signal came.
             raise Interrupted(
                 f"interrupted at step {result.step}; saved in {job.folder.path}. The same with "

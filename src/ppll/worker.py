@@ -264,7 +264,9 @@ class Worker:
             self._metrics.flush()
 
     def _write_evaluation(self, message: Message) -> None:
-        tallies = {block.index: block.end_evaluation() for block in self.blocks}
+        for block in self.blocks:
+            block.exchange.end_evaluation(block.averages)
+        tallies = {block.index: block.counts.take() for block in self.blocks}
         self.exits[message.split] = tallies
         if self._evaluates_since is not None:
             self.evaluation_s += time.monotonic() - self._evaluates_since

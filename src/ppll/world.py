@@ -6,12 +6,14 @@ nothing that comes from another host is ever unpickled.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import secrets
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final, Self
@@ -21,10 +23,12 @@ from torch.distributed.rendezvous import rendezvous
 
 from ppll.errors import ChannelError, ChannelTimeout
 
-__all__ = ["World"]
+__all__ = ["World", "name_of_start"]
 
 _JOIN_TIMEOUT_S: Final = 60.0
 _TURN_S: Final = 0.05
+_LOOKS_PER_S: Final = 2000
+"""What all processes together may ask of the store while they wait."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class World:
             timeout = timedelta(seconds=_JOIN_TIMEOUT_S)
             lasting, rank, size = next(rendezvous("env://", timeout=timeout))
             address = _address_towards(host, port)
-            store = PrefixStore(_name_of_start(lasting, rank, size), lasting)
+            store = PrefixStore(name_of_start(lasting, rank, size), lasting)
         except (OSError, RuntimeError, ValueError) as error:
             raise ChannelError(f"cannot reach torchrun's store at {host}:{port}: {error}") from None
         return cls(
@@ -103,21 +107,52 @@ class World:
         Raises:
             ChannelTimeout: It did not in time.
         """
-        deadline = time.monotonic() + timeout_s
-        while not self.store.check([key]):
-            if time.monotonic() > deadline:
-                raise ChannelTimeout(f"waited {timeout_s:g} s for {key!r} of another process.")
-            time.sleep(_TURN_S)
+        self._wait_for([key], timeout_s)
         return json.loads(self.store.get(key))
 
-    def gather(self, name: str, value: Any, timeout_s: float = math.inf) -> list[Any]:
-        """Tell all processes something, and hear it from each of them, in order of rank.
+    def collect(self, name: str, value: Any, timeout_s: float = math.inf) -> list[Any]:
+        """Tell the first process something; what all tell, in order of rank, in the first one.
+
+        The others get an empty list and do not wait. N processes make N + 2 requests.
 
         Raises:
             ChannelTimeout: One did not speak in time.
         """
-        self.publish(f"{name}/{self.rank}", value)
-        return [self.read(f"{name}/{rank}", timeout_s) for rank in range(self.size)]
+        keys = self._keys(name)
+        self.publish(keys[self.rank], value)
+        if self.rank:
+            return []
+        self._wait_for(keys, timeout_s, of=keys)
+        return [json.loads(content) for content in self.store.multi_get(keys)]
+
+    def meet(self, name: str, timeout_s: float = math.inf) -> None:
+        """Wait until all processes have come to a place; 2 N + 2 requests of N processes.
+
+        Raises:
+            ChannelTimeout: One did not come in time.
+        """
+        self.collect(name, True, timeout_s)
+        if self.rank:
+            self._wait_for([f"{name}/all"], timeout_s, of=self._keys(name))
+        else:
+            self.publish(f"{name}/all", True)
+
+    def _keys(self, name: str) -> list[str]:
+        return [f"{name}/{rank}" for rank in range(self.size)]
+
+    def _wait_for(self, keys: list[str], timeout_s: float, of: Sequence[str] = ()) -> None:
+        """Wait until all keys are there; the first that is not, of these, is named if not."""
+        deadline = time.monotonic() + timeout_s
+        while not self.store.check(keys):
+            if time.monotonic() > deadline:
+                key = next((k for k in of if not self.store.check([k])), keys[0])
+                raise ChannelTimeout(f"waited {timeout_s:g} s for {key!r} of another process.")
+            time.sleep(_turn_s(self.size))
+
+
+def _turn_s(num_processes: int) -> float:
+    """Seconds between two looks into the store, which answers one process after the other."""
+    return max(_TURN_S, num_processes / _LOOKS_PER_S)
 
 
 def _address_towards(host: str, port: int) -> str:
@@ -129,7 +164,7 @@ def _address_towards(host: str, port: int) -> str:
         return found
 
 
-def _name_of_start(store: Any, rank: int, size: int) -> str:
+def name_of_start(store: Any, rank: int, size: int) -> str:
     """A name that all processes of this start know and no earlier start has had.
 
     The agents' store outlives a start and what it wrote, so every process shows a fresh token; the
@@ -142,7 +177,7 @@ def _name_of_start(store: Any, rank: int, size: int) -> str:
             return name
         if rank > 0 and (name := _found_by_other(store, rank, mine)) is not None:
             return name
-        time.sleep(_TURN_S)
+        time.sleep(_turn_s(size))
     raise RuntimeError(f"not all {size} processes came within {_JOIN_TIMEOUT_S:g} s")
 
 
@@ -152,7 +187,8 @@ def _named_by_first(store: Any, size: int) -> str | None:
     if not store.check(hellos):
         return None
     tokens = [token.decode() for token in store.multi_get(hellos)]
-    name = "-".join(tokens)
+    # Short, since every key begins with it.
+    name = hashlib.sha256("-".join(tokens).encode()).hexdigest()[:32]
     store.set("start", json.dumps({"name": name, "tokens": tokens}))
     if not store.check([f"{name}/found/{rank}" for rank in range(1, size)]):
         return None

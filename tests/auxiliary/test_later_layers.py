@@ -8,9 +8,8 @@ from torch import nn
 
 from ppll.auxiliary.later_layers import later_layers, picked, pyramidal_depth
 from ppll.errors import ModelError, RecipeError
-from ppll.models import Layer, initialise
+from ppll.models import Layer, Network, feature_shapes, initialise
 from ppll.models.empty import with_memory
-from ppll.models.network import Network, feature_shapes
 from ppll.models.resnet import resnet
 from ppll.models.vit import vit
 from ppll.site import BlockSite
@@ -118,6 +117,59 @@ def test_before_the_head_there_is_the_classifier_alone(network: Network) -> None
     module = ready(later_layers(site, depth=4))
     assert len(module.get_submodule("layers")) == 0
     assert module(torch.randn(2, *site.feature_shape)).shape == (2, 10)
+
+
+class Scale(nn.Module):
+    """Cannot reset itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, 3))
+        self.bias = nn.Parameter(torch.zeros(3))
+        self.register_buffer("table", torch.arange(3.0), persistent=False)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = features * self.weight.sum(0) + self.bias + self.table
+        return made
+
+
+def own_layers() -> Network:
+    part = nn.Sequential(nn.Linear(3, 3), Scale())
+    return Network.from_modules([nn.Linear(3, 3), part, nn.Linear(3, 2)])
+
+
+def head_of(network: Network) -> nn.Module:
+    behind = network.layers[1:]
+    site = BlockSite(0, 2, (3,), (3,), 2, (3,), behind, ((3,), (2,)))
+    return with_memory(later_layers(site, depth=1), torch.device("cpu"))
+
+
+def test_what_cannot_reset_itself_starts_like_what_it_is_like() -> None:
+    network = own_layers()
+    given = {name: tensor.clone() for name, tensor in network.named_tensors().items()}
+    module = head_of(network)
+    initialise(module, "auxiliary.0", 3, given)
+    own = module.get_submodule("layers.1.layer")
+    fresh, theirs = own.get_submodule("1"), network.layers[1].module.get_submodule("1")
+    weight, other = fresh.get_parameter("weight"), theirs.get_parameter("weight")
+    assert not torch.equal(weight, other)
+    assert torch.equal(weight.flatten().sort()[0], other.flatten().sort()[0])
+    assert torch.equal(fresh.get_parameter("bias"), torch.zeros(3))
+    assert torch.equal(fresh.get_buffer("table"), torch.arange(3.0))
+    linear = nn.Linear(3, 3)  # resets itself, so it starts as such a layer does anywhere
+    initialise(linear, "auxiliary.0.layers.1.layer.0", 3)
+    assert torch.equal(own.get_parameter("0.weight"), linear.weight)
+    assert all(torch.equal(given[n], tensor) for n, tensor in network.named_tensors().items())
+    again, other_seed = head_of(network), head_of(network)
+    initialise(again, "auxiliary.0", 3, given)
+    initialise(other_seed, "auxiliary.0", 4, given)
+    assert torch.equal(again.get_parameter("layers.1.layer.1.weight"), weight)
+    assert not torch.equal(other_seed.get_parameter("layers.1.layer.1.weight"), weight)
+
+
+def test_with_nothing_to_draw_from_it_is_refused_by_name() -> None:
+    with pytest.raises(ModelError, match=r"'auxiliary\.0\.layers\.1\.layer\.1' \(Scale\) owns"):
+        initialise(head_of(own_layers()), "auxiliary.0", 3)
 
 
 def test_layers_that_do_not_fit_are_refused() -> None:

@@ -50,6 +50,19 @@ def test_a_readout_starts_as_the_head_that_it_is_of(adapter: int) -> None:
     assert names.keys() <= {f"auxiliary.first.{name}" for name in module.state_dict()}
 
 
+@pytest.mark.parametrize("names", [["weight", "bias"], ["weight"], []])
+def test_a_copy_starts_as_the_layer_where_only_some_values_are_given(names: list[str]) -> None:
+    """As the layer itself: the others are first values of the seed."""
+    head, other = nn.Linear(WIDTH, NUM_CLASSES), nn.Linear(WIDTH, NUM_CLASSES)
+    initialise(head, "head", seed=3)
+    given = {f"head.{name}": other.get_parameter(name) for name in names}
+    module = auxiliaries.build("frozen-readout", {}, SITE)
+    initialise(module.to_empty(device="cpu"), "auxiliary.first", 3, given)
+    for name in ("weight", "bias"):
+        expected = (other if name in names else head).get_parameter(name)
+        assert torch.equal(module.get_parameter(f"layer.{name}"), expected)
+
+
 @pytest.mark.parametrize("depth", [0, 1, 5])
 def test_a_shared_readout_takes_over_what_comes(depth: int) -> None:
     module = with_values(shared_readout(SITE, depth=depth))

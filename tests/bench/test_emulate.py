@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from ppll.bench import emulate as module
-from ppll.bench.chain import BlockTimes
-from ppll.bench.emulate import SYSTEMS, Devices, Row, emulate, summary
+from ppll.bench.emulate import SYSTEMS, Row, emulate, summary
+from ppll.bench.emulated_devices import Devices
+from ppll.bench.sleeping_block import BlockTimes
 from ppll.config import Recipe
 from ppll.costs import Costs, ExitCosts, LayerCosts, measured_for
 from ppll.errors import RecipeError
@@ -54,10 +55,11 @@ def made_up_plan(block_s: float = 0.0) -> Plan:
 @pytest.mark.processes
 def test_every_system_is_measured_and_nearly_reaches_its_ideal() -> None:
     devices, seen = Devices.even(2, **TINY), []
-    rows = emulate(devices, SYSTEMS, num_batches=30, warm_up=3, microbatches=(4,), seen=seen.append)
+    systems = [system for system in SYSTEMS if system != "more-blocks"]
+    rows = emulate(devices, systems, num_batches=30, warm_up=3, microbatches=(4,), seen=seen.append)
     assert rows == seen
     assert [(row.system, row.microbatches) for row in rows] == [
-        (system, 4 if system in CHUNKS_A_RANK else 1) for system in SYSTEMS
+        (system, 4 if system in CHUNKS_A_RANK else 1) for system in systems
     ]
     assert [row.stages for row in rows] == [1 if row.system == "sequential" else 2 for row in rows]
     for row in rows:
@@ -67,7 +69,7 @@ def test_every_system_is_measured_and_nearly_reaches_its_ideal() -> None:
 
 def test_even_devices_have_an_auxiliary_network_but_the_last() -> None:
     devices = Devices.even(3, **TINY)
-    assert devices.num_stages == 3
+    assert devices.num_devices == 3
     assert devices.blocks == (
         *[BlockTimes(0.006, pytest.approx(0.013), 1 << 16)] * 2,
         BlockTimes(0.006, 0.012, 1 << 16),
@@ -92,6 +94,43 @@ def test_devices_of_a_plan_are_its_blocks_slowed_down() -> None:
     assert work.forward_s == pytest.approx((0.01, 0.02, 0.03, 0.041))  # the loss is in the last
     assert work.backward_s == pytest.approx((0.01, 0.04, 0.06, 0.082))
     assert work.overhead_s == pytest.approx(10 * 0.25e-3)
+
+
+def with_replicas(*replicas: int) -> Plan:
+    base = made_up_plan()
+    recipe = base.recipe.with_settings([f"train.replicas={list(replicas)}"])
+    return draw_plan(recipe, base.costs, 2, Link())
+
+
+def test_devices_of_blocks_with_replicas() -> None:
+    devices = Devices.of_plan(with_replicas(1, 2), 10.0)
+    assert (devices.num_devices, devices.replicas) == (3, (1, 2))
+    whole = Devices.of_plan(made_up_plan(), 10.0)
+    assert devices.blocks[0] == whole.blocks[0]
+    assert devices.blocks[1].forward_s == pytest.approx(whole.blocks[1].forward_s / 2)
+    assert devices.blocks[1].payload_bytes == whole.blocks[1].payload_bytes // 2
+    assert devices.unshared == whole.blocks
+    assert devices.stages("sequential") == (whole.blocks,)
+    # Three blocks of the same layers, balanced: layers 0 and 1, then one each.
+    assert [block.forward_s for block in devices.more_blocks] == pytest.approx([0.03, 0.03, 0.04])
+    assert Devices.of_plan(with_replicas(1, 4), 1.0).more_blocks == ()
+
+
+@pytest.mark.processes
+def test_blocks_with_replicas_stand_beside_as_many_blocks() -> None:
+    devices = Devices.of_plan(with_replicas(1, 2), 4.0)
+    systems = ("ppll", "more-blocks", "sequential", "ddp")
+    rows = emulate(devices, systems, num_batches=20, warm_up=3)
+    assert [(row.system, row.stages) for row in rows] == [
+        *(("ppll", 3), ("more-blocks", 3), ("sequential", 1), ("ddp", 3))
+    ]
+    for row in rows:
+        assert row.ideal_seconds_per_batch <= 1.02 * row.seconds_per_batch, row
+
+
+def test_more_blocks_need_replicas() -> None:
+    with pytest.raises(RecipeError, match="more-blocks is left out"):
+        emulate(Devices.even(2, **TINY), ["more-blocks"])
 
 
 @pytest.mark.parametrize("system", ["ddp", *CHUNKS_A_RANK])

@@ -53,9 +53,9 @@ def test_tensors_lie_one_after_the_other_on_boundaries() -> None:
     ("offset", "form", "value", "complaint"),
     [
         (0, "4s", b"HTTP", "magic is b'HTTP', expected b'PPLL'"),
-        (4, "<H", 1, "version is 1, expected 3"),
+        (4, "<H", 1, "version is 1, expected 4"),
         (6, "B", 0, r"kind is 0, expected one of \[1, 2"),
-        (7, "B", 9, "number of tensors is 9, expected at most 8"),
+        (7, "B", 17, "number of tensors is 17, expected at most 16"),
         (8, "B", 2, "own-memory flag is 2"),
         (9, "B", 2, "new-slots flag is 2, expected 0, or 1 alone"),
         (8, "<H", 257, "new-slots flag is 1, expected 0, or 1 alone"),
@@ -113,7 +113,7 @@ def test_noise_behind_magic_and_version_is_refused_or_read(noise: bytes) -> None
 @pytest.mark.parametrize(
     ("tensors", "complaint"),
     [
-        ({str(i): torch.ones(1) for i in range(9)}, "at most 8 tensors, not 9"),
+        ({str(i): torch.ones(1) for i in range(17)}, "at most 16 tensors, not 17"),
         ({"x": torch.ones([1] * 9)}, "'x' has 9 dimensions, at most 8"),
         ({"x": torch.ones(1, dtype=torch.complex64)}, "'x': torch.complex64 does not travel"),
         ({"a_name_that_is_too_long": torch.ones(1)}, "use at most 16 ASCII characters"),

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch.distributed import HashStore
+from torch.distributed import HashStore, PrefixStore, ProcessGroupGloo
 
 from ppll.channels.base import SlotLayout
 from ppll.channels.group_link import RECEIVER, SENDER, GroupLink
@@ -31,6 +36,103 @@ LOOPBACK = "127.0.0.1"
 def test_who_waits_for_nobody_says_for_which_channel() -> None:
     with pytest.raises(ChannelTimeout, match=r"other end of channel 'features-2' within 0.05 s"):
         GroupSendEnd(HashStore(), "features-2", LAYOUT, 2, address=LOOPBACK, timeout_s=0.05)
+
+
+@pytest.mark.parametrize(
+    ("content", "timeout_s", "message"),
+    [
+        (None, 0.5, "not its other end, and says nothing for 0.5 s"),
+        (torch.full((32,), 7, dtype=torch.uint8), WAIT_S, "not its other end: it says something"),
+    ],
+    ids=["silence", "noise"],
+)
+def test_who_is_not_the_other_end_is_an_error(
+    content: torch.Tensor | None, timeout_s: float, message: str
+) -> None:
+    """A group that somebody made who does not know the channel."""
+    store = HashStore()
+    edge = PrefixStore("edge", store)
+    edge.set(f"end-{RECEIVER}", "there")
+    device = ProcessGroupGloo.create_device(hostname=LOOPBACK)
+    options = ProcessGroupGloo._Options()
+    options._devices = [device]
+    with ThreadPoolExecutor() as pool:
+        stranger = pool.submit(ProcessGroupGloo, edge, RECEIVER, 2, options)
+        link = pool.submit(GroupLink, store, "edge", SENDER, LOOPBACK, timeout_s)
+        group = stranger.result(WAIT_S)
+        said = None if content is None else group.send([content], SENDER, 15)
+        with pytest.raises(ChannelError, match=message):
+            link.result(WAIT_S)
+        del said  # What is still being sent ends with it.
+
+
+def ports() -> set[int]:
+    """On which this process listens."""
+    own = {os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()}
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    listening = [row for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in own]
+    return {int(row[1].rpartition(":")[2], 16) for row in listening}
+
+
+def counted(number: int) -> bytes:
+    return number.to_bytes(8, "little")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for ports in /proc")
+@pytest.mark.parametrize(
+    ("contents", "timeout_s"),
+    [
+        pytest.param([b""], WAIT_S, id="silence"),
+        pytest.param([b"GET / HTTP/1.1\r\n\r\n"], WAIT_S, id="words"),
+        pytest.param([bytes(range(256)) * 16], WAIT_S, id="noise"),
+        pytest.param([counted(n) for n in range(32)], 5.0, id="numbers"),
+        pytest.param(
+            [counted(n) + bytes(range(1, 255)) for n in range(32)],
+            5.0,
+            id="numbers and noise",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+@pytest.mark.parametrize("first", [GroupSendEnd, GroupReceiveEnd])
+def test_strangers_on_the_port_bring_the_right_bytes_or_an_error(
+    contents: list[bytes], timeout_s: float, first: type[GroupSendEnd | GroupReceiveEnd]
+) -> None:
+    """They come when one end listens and the other is not there yet."""
+    store, before = HashStore(), ports()
+    for rank in (SENDER, RECEIVER):
+        PrefixStore("edge", store).set(f"end-{rank}", "there")
+
+    def make(kind: Callable[..., Any]) -> Any:
+        try:
+            return kind(store, "edge", LAYOUT, 2, address=LOOPBACK, timeout_s=timeout_s)
+        except ChannelError as error:
+            return error
+
+    with ThreadPoolExecutor() as pool, ExitStack() as strangers:
+        made = [pool.submit(make, first)]
+        while not (opened := ports() - before):
+            time.sleep(0.01)
+        for content in contents:
+            address = (LOOPBACK, min(opened))
+            stranger = strangers.enter_context(socket.create_connection(address))
+            stranger.sendall(content)
+        second = GroupReceiveEnd if first is GroupSendEnd else GroupSendEnd
+        made.append(pool.submit(make, second))
+        one, other = (future.result(WAIT_S) for future in made)
+    if isinstance(one, ChannelError) or isinstance(other, ChannelError):
+        assert timeout_s < WAIT_S, "nobody else has guessed a number"
+        assert isinstance(one, ChannelError)
+        assert isinstance(other, ChannelError)
+        return
+    sender, receiver = (one, other) if first is GroupSendEnd else (other, one)
+    for sequence in range(4):
+        sender.send(numbered(sequence), WAIT_S)
+        message = receiver.recv(WAIT_S)
+        assert torch.equal(message.features, numbered(sequence).features)
+        receiver.release(message)
+    sender.close()
+    receiver.close()
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import torch
 import ppll
 from ppll.measuring import measure
 from ppll.message import Kind, Message
-from ppll.models.network import initialise
+from ppll.models.initialising import initialise
 from ppll.numerics import set_numerics
 from tests.faults import recipe
 from tests.gpu.waiting import nobody_waits

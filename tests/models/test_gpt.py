@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from ppll.errors import RecipeError
 from ppll.models import models
 from ppll.models.gpt import Rotation
+from ppll.models.initialising import initialise
 from ppll.models.lora import ADDED, LoRALinear
-from ppll.models.network import initialise
 
 LENGTH, NUM_TOKENS = 12, 10
 SMALL: dict[str, Any] = {"width": 12, "depth": 2, "heads": 3}

@@ -254,7 +254,16 @@ def test_a_trial_run_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("function", "found"),
     [
-        (lambda x: (x, x), "a tuple"),
+        (lambda x: x.tolist(), r"a list with a float at \[0\]\[0\]"),
+        (lambda x: (x, None), r"a tuple with a NoneType at \[1\]"),
+        (lambda x: {"x": x, "n": (x, 3)}, r"a dict with a int at \['n'\]\[1\]"),
+        (lambda x: (x, x.mean()), r"a tuple with shape \(\) for 2 samples at \[1\]"),
+        (lambda x: (x, x[:1]), r"a tuple with shape \(1, 3\) for 2 samples at \[1\]"),
+        (lambda x: (x, x + 1j), r"a tuple with a tensor of torch\.complex64 at \[1\]"),
+        (lambda x: (x > 0, x.argmax(1)), "a tuple without a floating tensor"),
+        (lambda x: [x] * 10, "a list of 10 tensors"),
+        (lambda x: (), "a tuple without a floating tensor"),
+        (lambda x: None, "a NoneType"),
         (lambda x: x.argmax(1), "a tensor of torch.int64"),
         (lambda x: x.mean(), r"shape \(\) for 2 samples"),
         (lambda x: x.T, r"shape \(3, 2\) for 2 samples"),

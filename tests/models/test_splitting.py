@@ -150,22 +150,88 @@ def test_a_forward_that_is_another_in_training_is_refused() -> None:
     refused(Dropping(), "something else in training than in evaluation")
 
 
-def test_features_that_are_no_tensor_are_refused() -> None:
-    class Pair(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(8, 8)
+class Pair(nn.Module):
+    """Hands on what it made, and what it made that from."""
 
-        def forward(self, features: Any) -> Any:
-            first = features[0] if isinstance(features, tuple) else features
-            return self.linear(first), first
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
 
+    def forward(self, features: Any) -> Any:
+        first = features[0] if isinstance(features, tuple) else features
+        return self.linear(first), first
+
+
+class Two(Residual):
+    """Reads two tensors and makes two."""
+
+    def forward(self, features: Tensor, mask: Tensor) -> Any:
+        return super().forward(features) * mask, ~mask
+
+
+def as_it_computes(model: nn.Module, network: Network) -> None:
+    """The row computes what the model computes, of another batch than that of the trial."""
+    inputs = torch.randn(5, 6)
+    features: Any = inputs
+    for layer in network.layers:
+        features = layer.module(features)
+    assert torch.equal(features, model(inputs))
+    assert network.named_tensors().keys() == dict(model.named_parameters()).keys()
+
+
+def test_a_layer_may_return_a_tuple_that_the_next_one_reads() -> None:
     class Unpacking(Plain):
         def forward(self, inputs: Tensor) -> Tensor:
             return self.finish(self.body(self.begin(inputs))[0])
 
     model = Unpacking([Pair(), Pair()])
-    refused(model, r"layer 'body_layers_0' \(Pair\) returns a tuple, and only a tensor crosses")
+    network = ppll.split(model, SAMPLE)
+    assert network.layers[1].module is model.body.layers[0]
+    as_it_computes(model, network)
+
+
+def test_several_tensors_may_go_from_one_layer_to_the_next() -> None:
+    class Masking(Plain):
+        def forward(self, inputs: Tensor) -> Tensor:
+            features, mask = self.begin(inputs), inputs[:, :1] > 0
+            for layer in self.body.layers:
+                features, mask = layer(features, mask)
+            return self.finish(features * mask)
+
+    model = Masking([Two() for _ in range(3)])
+    del model.body.shift
+    network = ppll.split(model, SAMPLE)
+    as_it_computes(model, network)
+    assert [len(layer.module(SAMPLE)) for layer in network.layers[:1]] == [2]
+
+
+def test_a_mask_that_all_layers_read_is_refused_with_what_to_do() -> None:
+    class Masking(Plain):
+        def forward(self, inputs: Tensor) -> Tensor:
+            features, mask = self.begin(inputs), inputs[:, :1] > 0
+            for layer in self.body.layers:
+                features, _ = layer(features, mask)
+            return self.finish(features)
+
+    refused(
+        Masking([Two() for _ in range(3)]),
+        r"before layer 'body.layers.0': .*'gt' \(gt\) would cross .* each of them may hand on",
+    )
+
+
+def test_a_layer_that_returns_no_tensor_beside_one_is_refused() -> None:
+    class Sized(Pair):
+        def forward(self, features: Any) -> Any:
+            return super().forward(features)[0], 8
+
+    class Unpacking(Plain):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.finish(self.body(self.begin(inputs))[0])
+
+    refused(
+        Unpacking([Sized(), Sized()]),
+        r"layer 'body_layers_0' \(Sized\) returns a tuple with a int at \[1\], but .* Wrap it",
+    )
 
 
 def test_an_output_that_is_no_tensor_is_refused() -> None:

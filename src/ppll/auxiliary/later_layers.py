@@ -4,7 +4,8 @@ Source: Ma et al., "Scaling Supervised Local Learning with Augmented Auxiliary N
 2024). Of the n hidden layers behind a block, those at ``round(n / d * i)``, i from 1 to d, are
 built a second time, one behind the other, before a pooled linear classifier. A residual layer
 halves a map that is larger than its own, as the authors' code does. Nothing is shared and no values
-are copied. The depth d falls from block to block (section "pyramidal depth").
+are copied; modules that cannot reset themselves draw from those of the layer that they are like
+(``LikeOf``). The depth d falls from block to block (section "pyramidal depth").
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ from torch import nn
 
 from ppll.auxiliary.linear import linear
 from ppll.errors import ModelError, RecipeError
-from ppll.models.network import Layer, Network, feature_shapes
+from ppll.models.copies import LikeOf
+from ppll.models.initialising import resets_itself
+from ppll.models.network import Layer, Network
 from ppll.models.resnet import ResidualLayer
+from ppll.models.trial import feature_shapes
 from ppll.site import BlockSite
 
 __all__ = ["hidden_layers", "later_layers", "picked", "pyramidal_depth"]
@@ -87,24 +91,26 @@ def _fitted(
     """
     modules: OrderedDict[str, nn.Module] = OrderedDict()
     for layer, target in layers:
-        module = _fresh(layer.module, shape, target)
+        layer.check_copied()
+        module = _fresh(layer, shape, target)
         shape = _output_shape(Layer(layer.name, module), shape)
         modules[layer.name] = module
     return nn.Sequential(modules), shape
 
 
-def _fresh(module: nn.Module, shape: tuple[int, ...], target: tuple[int, ...]) -> nn.Module:
+def _fresh(layer: Layer, shape: tuple[int, ...], target: tuple[int, ...]) -> nn.Module:
     """A layer of the same structure.
 
     A residual layer reads as many channels as there are, and halves a map that is larger than what
     it makes in the network.
     """
+    module = layer.module
     if isinstance(module, ResidualLayer) and len(shape) == len(target) == 3:
         return ResidualLayer(shape[0], target[0], stride=2 if shape[1:] > target[1:] else 1)
     fresh = copy.deepcopy(module).to("meta")
     for parameter in fresh.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    return fresh
+    return fresh if all(map(resets_itself, fresh.modules())) else LikeOf(fresh, layer.path)
 
 
 def _output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:

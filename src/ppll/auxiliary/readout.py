@@ -124,6 +124,7 @@ def frozen_readout(site: BlockSite, *, adapter: int = 0) -> nn.Module:
 
 def _last_layer(auxiliary: str, site: BlockSite) -> CopyOf:
     last = site.layers_behind[-1]
+    last.check_copied()
     if not [*last.module.parameters()]:
         raise ModelError(
             f"{auxiliary!r} reads through the network's last layer, but {last} has no parameters: "

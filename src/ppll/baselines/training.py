@@ -34,7 +34,8 @@ from ppll.losses.classification import cross_entropy, num_correct
 from ppll.message import FEATURES, TARGETS
 from ppll.models.empty import with_memory
 from ppll.models.libraries import is_of_library
-from ppll.models.network import Network, qualified
+from ppll.models.names import qualified
+from ppll.models.network import Network
 from ppll.optimization import Schedule, build_optimizer
 from ppll.randomness import fold
 from ppll.sections import MethodConfig, SplitConfig

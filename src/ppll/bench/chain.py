@@ -1,7 +1,8 @@
 """A pipeline whose blocks only take time: what is left is the system around them.
 
 Only the blocks are doubles: devices emulated by sleeping. Processes (from the fork server), the
-prefetching thread, ``shared`` channels, the worker and ``drain`` are the ones that train networks.
+prefetching thread, ``shared`` channels, the worker and ``drain`` are the ones that train networks,
+and so are the ends that cut and join messages and what adds up with other replicas.
 """
 
 from __future__ import annotations
@@ -11,56 +12,40 @@ import multiprocessing.connection
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 
+from ppll.adding import Adder
 from ppll.baselines.sleeping import Sleeper
+from ppll.bench.chain_ends import Edge, Key, edges_between, edges_of_line, join_shared
 from ppll.bench.rank_report import Footprint, RankReport
+from ppll.bench.sleeping_block import BATCH, COUNT, FLOAT_BYTES, BlockTimes, SleepingBlock
 from ppll.block import Block
-from ppll.channels.base import Inbox, SendEnd, SlotLayout
-from ppll.channels.shared import SharedReceiveEnd, SharedSendEnd
+from ppll.channels.base import SlotLayout
+from ppll.connections import ends_of
+from ppll.ending import Ending
 from ppll.ends import Ends, Waiting
 from ppll.fork_server import warm_up
+from ppll.line_times import BUCKET_BYTES
+from ppll.mesh import Mesh
 from ppll.message import FEATURES, TARGETS, Kind, Message
-from ppll.methods.base import Method
-from ppll.metrics import Counts, Tally
 from ppll.prefetch import Prefetcher
 from ppll.status import Monitor
 from ppll.worker import Worker, drain
 
 __all__ = [
-    "BlockTimes",
     "Chain",
+    "chain_ends",
     "chain_messages",
     "run_chain",
     "run_stage",
 ]
-
-_CONNECT_TIMEOUT_S = 60.0
-_FLOAT_BYTES = torch.float32.itemsize
-_BATCH = 64
-
-
-@dataclass(frozen=True)
-class BlockTimes:
-    """What an emulated block takes for a message.
-
-    Attributes:
-        forward_s: How long it sleeps in its forward.
-        learn_s: How long it sleeps in its learning step.
-        payload_bytes: Size of the features that it sends on.
-    """
-
-    forward_s: float = 0.0
-    learn_s: float = 0.0
-    payload_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,12 +53,13 @@ class Chain:
     """A pipeline to run.
 
     Attributes:
-        stages: The blocks of every process.
+        stages: The blocks of every stage.
         num_batches: Training messages that pass through all of them.
         capacity: Slots of a channel.
         keeps_times: Whether every rank reports when it had learned from each message.
         footprint_steps: Steps after which every rank looks at its memory.
         timeout_s: How long all of it may take.
+        replicas: Processes of every stage; without, one each.
     """
 
     stages: tuple[tuple[BlockTimes, ...], ...]
@@ -82,6 +68,7 @@ class Chain:
     keeps_times: bool = False
     footprint_steps: tuple[int, ...] = ()
     timeout_s: float = 600.0
+    replicas: tuple[int, ...] = ()
 
     @classmethod
     def even(cls, num_stages: int, block: BlockTimes, num_batches: int, **options: Any) -> Chain:
@@ -89,47 +76,29 @@ class Chain:
         return cls(((block,),) * num_stages, num_batches, **options)
 
     @property
-    def num_stages(self) -> int:
-        """Number of processes."""
-        return len(self.stages)
+    def mesh(self) -> Mesh:
+        """All processes."""
+        return Mesh(self.replicas) if self.replicas else Mesh.of(len(self.stages))
 
-    def layout(self, rank: int) -> SlotLayout:
+    def layout(self, stage: int) -> SlotLayout:
         """What a slot before a stage, not the first, must hold."""
-        payload_bytes = self.stages[rank - 1][-1].payload_bytes
-        return SlotLayout({FEATURES: payload_bytes, TARGETS: _BATCH * torch.int64.itemsize})
+        before, own = self.mesh.replicas[stage - 1 : stage + 1]
+        samples = -(-BATCH // max(before, own))
+        payload_bytes = samples * self.row_bytes(stage - 1)
+        return SlotLayout({FEATURES: payload_bytes, TARGETS: samples * torch.int64.itemsize})
 
+    def row_bytes(self, stage: int) -> int:
+        """What a stage sends for every sample."""
+        samples = BATCH // self.mesh.replicas[stage]
+        return -(-self.stages[stage][-1].payload_bytes // (samples * FLOAT_BYTES)) * FLOAT_BYTES
 
-class SleepingBlock:
-    """Has the face of a ``ppll.block.Block`` and sleeps where that one computes."""
-
-    def __init__(self, index: int, times: BlockTimes, sleeper: Sleeper) -> None:
-        self.index = index
-        self.device = torch.device("cpu")
-        self.counts = Counts(self.device)
-        self._times = times
-        self._sleeper = sleeper
-        self._features = torch.zeros(times.payload_bytes // _FLOAT_BYTES)
-
-    def forward(self, message: Message) -> Message:
-        """Hand on features of its own, as a block that computes does, after a while."""
-        self._sleeper(self._times.forward_s)
-        return message.with_tensors(**{FEATURES: self._features})
-
-    slow = None
-    method = Method
-    """Of which blocks exchange features alone."""
-
-    def learn(self, *_: object) -> dict[str, Tensor]:
-        """Take the time of a learning step."""
-        self._sleeper(self._times.learn_s)
-        return {}
-
-    def take_training(self) -> Tally:
-        """Nothing was counted."""
-        return self.counts.take()
-
-    def evaluate(self) -> None:
-        """Nothing is evaluated."""
+    def edges(self) -> Iterator[Edge]:
+        """All channels, in an order in which every process can join its own."""
+        for stage, blocks in enumerate(self.stages):
+            if stage:
+                yield from edges_between(self.mesh, stage, self.layout(stage), self.capacity)
+            bucket_bytes = min(BUCKET_BYTES, max(b.gradient_bytes for b in blocks))
+            yield from edges_of_line(self.mesh, stage, max(COUNT.nbytes, bucket_bytes))
 
 
 class _Observed(Worker):
@@ -163,7 +132,7 @@ def run_chain(chain: Chain) -> list[RankReport]:
     ends: list[Connection] = []
     with tempfile.TemporaryDirectory(prefix="ppll-") as folder:
         try:
-            for rank in range(chain.num_stages):
+            for rank in range(chain.mesh.size):
                 ours, theirs = context.Pipe(duplex=False)
                 args = (chain, rank, Path(folder), secret, theirs)
                 process = context.Process(target=_run_rank, args=args, daemon=True)
@@ -202,55 +171,57 @@ def _gather(ends: list[Connection], timeout_s: float) -> list[RankReport]:
 def _run_rank(chain: Chain, rank: int, folder: Path, secret: bytes, result: Connection) -> None:
     torch.set_num_threads(1)
     with ExitStack() as stack:
-        result.send(run_stage(chain, rank, Ends(*_connect(chain, rank, folder, secret, stack))))
+        ends = join_shared(list(chain.edges()), rank, folder, secret, stack)
+        result.send(run_stage(chain, rank, chain_ends(chain, rank, ends, stack)))
+
+
+def chain_ends(chain: Chain, rank: int, ends: Mapping[Key, Any], stack: ExitStack) -> Ends:
+    """What one process receives from and sends to, from its ends of all channels."""
+
+    def loader() -> Prefetcher:
+        messages = chain_messages(chain, chain.mesh.replica(rank))
+        prefetcher = Prefetcher(messages, chain.capacity)
+        stack.callback(prefetcher.close)
+        return prefetcher
+
+    return ends_of(ends, chain.mesh, rank, Ending(), loader)
 
 
 def run_stage(chain: Chain, rank: int, ends: Ends) -> RankReport:
-    """Run one stage to its end, whatever its ends are.
+    """Run one process to its end, whatever its ends are.
 
     Args:
         chain: The pipeline.
-        rank: Which of its stages.
+        rank: Which of its processes.
         ends: Where messages come from and go to; the caller closes them.
     """
     report, monitor, sleeper = RankReport(), Monitor(), Sleeper()
     if chain.footprint_steps:
         Footprint.now(0)  # the first look takes memory of its own
-    blocks = [SleepingBlock(i, times, sleeper) for i, times in enumerate(chain.stages[rank])]
+    adder = None if ends.line is None else Adder(ends.line.add_up, monitor)
+    stage = chain.mesh.stage(rank)
+    blocks = [
+        SleepingBlock(i, times, chain.row_bytes(stage), sleeper, adder)
+        for i, times in enumerate(chain.stages[stage])
+    ]
     worker = _Observed(chain, report, cast(list[Block], blocks), ends, monitor=monitor)
     drain(worker.run())
+    if adder is not None:
+        adder.close()
     report.busy_fraction = monitor.busy_fraction()
     report.activity_s = {a.name.lower(): s for a, s in monitor.seconds.items()}
     return report
 
 
-def _connect(
-    chain: Chain, rank: int, folder: Path, secret: bytes, stack: ExitStack
-) -> tuple[Inbox, SendEnd | None]:
-    """As ``ppll.rank`` does: listen, then connect, then accept."""
-    receiver = outbox = None
-    if rank > 0:
-        receiver = SharedReceiveEnd.listen(
-            folder / str(rank), chain.layout(rank), chain.capacity, secret
-        )
-        stack.callback(receiver.close)
-    if rank + 1 < chain.num_stages:
-        outbox = SharedSendEnd.connect(folder / str(rank + 1), secret, _CONNECT_TIMEOUT_S)
-        stack.callback(outbox.close)
-    if receiver is not None:
-        receiver.accept(_CONNECT_TIMEOUT_S)
-        return receiver, outbox
-    loader = Prefetcher(chain_messages(chain), chain.capacity)
-    stack.callback(loader.close)
-    return loader, outbox
-
-
-def chain_messages(chain: Chain) -> Iterator[Message]:
-    """What the first stage of a pipeline reads: training messages, then the stop."""
+def chain_messages(chain: Chain, replica: int = 0) -> Iterator[Message]:
+    """What a replica of the first stage reads: training messages, then the stop."""
+    num = chain.mesh.replicas[0]
+    samples = BATCH * (replica + 1) // num - BATCH * replica // num
     tensors = {
         FEATURES: torch.zeros(1),
-        TARGETS: torch.zeros(_BATCH, dtype=torch.int64),
+        TARGETS: torch.zeros(samples, dtype=torch.int64),
     }
+    message = Message(kind=Kind.TRAIN, sequence=0, step=1, tensors=tensors, share=samples / BATCH)
     for step in range(1, chain.num_batches + 1):
-        yield Message(kind=Kind.TRAIN, sequence=step - 1, step=step, tensors=tensors)
+        yield replace(message, sequence=step - 1, step=step)
     yield Message(kind=Kind.STOP, sequence=chain.num_batches, step=chain.num_batches)

@@ -14,94 +14,18 @@ from typing import Any, Final
 
 from ppll.baselines import SYSTEMS as RIVALS
 from ppll.baselines import EmulatedWork, Layout, run_baseline, system_named
-from ppll.bench.chain import BlockTimes, Chain, run_chain
+from ppll.bench.chain import Chain, run_chain
+from ppll.bench.emulated_devices import Devices
 from ppll.errors import PpllError, RecipeError, unknown_name
 from ppll.pipeline_work import PipelineWork
-from ppll.plan import Plan
-from ppll.rivals import pipeline_work
 from ppll.schedules import CHUNKS_A_RANK, predict
-from ppll.simulate import check_amount
 
-__all__ = ["SYSTEMS", "Devices", "Row", "emulate", "summary"]
+__all__ = ["SYSTEMS", "Row", "emulate", "summary"]
 
-SYSTEMS: Final = ("ppll", "sequential", "ddp", *CHUNKS_A_RANK)
-"""What can be emulated."""
+SYSTEMS: Final = ("ppll", "more-blocks", "sequential", "ddp", *CHUNKS_A_RANK)
+"""What can be emulated; ``more-blocks`` is PPLL with a block for each process of its replicas."""
 
-_LOCAL: Final = ("ppll", "sequential")
-
-
-@dataclass(frozen=True)
-class Devices:
-    """What is emulated.
-
-    Attributes:
-        blocks: Of local learning, one a device: auxiliary networks included.
-        work: Of end-to-end training in so many chunks: without auxiliary networks.
-    """
-
-    blocks: tuple[BlockTimes, ...]
-    work: Callable[[int], PipelineWork]
-
-    @classmethod
-    def even(
-        cls,
-        num_stages: int,
-        *,
-        forward_s: float,
-        backward_s: float,
-        auxiliary_s: float,
-        payload_bytes: int,
-        parameter_bytes: int = 0,
-    ) -> Devices:
-        """Devices that are all alike; the last block needs no auxiliary network.
-
-        Args:
-            num_stages: Devices.
-            forward_s: Of a device's part of the network.
-            backward_s: Of the same.
-            auxiliary_s: Of a block's auxiliary network, forward and backward.
-            payload_bytes: What crosses every boundary.
-            parameter_bytes: Gradients of a device's part, which only ``ddp`` exchanges.
-
-        Raises:
-            RecipeError: A time or a size is negative or no number.
-        """
-        amounts = {"forward_s": forward_s, "backward_s": backward_s, "auxiliary_s": auxiliary_s}
-        for name, amount in {**amounts, "payload_bytes": payload_bytes}.items():
-            check_amount(name, amount)
-        block = BlockTimes(forward_s, backward_s + auxiliary_s, payload_bytes)
-        blocks = (block,) * (num_stages - 1) + (BlockTimes(forward_s, backward_s, payload_bytes),)
-
-        def work(num_chunks: int) -> PipelineWork:
-            share = num_stages / num_chunks
-            return PipelineWork(
-                (forward_s * share,) * num_chunks,
-                (backward_s * share,) * num_chunks,
-                (0.0,) * num_chunks,
-                (float(payload_bytes),) * num_chunks,
-                (parameter_bytes * share,) * num_chunks,
-            )
-
-        return cls(blocks, work)
-
-    @classmethod
-    def of_plan(cls, plan: Plan, slow_down: float) -> Devices:
-        """Devices that take ``slow_down`` times as long as the costs of a plan say.
-
-        Raises:
-            RecipeError: ``slow_down`` is negative or no number.
-        """
-        check_amount("slow_down", slow_down)
-        blocks = tuple(
-            BlockTimes(b.forward_s * slow_down, b.learn_s * slow_down, b.features_bytes)
-            for b in plan.blocks
-        )
-        return cls(blocks, lambda num_chunks: pipeline_work(plan, num_chunks).scaled(slow_down))
-
-    @property
-    def num_stages(self) -> int:
-        """Number of devices of a pipeline."""
-        return len(self.blocks)
+_LOCAL: Final = ("ppll", "more-blocks", "sequential")
 
 
 @dataclass(frozen=True)
@@ -188,12 +112,14 @@ def _is_able(
     devices: Devices, system: str, microbatches: int, noted: Callable[[str], None]
 ) -> bool:
     """Whether a system can run so; if not, why not is noted."""
+    if system == "more-blocks" and not devices.more_blocks:
+        noted("more-blocks is left out: it is for costs of blocks with replicas, and more layers.")
     if system in _LOCAL:
-        return True
+        return bool(devices.stages(system))
     try:
-        Layout(system_named(system), devices.num_stages, microbatches, 1)
-        work = devices.work(devices.num_stages * CHUNKS_A_RANK.get(system, 1))
-        predict(system, work, devices.num_stages, microbatches)
+        Layout(system_named(system), devices.num_devices, microbatches, 1)
+        work = devices.work(devices.num_devices * CHUNKS_A_RANK.get(system, 1))
+        predict(system, work, devices.num_devices, microbatches)
     except PpllError as error:
         noted(f"{system} with {microbatches} micro-batches is left out: {error}")
         return False
@@ -201,21 +127,21 @@ def _is_able(
 
 
 def _local(devices: Devices, system: str, num_batches: int, warm_up: int, capacity: int) -> Row:
-    blocks = devices.blocks
-    stages = tuple((b,) for b in blocks) if system == "ppll" else (blocks,)
+    stages = devices.stages(system)
     # The pipeline fills first.
     warm_up += capacity * len(stages)
-    chain = Chain(stages, num_batches + warm_up, capacity, keeps_times=True)
-    times = run_chain(chain)[-1].times_s
+    replicas = devices.replicas if system == "ppll" else ()
+    chain = Chain(stages, num_batches + warm_up, capacity, keeps_times=True, replicas=replicas)
+    times = run_chain(chain)[chain.mesh.rank(0, len(stages) - 1)].times_s
     seconds = (times[-1] - times[warm_up - 1]) / num_batches
     ideal = max(sum(b.forward_s + b.learn_s for b in stage) for stage in stages)
-    return Row(system, len(stages), 1, seconds, ideal)
+    return Row(system, chain.mesh.size, 1, seconds, ideal)
 
 
 def _end_to_end(
     devices: Devices, system: str, num_batches: int, warm_up: int, microbatches: int
 ) -> Row:
-    num = devices.num_stages
+    num = devices.num_devices
     work = devices.work(num * CHUNKS_A_RANK.get(system, 1))
     ideal = predict(system, work, num, microbatches).seconds_per_batch
     measured = run_baseline(

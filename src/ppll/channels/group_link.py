@@ -8,12 +8,15 @@ the other answers, and a connection that breaks ends the wait as well.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Final
 
+import torch
 from torch import Tensor
 from torch.distributed import (  # type: ignore[attr-defined]
     PrefixStore,
@@ -28,6 +31,8 @@ __all__ = ["RECEIVER", "SENDER", "GroupLink"]
 
 SENDER, RECEIVER = 0, 1  # ranks of the two ends in their group
 _FOREVER: Final = timedelta(days=3650)
+_GREETING: Final = 15  # a tag that no channel uses
+_GREETING_BYTES: Final = 32
 _LEAVE_S: Final = 5.0
 """How long an end that closes waits for the other's answer."""
 
@@ -44,7 +49,7 @@ class GroupLink:
 
     Raises:
         ChannelTimeout: It did not come in time.
-        ChannelError: The two cannot connect.
+        ChannelError: The two cannot connect, or somebody else has.
     """
 
     def __init__(
@@ -68,6 +73,27 @@ class GroupLink:
             self._group = gloo(store, rank, 2, options)
         except RuntimeError as error:
             raise ChannelError(f"channel {name!r} cannot be connected: {error}") from None
+        self._greet(name, timeout_s)
+
+    def _greet(self, name: str, timeout_s: float) -> None:
+        """Make sure that the other end is there, and not a stranger who took its place.
+
+        Gloo takes who connects with the right small number for the other end.
+        """
+        heard = torch.zeros(_GREETING_BYTES, dtype=torch.uint8)
+        deadline = time.monotonic() + timeout_s
+        arrives = self.post(heard, _GREETING)
+        self.send(_greeting(name, 1 - self._peer), _GREETING)
+        try:
+            arrives.wait(timedelta(seconds=timeout_s))
+        except RuntimeError:
+            if time.monotonic() < deadline:
+                raise ChannelClosed("the other end is gone.") from None
+            raise ChannelTimeout(
+                f"{_strange(name)}, and says nothing for {timeout_s:g} s."
+            ) from None
+        if not torch.equal(heard, _greeting(name, self._peer)):
+            raise ChannelError(f"{_strange(name)}: it says something else.")
 
     def send(self, content: Tensor, tag: int) -> None:
         """Hand bytes to the transport; they must stay as they are until the other end has them.
@@ -122,6 +148,16 @@ class GroupLink:
         """Block until the other end was heard or the time is over."""
         self.changed.wait(timeout_s)
         self.changed.clear()
+
+
+def _greeting(name: str, rank: int) -> Tensor:
+    """What an end says first."""
+    digest = hashlib.sha256(f"{name} {rank}".encode()).digest()
+    return torch.tensor(list(digest), dtype=torch.uint8)
+
+
+def _strange(name: str) -> str:
+    return f"who has connected to channel {name!r} is not its other end"
 
 
 def _meet(store: Store, name: str, rank: int, timeout_s: float) -> None:

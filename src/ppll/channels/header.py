@@ -6,7 +6,7 @@
              share, sequence, step, epoch, saved step, split
     field 0  name, dtype, number of dimensions, shape, strides, offset, bytes
     ...
-    field 7
+    field 15
 
 Fields that are not there are zero.
 """
@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 MAGIC: Final = b"PPLL"
-VERSION: Final = 3
+VERSION: Final = 4
 MAX_PARTS: Final = 2**16 - 1
 _PREFIX: Final = struct.Struct(f"<4sHBBBBHH2xdqqqq{NAME_BYTES}s")
 HEADER_BYTES: Final = _PREFIX.size + MAX_FIELDS * FIELD_BYTES

@@ -32,7 +32,7 @@ __all__ = [
     "unpack_name",
 ]
 
-MAX_FIELDS: Final = 8
+MAX_FIELDS: Final = 16
 MAX_DIMENSIONS: Final = 8
 NAME_BYTES: Final = 16
 

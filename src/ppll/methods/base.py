@@ -35,7 +35,8 @@ class Lesson:
 
     Attributes:
         inputs: The block's input (N, ...); it takes a gradient where the method asks for one.
-        features: The block's output (N, ...), with its gradient history.
+        features: The block's output (N, ...), with its gradient history; of several tensors the
+            main one, as everywhere here.
         targets: What is to be predicted: (N) class indices, or (N, T) of tokens; of a sample that
             is mixed of two its own.
         fields: Whatever else travels in the message, by name.

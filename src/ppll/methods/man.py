@@ -59,6 +59,7 @@ class MAN(HeadMethod):
             ModelError: The next block's first layer has no parameters, or the head cannot read
                 what it makes.
         """
+        site.layers_behind[0].check_copied()
         if not [*site.layers_behind[0].module.parameters()]:
             raise ModelError(
                 f"the method follows the parameters of the next block's first layer, but "

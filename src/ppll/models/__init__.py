@@ -6,7 +6,10 @@ A builder takes the shape of one sample and the number of classes, and its optio
 from __future__ import annotations
 
 from ppll.models import gpt, resnet, vit
-from ppll.models.network import Layer, Network, feature_shapes, initialise, qualified
+from ppll.models.initialising import initialise
+from ppll.models.names import qualified
+from ppll.models.network import Layer, Network
+from ppll.models.trial import feature_shapes
 from ppll.registry import Registry
 
 __all__ = ["OWN_MODEL", "Layer", "Network", "feature_shapes", "initialise", "models", "qualified"]

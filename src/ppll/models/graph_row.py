@@ -9,6 +9,7 @@ keeps the names that its parameters have in the model.
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -31,8 +32,8 @@ def graph_row(model: nn.Module) -> Network:
         model: What is cut; the layers are its own modules, not copies of them.
 
     Raises:
-        ModelError: It keeps no row of layers, its forward cannot be traced, or more than one
-            tensor crosses a cut.
+        ModelError: It keeps no row of layers, its forward cannot be traced, or a tensor crosses
+            more than one cut.
     """
     row = find_row(model)
     graph = _traced(model, row)
@@ -82,6 +83,8 @@ def _trace(model: nn.Module, row: Row) -> fx.Graph:
         raise cannot_cut(
             model, f"its forward cannot be traced ({type(error).__name__}: {error!s:.200})"
         ) from error
+    for node in graph.nodes:
+        node.type = None  # Annotations may be text, which torch cannot hand to another process.
     _fix_defaults(model, graph)
     traced = fx.GraphModule(model, graph)
     traced.graph.eliminate_dead_code()
@@ -134,19 +137,25 @@ def _output(model: nn.Module, graph: fx.Graph) -> fx.Node:
 
 
 def _check_crossing(model: nn.Module, parts: list[list[fx.Node]], index: int) -> None:
-    """Refuse a cut before a part that more than one value crosses."""
+    """Refuse a cut before a part that a value crosses on its way further on.
+
+    What the part before makes and this one alone reads may be more than one value. A skip
+    connection is refused: what begins it would learn nothing from where it ends.
+    """
     crossing = _crossing(parts, index)
     where = "the head" if index == len(parts) - 1 else f"layer {str(parts[index][0].target)!r}"
     if not crossing:
         raise cannot_cut(model, f"{where} does not read what stands before it")
-    *others, _ = crossing
-    if not others:
+    around = {*parts[index - 1], *parts[index]}
+    skips = [node for node in crossing if not around.issuperset([node, *node.users])]
+    if len(crossing) == 1 or not skips:
         return
-    what = ", ".join(f"{node.name!r} ({_made_by(model, node)})" for node in others)
+    what = ", ".join(f"{node.name!r} ({_made_by(model, node)})" for node in skips)
     raise ModelError(
         f"cannot cut a {type(model).__name__} before {where}: beside the output of what stands "
-        f"before it, {what} would cross the cut, but only one tensor may. Give a list of modules "
-        f"in which a skip connection begins and ends in the same module."
+        f"before it, {what} would cross the cut and others, but only what goes from one layer to "
+        f"the next may. Give a list of modules in which a skip connection begins and ends in the "
+        f"same module; what all layers read, such as a mask, each of them may hand on in a tuple."
     )
 
 
@@ -173,13 +182,24 @@ def _layer(model: nn.Module, name: str, parts: list[list[fx.Node]], index: int) 
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     if index > 0:
-        crossing = _crossing(parts, index)
-        copies[crossing[0]] = graph.placeholder("features")
+        copies |= _received(graph, _crossing(parts, index))
     for node in _with_state(part):
         copies[node] = graph.node_copy(node, lambda n: copies[n])
     if part[-1].op != "output":
-        graph.output(copies[_crossing(parts, index + 1)[0]])
+        sent = [copies[node] for node in _crossing(parts, index + 1)]
+        graph.output(sent[0] if len(sent) == 1 else tuple(sent))
     return Layer(name, fx.GraphModule(model, graph), "")
+
+
+def _received(graph: fx.Graph, crossing: Sequence[fx.Node]) -> dict[fx.Node, fx.Node]:
+    """What stands in a part's graph for the values that cross the cut before it."""
+    features = graph.placeholder("features")
+    if len(crossing) == 1:
+        return {crossing[0]: features}
+    return {
+        node: graph.call_function(operator.getitem, (features, index))
+        for index, node in enumerate(crossing)
+    }
 
 
 def _is_plain(model: nn.Module, call: fx.Node) -> bool:

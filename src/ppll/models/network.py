@@ -1,14 +1,13 @@
 """What every model is: an ordered row of layers that can be cut between any two.
 
 A layer is the smallest piece that is never cut. It takes one tensor whose first dimension is the
-batch and returns one; the next layer takes that. So any consecutive layers make a block, and
-what crosses a cut is one tensor of features.
+batch and returns one, or several that are put together; the next layer takes that. So any
+consecutive layers make a block.
 """
 
 from __future__ import annotations
 
 import copy
-import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,23 +16,18 @@ from typing import Final, Self
 import torch
 from torch import Tensor, nn
 
-from ppll.errors import Interrupted, ModelError
-from ppll.memory_layout import in_plain_order
-from ppll.models.copies import CopyOf
+from ppll.errors import ModelError
 from ppll.models.empty import with_memory
-from ppll.randomness import fold
+from ppll.models.initialising import initialise
+from ppll.models.names import qualified
+from ppll.models.structures import Structure
 
 __all__ = [
     "Layer",
     "Network",
-    "feature_shapes",
-    "initialise",
-    "qualified",
 ]
 
 _KEPT_NAMES: Final = ("auxiliary", "context")
-_NUM_SAMPLES: Final = 2
-"""Samples of a trial run: with one, a layer that mixes up its dimensions could go unnoticed."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +37,19 @@ class Layer:
     Attributes:
         name: What it is called, such as ``"stage1_0"``, and its parameters' names begin with;
             empty, for no prefix, where the layer is the whole network.
-        module: What it computes: one tensor (N, ...) to one floating tensor (N, ...).
+        module: What it computes: one tensor (N, ...) to one floating tensor (N, ...), or tensors
+            that are put together.
         prefix: What its parameters' names begin with where that is not ``name``, as in a part that
             was cut out of a model.
+        reads: How its input is put together, once the network was tried; none for one tensor.
+        makes: The same of its output.
     """
 
     name: str
     module: nn.Module
     prefix: str | None = None
+    reads: Structure | None = None
+    makes: Structure | None = None
 
     @property
     def path(self) -> str:
@@ -59,6 +58,20 @@ class Layer:
 
     def __str__(self) -> str:
         return f"layer {self.name!r} ({type(self.module).__name__})"
+
+    def check_copied(self) -> None:
+        """Let a layer pass whose copy may stand in an auxiliary network, which has the main tensor
+        of the features and nothing beside it.
+
+        Raises:
+            ModelError: The layer reads or makes more than one tensor.
+        """
+        if structure := self.reads or self.makes:
+            does = "reads" if self.reads else "returns"
+            raise ModelError(
+                f"{self} {does} {structure.layout}, so no copy of it can stand in an auxiliary "
+                f"network, which has one tensor: choose another method.auxiliary or method.name."
+            )
 
 
 @dataclass(frozen=True)
@@ -103,6 +116,10 @@ class Network:
     def named_tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers of all layers under their names in the un-split model."""
         return {name: tensor for layer in self.layers for _, name, tensor in _contents(layer)}
+
+    def held_values(self) -> dict[str, Tensor]:
+        """Those of them that have values."""
+        return {n: tensor for n, tensor in self.named_tensors().items() if not tensor.is_meta}
 
     def state_dict(self) -> dict[str, Tensor]:
         """The same without buffers that are not part of a state dict."""
@@ -211,134 +228,3 @@ def _contents(layer: Layer) -> Iterator[tuple[str, str, Tensor]]:
     module = layer.module
     yield from (("parameter", name, it) for name, it in module.named_parameters(prefix=layer.path))
     yield from (("buffer", name, it) for name, it in module.named_buffers(prefix=layer.path))
-
-
-def qualified(layer_name: str, name: str) -> str:
-    """What a layer's parameter ``name`` is called in the un-split model."""
-    return f"{layer_name}.{name}" if layer_name else name
-
-
-def initialise(module: nn.Module, prefix: str, seed: int) -> None:
-    """Give parameters and buffers their first values: a function of the seed and their names.
-
-    Each module that owns some directly is reset by its own ``reset_parameters`` after the default
-    generator was seeded from the seed and the module's name. So the values do not depend on
-    what else is built, where the network is cut, or which process does it. The values before do
-    not matter: what ``to_empty`` made of a module on the meta device will do. The state of the
-    generator is restored.
-
-    Args:
-        module: A layer or an auxiliary network, on the CPU, changed in place.
-        prefix: Its name in the whole model; names of its inner modules follow after a dot.
-        seed: Of the run, as in ``train.seed``.
-
-    Raises:
-        ModelError: A module owns parameters or buffers but has no ``reset_parameters``.
-        ValueError: Something is not on the CPU, whose generator the values come from.
-    """
-    copies: list[CopyOf] = []
-    with torch.random.fork_rng(devices=()):
-        for name, child in module.named_modules(prefix=prefix):
-            owned = _owned(child)
-            if owned:
-                _check_on_cpu(name, owned)
-                torch.default_generator.manual_seed(fold(seed, name) % 2**32)
-                _reset(name, child, owned)
-            if isinstance(child, CopyOf):
-                copies.append(child)
-    for copied in copies:
-        initialise(copied.layer, copied.source, seed)
-
-
-def _owned(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers that belong to the module itself, not to an inner one."""
-    parameters = module.named_parameters(recurse=False)
-    return {**dict(parameters), **dict(module.named_buffers(recurse=False))}
-
-
-def _check_on_cpu(module_name: str, owned: dict[str, Tensor]) -> None:
-    for name, tensor in owned.items():
-        if tensor.device.type != "cpu":
-            raise ValueError(
-                f"first values are drawn on the CPU, but {qualified(module_name, name)!r} is on "
-                f"{tensor.device}: materialise it there and move it afterwards"
-            )
-
-
-def _reset(name: str, module: nn.Module, owned: dict[str, Tensor]) -> None:
-    reset = getattr(module, "reset_parameters", None)
-    if reset is None:
-        raise ModelError(
-            f"module {name!r} ({type(module).__name__}) owns {', '.join(owned)} but has no "
-            "reset_parameters(): give it one that sets all of them."
-        )
-    with in_plain_order(owned.values()):
-        reset()
-
-
-def feature_shapes(
-    network: Network, input_shape: tuple[int, ...], dtype: torch.dtype = torch.float32
-) -> list[tuple[int, ...]]:
-    """Shape of every layer's output for one sample, found by a trial run in evaluation mode.
-
-    Copies of the layers are run, one at a time and on the CPU, so nothing of the network changes
-    and one whose parameters are on the meta device will do.
-
-    Args:
-        network: What is run.
-        input_shape: Shape of one sample, without N.
-        dtype: Of the input, int64 for tokens; zeros of it are run, which are valid tokens, too.
-
-    Returns:
-        One shape a layer, without N.
-
-    Raises:
-        ModelError: A layer fails, or returns something that cannot cross a cut.
-    """
-    shapes = []
-    with torch.no_grad(), torch.random.fork_rng(devices=()):
-        features = torch.zeros((_NUM_SAMPLES, *input_shape), dtype=dtype)
-        for layer in network.layers:
-            features = _output(_trial_copy(layer), features)
-            shapes.append(tuple(features.shape[1:]))
-    return shapes
-
-
-def _trial_copy(layer: Layer) -> Layer:
-    module = copy.deepcopy(layer.module)
-    tensors = itertools.chain(module.parameters(), module.buffers())
-    if any(t.is_meta for t in tensors):
-        with_memory(module, torch.device("cpu"))
-    return Layer(layer.name, module.cpu().eval())
-
-
-def _output(layer: Layer, features: Tensor) -> Tensor:
-    try:
-        output = layer.module(features)
-    except Interrupted:
-        raise
-    except Exception as error:
-        shape = tuple(features.shape[1:])
-        raise ModelError(
-            f"{layer} cannot read samples of shape {shape}: {type(error).__name__}: {error}"
-        ) from error
-    problem = _problem(output)
-    if problem:
-        raise ModelError(
-            f"{layer} returns {problem}, but what can be cut behind must return one floating "
-            "tensor whose first dimension is the batch. Wrap it in a module that does, or make one "
-            "layer of it and those after it."
-        )
-    assert isinstance(output, Tensor)
-    return output
-
-
-def _problem(output: object) -> str | None:
-    """Why an output cannot cross a cut, in words; None if it can."""
-    if not isinstance(output, Tensor):
-        return f"a {type(output).__name__}"
-    if not output.is_floating_point():
-        return f"a tensor of {output.dtype}"
-    if output.dim() == 0 or output.shape[0] != _NUM_SAMPLES:
-        return f"shape {tuple(output.shape)} for {_NUM_SAMPLES} samples"
-    return None

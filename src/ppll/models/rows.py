@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ppll.errors import ModelError
-from ppll.models.network import qualified
+from ppll.models.names import qualified
 
 __all__ = ["Row", "cannot_cut", "find_row"]
 

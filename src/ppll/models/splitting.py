@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from ppll.errors import Interrupted, ModelError
 from ppll.models.causal_row import causal_row, is_causal_lm
 from ppll.models.graph_row import graph_row
-from ppll.models.network import Layer, Network
+from ppll.models.network import Network
 from ppll.models.rows import cannot_cut
+from ppll.models.structures import tensors_of
+from ppll.models.trial import output_of
 
 __all__ = ["Model", "plain_row", "sample_of", "split"]
 
@@ -161,32 +163,17 @@ def _check_whole(model: nn.Module, network: Network) -> None:
         raise cannot_cut(model, f"its forward does not use {missing[0]!r}, so no layer holds it")
 
 
-def _run(model: nn.Module, layer: Layer, features: Tensor) -> object:
-    try:
-        return layer.module(features)
-    except Interrupted:
-        raise
-    except Exception as error:
-        raise cannot_cut(
-            model, f"{layer} does not run by itself ({type(error).__name__}: {error!s:.200})"
-        ) from error
-
-
 def _check_same(model: nn.Module, network: Network, sample: Tensor, expected: Tensor) -> None:
     """Refuse a row that computes something else than the model."""
-    features = sample
+    features: Any = sample
     for layer in network.layers:
-        before, version = features, features._version
-        output = _run(model, layer, before)
-        if not isinstance(output, Tensor):
-            found = type(output).__name__
-            raise cannot_cut(model, f"{layer} returns a {found}, and only a tensor crosses a cut")
-        if before._version != version:
+        before = [(tensor, tensor._version) for tensor in tensors_of(features)]
+        features = output_of(layer, features)
+        if any(tensor._version != version for tensor, version in before):
             raise ModelError(
                 f"{layer} changes its input in place, which may be another block's memory: use the "
                 f"module's out-of-place form (such as ReLU(inplace=False))."
             )
-        features = output
     if not torch.equal(features, expected):
         raise cannot_cut(
             model, "its layers, one after the other, compute something else than its own forward"

@@ -1,4 +1,4 @@
-"""Commands that tell beforehand what to expect: ``plan`` and ``bench`` (no torch)."""
+"""``ppll bench``: PPLL beside its rivals (no torch)."""
 
 from __future__ import annotations
 
@@ -11,101 +11,13 @@ import typer
 from rich.console import Console
 
 from ppll.cli_options import Json, RecipeArgument, Settings, Stages, give_json, load
+from ppll.cli_plan import CostsFile, costs_of, link_of
 from ppll.errors import RecipeError
 
 if TYPE_CHECKING:
-    from ppll.bench.emulate import Devices
-    from ppll.config import Recipe
-    from ppll.costs import Costs
-    from ppll.simulate import Link
+    from ppll.bench.emulated_devices import Devices
 
-__all__ = ["bench", "plan_recipe"]
-
-CostsFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--costs",
-        metavar="FILE",
-        help="Measured costs: read, or measured now and written there where there is none.",
-    ),
-]
-Bandwidth = Annotated[
-    float, typer.Option("--bandwidth", metavar="GB/S", help="Of the link between two stages.")
-]
-Latency = Annotated[
-    float, typer.Option("--latency", metavar="US", help="Of the link between two stages, in us.")
-]
-
-
-def plan_recipe(
-    recipe: RecipeArgument,
-    stages: Stages = None,
-    settings: Settings = None,
-    costs: CostsFile = None,
-    write: Annotated[
-        Path | None,
-        typer.Option(metavar="NEW.toml", help="Write the recipe with its cuts written out."),
-    ] = None,
-    bandwidth: Bandwidth = 5.0,
-    latency: Latency = 50.0,
-    memory_limit: Annotated[
-        float | None,
-        typer.Option(metavar="MIB", help="Most memory of a block, for balanced cuts."),
-    ] = None,
-    json: Json = None,
-) -> None:
-    """Predict what a recipe takes, beside its rivals; choose balanced cuts."""
-    from ppll.plan import draw_plan
-    from ppll.planning_view import show_plan
-    from ppll.rivals import predict_rivals, recommend
-
-    loaded = load(recipe, None, settings)
-    num_stages = stages or loaded.split.blocks
-    limit = None if memory_limit is None else int(memory_limit * 2**20)
-    link = _link(bandwidth, latency)
-    measured = _costs(loaded, costs)
-    plan = draw_plan(loaded, measured, num_stages, link, memory_limit_bytes=limit)
-    rivals = predict_rivals(plan)
-    if write is not None:
-        write.write_text(plan.recipe.to_toml(), encoding="utf-8")
-    tree = {
-        "rows": plan.rows(),
-        "rivals": [rival.row() for rival in rivals],
-        "samples_per_second": plan.samples_per_second,
-        "speedup": plan.speedup,
-        "bound": plan.bound,
-        "cuts": [block.layers.start for block in plan.blocks[1:]],
-        "recommendation": recommend(plan, rivals),
-    }
-    if not give_json(json, tree):
-        show_plan(Console(), plan, rivals)
-
-
-def _link(bandwidth: float, latency: float) -> Link:
-    from ppll.simulate import Link
-
-    return Link(bandwidth_bytes_s=bandwidth * 1e9, latency_s=latency * 1e-6)
-
-
-def _costs(recipe: Recipe, file: Path | None) -> Costs:
-    """Costs from a file; measured now where there is none."""
-    from ppll.costs import Costs
-
-    if file is not None and file.exists():
-        return Costs.read(file)
-    if file is not None and not file.absolute().parent.is_dir():
-        raise RecipeError(f"there is no folder for the costs {file}: make it, or choose another.")
-    console = Console(stderr=True)
-    console.print("measuring costs ...", highlight=False)
-    from ppll.decoding_view import decoding_shown
-    from ppll.measuring import measure
-
-    with decoding_shown(console):
-        measured = measure(recipe)
-    if file is not None:
-        measured.write(file)
-    return measured
-
+__all__ = ["bench"]
 
 bench = typer.Typer(help="Measure PPLL beside its rivals.", no_args_is_help=True)
 
@@ -133,7 +45,8 @@ def bench_emulate(
     json: Json = None,
 ) -> None:
     """Emulate devices by sleeping: PPLL and its rivals, measured and ideal."""
-    from ppll.bench.emulate import Devices, emulate, summary
+    from ppll.bench.emulate import emulate, summary
+    from ppll.bench.emulated_devices import Devices
 
     if recipe is not None or costs is not None:
         devices = _devices_of(recipe, settings, costs, stages, slow_down)
@@ -163,21 +76,24 @@ def bench_emulate(
 def _devices_of(
     recipe: str | None, settings: list[str] | None, file: Path | None, stages: int, slow_down: float
 ) -> Devices:
-    """Devices as fast as measured costs say, one for each block of balanced cuts."""
-    from ppll.bench.emulate import Devices
+    """Devices as fast as measured costs say, one for each block of balanced cuts; of a recipe with
+    replicas, one for each replica of its own blocks."""
+    from ppll.bench.emulated_devices import Devices
     from ppll.config import Recipe
     from ppll.costs import Costs
     from ppll.plan import draw_plan
 
     cuts = [f"split.blocks={stages}", "split.cuts=balanced"]
     if recipe is not None:
-        loaded = load(recipe, None, [*cuts, *(settings or [])])
-        costs = _costs(loaded, file)
+        loaded = load(recipe, None, settings)
+        if loaded.most_replicas == 1:
+            loaded = load(recipe, None, [*cuts, *(settings or [])])
+        costs = costs_of(loaded, file)
     else:
         assert file is not None
         costs = Costs.read(file)
         loaded = Recipe.from_dict(costs.recipe).with_settings(cuts)
-    plan = draw_plan(loaded, costs, stages, _link(5.0, 50.0))
+    plan = draw_plan(loaded, costs, loaded.split.blocks, link_of(5.0, 50.0))
     Console(stderr=True).print(f"sum of blocks to slowest block: {plan.bound:.3f}", highlight=False)
     return Devices.of_plan(plan, slow_down)
 
@@ -244,7 +160,7 @@ def bench_compare(
             num_batches=batches,
             warm_up=warm_up,
             epochs=epochs,
-            costs=None if costs is None else _costs(loaded, costs),
+            costs=None if costs is None else costs_of(loaded, costs),
             noted=lambda note: console.print(note, highlight=False),
         )
     tree = _measured([row.to_dict() for row in rows], summary(rows))

@@ -1,0 +1,273 @@
+"""The search for replicas of single blocks, against all that could be chosen."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+
+from ppll.config import Recipe
+from ppll.costs import Costs, LayerCosts
+from ppll.errors import ModelError, RecipeError
+from ppll.line_times import line_s
+from ppll.links import Link, Pipeline
+from ppll.placement import place_alike
+from ppll.plan import draw_plan
+from ppll.planned import BlockTable, memory_bytes, stage_times
+from ppll.processes import choose, list_choices, verdict
+from ppll.recipe_files import load_recipe
+from ppll.sharing import best_shares
+from tests.test_plan import FREE, MIB, costs_of, even_costs, layer, recipe
+
+
+def costs_by_block(ms: list[float], base: Recipe, **changes: Any) -> Costs:
+    """A layer a block, that takes so many ms with its exit."""
+    layers = [layer(each, f"layer{i}", **changes) for i, each in enumerate(ms)]
+    return costs_of(layers, [0.0] * len(ms), base)
+
+
+def per_block(num_blocks: int) -> Recipe:
+    return recipe(blocks=num_blocks, cuts=list(range(1, num_blocks)))
+
+
+# --- shards --------------------------------------------------------------------------------------
+
+
+def test_a_shard_takes_less_but_for_what_is_fixed() -> None:
+    whole = LayerCosts(
+        name="a",
+        **{"forward_s": 5.0, "backward_s": 9.0, "backward_first_s": 3.0, "update_s": 7.0},
+        **{"features_bytes": 80, "activation_bytes": 40, "parameter_bytes": 11},
+        **{"forward_fixed_s": 1.0, "backward_fixed_s": 5.0},
+    )
+    half = whole.for_share(0.5)
+    assert (half.forward_s, half.backward_s, half.update_s) == (3.0, 7.0, 7.0)
+    assert half.backward_first_s == 3.0  # No more of it can be fixed than there is.
+    assert (half.features_bytes, half.activation_bytes, half.parameter_bytes) == (40, 20, 11)
+
+
+def test_costs_know_how_much_is_fixed() -> None:
+    costs = even_costs(recipe(blocks=2, cuts=[4]), forward_fixed_s=1e-3, backward_fixed_s=0.5e-3)
+    seconds = 8 * 3e-3 + 7 * 0.5e-3 + 0.1e-3
+    assert costs.fixed_share == pytest.approx(8 * 1.5e-3 / seconds)
+    assert costs.for_samples(8) is costs
+    assert costs.for_samples(2).message_size == 2
+
+
+def test_a_block_with_replicas_by_hand() -> None:
+    """Half of a pass, the whole update, and what adding up takes."""
+    base = per_block(3).with_settings(["train.replicas=[2, 1, 1]"])
+    costs = costs_by_block([6, 3, 3], base, update_s=1e-3, parameter_bytes=MIB)
+    link = Link(1e9, 1e-4)
+    plan = draw_plan(base, costs, 3, link)
+    first = plan.blocks[0]
+    assert (first.replicas, first.samples, plan.num_processes) == (2, 4, 4)
+    assert first.forward_s == pytest.approx(1e-3)
+    assert first.learn_s == pytest.approx(1.5e-3 + 1e-3)
+    assert first.add_up_s == pytest.approx(line_s(MIB + 5, 2, link) + line_s(8, 2, link))
+    assert plan.unshared[0].forward_s == pytest.approx(2e-3)
+    assert plan.one_stage_s == pytest.approx(sum(b.seconds for b in plan.unshared))
+    assert plan.samples_per_second == pytest.approx(8 / plan.seconds_per_message)
+    assert [row["replicas"] for row in plan.rows()] == [2, 1, 1]
+
+
+def test_memory_of_shards() -> None:
+    """A shard's activations; the second stage joins a message beside its four slots."""
+    base = per_block(2).with_settings(["train.replicas=[2, 1]"])
+    plan = draw_plan(base, costs_by_block([6, 3], base), 2, FREE)
+    first, second = plan.stages
+    assert first.memory_bytes == 4 * 15 + 4 * MIB // 2 + 15 + 3 * 15
+    assert second.memory_bytes == 4 * 15 + 4 * MIB + 5 * MIB
+    assert memory_bytes(base, plan.unshared[1:]) == 4 * 15 + 4 * MIB + 4 * MIB
+
+
+def test_copies_of_a_pipeline_are_planned_too() -> None:
+    base = per_block(2).with_settings(["train.replicas=4"])
+    costs = costs_by_block([6, 6], per_block(2))
+    plan = draw_plan(base, costs, 2, FREE)
+    assert plan.num_processes == 8
+    assert plan.speedup == pytest.approx(plan.bound) == pytest.approx(8, rel=0.1)
+
+
+def test_parts_of_a_batch_share_what_is_added_up() -> None:
+    base = per_block(2).with_settings(["train.replicas=2"])
+    parted = base.with_settings(["train.accumulate=4"])
+    link = Link(1e9)
+    one, four = (
+        draw_plan(r, costs_by_block([6, 6], r, parameter_bytes=MIB), 2, link).blocks[0]
+        for r in (base, parted)
+    )
+    assert four.add_up_s == pytest.approx(one.add_up_s / 4)
+    assert (one.samples, four.samples) == (4, 1)
+
+
+def test_stages_must_suit_the_replicas() -> None:
+    base = per_block(3).with_settings(["train.replicas=[2, 1, 1]"])
+    with pytest.raises(RecipeError, match="ask for 2 to 3 stages"):
+        draw_plan(base, costs_by_block([6, 3, 3], base), 1, FREE)
+
+
+# --- the search ----------------------------------------------------------------------------------
+
+
+def all_shares(num_blocks: int, most: int) -> Iterator[tuple[tuple[int, ...], int]]:
+    """Every allowed way to share blocks, and every number of stages for it."""
+    for replicas in itertools.product(range(1, most + 1), repeat=num_blocks):
+        pairs = list(itertools.pairwise(replicas))
+        if all(max(pair) % min(pair) == 0 for pair in pairs):
+            for num_stages in range(1 + sum(a != b for a, b in pairs), num_blocks + 1):
+                yield replicas, num_stages
+
+
+def slowest_s(table: BlockTable, starts: list[int], shares: tuple[tuple[int, ...], int]) -> float:
+    replicas, num_stages = shares
+    blocks = [
+        table.block(*at, r) for at, r in zip(itertools.pairwise(starts), replicas, strict=True)
+    ]
+    stages = [[blocks[i] for i in stage] for stage in place_alike(replicas, num_stages)]
+    nums = [stage[0].replicas for stage in stages]
+    times = [
+        stage_times(stage, table.link, before=before, after=after)
+        for stage, before, after in zip(stages, [1, *nums], [*nums[1:], None], strict=False)
+    ]
+    links = (table.link,) * (num_stages - 1)
+    return Pipeline(tuple(times), links, load_s=table.sized(nums[0]).load_s).slowest_s
+
+
+def brute_force(table: BlockTable, starts: list[int], num_processes: int) -> tuple[float, int]:
+    most = min(num_processes, table.recipe.data.batch_size)
+    found = []
+    for replicas, num_stages in all_shares(len(starts) - 1, most):
+        stages = place_alike(replicas, num_stages)
+        used = sum(replicas[stage.start] for stage in stages)
+        if used <= num_processes:
+            found.append((slowest_s(table, starts, (replicas, num_stages)), used))
+    return min(found)
+
+
+@hypothesis.given(
+    ms=st.lists(st.floats(0.1, 20), min_size=1, max_size=4),
+    num_processes=st.integers(1, 7),
+    link=st.builds(
+        Link, st.sampled_from([1e8, 1e9, 1e12]), st.sampled_from([0, 1e-4]), st.booleans()
+    ),
+    network=st.booleans(),
+    fixed_s=st.sampled_from([0.0, 1e-4, 2e-3]),
+    parameter_bytes=st.sampled_from([10, MIB]),
+    load_s=st.sampled_from([0.0, 3e-3]),
+)
+@hypothesis.settings(max_examples=60, deadline=None)
+def test_nothing_that_could_be_chosen_is_faster(
+    ms: list[float],
+    num_processes: int,
+    link: Link,
+    network: bool,
+    fixed_s: float,
+    parameter_bytes: int,
+    load_s: float,
+) -> None:
+    base = per_block(len(ms))
+    link = Link(link.bandwidth_bytes_s, link.latency_s, link.overlaps or network, network)
+    costs = costs_by_block(
+        ms, base, forward_fixed_s=fixed_s, parameter_bytes=parameter_bytes
+    ).model_copy(update={"load_s": load_s})
+    table, starts = BlockTable(base, costs, link), list(range(len(ms) + 1))
+    found = best_shares(table, starts, num_processes)
+    expected_s, used = brute_force(table, starts, num_processes)
+    assert found.slowest_s == pytest.approx(expected_s)
+    assert slowest_s(table, starts, (found.replicas, found.num_stages)) == found.slowest_s
+    if found.slowest_s == expected_s:
+        assert found.num_processes == used
+    # What was searched by is what the simulation says, where no latency holds credits up.
+    shared = base.with_settings([f"train.replicas={list(found.replicas)}"])
+    if not link.latency_s and not network:
+        plan = draw_plan(shared, costs, found.num_stages, link)
+        assert plan.seconds_per_message == pytest.approx(found.slowest_s)
+
+
+def test_the_slow_block_gets_the_processes() -> None:
+    base = per_block(3)
+    costs = costs_by_block([12, 4, 4], base, parameter_bytes=MIB)
+    # Adding up takes long, so those that need no replicas have none.
+    table = BlockTable(base, costs, Link(latency_s=1e-4))
+    found = best_shares(table, [0, 1, 2, 3], 5)
+    assert (found.replicas, found.num_stages, found.num_processes) == ((3, 1, 1), 3, 5)
+    assert len(set(best_shares(table, [0, 1, 2, 3], 5, most_groups=1).replicas)) == 1
+
+
+def test_many_blocks_are_searched_by_few_groups() -> None:
+    base = per_block(16)
+    costs = costs_by_block([20.0, *[2.0] * 15], base)
+    found = best_shares(BlockTable(base, costs, FREE), list(range(17)), 24)
+    assert found.replicas[0] > 1
+    assert found.num_processes <= 24
+    assert len(list(itertools.groupby(found.replicas))) <= 3
+
+
+# --- choices -------------------------------------------------------------------------------------
+
+
+def test_replicas_of_the_slow_block_pay() -> None:
+    base = per_block(4)
+    costs = costs_by_block([12, 4, 4, 4], base)
+    choices = list_choices(base, costs, 6, Link(latency_s=1e-4))
+    chosen = choose(choices)
+    assert chosen.plan.recipe.train.replicas == (3, 1, 1, 1)
+    assert chosen.recipe.runtime.stages == 4
+    assert verdict(choices).startswith("Replicas of single blocks pay: ")
+    assert "batch norm" in verdict(choices)
+    others = [c.plan.samples_per_second for c in choices if c is not chosen]
+    assert chosen.plan.samples_per_second > 1.05 * max(others)
+
+
+def test_replicas_do_not_pay_where_blocks_are_even() -> None:
+    base = per_block(4)
+    choices = list_choices(base, costs_by_block([4, 4, 4, 4], base), 4, FREE)
+    assert choose(choices) is choices[0]
+    assert "do not pay here; take 'a stage each'" in verdict(choices)
+    assert "batch norm" not in verdict(choices)
+
+
+def test_more_blocks_are_another_algorithm() -> None:
+    """They may be fastest, but are not taken."""
+    base = recipe(blocks=2, cuts=[4])
+    costs = even_costs(base, forward_fixed_s=1e-3, backward_fixed_s=1.5e-3)
+    choices = list_choices(base, costs, 4, FREE)
+    more = choices[-1]
+    assert (more.way, len(more.plan.blocks), more.keeps_blocks) == ("more blocks", 4, False)
+    assert choose(choices).keeps_blocks
+    assert "cuts are the algorithm" in verdict(choices)
+
+
+def test_a_memory_limit_and_graphs_are_heeded() -> None:
+    base = recipe(blocks=2, cuts="balanced")
+    with pytest.raises(ModelError, match="memory"):
+        list_choices(base, even_costs(base), 4, FREE, memory_limit_bytes=MIB)
+    recorded = base.with_settings(["train.cuda_graphs=true"])
+    with pytest.raises(RecipeError, match=r"cuda_graphs cannot record .* train\.replicas"):
+        list_choices(recorded, even_costs(recorded), 4, FREE)
+
+
+def test_the_page_says_what_is_planned() -> None:
+    """The table of docs/scale.md."""
+    root = Path(__file__).parents[1]
+    page = (root / "docs" / "scale.md").read_text(encoding="utf-8")
+    base = load_recipe(str(root / "benchmarks" / "scale" / "slow-first.toml"), [])
+    costs = Costs.read(root / "benchmarks" / "emulate" / "costs-cifar10-resnet32-dgl.json")
+    network, memory = Link(0.125e9, 1e-4), Link(5e9, 5e-5)
+    for num, link, name in [
+        *((num, network, "1 Gb/s") for num in (4, 8)),
+        *((num, memory, "5 GB/s") for num in (4, 5, 8, 12)),
+    ]:
+        (line,) = (line for line in page.splitlines() if line.startswith(f"| {num}, {name}"))
+        choices = list_choices(base, costs, num, link)
+        for choice in choices:
+            assert f"{choice.plan.samples_per_second:,.0f}" in line
+        assert f"**{choose(choices).plan.samples_per_second:,.0f}**" in line
+        shared = [list(c.plan.recipe.block_replicas) for c in choices if "single" in c.way]
+        assert all(f"`{replicas}`".replace(" ", "") in line for replicas in shared)
