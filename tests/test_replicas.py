@@ -172,11 +172,11 @@ def test_a_rank_says_that_it_waits_for_its_replicas() -> None:
 
 
 def test_a_replica_that_is_gone_is_seen_at_the_end() -> None:
-    first, _ = joined(2)
+    first, second = joined(2)
     adder = Adder(first.add_up, Monitor())
     adder.start([torch.ones(2)], lambda totals: None)
-    assert first._after is not None
-    first._after.inbox.close()
+    assert second._before is not None
+    second._before.outbox.close()
     with pytest.raises(ChannelClosed):
         adder.finish()
     adder.close()
