@@ -237,6 +237,22 @@ def test_what_has_no_gradient_is_added_up_at_the_end() -> None:
     adder.close()
 
 
+def test_gradients_that_share_memory_are_added_up_each_by_itself() -> None:
+    """Autograd may give two parameters views of one gradient; here one sample's."""
+    token, position = (nn.Parameter(torch.randn(1, 3)) for _ in range(2))
+    holder = nn.ParameterDict({"token": token, "position": position})
+    adder = Adder(lambda tensors: [2 * tensor for tensor in tensors], Monitor())
+    modules = Modules([("embedding", holder)])
+    exchange = Exchange(modules, adder, is_first=True, bucket_bytes=1)  # type: ignore[arg-type]
+    factor = torch.randn(1, 1, 3)
+    exchange.begin()
+    ((token.unsqueeze(0) + position.unsqueeze(0)) * factor).sum().backward()
+    exchange.gather(leaves_out=False)
+    for parameter in (token, position):
+        assert torch.equal(parameter.grad, 2 * factor[0])
+    adder.close()
+
+
 class Modules:
     """What an exchange asks of a block's modules."""
 
