@@ -81,8 +81,8 @@ def _text(model: dict[str, Any]) -> Family:
         "data": _TEXT,
         "model": model,
         "optimizer": {**adamw, "clip_norm": 1.0},
-        "schedule": {"warmup_epochs": 0.005},
-        "train": {"epochs": 1, "max_steps": 150},
+        "schedule": {"warmup_epochs": 0.002},
+        "train": {"epochs": 1, "max_steps": 100},
         **_BLOCKS,
     }
     return Family("language", recipe, _LATER, made_up={"num_test": 8}, timed_steps=50)
