@@ -172,11 +172,11 @@ def test_a_rank_says_that_it_waits_for_its_replicas() -> None:
 
 
 def test_a_replica_that_is_gone_is_seen_at_the_end() -> None:
-    first, _ = joined(2)
+    first, second = joined(2)
     adder = Adder(first.add_up, Monitor())
     adder.start([torch.ones(2)], lambda totals: None)
-    assert first._after is not None
-    first._after.inbox.close()
+    assert second._before is not None
+    second._before.outbox.close()
     with pytest.raises(ChannelClosed):
         adder.finish()
     adder.close()
@@ -234,6 +234,22 @@ def test_what_has_no_gradient_is_added_up_at_the_end() -> None:
     assert layer.bias.grad.tolist() == [1, 1]
     assert exchange.gather(leaves_out=True)
     assert len(adder.sizes) == 10
+    adder.close()
+
+
+def test_gradients_that_share_memory_are_added_up_each_by_itself() -> None:
+    """Autograd may give two parameters views of one gradient; here one sample's."""
+    token, position = (nn.Parameter(torch.randn(1, 3)) for _ in range(2))
+    holder = nn.ParameterDict({"token": token, "position": position})
+    adder = Adder(lambda tensors: [2 * tensor for tensor in tensors], Monitor())
+    modules = Modules([("embedding", holder)])
+    exchange = Exchange(modules, adder, is_first=True, bucket_bytes=1)  # type: ignore[arg-type]
+    factor = torch.randn(1, 1, 3)
+    exchange.begin()
+    ((token.unsqueeze(0) + position.unsqueeze(0)) * factor).sum().backward()
+    exchange.gather(leaves_out=False)
+    for parameter in (token, position):
+        assert torch.equal(parameter.grad, 2 * factor[0])
     adder.close()
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import ppll
-from ppll import measuring
+from ppll import job, measuring
 from ppll.errors import ModelError, WorkerError
 from ppll.exits import measure_exits
 from ppll.graphs import RecordedBlock
@@ -24,6 +24,7 @@ from ppll.slot_layouts import Layouts
 from ppll.testing import Fault
 from tests.faults import injected
 from tests.interleaving import MadeUpBatches, built_blocks, digest
+from tests.libraries import library
 from tests.structures import (
     MODELS,
     NUM_CLASSES,
@@ -311,6 +312,18 @@ def test_a_model_holds_and_loads_what_is_exported(run: Path, tmp_path: Path) -> 
 def test_every_exit_of_a_loaded_network_is_that_of_training(run: Path) -> None:
     report = measure_exits(ppll.load(run, model=from_seed(run.name)), *made_up(12, 2))
     assert list(report.exit_accuracy) == result(run)["exit_accuracy"]
+
+
+def test_a_model_of_a_library_is_evaluated_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library("timm")
+    torch.manual_seed(0)
+    monkeypatch.setattr(job, "build_of_library", lambda *_: GatedModel())
+    shape = {"name": "synthetic", "shape": [1, 8, 8], "num_classes": 3, "num_train": 32}
+    recipe = sections(data={**shape, "num_test": 8}, model={"name": "timm:resnet10t"})
+    ends = ppll.Trainer(recipe, out=tmp_path / "run").fit()
+    assert ppll.evaluate(tmp_path / "run").exit_accuracy == ends.exit_accuracy
 
 
 # What is refused

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,17 @@ def test_no_message_is_used_before_it_was_sent(
             round(b.start_s - a.start_s, 6) for a, b in zip(trace.spans, found.spans, strict=True)
         }
         assert len(moved) == 1
+
+
+def test_replicas_follow_the_stage_before_and_not_each_other() -> None:
+    """One of stage 1 is on another clock, and seems to use features before they are sent."""
+    first = made_up_trace(0, span("send", 2.0, 2.1))
+    spans = span("forward", 3.0, 3.1), span("send", 5.0, 5.1)
+    second = made_up_trace(1, *spans)
+    third = replace(made_up_trace(2, span("forward", 1.0, 1.1), clock="b"), blocks=(1,), replica=1)
+    found = aligned([first, second, third])
+    assert found[2].spans[0].start_s == pytest.approx(2.0)
+    assert found[1].spans == spans
 
 
 def test_events_name_stages_and_blocks_once() -> None:

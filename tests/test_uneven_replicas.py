@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from math import prod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 import ppll
 from ppll.config import Recipe
@@ -91,6 +94,7 @@ def test_processes_make_stages() -> None:
         pytest.param([1, 2, 1], {"data": {"mixup": 0.4}}, marks=slow),
         pytest.param([2, 1], {"split": {"features_dtype": "bf16"}}, marks=slow),
         pytest.param([1, 2], {"split": {"features_dtype": "int8"}}, marks=slow),
+        pytest.param([2, 1], {"split": {"features_dtype": "int8"}}, marks=slow),
     ],
     ids=str,
 )
@@ -101,7 +105,7 @@ def test_they_learn_as_one(replicas: list[int], others: dict[str, Any], tmp_path
     found = fit(tmp_path / "more", replicas, num, **others)
     theirs, mine = weights(tmp_path / "one"), weights(tmp_path / "more")
     off = max(float((theirs[name].double() - mine[name].double()).abs().max()) for name in theirs)
-    assert off < TOLERANCE * (500 if "split" in others else 1)
+    assert off < TOLERANCE * (10 if "split" in others else 1)
     assert found.num_replicas == tuple(replicas)
     assert found.weights_sha256 != one.weights_sha256  # else nothing was shared
     for mine_row, row in zip(metrics(tmp_path / "more"), metrics(tmp_path / "one"), strict=True):
@@ -202,14 +206,73 @@ def test_whoever_dies_is_named(rank: int, tmp_path: Path, monkeypatch: pytest.Mo
     [
         ([1, 2, 1], r"\[1, 2, 1\] has 3 number\(s\) for 2 blocks"),
         ([2, 3], "2 of block 0 and 3 of block 1 cannot share"),
-        ([1, 11], r"\[?1, 11.* share data.batch_size = 10 samples"),
-        ([1, 0], "train.replicas"),
-        ([], r"has 0 number\(s\) for 2 blocks|train.replicas"),
+        ([1, 11], r"\[1, 11\] share data.batch_size = 10 samples"),
+        ([1, 0], r"^train.replicas.1: Input should be greater than or equal to 1 \(found 0\)"),
+        ([1, 33], r"^train.replicas.1: Input should be less than or equal to 32"),
+        ([1, "a"], r"^train.replicas.1: Input should be a valid integer"),
+        ([], r"^train.replicas: Tuple should have at least 1 item"),
+        (0, r"^train.replicas: Input should be greater than or equal to 1 \(found 0\)"),
     ],
 )
-def test_numbers_that_cannot_be_are_refused(replicas: list[int], message: str) -> None:
+def test_numbers_that_cannot_be_are_refused(replicas: object, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         recipe(1, train={"replicas": replicas})
+
+
+def test_parts_that_would_be_too_small_to_share_are_refused() -> None:
+    """Block 0's shards of three travel in parts of one and two; joined, two samples for three."""
+    train = {"replicas": [2, 1, 3], "accumulate": 2}
+    with pytest.raises(RecipeError, match="block 0's divides the largest"):
+        recipe(1, data={"batch_size": 6}, split={"blocks": 3}, train=train)
+
+
+@given(
+    replicas=st.lists(st.sampled_from([1, 2, 3, 4, 6, 8]), min_size=1, max_size=5),
+    accumulate=st.integers(1, 4),
+    batch_size=st.integers(1, 60),
+    last=st.integers(1, 60),
+)
+def test_no_message_is_empty_or_larger_than_announced(
+    replicas: list[int], accumulate: int, batch_size: int, last: int
+) -> None:
+    """Whatever a recipe may ask for, also of a last batch that is short."""
+    train = {"replicas": replicas, "accumulate": accumulate}
+    try:
+        made = Recipe.from_dict(
+            {"data": {"batch_size": batch_size}, "split": {"blocks": len(replicas)}, "train": train}
+        )
+    except RecipeError:
+        assume(False)
+    for num_in_batch in {batch_size, min(batch_size, max(last, max(replicas)))}:
+        smallest = num_in_batch // max(replicas) // made.num_parts(num_in_batch)
+        for block, sizes in enumerate(sizes_of(made, num_in_batch)):
+            assert max(sizes) <= made.largest_messages[block]
+            assert min(sizes) >= smallest >= 1
+
+
+def sizes_of(made: Recipe, num_in_batch: int) -> list[list[int]]:
+    """Samples of every message of a batch, block by block."""
+    before, *others = made.block_replicas
+    num_parts = made.num_parts(num_in_batch)
+    shards = [cut(num_in_batch, before)[i] for i in range(before)]
+    found = [[cut(shard, num_parts)[part] for part in range(num_parts)] for shard in shards]
+    rows = [[size for shard in found for size in shard]]
+    for num in others:
+        if num > before:
+            found = [[cut(size, num // before)[i] for size in shard] for shard in found
+                     for i in range(num // before)]  # fmt: skip
+        else:
+            joins = before // num
+            found = [[sum(sizes) for sizes in zip(*found[i * joins : (i + 1) * joins], strict=True)]
+                     for i in range(num)]  # fmt: skip
+        rows.append([size for shard in found for size in shard])
+        before = num
+    return rows
+
+
+def cut(num: int, parts: int) -> list[int]:
+    bounds = [num * i // parts for i in range(parts + 1)]
+    return [end - start for start, end in itertools.pairwise(bounds)]
 
 
 def test_one_stage_cannot_hold_blocks_with_unlike_replicas(tmp_path: Path) -> None:

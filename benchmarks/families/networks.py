@@ -81,11 +81,11 @@ def _text(model: dict[str, Any]) -> Family:
         "data": _TEXT,
         "model": model,
         "optimizer": {**adamw, "clip_norm": 1.0},
-        "schedule": {"warmup_epochs": 0.005},
-        "train": {"epochs": 1, "max_steps": 150},
+        "schedule": {"warmup_epochs": 0.002},
+        "train": {"epochs": 1, "max_steps": 100},
         **_BLOCKS,
     }
-    return Family("language", recipe, _LATER, made_up={"num_test": 8}, timed_steps=50)
+    return Family("language", recipe, _LATER, made_up={"num_test": 8}, timed_steps=40)
 
 
 _NO_DROPOUT: Final = {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}

@@ -76,7 +76,7 @@ def _kept(rows: list[dict[str, Any]]) -> str:
 def _times(rows: list[dict[str, Any]]) -> list[str]:
     """Medians, and medians of the ratios to backprop within a turn."""
     if not rows:
-        return ["", "", ""]
+        return ["not taken"] * 3
     backprop = _of(rows, "backprop", "batch_ms")
     cells = [f"{statistics.median(backprop):.1f}"]
     for system in ("local", "local, two stages"):

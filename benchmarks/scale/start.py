@@ -66,7 +66,7 @@ class Process:
     def __init__(self, size: int, rank: int, port: int) -> None:
         self._size, self._rank = size, rank
         self._store: Any = TCPStore("127.0.0.1", port, timeout=timedelta(seconds=300))
-        self._roster = Roster(rank, Mesh(size, 1), "host-17 (10.77.0.17)")
+        self._roster = Roster(rank, Mesh.of(size), "host-17 (10.77.0.17)")
 
     def take(self, step: str) -> int:
         """What a run does at one point; how often it asked."""

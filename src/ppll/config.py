@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, Self
 
 import pydantic
+import pydantic_core
 
 from ppll.errors import RecipeError, unknown_name, up_to
 from ppll.recipe_text import apply_settings, check_plain, shown, without_none, write_toml
@@ -40,6 +41,8 @@ _OVERRIDES: Final[dict[str, type[Section]]] = {
     "schedule": ScheduleOverride,
 }
 """What the key ``blocks`` of a section holds for every block."""
+_ALTERNATIVES: Final = ("literal[", "tuple[", "constrained-")
+"""How pydantic begins to name one of several kinds of values."""
 
 
 class Recipe(Section):
@@ -110,6 +113,13 @@ class Recipe(Section):
                     f"cannot share what goes from one to the other: choose numbers of which one "
                     f"divides the other"
                 )
+        if self.train.accumulate > 1 and self.most_replicas % replicas[0]:
+            raise ValueError(
+                f"train.replicas: shards for the {replicas[0]} replica(s) of block 0 travel in "
+                f"parts (train.accumulate), of which {self.most_replicas} replicas may not get "
+                f"equal ones: choose numbers of which block 0's divides the largest, or set "
+                f"train.accumulate = 1"
+            )
 
     def _check_steps(self) -> None:
         """What compiled and recorded steps cannot be: a graph does every time what it did once."""
@@ -194,8 +204,18 @@ class Recipe(Section):
         return self.message_size_among(min(self.block_replicas))
 
     def message_size_among(self, num_replicas: int) -> int:
-        """Most samples of a training message where so many replicas share every batch."""
+        """Samples of a training message where so many replicas share every batch, rounded up."""
         return -(-self.data.batch_size // (self.train.accumulate * num_replicas))
+
+    @property
+    def largest_messages(self) -> tuple[int, ...]:
+        """Of every block, no training message has more samples, however unevenly shards are cut and
+        joined before it."""
+        largest = [self.message_size_among(self.block_replicas[0])]
+        for before, after in itertools.pairwise(self.block_replicas):
+            cut = -(-largest[-1] * before // after)
+            largest.append(min(cut, self.data.batch_size))
+        return tuple(largest)
 
     def num_parts(self, num_samples: int) -> int:
         """Messages that a training batch of so many samples travels as, in every replica; fewer
@@ -257,10 +277,10 @@ class Recipe(Section):
 
 def _explain(error: pydantic.ValidationError) -> str:
     """The first problem in words that name the key, what was found and what is allowed."""
-    problem = error.errors()[0]
+    problem = _problem(error)
     whole = [str(part) for part in problem["loc"]]
     # Behind section and key pydantic names the alternative that did not fit.
-    place = whole[:2] + [p for p in whole[2:] if not p.startswith(("literal[", "tuple["))]
+    place = whole[:2] + [p for p in whole[2:] if not p.startswith(_ALTERNATIVES)]
     key = ".".join(place)
     if problem["type"] == "extra_forbidden":
         return unknown_name("key", key, _sibling_keys(place))
@@ -269,6 +289,19 @@ def _explain(error: pydantic.ValidationError) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     found = "" if problem["type"] == "value_error" else f" (found {shown(problem['input'])})"
     return f"{key}: {message}{found}." if key else f"{message}{found}."
+
+
+def _problem(error: pydantic.ValidationError) -> pydantic_core.ErrorDetails:
+    """The first problem; of what is a list, the first with its items."""
+    first, *others = error.errors()
+    alike = [other for other in others if other["loc"][:2] == first["loc"][:2]]
+    if isinstance(first["input"], list | tuple):
+        return next((e for e in alike if any(_is_list(part) for part in e["loc"])), first)
+    return first
+
+
+def _is_list(part: int | str) -> bool:
+    return isinstance(part, str) and part.startswith("tuple[")
 
 
 def _form_of_overrides(place: list[str]) -> str | None:

@@ -198,9 +198,13 @@ def _count(one: bool) -> Tensor:
 
 
 def _set_gradients(bucket: Sequence[Tensor], totals: Sequence[Tensor]) -> None:
-    """A parameter that got no gradient in any replica keeps none: its optimizer passes it over."""
+    """A parameter that got no gradient in any replica keeps none: its optimizer passes it over.
+
+    The memory of the gradients that were there is left alone: others may be views of it, and the
+    backward pass may still read it.
+    """
     for parameter, total in zip(bucket, totals, strict=True):
         if parameter.grad is not None:
-            parameter.grad.copy_(total)
+            parameter.grad = torch.empty_like(parameter.grad).copy_(total)
         elif total.any():
             parameter.grad = total.clone()

@@ -121,6 +121,8 @@ def draw_blueprint(
     """
     if network is None:
         network = named_network(recipe, facts)
+        if is_of_library(recipe.model.name):
+            shapes = None  # They do not say whether, and how, tensors are put together.
     return Blueprint.draw(
         recipe,
         network,

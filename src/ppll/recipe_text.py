@@ -88,7 +88,7 @@ def _problem(value: Any) -> str | None:
 def shown(value: Any) -> str:
     """What was found, cut short where it is long."""
     try:
-        text = repr(value)
+        text = repr(list(value) if isinstance(value, tuple) else value)
     except ValueError:  # Python writes no number of more than some thousand digits.
         return "a number of too many digits"
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."

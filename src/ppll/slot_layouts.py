@@ -27,13 +27,12 @@ class Layouts:
         self._blueprint = blueprint
         self._facts = job.facts
         self._mixes = job.recipe.data.mixes
-        self._replicas = job.recipe.block_replicas
+        self._recipe = job.recipe
 
     def _num(self, block_index: int) -> int:
         """Most samples of a message that goes to a block from the one before, whole or a shard."""
-        recipe = self._blueprint.recipe
-        among = max(self._replicas[max(0, block_index - 1) : block_index + 1])
-        return max(recipe.message_size_among(among), recipe.eval_batch_size)
+        largest = self._recipe.largest_messages[max(0, block_index - 1) : block_index + 1]
+        return max(min(largest), self._recipe.eval_batch_size)
 
     def features(self, block_index: int) -> SlotLayout:
         """Of what enters a block."""

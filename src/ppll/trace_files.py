@@ -235,7 +235,7 @@ def _delays(ranks: Sequence[RankTrace]) -> dict[str, float]:
     delays = dict.fromkeys((rank.clock for rank in ranks), 0.0)
     demands = [
         (before.clock, after.clock, _earliness_s(before, after))
-        for before, after in itertools.pairwise(ranks)
+        for before, after in _neighbours(ranks)
         if before.clock != after.clock
     ]
     for _ in delays:
@@ -243,6 +243,17 @@ def _delays(ranks: Sequence[RankTrace]) -> dict[str, float]:
             least_s = delays[before_clock] + early_s
             delays[after_clock] = max(delays[after_clock], least_s)
     return delays
+
+
+def _neighbours(ranks: Sequence[RankTrace]) -> Iterator[tuple[RankTrace, RankTrace]]:
+    """Which ranks send features to which: of two stages, those whose samples overlap."""
+    stages: dict[int, list[RankTrace]] = {}
+    for rank in sorted(ranks, key=lambda r: (r.blocks[0], r.replica)):
+        stages.setdefault(rank.blocks[0], []).append(rank)
+    for before, after in itertools.pairwise(stages.values()):
+        for i, j in itertools.product(range(len(before)), range(len(after))):
+            if i * len(after) < (j + 1) * len(before) and j * len(before) < (i + 1) * len(after):
+                yield before[i], after[j]
 
 
 def _common_offsets(traces: Iterable[RankTrace]) -> dict[str, float]:

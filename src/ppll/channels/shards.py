@@ -172,9 +172,10 @@ def joined(shards: Sequence[Message]) -> Message:
         return first
     nums = [_num_samples(shard) for shard in shards]
     num_in_batch = round(nums[0] / first.share)
+    # Shards from other hosts and from GPUs of this one may be on several devices.
     tensors = {
-        name: canonical(torch.cat([shard.tensors[name] for shard in shards]))
-        for name in first.tensors
+        name: canonical(torch.cat([shard.tensors[name].to(own.device) for shard in shards]))
+        for name, own in first.tensors.items()
     }
     return dataclasses.replace(first, tensors=tensors, share=sum(nums) / num_in_batch)
 
