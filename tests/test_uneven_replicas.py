@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 import ppll
@@ -226,6 +226,7 @@ def test_parts_that_would_be_too_small_to_share_are_refused() -> None:
         recipe(1, data={"batch_size": 6}, split={"blocks": 3}, train=train)
 
 
+@example(replicas=[2], accumulate=2, batch_size=12, last=7)  # one part of four beside three
 @given(
     replicas=st.lists(st.sampled_from([1, 2, 3, 4, 6, 8]), min_size=1, max_size=5),
     accumulate=st.integers(1, 4),

@@ -211,7 +211,10 @@ class Recipe(Section):
     def largest_messages(self) -> tuple[int, ...]:
         """Of every block, no training message has more samples, however unevenly shards are cut and
         joined before it."""
-        largest = [self.message_size_among(self.block_replicas[0])]
+        most, first = self.most_replicas, self.block_replicas[0]
+        largest = [self.message_size_among(first)]
+        if self.train.accumulate > 1:  # A short batch of fewer parts may have larger ones.
+            largest = [max(*largest, most // first * (self._usual_part + 1))]
         for before, after in itertools.pairwise(self.block_replicas):
             cut = -(-largest[-1] * before // after)
             largest.append(min(cut, self.data.batch_size))
@@ -220,9 +223,13 @@ class Recipe(Section):
     def num_parts(self, num_samples: int) -> int:
         """Messages that a training batch of so many samples travels as, in every replica; fewer
         than others where it is short."""
-        most = self.most_replicas
-        usual = self.data.batch_size // (self.train.accumulate * most)
-        return min(self.train.accumulate, -(-(num_samples // most) // usual))
+        smallest_shard = num_samples // self.most_replicas
+        return min(self.train.accumulate, -(-smallest_shard // self._usual_part))
+
+    @property
+    def _usual_part(self) -> int:
+        """Least samples of a message of a full batch."""
+        return self.data.batch_size // (self.train.accumulate * self.most_replicas)
 
     @property
     def eval_batch_size(self) -> int:
