@@ -119,7 +119,8 @@ def all_shares(num_blocks: int, most: int) -> Iterator[tuple[tuple[int, ...], in
     """Every allowed way to share blocks, and every number of stages for it."""
     for replicas in itertools.product(range(1, most + 1), repeat=num_blocks):
         pairs = list(itertools.pairwise(replicas))
-        if all(max(pair) % min(pair) == 0 for pair in pairs):
+        fits = all(max(replicas) % num == 0 for num in replicas)
+        if fits and all(max(pair) % min(pair) == 0 for pair in pairs):
             for num_stages in range(1 + sum(a != b for a, b in pairs), num_blocks + 1):
                 yield replicas, num_stages
 

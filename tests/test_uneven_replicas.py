@@ -220,9 +220,10 @@ def test_numbers_that_cannot_be_are_refused(replicas: object, message: str) -> N
 
 
 def test_parts_that_would_be_too_small_to_share_are_refused() -> None:
-    """Block 0's shards of three travel in parts of one and two; joined, two samples for three."""
+    """Two shards of three travel in parts of one and two; joined, there are two samples for
+    three."""
     train = {"replicas": [2, 1, 3], "accumulate": 2}
-    with pytest.raises(RecipeError, match="block 0's divides the largest"):
+    with pytest.raises(RecipeError, match="2 of block 0 do not divide 3, the largest number"):
         recipe(1, data={"batch_size": 6}, split={"blocks": 3}, train=train)
 
 

@@ -113,13 +113,12 @@ class Recipe(Section):
                     f"cannot share what goes from one to the other: choose numbers of which one "
                     f"divides the other"
                 )
-        if self.train.accumulate > 1 and self.most_replicas % replicas[0]:
-            raise ValueError(
-                f"train.replicas: shards for the {replicas[0]} replica(s) of block 0 travel in "
-                f"parts (train.accumulate), of which {self.most_replicas} replicas may not get "
-                f"equal ones: choose numbers of which block 0's divides the largest, or set "
-                f"train.accumulate = 1"
-            )
+        for block, num in enumerate(replicas):
+            if self.most_replicas % num:
+                raise ValueError(
+                    f"train.replicas: {num} of block {block} do not divide {self.most_replicas}, "
+                    f"the largest number, so some of those might get no samples: choose others"
+                )
 
     def _check_steps(self) -> None:
         """What compiled and recorded steps cannot be: a graph does every time what it did once."""

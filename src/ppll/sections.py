@@ -250,7 +250,7 @@ class TrainConfig(Section):
     """Copies of the whole pipeline, or one number a block: so many processes share each batch of a
     block, each learns from its shard, and they update by the mean gradient of the batch. Batch norm
     sees the samples of a shard. Of the numbers of two blocks that follow each other, one has to
-    divide the other."""
+    divide the other, and each the largest."""
     label_smoothing: Share = 0.0
     """Share of the target that is spread over all classes."""
     ema: Share = 0.0

@@ -132,7 +132,8 @@ class _Search:
         """
         index = len(chosen)
         if index == len(shape):
-            self._keep(shape, chosen, used, slowest_s)
+            if math.lcm(*chosen) == max(chosen):
+                self._keep(shape, chosen, used, slowest_s)
             return
         group, rest = shape[index], sum(least[index + 1 :])
         for replicas in self._able(chosen):
@@ -149,7 +150,9 @@ class _Search:
         before = chosen[-1] if chosen else None
         for replicas in range(1, self._most + 1):
             is_other = replicas != before
-            if is_other and (before is None or replicas % before == 0 or before % replicas == 0):
+            fits = before is None or replicas % before == 0 or before % replicas == 0
+            # The largest, which may come later, has to be a multiple of all.
+            if is_other and fits and math.lcm(*chosen, replicas) <= self._most:
                 yield replicas
 
     def _is_better(self, seconds: float, processes: float) -> bool:
