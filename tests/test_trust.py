@@ -204,10 +204,10 @@ class Strangers:
             self.visit(folder / f"launcher-{rank}")
             if rank == 0:
                 # Rank 0 connects to rank 1 when it was welcomed, so its line waits for us.
-                if not (folder / "features-1").exists():
+                if not (folder / "features-0-1").exists():
                     time.sleep(0.01)
                     return
-                self.visit(folder / "features-1")
+                self.visit(folder / "features-0-1")
             accept(launcher, listener, rank)
 
         monkeypatch.setattr(Launcher, "_accept", accept_after_us)
@@ -243,7 +243,7 @@ def test_strangers_are_refused_and_the_run_ends_right(
     assert result.weights_sha256 == expected_hash
     assert strangers.modes == {0o700}
     assert strangers.kinds == {True}
-    places = ("launcher-0", "launcher-1", "features-1")
+    places = ("launcher-0", "launcher-1", "features-0-1")
     assert strangers.heard() == {f"{p}, {name}": b"" for p in places for name in SPEECHES}
 
 
