@@ -71,7 +71,11 @@ def test_replicas_on_two_hosts_have_the_bits_of_one(
         pytest.param(
             "raise", r"15, in the learning step: .*InjectedFault: asked for", marks=pytest.mark.slow
         ),
-        ("kill", r"\d+, .*: the process died, on host \S+ \(10.77.0.2\)"),
+        pytest.param(
+            "kill",
+            r"\d+, .*: the process died, on host \S+ \(10.77.0.2\)",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "hang",
             r"15, in the learning step: no progress for 8 s .*, on host \S+ \(10.77.0.2\)",

@@ -240,6 +240,7 @@ def test_a_picture_is_drawn_of_whatever_there_is(tmp_path: Path, monkeypatch) ->
 # --- real runs -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_a_study_trains_everything_once(tmp_path: Path, monkeypatch, capsys) -> None:
     out = tmp_path / "study"

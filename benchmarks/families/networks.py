@@ -85,7 +85,7 @@ def _text(model: dict[str, Any]) -> Family:
         "train": {"epochs": 1, "max_steps": 100},
         **_BLOCKS,
     }
-    return Family("language", recipe, _LATER, made_up={"num_test": 8}, timed_steps=40)
+    return Family("language", recipe, _LATER, made_up={"num_test": 8}, timed_steps=90)
 
 
 _NO_DROPOUT: Final = {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -149,6 +149,7 @@ FAMILIES: Final = {
         },
         {"name": "dgl"},
         build=_own,
+        timed_steps=400,
     ),
 }
 """By what a table calls them."""

@@ -116,6 +116,7 @@ def test_devices_of_blocks_with_replicas() -> None:
     assert Devices.of_plan(with_replicas(1, 4), 1.0).more_blocks == ()
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_blocks_with_replicas_stand_beside_as_many_blocks() -> None:
     devices = Devices.of_plan(with_replicas(1, 2), 4.0)

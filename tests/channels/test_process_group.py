@@ -85,7 +85,7 @@ def counted(number: int) -> bytes:
         pytest.param([b""], WAIT_S, id="silence"),
         pytest.param([b"GET / HTTP/1.1\r\n\r\n"], WAIT_S, id="words"),
         pytest.param([bytes(range(256)) * 16], WAIT_S, id="noise"),
-        pytest.param([counted(n) for n in range(32)], 5.0, id="numbers"),
+        pytest.param([counted(n) for n in range(32)], 5.0, id="numbers", marks=pytest.mark.slow),
         pytest.param(
             [counted(n) + bytes(range(1, 255)) for n in range(32)],
             5.0,
@@ -234,6 +234,7 @@ def test_closed_ends_leave_no_thread() -> None:
     assert threading.active_count() == before
 
 
+@pytest.mark.slow
 def test_a_receiver_that_is_only_a_link_is_not_waited_for_long() -> None:
     """Its process hangs: an end that closes goes on without its answer."""
     store = HashStore()
