@@ -90,6 +90,7 @@ def test_any_placement_gives_the_same_bits() -> None:
             assert torch.isfinite(a).all()
 
 
+@pytest.mark.slow
 @patient
 @needs_compiler
 @pytest.mark.usefixtures("settings")

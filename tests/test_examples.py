@@ -24,7 +24,7 @@ def test_every_example_is_tried() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.py")} == set(SAYS)
 
 
-LONG = ("several_methods", "early_exits")
+LONG = ("several_methods", "early_exits", "resume_after_a_kill")
 """Ten seconds each; the others show the same commands."""
 
 

@@ -275,6 +275,7 @@ def agent_of_one_host(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_no_process_outlives_its_agent(
     agent_of_one_host: subprocess.Popen[str], tmp_path: Path
@@ -289,6 +290,7 @@ def test_no_process_outlives_its_agent(
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "whom", ["agent", pytest.param("agent and processes", marks=pytest.mark.slow)]
 )
