@@ -20,11 +20,21 @@ MODULES = {
     ): path
     for path in sorted(SOURCE.rglob("*.py"))
 }
-LEARNING = ("block", "blueprint", "optimization", "methods", "losses", "auxiliary", "models")
+LEARNING = (
+    "block",
+    "updates",
+    "alone",
+    "blueprint",
+    "optimization",
+    "methods",
+    "losses",
+    "auxiliary",
+    "models",
+)
 TRANSPORT = ("channels",)
 PROCESSES = (
     *("launch", "agent", "lifeline", "rank", "rank_process", "worker", "fork_server"),
-    *("in_process", "restarts", "starting", "trainer"),
+    *("in_process", "restarts", "starting", "trainer", "exchange", "sharding", "adding"),
 )
 TORCHLESS = (
     *("config", "recipe_files", "resume", "manifest", "data_facts", "claim", "durable"),

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from ppll.channels.base import SlotLayout
-from ppll.connections import _Edge, _Joints
+from ppll.connections import _Joints
+from ppll.edges import Edge
 from ppll.sections import RuntimeConfig
 
 PROCESSOR = torch.device("cpu")
@@ -20,7 +21,7 @@ def devices_of_edge(name: str, *devices: str, transport: str = "auto") -> list[t
     """Where messages of an edge between two ranks leave, and arrive."""
     runtime = RuntimeConfig(stages=2, devices=devices, transport=cast(Any, transport))
     job = cast(Any, SimpleNamespace(recipe=SimpleNamespace(runtime=runtime)))
-    edge = _Edge(name, 0, 1, SlotLayout({}), 4)
+    edge = Edge(name, 0, 1, SlotLayout({}), 4)
     return [_Joints(job, rank, None, ExitStack())._device(edge) for rank in (0, 1)]
 
 

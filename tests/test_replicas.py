@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 import ppll
 from ppll.adding import Adder
+from ppll.alone import Alone
 from ppll.bench.entrants import Race
 from ppll.channels.local import local_channel
 from ppll.config import Recipe
 from ppll.data import Dataset
 from ppll.ending import Ending
 from ppll.errors import ChannelClosed, DataError, Interrupted, RecipeError, WorkerError
-from ppll.exchange import Alone, Exchange, buckets_of
+from ppll.exchange import Exchange, buckets_of
 from ppll.mesh import Mesh
 from ppll.message import Kind, Message
 from ppll.replicas import Line, Neighbour, line_capacity

@@ -15,9 +15,9 @@ import torch
 from torch.distributed import FileStore
 
 from ppll.bench.chain import Chain, chain_ends, run_stage
-from ppll.bench.chain_ends import Edge
 from ppll.bench.sleeping_block import BlockTimes
 from ppll.channels.process_group import GroupReceiveEnd, GroupSendEnd
+from ppll.edges import Edge
 
 CONNECT_S = 60.0
 
@@ -39,7 +39,7 @@ def join(edges: list[Edge], args: argparse.Namespace, num_ranks: int, stack: Exi
             continue
         kind: Any = GroupReceiveEnd if edge.receiver == args.rank else GroupSendEnd
         ends[edge.key] = kind(
-            *(store, "-".join(map(str, edge.key)), edge.layout, edge.capacity),
+            *(store, edge.label, edge.layout, edge.capacity),
             address=args.address,
             timeout_s=CONNECT_S,
         )

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn, optim
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ppll.alone import Alone
 from ppll.averages import Averages
 from ppll.block_modules import BlockModules
 from ppll.compiling import compiled
-from ppll.exchange import Alone
 from ppll.in_place import in_place_error
 from ppll.lean import FeaturesType, opened, packed, renamed
 from ppll.losses.classification import on_both_classes

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,6 +15,9 @@ from ppll.errors import RecipeError, UsageError
 if TYPE_CHECKING:
     from ppll.config import Recipe
     from ppll.costs import Costs
+    from ppll.plan import Plan
+    from ppll.processes import Choice
+    from ppll.rivals import Rival
     from ppll.simulate import Link
 
 __all__ = ["CostsFile", "costs_of", "link_of", "plan_recipe"]
@@ -63,8 +67,8 @@ def plan_recipe(
     """Predict what a recipe takes, beside its rivals; choose balanced cuts and replicas."""
     from ppll.plan import draw_plan
     from ppll.planning_view import show_choices, show_plan
-    from ppll.processes import choose, list_choices, verdict
-    from ppll.rivals import predict_rivals, recommend
+    from ppll.processes import choose, list_choices
+    from ppll.rivals import predict_rivals
 
     if processes is not None and stages is not None:
         raise UsageError("--processes chooses the stages: leave out --stages, or --processes.")
@@ -83,6 +87,18 @@ def plan_recipe(
     rivals = predict_rivals(plan, processes)
     if write is not None:
         _write(write, planned)
+    if not give_json(json, _tree(plan, rivals, choices)):
+        console = Console()
+        show_plan(console, plan, rivals)
+        if choices:
+            show_choices(console, choices)
+
+
+def _tree(plan: Plan, rivals: Sequence[Rival], choices: Sequence[Choice]) -> dict[str, Any]:
+    """All of it, ready for JSON."""
+    from ppll.processes import verdict
+    from ppll.rivals import recommend
+
     tree = {
         "rows": plan.rows(),
         "rivals": [rival.row() for rival in rivals],
@@ -95,11 +111,7 @@ def plan_recipe(
     }
     if choices:
         tree |= {"choices": [choice.row() for choice in choices], "verdict": verdict(choices)}
-    if not give_json(json, tree):
-        console = Console()
-        show_plan(console, plan, rivals)
-        if choices:
-            show_choices(console, choices)
+    return tree
 
 
 def _write(file: Path, recipe: Recipe) -> None:

@@ -20,9 +20,10 @@ from typing import Any, Final
 from ppll.errors import RecipeError
 from ppll.line_times import exposed_s, made_evenly
 from ppll.links import Link, Pipeline, StageTimes
+from ppll.mesh import crossings
 from ppll.simulate import Simulation, simulate
 
-__all__ = ["COPIED_BYTES_S", "Cluster", "ClusterTimes", "crossing_bytes", "crossings"]
+__all__ = ["COPIED_BYTES_S", "Cluster", "ClusterTimes", "crossing_bytes"]
 __all__ += ["simulate_cluster"]
 
 COPIED_BYTES_S: Final = 5e9
@@ -135,12 +136,6 @@ def crossing_bytes(sent: float, num: int, num_after: int, link: Link) -> float:
         link: Between them.
     """
     return sent * max(1.0, num / num_after) if link.buffers else sent
-
-
-def crossings(num: int, num_after: int) -> list[tuple[int, int]]:
-    """Which replicas of two stages that follow each other have samples in common."""
-    most = max(num, num_after)
-    return [(i * num // most, i * num_after // most) for i in range(most)]
 
 
 def simulate_cluster(

@@ -6,23 +6,22 @@ come up in any order.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 
 from ppll.blueprint import Blueprint
-from ppll.channels.base import Inbox, ReceiveEnd, SendEnd, SlotLayout
+from ppll.channels.base import Inbox, ReceiveEnd, SendEnd
 from ppll.channels.process_group import GroupReceiveEnd, GroupSendEnd
 from ppll.channels.shards import Gather, Scatter
 from ppll.channels.shared import SharedReceiveEnd, SharedSendEnd
 from ppll.data import load_batches
 from ppll.data.home import home_of
 from ppll.devices import device_of
+from ppll.edges import Edge, Key, edges_of_line
 from ppll.ending import Ending
 from ppll.ends import Ends
 from ppll.exchange import largest_row_bytes
@@ -30,7 +29,7 @@ from ppll.job import Job
 from ppll.mesh import Mesh
 from ppll.on_demand import OnDemand
 from ppll.prefetch import Prefetcher
-from ppll.replicas import Line, Neighbour, line_capacity, piece_layout
+from ppll.replicas import Line, Neighbour
 from ppll.slot_layouts import Layouts
 from ppll.stream import evaluation_stream, training_stream
 from ppll.world import World
@@ -41,8 +40,6 @@ _CONNECT_TIMEOUT_S: Final = 60.0
 _PROCESSOR: Final = torch.device("cpu")
 
 End = TypeVar("End", bound=SendEnd | ReceiveEnd)
-_Key: TypeAlias = tuple[str, int, int]
-"""Name, sender and receiver of a channel."""
 
 
 def connect(
@@ -71,7 +68,7 @@ def connect(
 
 
 def ends_of(
-    ends: Mapping[_Key, Any],
+    ends: Mapping[Key, Any],
     mesh: Mesh,
     rank: int,
     ending: Ending,
@@ -98,7 +95,7 @@ def ends_of(
     )
 
 
-def _both_ways(ends: Mapping[_Key, Any], name: str, rank: int) -> tuple[list[Any], list[Any]]:
+def _both_ways(ends: Mapping[Key, Any], name: str, rank: int) -> tuple[list[Any], list[Any]]:
     """A rank's ends of a name, those that receive and those that send, in order of replicas."""
     named = [(key, end) for key, end in ends.items() if key[0] == name]
     inward = [end for (_, _, receiver), end in named if receiver == rank]
@@ -113,7 +110,7 @@ def _scattered(ends: Sequence[SendEnd]) -> SendEnd | None:
     return Scatter(ends) if len(ends) > 1 else next(iter(ends), None)
 
 
-def _line(ends: Mapping[_Key, Any], mesh: Mesh, rank: int, ending: Ending) -> Line:
+def _line(ends: Mapping[Key, Any], mesh: Mesh, rank: int, ending: Ending) -> Line:
     """A rank's place among its replicas."""
     before = after = None
     stage, replica = mesh.stage(rank), mesh.replica(rank)
@@ -127,66 +124,32 @@ def _line(ends: Mapping[_Key, Any], mesh: Mesh, rank: int, ending: Ending) -> Li
     return Line(before, after, num_after, ending)
 
 
-@dataclass(frozen=True)
-class _Edge:
-    """A channel that is to be; its name and ends tell it from all others."""
-
-    name: str
-    sender: int
-    receiver: int
-    layout: SlotLayout
-    capacity: int
-
-    @property
-    def key(self) -> _Key:
-        return self.name, self.sender, self.receiver
-
-
-def _edges(job: Job, blueprint: Blueprint) -> Iterator[_Edge]:
+def _edges(job: Job, blueprint: Blueprint) -> Iterator[Edge]:
     """Every channel of a run, those between the same two ranks next to each other."""
     for stage, blocks in enumerate(blueprint.stage_blocks(job.num_stages)):
         if stage:
             yield from _edges_to(job, blueprint, stage, blocks.start)
-        yield from _edges_of_line(job.mesh.ranks(stage), blueprint, blocks)
+        if len(ranks := job.mesh.ranks(stage)) > 1:
+            largest = max(largest_row_bytes(blueprint.outline(index)) for index in blocks)
+            yield from edges_of_line(ranks, largest)
 
 
-def _edges_to(job: Job, blueprint: Blueprint, stage: int, block: int) -> Iterator[_Edge]:
+def _edges_to(job: Job, blueprint: Blueprint, stage: int, block: int) -> Iterator[Edge]:
     """From all replicas of the stage before to those of a stage, whose first block is given."""
     layouts, method = Layouts(job, blueprint), blueprint.method
     capacity, last = job.recipe.runtime.capacity, job.mesh.num_stages - 1
     reached = set()
-    for before, rank in _crossings(job.mesh, stage - 1, stage):
-        yield _Edge("features", before, rank, layouts.features(block), capacity)
+    for before, rank in job.mesh.crossings(stage - 1, stage):
+        yield Edge("features", before, rank, layouts.features(block), capacity)
         if job.evaluates_only:
             continue
         if method.late_fields:
-            yield _Edge("late", before, rank, layouts.late(block), capacity)
+            yield Edge("late", before, rank, layouts.late(block), capacity)
         if method.slow_from is not None and before not in reached:
             reached.add(before)
             by = last if method.slow_from == "last" else stage
-            sender = next(s for r, s in _crossings(job.mesh, stage - 1, by) if r == before)
-            yield _Edge("slow", sender, before, layouts.slow(block - 1), method.lag + 1)
-
-
-def _crossings(mesh: Mesh, stage: int, later: int) -> list[tuple[int, int]]:
-    """Which ranks of two stages have samples in common, in the order of samples."""
-    these, those = mesh.ranks(stage), mesh.ranks(later)
-    most = max(len(these), len(those))
-    shares = range(most)
-    return [(these[i * len(these) // most], those[i * len(those) // most]) for i in shares]
-
-
-def _edges_of_line(
-    ranks: Sequence[int], blueprint: Blueprint, blocks: Sequence[int]
-) -> Iterator[_Edge]:
-    """Between the replicas of a stage that are next to each other."""
-    if len(ranks) == 1:
-        return
-    largest = max(largest_row_bytes(blueprint.outline(index)) for index in blocks)
-    layout, capacity = piece_layout(largest), line_capacity(len(ranks))
-    for one, other in itertools.pairwise(ranks):
-        yield _Edge("up", one, other, layout, capacity)
-        yield _Edge("back", other, one, layout, capacity)
+            sender = next(s for r, s in job.mesh.crossings(stage - 1, by) if r == before)
+            yield Edge("slow", sender, before, layouts.slow(block - 1), method.lag + 1)
 
 
 class _Joints:
@@ -201,10 +164,10 @@ class _Joints:
         self._world = world
         self._stack = stack
 
-    def join(self, edges: Sequence[_Edge]) -> dict[_Key, Any]:
+    def join(self, edges: Sequence[Edge]) -> dict[Key, Any]:
         """An end of each channel, by its key, in the same order."""
         here = [edge for edge in edges if self._is_here(edge)]
-        ends: dict[_Key, Any] = {
+        ends: dict[Key, Any] = {
             edge.key: self._listen(edge) for edge in here if edge.receiver == self._rank
         }
         listening = list(ends.values())
@@ -215,12 +178,12 @@ class _Joints:
         ends |= {edge.key: self._reach(edge) for edge in edges if edge not in here}
         return {edge.key: ends[edge.key] for edge in edges}
 
-    def _is_here(self, edge: _Edge) -> bool:
+    def _is_here(self, edge: Edge) -> bool:
         """Whether both ends are on this host."""
         other = edge.sender if edge.receiver == self._rank else edge.receiver
         return self._world is None or self._world.is_here(other)
 
-    def _device(self, edge: _Edge) -> torch.device:
+    def _device(self, edge: Edge) -> torch.device:
         """Where messages of an edge on this host leave this rank, or arrive."""
         runtime = self._job.recipe.runtime
         on_gpus = all(device_of(runtime, r).type == "cuda" for r in (edge.sender, edge.receiver))
@@ -229,11 +192,11 @@ class _Joints:
             return device_of(runtime, self._rank)
         return _PROCESSOR
 
-    def _path(self, edge: _Edge) -> Path:
+    def _path(self, edge: Edge) -> Path:
         assert self._job.sockets is not None
-        return self._job.sockets / "-".join(map(str, edge.key))
+        return self._job.sockets / edge.label
 
-    def _listen(self, edge: _Edge) -> SharedReceiveEnd:
+    def _listen(self, edge: Edge) -> SharedReceiveEnd:
         return self._closed_at_last(
             SharedReceiveEnd.listen(
                 self._path(edge),
@@ -244,7 +207,7 @@ class _Joints:
             )
         )
 
-    def _connect(self, edge: _Edge) -> SharedSendEnd:
+    def _connect(self, edge: Edge) -> SharedSendEnd:
         return self._closed_at_last(
             SharedSendEnd.connect(
                 self._path(edge),
@@ -254,13 +217,13 @@ class _Joints:
             )
         )
 
-    def _reach(self, edge: _Edge) -> GroupReceiveEnd | GroupSendEnd:
+    def _reach(self, edge: Edge) -> GroupReceiveEnd | GroupSendEnd:
         assert self._world is not None  # else all are here
         kind = GroupReceiveEnd if edge.receiver == self._rank else GroupSendEnd
         return self._closed_at_last(
             kind(
                 self._world.store,
-                "-".join(map(str, edge.key)),
+                edge.label,
                 edge.layout,
                 edge.capacity,
                 address=self._world.address,

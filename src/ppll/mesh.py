@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-__all__ = ["Mesh"]
+__all__ = ["Mesh", "crossings"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,11 @@ class Mesh:
         """All replicas of a stage, in order."""
         return [self.rank(replica, stage) for replica in range(self.replicas[stage])]
 
+    def crossings(self, stage: int, later: int) -> list[tuple[int, int]]:
+        """Which ranks of two stages have samples in common, in the order of samples."""
+        these, those = self.ranks(stage), self.ranks(later)
+        return [(these[i], those[j]) for i, j in crossings(len(these), len(those))]
+
     def place(self, rank: int) -> str:
         """What a rank is, for people."""
         of = f" of replica {self.replica(rank)}" if max(self.replicas) > 1 else ""
@@ -68,3 +73,10 @@ class Mesh:
         stages = list(enumerate(self.replicas))
         rounds = range(max(self.replicas))
         return [(replica, stage) for replica in rounds for stage, num in stages if replica < num]
+
+
+def crossings(num_replicas: int, num_later: int) -> list[tuple[int, int]]:
+    """Which replicas of two stages have samples in common, of which one has as many or a multiple
+    of the other's."""
+    most = max(num_replicas, num_later)
+    return [(i * num_replicas // most, i * num_later // most) for i in range(most)]

@@ -20,6 +20,7 @@ from pydantic import Field
 
 from ppll.errors import RunFolderError
 from ppll.json_lines import read_rows
+from ppll.mesh import crossings
 from ppll.status import Activity
 from ppll.tracing import SPAN_NAMES
 
@@ -251,9 +252,8 @@ def _neighbours(ranks: Sequence[RankTrace]) -> Iterator[tuple[RankTrace, RankTra
     for rank in sorted(ranks, key=lambda r: (r.blocks[0], r.replica)):
         stages.setdefault(rank.blocks[0], []).append(rank)
     for before, after in itertools.pairwise(stages.values()):
-        for i, j in itertools.product(range(len(before)), range(len(after))):
-            if i * len(after) < (j + 1) * len(before) and j * len(before) < (i + 1) * len(after):
-                yield before[i], after[j]
+        for i, j in crossings(len(before), len(after)):
+            yield before[i], after[j]
 
 
 def _common_offsets(traces: Iterable[RankTrace]) -> dict[str, float]:

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn, optim
 
+from ppll.alone import Alone
 from ppll.averages import AVERAGE, Averages
 from ppll.block_modules import BlockModules
-from ppll.exchange import Alone
 from ppll.loss_scale import LOSS_SCALE, LossScale
 from ppll.optimization import Schedule, named_state, restore_state
 

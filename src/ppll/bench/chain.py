@@ -23,12 +23,13 @@ import torch
 
 from ppll.adding import Adder
 from ppll.baselines.sleeping import Sleeper
-from ppll.bench.chain_ends import Edge, Key, edges_between, edges_of_line, join_shared
+from ppll.bench.chain_ends import edges_between, join_shared
 from ppll.bench.rank_report import Footprint, RankReport
 from ppll.bench.sleeping_block import BATCH, COUNT, FLOAT_BYTES, BlockTimes, SleepingBlock
 from ppll.block import Block
 from ppll.channels.base import SlotLayout
 from ppll.connections import ends_of
+from ppll.edges import Edge, Key, edges_of_line
 from ppll.ending import Ending
 from ppll.ends import Ends, Waiting
 from ppll.fork_server import warm_up
@@ -98,7 +99,7 @@ class Chain:
             if stage:
                 yield from edges_between(self.mesh, stage, self.layout(stage), self.capacity)
             bucket_bytes = min(BUCKET_BYTES, max(b.gradient_bytes for b in blocks))
-            yield from edges_of_line(self.mesh, stage, max(COUNT.nbytes, bucket_bytes))
+            yield from edges_of_line(self.mesh.ranks(stage), max(COUNT.nbytes, bucket_bytes))
 
 
 class _Observed(Worker):
