@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import secrets
 import tempfile
 from contextlib import suppress
@@ -18,7 +17,7 @@ from ppll.config import Recipe
 from ppll.data_facts import DataFacts
 from ppll.errors import RecipeError, RunFolderError, UsageError
 from ppll.job import Job
-from ppll.placement import mesh_of, mesh_of_size
+from ppll.placement import mesh_of_size, meshes_of
 from ppll.recipe_text import shown
 from ppll.run_folder import PROOF_NAME
 from ppll.world import World
@@ -67,9 +66,7 @@ def _sizes(recipe: Recipe) -> str:
     replicas = recipe.train.replicas
     if isinstance(replicas, int):
         return f"a multiple of {replicas} processes"
-    least = len(list(itertools.groupby(replicas)))
-    sizes = [mesh_of(replicas, num).size for num in range(least, len(replicas) + 1)]
-    return f"{' or '.join(map(str, sizes))} processes"
+    return f"{' or '.join(str(mesh.size) for mesh in meshes_of(replicas))} processes"
 
 
 def agree_on(world: World, recipe: Recipe, out: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ppll.errors import RecipeError
 from ppll.mesh import Mesh
 
-__all__ = ["mesh_of", "mesh_of_size", "place", "place_alike", "refuse_stages"]
+__all__ = ["mesh_of", "mesh_of_size", "meshes_of", "place", "place_alike"]
 
 
 def place(num_items: int, num_places: int) -> tuple[range, ...]:
@@ -38,7 +38,7 @@ def place_alike(replicas: Sequence[int], num_stages: int) -> tuple[range, ...]:
     """
     runs = [len(list(run)) for _, run in itertools.groupby(replicas)]
     if not len(runs) <= num_stages <= len(replicas):
-        raise refuse_stages(replicas, num_stages)
+        raise _refuse_stages(replicas, num_stages)
     shares = [1] * len(runs)
     while sum(shares) < num_stages:
         longest = max(range(len(runs)), key=lambda run: runs[run] / shares[run])
@@ -51,9 +51,9 @@ def place_alike(replicas: Sequence[int], num_stages: int) -> tuple[range, ...]:
     )
 
 
-def refuse_stages(replicas: Sequence[int], num_stages: int) -> RecipeError:
+def _refuse_stages(replicas: Sequence[int], num_stages: int) -> RecipeError:
     """What is wrong with so many stages for blocks with these replicas."""
-    least, most = len(list(itertools.groupby(replicas))), len(replicas)
+    least, most = _least(replicas), len(replicas)
     return RecipeError(
         f"cannot place {most} block(s) with train.replicas = {list(replicas)} on "
         f"{num_stages} stage(s) (runtime.stages), as all blocks of a stage have equally many: "
@@ -81,6 +81,14 @@ def mesh_of_size(replicas: int | Sequence[int], num_ranks: int) -> Mesh | None:
     if isinstance(replicas, int):
         stages, left = divmod(num_ranks, replicas)
         return None if left else Mesh.of(stages, replicas)
-    least = len(list(itertools.groupby(replicas)))
-    meshes = [mesh_of(replicas, num) for num in range(least, len(replicas) + 1)]
-    return next((mesh for mesh in meshes if mesh.size == num_ranks), None)
+    return next((mesh for mesh in meshes_of(replicas) if mesh.size == num_ranks), None)
+
+
+def meshes_of(replicas: Sequence[int]) -> list[Mesh]:
+    """All processes of a run, for every number of stages that its blocks may have."""
+    return [mesh_of(replicas, num) for num in range(_least(replicas), len(replicas) + 1)]
+
+
+def _least(replicas: Sequence[int]) -> int:
+    """Stages that blocks with these replicas need: one for each run of blocks that are alike."""
+    return len(list(itertools.groupby(replicas)))
