@@ -52,6 +52,8 @@ FINE = {
     "backprop, all weights, lr 0.001": ["method.name=backprop", "optimizer.lr=1e-3"],
     "backprop, all weights, lr 0.002": ["method.name=backprop", "optimizer.lr=2e-3"],
     "backprop, all weights, lr 0.004": ["method.name=backprop", "optimizer.lr=4e-3"],
+    "backprop, all weights, lr 0.008": ["method.name=backprop", "optimizer.lr=8e-3"],
+    "backprop, all weights, lr 0.016": ["method.name=backprop", "optimizer.lr=16e-3"],
     "backprop, LoRA, lr 0.004": ["method.name=backprop", *LORA[:2], "optimizer.lr=4e-3"],
     "backprop, LoRA of rank 4, lr 0.004": ["method.name=backprop", *RANK_4],
     "lopt, LoRA of rank 4, lr 0.004, four blocks that all learn so": ["method.name=lopt", *RANK_4],
