@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from ppll import stall
+from ppll.mesh import Mesh
 from ppll.stall import Pauses, describe, find_stall, is_stopped, request_stacks
 from ppll.status import Activity, Status
 
@@ -41,20 +42,30 @@ def ranks(*states: tuple[str, float]) -> list[Status]:
     ],
 )
 def test_the_cause_of_a_stall(states, cause) -> None:
-    assert find_stall(ranks(*states), NOW_S, TIMEOUT_S) == cause
+    assert find_stall(ranks(*states), Mesh.of(len(states)), NOW_S, TIMEOUT_S) == cause
+
+
+def test_behind_a_full_channel_is_who_shares_samples_with_the_sender() -> None:
+    mesh = Mesh((1, 2, 1))  # Ranks 0, 1 and 2 are the stages' first replicas, 3 is stage 1's other.
+    statuses = ranks(("SEND_WAIT", 30), ("RECEIVE", 12), ("RECEIVE", 20), ("RECEIVE", 15))
+    assert find_stall(statuses, mesh, NOW_S, TIMEOUT_S) == 3
+    later = ranks(("RECEIVE", 30), ("RECEIVE", 12), ("RECEIVE", 11), ("SEND_WAIT", 15))
+    assert find_stall(later, mesh, NOW_S, TIMEOUT_S) == 2
 
 
 def test_a_rank_that_has_said_what_it_came_to_is_through() -> None:
     statuses = ranks(("FINISH", 99), ("LEARN", 11))
-    assert find_stall(statuses, NOW_S, TIMEOUT_S, through={0}) == 1
-    assert find_stall(statuses, NOW_S, TIMEOUT_S, through={0, 1}) is None
+    assert find_stall(statuses, Mesh.of(len(statuses)), NOW_S, TIMEOUT_S, through={0}) == 1
+    assert find_stall(statuses, Mesh.of(len(statuses)), NOW_S, TIMEOUT_S, through={0, 1}) is None
 
 
 def test_a_pause_of_all_is_nobodys_delay() -> None:
     statuses = ranks(("LEARN", 99), ("RECEIVE", 99))
-    assert find_stall(statuses, NOW_S, TIMEOUT_S, resumed_s=NOW_S - 9) is None
-    assert find_stall(statuses, NOW_S, TIMEOUT_S, resumed_s=NOW_S - 11) == 0
-    assert find_stall(ranks(("LEARN", 11)), NOW_S, TIMEOUT_S, resumed_s=NOW_S - 99) == 0
+    assert (
+        find_stall(statuses, Mesh.of(len(statuses)), NOW_S, TIMEOUT_S, resumed_s=NOW_S - 9) is None
+    )
+    assert find_stall(statuses, Mesh.of(len(statuses)), NOW_S, TIMEOUT_S, resumed_s=NOW_S - 11) == 0
+    assert find_stall(ranks(("LEARN", 11)), Mesh.of(1), NOW_S, TIMEOUT_S, resumed_s=NOW_S - 99) == 0
 
 
 def test_a_long_turn_is_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +82,12 @@ def test_a_long_turn_is_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_stopped_rank_is_to_blame_while_all_wait() -> None:
     statuses = ranks(("SEND_WAIT", 20), ("RECEIVE", 15), ("RECEIVE", 30))
-    assert find_stall(statuses, NOW_S, TIMEOUT_S, stopped=lambda rank: rank == 2) == 2
+    assert (
+        find_stall(
+            statuses, Mesh.of(len(statuses)), NOW_S, TIMEOUT_S, stopped=lambda rank: rank == 2
+        )
+        == 2
+    )
 
 
 def test_every_rank_is_described() -> None:

@@ -63,7 +63,7 @@ class Board:
         self.ends_early = threading.Event()
         self.watch: Watcher | None = None
         self._world = world
-        self._place = mesh.place(world.rank)
+        self._mesh = mesh
         self._timeout_s = timeout_s
         self._store = world.store.clone()
         self._roster = Roster(world.rank, mesh, world.host_name)
@@ -96,7 +96,8 @@ class Board:
             self._leave_by(self._reason_of_aftermath())
         except BaseException as error:
             status, now_s = self.page.read(), time.monotonic()
-            failure = Failure.of(error, self._world.rank, status, now_s, self._place)
+            place = self._mesh.place(self._world.rank)
+            failure = Failure.of(error, self._world.rank, status, now_s, place)
             self._leave_by(self._judge(1, failure.message()))
 
     @contextmanager
@@ -231,7 +232,7 @@ class Board:
             cause = f"no sign of life for {silence_s:.0f} s (runtime.stall_timeout_s)"
             self._leave_by(self._judge(1, self._roster.about(rank, cause, now_s), died=rank))
         through = {r for r, s in enumerate(statuses) if s.activity is Activity.FINISH}
-        stalled = find_stall(statuses, now_s, self._timeout_s, through=through)
+        stalled = find_stall(statuses, self._mesh, now_s, self._timeout_s, through=through)
         if stalled is not None:
             cause = stall_cause(self._timeout_s)
             self._leave_by(self._judge(1, self._roster.about(stalled, cause, now_s)))

@@ -67,7 +67,7 @@ def _look(
         if watch is not None:
             watch(statuses)
         now_s = time.monotonic()
-        if find_stall(statuses, now_s, timeout_s, resumed_s=pauses.resumed_s) is not None:
+        if find_stall(statuses, job.mesh, now_s, timeout_s, resumed_s=pauses.resumed_s) is not None:
             detail = f"{describe(statuses, now_s)}\n{_stacks()}"
             failure = Failure.silent(0, statuses[0], now_s, stall_cause(timeout_s), detail)
             interrupts.abort(WorkerError(failure.message(), failure))

@@ -181,6 +181,7 @@ class Launcher:
         through = {rank for rank, line in self._lines.items() if line.result is not None}
         rank = find_stall(
             statuses,
+            self._job.mesh,
             now_s,
             timeout_s,
             lambda r: is_stopped(self._lines[r].pid),

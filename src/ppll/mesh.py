@@ -62,6 +62,12 @@ class Mesh:
         these, those = self.ranks(stage), self.ranks(later)
         return [(these[i], those[j]) for i, j in crossings(len(these), len(those))]
 
+    def before(self, rank: int) -> list[int]:
+        """Who sends features to a rank; nobody to one of the first stage."""
+        stage = self.stage(rank)
+        pairs = self.crossings(stage - 1, stage) if stage else []
+        return [sender for sender, receiver in pairs if receiver == rank]
+
     def place(self, rank: int) -> str:
         """What a rank is, for people."""
         of = f" of replica {self.replica(rank)}" if max(self.replicas) > 1 else ""

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from ppll.mesh import Mesh
 from ppll.status import Activity, Status
 
 __all__ = ["Pauses", "describe", "find_stall", "is_stopped", "request_stacks", "stall_cause"]
@@ -40,6 +41,7 @@ class Pauses:
 
 def find_stall(
     statuses: Sequence[Status],
+    mesh: Mesh,
     now_s: float,
     timeout_s: float,
     stopped: Callable[[int], bool] = lambda _: False,
@@ -55,6 +57,7 @@ def find_stall(
 
     Args:
         statuses: Of every rank.
+        mesh: Who sends to whom.
         now_s: The machine's monotonic clock.
         timeout_s: How long a rank may take for one thing.
         stopped: Whether the operating system has stopped a rank.
@@ -70,7 +73,7 @@ def find_stall(
     suspects = [r for r in computing or unfinished if late[r]]
     if not suspects or (not computing and len(suspects) < len(unfinished)):
         return None
-    behind_full = [r for r in suspects if r > 0 and _is_full_before(statuses, r)]
+    behind_full = [r for r in suspects if _is_full_before(statuses, mesh, r)]
     candidates = [r for r in suspects if stopped(r)] or behind_full or suspects
     return min(candidates, key=lambda rank: statuses[rank].since)
 
@@ -81,10 +84,9 @@ def _is_late(status: Status, since_s: float, now_s: float, timeout_s: float) -> 
     return now_s - since_s > timeout_s
 
 
-def _is_full_before(statuses: Sequence[Status], rank: int) -> bool:
-    return (
-        statuses[rank].activity is Activity.RECEIVE
-        and statuses[rank - 1].activity is Activity.SEND_WAIT
+def _is_full_before(statuses: Sequence[Status], mesh: Mesh, rank: int) -> bool:
+    return statuses[rank].activity is Activity.RECEIVE and any(
+        statuses[sender].activity is Activity.SEND_WAIT for sender in mesh.before(rank)
     )
 
 
