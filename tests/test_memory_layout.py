@@ -119,7 +119,7 @@ def test_a_restored_optimizer_has_the_order_of_its_parameters() -> None:
     state = {name: t.contiguous() for name, t in block.optimizer_tensors()}
     block.load(dict(block.modules.named_tensors()), state)
     orders = [
-        (parameter.stride(), block.optimizer.state[parameter]["momentum_buffer"].stride())
+        (parameter.stride(), block.updates.optimizer.state[parameter]["momentum_buffer"].stride())
         for _, parameter in block.modules.named_parameters()
     ]
     assert all(own == restored for own, restored in orders)

@@ -26,7 +26,11 @@ def test_batches_that_were_not_learned_from_count_apart() -> None:
     counts = Counts(torch.device("cpu"))
     counts.add(torch.tensor(1.0), torch.eye(2), torch.tensor([0, 1]))
     counts.count(torch.tensor([0, 1]))
-    counts.count(torch.tensor([0, 1, 1]), skipped=True)
+    counts.begin_batch()
+    for targets in (torch.tensor([0, 1]), torch.tensor([1])):
+        counts.add(torch.tensor(3.0), torch.eye(2)[: len(targets)], targets)
+        counts.count(targets)
+    counts.leave_out_batch()
     assert counts.take() == Tally(samples=2, loss=1.0, accuracy=1.0, skipped=3)
     assert counts.take().skipped == 0
 

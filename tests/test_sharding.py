@@ -135,7 +135,9 @@ def kept_bytes(num: int) -> tuple[int, int]:
         block.load(values, {})
         block.forward(Message(kind=Kind.TRAIN, sequence=0, step=1, tensors=tensors))
         block.learn()
-        parameters = sum(p.nbytes for g in block.optimizer.param_groups for p in g["params"])
+        parameters = sum(
+            p.nbytes for g in block.updates.optimizer.param_groups for p in g["params"]
+        )
         state = sum(t.nbytes for _, t in block.updates.named_state() if t.ndim)
         in_modules = sum(p.to_local().nbytes for _, p in block.modules.named_parameters())
     assert in_modules == parameters  # Between batches nothing else is there.

@@ -115,11 +115,6 @@ class Block:
         return self.site.block_index
 
     @property
-    def optimizer(self) -> optim.Optimizer:
-        """Over the trainable parameters."""
-        return self.updates.optimizer
-
-    @property
     def averages(self) -> Averages | None:
         """Of its trainable parameters, where the recipe asks for them."""
         return self.updates.averages
@@ -142,6 +137,8 @@ class Block:
         if trains and message.part == 0:
             self._skips_batch = False
             self.updates.begin(message.step)
+            if self._check.may_leave_out:
+                self.counts.begin_batch()
         self._seed(_FORWARD if trains else _EVALUATE, message)
         self._passage, fields = self._forward(message)
         return message.with_tensors(**fields).without(self._ending)
@@ -190,8 +187,8 @@ class Block:
         if slow is not None and self.modules.auxiliary is not None:
             self.method.take_slow(self.modules.auxiliary, slow)
         self._seed(_LEARN, message)
+        self.counts.count(message.targets)
         late_part = self._learn(passage, late or {})
-        self.counts.count(message.targets, skipped=self._skips_batch)
         if message.ends_batch:
             self.updates.settle(message.step)
         return late_part
@@ -215,6 +212,7 @@ class Block:
         if message.ends_batch:
             if self.exchange.gather(leaves_out=self._skips_batch):
                 self.updates.leave_out()
+                self.counts.leave_out_batch()
             else:
                 self._check.check_update(self.updates.finish())
         late_part = self.method.late_part(lesson, loss)

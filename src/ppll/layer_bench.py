@@ -116,7 +116,7 @@ class LayerBench:
             turns.append(clock(self._device) - start)
             # What a recorded step reads must stay.
             gradients.append([p.grad for _, p in block.modules.named_parameters()])
-            seconds, _ = self._watch.time("step", block.optimizer.step)
+            seconds, _ = self._watch.time("step", block.updates.optimizer.step)
             steps.append(seconds)
         return statistics.median(steps[WARM_UP:]), statistics.median(turns[WARM_UP:])
 

@@ -30,7 +30,8 @@ class Tally:
         samples: How many; where every token has a target, how many tokens.
         loss: Mean loss of a sample; NaN where there are no samples.
         accuracy: Share of samples that the block's exit got right, 0 to 1; NaN like the loss.
-        skipped: Further samples of batches that were not learned from, their loss not finite.
+        skipped: Further samples of batches that were not learned from, as a loss in them was not
+            finite.
     """
 
     samples: int
@@ -46,6 +47,19 @@ class Counts:
         self._sums = torch.zeros(2, dtype=torch.float64, device=device)
         self.samples = 0
         self.skipped = 0
+        self._before = self._sums, 0
+        """What had been counted when the batch began."""
+
+    def begin_batch(self) -> None:
+        """A batch begins, in one message or several, that may turn out not to be learned from."""
+        self._before = self._sums.clone(), self.samples
+
+    def leave_out_batch(self) -> None:
+        """The batch is not learned from: its samples count apart, and nothing else of it."""
+        sums, samples = self._before
+        self._sums.copy_(sums)
+        self.skipped += self.samples - samples
+        self.samples = samples
 
     def add(self, loss: Tensor | None, logits: Tensor | None, targets: Tensor) -> None:
         """Add a batch to the sums: mean loss (scalar), logits (..., classes), targets (...).
@@ -60,10 +74,9 @@ class Counts:
             total = nothing if loss is None else loss.double() * num
             self._sums += torch.stack([total, correct.double()])
 
-    def count(self, targets: Tensor, *, skipped: bool = False) -> None:
-        """Count the samples of a batch, or those of one that was not learned from."""
-        self.samples += 0 if skipped else targets.numel()
-        self.skipped += targets.numel() if skipped else 0
+    def count(self, targets: Tensor) -> None:
+        """Count the samples of a batch."""
+        self.samples += targets.numel()
 
     def take(self, total: Callable[[Tensor], Tensor] = lambda own: own) -> Tally:
         """What was counted since the last call.

@@ -38,6 +38,7 @@ class LossCheck:
     def __init__(self, block_index: int, on_nonfinite: OnNonFinite, device: torch.device) -> None:
         self._block_index = block_index
         self._on_nonfinite = on_nonfinite
+        self.may_leave_out = on_nonfinite == "skip"
         self.looks_late = device.type == "cuda" and on_nonfinite == "stop"
 
     def may_learn_from(self, loss: Tensor) -> bool:
@@ -50,7 +51,7 @@ class LossCheck:
             return True
         if math.isfinite(value := loss.item()):
             return True
-        if self._on_nonfinite == "skip":
+        if self.may_leave_out:
             return False
         raise self._error(f"is {value}")
 
