@@ -6,9 +6,9 @@
 from pathlib import Path
 
 import ppll
-from ppll.advice import advise
-from ppll.trace_files import newest_start
-from ppll.trace_summary import summarize
+from ppll.tracing.advice import advise
+from ppll.tracing.files import newest_start
+from ppll.tracing.summary import summarize
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ Whoever wants more seeds and a table with their spread takes ``ppll study``.
 from pathlib import Path
 
 import ppll
-from ppll.report import write_report
+from ppll.reports.report import write_report
 
 METHODS = ("backprop", "dgl", "predsim", "scpl")
 

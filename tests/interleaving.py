@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppll.block import Block
-from ppll.blueprint import Blueprint
+from ppll.blocks.block import Block
+from ppll.blocks.blueprint import Blueprint
+from ppll.blocks.slow import SlowParameters
 from ppll.channels.local import local_channel
-from ppll.checkpoint import tensor_digest
+from ppll.checkpoints.checkpoint import tensor_digest
 from ppll.config import Recipe
 from ppll.data.loader import IMAGE
 from ppll.ends import Ends
 from ppll.job import DataFacts, draw_blueprint
 from ppll.message import FEATURES, TARGETS, Kind, Message
 from ppll.models.initialising import initialise
-from ppll.slow import SlowParameters
 from ppll.stream import training_stream
 from ppll.worker import Worker
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import ppll
-from ppll.block import Block
-from ppll.blueprint import Blueprint
+from ppll.blocks.block import Block
+from ppll.blocks.blueprint import Blueprint
 from ppll.config import Recipe
 from ppll.job import draw_blueprint
 from ppll.models import Network

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 import ppll
-from ppll.averages import Averages
-from ppll.block import Block
+from ppll.blocks.averages import Averages
+from ppll.blocks.block import Block
+from ppll.checkpoints.reader import TensorReader
 from ppll.errors import RecipeError, WorkerError
 from ppll.message import TARGETS, Kind, Message
 from ppll.methods import methods
 from ppll.run_folder import RunFolder
-from ppll.tensor_reader import TensorReader
 from ppll.testing import Fault
 from tests.faults import injected, recipe
 from tests.interleaving import (

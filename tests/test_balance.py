@@ -12,8 +12,8 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from ppll.balance import BlockCost, Partition, best_partition
 from ppll.errors import ModelError
+from ppll.planning.balance import BlockCost, Partition, best_partition
 
 Cost = Callable[[int, int], BlockCost]
 

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 import ppll
-from ppll.block import Block, NonFiniteLoss
-from ppll.blueprint import Blueprint
+from ppll.blocks.block import Block, NonFiniteLoss
+from ppll.blocks.blueprint import Blueprint
+from ppll.blocks.nonfinite import LossCheck
 from ppll.config import Recipe
 from ppll.errors import ModelError, WorkerError
 from ppll.message import FEATURES, TARGETS, Kind, Message
 from ppll.methods import Lesson, LocalLoss, Method, Paper
 from ppll.metrics import Tally
 from ppll.models.network import Network
-from ppll.nonfinite import LossCheck
 from tests.faults import recipe
 from tests.interleaving import built_blocks, digest
 

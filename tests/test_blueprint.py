@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ppll.blueprint import Blueprint, block_ranges
+from ppll.blocks.blueprint import Blueprint, block_ranges
 from ppll.config import Recipe
 from ppll.errors import ModelError
 from ppll.models import models

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from ppll.board import Board
+from ppll.hosts.board import Board
 from ppll.mesh import Mesh
 from ppll.world import World
 

@@ -8,8 +8,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppll.charts import Series, draw_lanes_svg, line_chart
-from ppll.lanes import Bar, Lane, Lanes
+from ppll.reports.charts import Series, draw_lanes_svg, line_chart
+from ppll.tracing.lanes import Bar, Lane, Lanes
 from tests.test_markup import Reader
 
 numbers = st.floats(-1e15, 1e15)

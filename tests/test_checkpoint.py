@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppll.checkpoint import (
+from ppll.checkpoints.checkpoint import (
     commit,
     step_folder,
     tensor_digest,
     write_block,
 )
+from ppll.checkpoints.reader import TensorReader
 from ppll.errors import CheckpointError
-from ppll.tensor_reader import TensorReader
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.count": torch.tensor(3)}
 STATE = {"a.weight.exp_avg": torch.ones(2, 3), "a.weight.step": torch.tensor(1.0)}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ppll.cli import main
+from ppll.cli.app import main
 from ppll.recipe_files import load_recipe
 from ppll.testing import Fault
 
@@ -502,7 +502,7 @@ def test_dry_run_of_a_resume_checks_it(tmp_path: Path, monkeypatch, capsys) -> N
 def test_help_needs_no_torch(environment: dict[str, str]) -> None:
     program = (
         "import sys; sys.argv = ['ppll', '--help']\n"
-        "from ppll.cli import main\n"
+        "from ppll.cli.app import main\n"
         "try: main()\n"
         "finally: assert 'torch' not in sys.modules"
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import ppll
-from ppll.cli import main
+from ppll.cli.app import main
 
 RECIPE = {
     "data": {
@@ -99,7 +99,7 @@ def test_a_run_that_has_only_begun_says_so(run: Path, tmp_path: Path, monkeypatc
 def test_a_picture_without_matplotlib_says_what_to_install(
     run: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    monkeypatch.setitem(sys.modules, "ppll.timeline_picture", None)
+    monkeypatch.setitem(sys.modules, "ppll.tracing.picture", None)
     code, _, err = command(monkeypatch, capsys, "trace", run, "--picture", tmp_path / "a.png")
     assert (code, "pip install 'ppll[pictures]'" in err) == (2, True)
 

@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from ppll.clusters import COPIED_BYTES_S, Cluster, crossing_bytes, simulate_cluster
 from ppll.errors import RecipeError
-from ppll.line_times import (
+from ppll.simulation.clusters import COPIED_BYTES_S, Cluster, crossing_bytes, simulate_cluster
+from ppll.simulation.line_times import (
     BUCKET_BYTES,
     PIECE_BYTES,
     _PlayedLine,
@@ -18,8 +18,8 @@ from ppll.line_times import (
     made_evenly,
     num_ahead,
 )
-from ppll.links import Link, Pipeline, StageTimes
-from ppll.simulate import simulate
+from ppll.simulation.links import Link, Pipeline, StageTimes
+from ppll.simulation.simulate import simulate
 
 STAGE = StageTimes(0.010, 0.020, 1000)
 NETWORK = Link(1e6, 0.001, buffers=True)

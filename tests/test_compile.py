@@ -11,13 +11,13 @@ from torch import nn
 
 import ppll
 from ppll.baselines.training import RecipeWork
-from ppll.block import Block
-from ppll.compiling import compiled, compiler_settings, missing_compiler
+from ppll.blocks.block import Block
+from ppll.blocks.compiling import compiled, compiler_settings, missing_compiler
 from ppll.errors import RecipeError
 from ppll.job import DataFacts, draw_blueprint
-from ppll.measuring import measure
 from ppll.message import Kind
 from ppll.models.network import Network
+from ppll.planning.measuring import measure
 from tests.faults import recipe
 from tests.interleaving import (
     NUM_CLASSES,

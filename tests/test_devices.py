@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ppll.blocks.slow import SlowParameters
 from ppll.devices import check_devices, device_of
 from ppll.errors import RecipeError
 from ppll.message import FEATURES, Kind, Message
-from ppll.slow import SlowParameters
 from tests.faults import recipe
 
 CPU = torch.device("cpu")

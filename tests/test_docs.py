@@ -16,8 +16,8 @@ from benchmarks.families.table import PAGES as FAMILIES
 from benchmarks.families.table import rows_of_page
 
 import ppll
-from ppll.cli import app
-from ppll.cli_options import with_json_printed
+from ppll.cli.app import app
+from ppll.cli.options import with_json_printed
 from ppll.recipe_files import load_recipe, shipped_recipes
 from ppll.sections import TrackConfig
 from tests.libraries import library

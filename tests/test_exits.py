@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 import ppll
-from ppll.block_modules import BlockModules
+from ppll.blocks.modules import BlockModules
 from ppll.data_facts import DataFacts
 from ppll.errors import DataError, UsageError
-from ppll.exits import measure_exits
-from ppll.inference import BlockCompute, TrainedNetwork
 from ppll.methods import methods
 from ppll.models.network import Layer
+from ppll.trained.exits import measure_exits
+from ppll.trained.inference import BlockCompute, TrainedNetwork
 from tests.faults import recipe
 from tests.test_cli import run_here
 from tests.test_resuming import OWN, own_data, own_model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ppll.failure import Failure
+from ppll.launching.failure import Failure
 from ppll.status import Activity, Status
 
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 import ppll
-from ppll.block import Block
-from ppll.block_modules import named_tensors
-from ppll.blueprint import Blueprint
+from ppll.blocks.block import Block
+from ppll.blocks.blueprint import Blueprint
+from ppll.blocks.modules import named_tensors
 from ppll.data import Loader, load_dataset, prepare
 from ppll.data.preparation import facts_of
 from ppll.errors import ModelError, WorkerError

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from ppll.block import Block
+from ppll.blocks.block import Block
+from ppll.blocks.graphs import RecordedBlock
 from ppll.config import Recipe
 from ppll.devices import check_devices
 from ppll.errors import ModelError, RecipeError
-from ppll.graphs import RecordedBlock
 from ppll.message import Kind, Message
 from ppll.models.initialising import initialise
 from ppll.trainer import Trainer

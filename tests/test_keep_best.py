@@ -11,19 +11,19 @@ import safetensors.torch
 import torch
 
 import ppll
-from ppll.checkpoint import (
+from ppll.checkpoints.checkpoint import (
     commit,
     read_validation,
     step_folder,
     write_block,
     write_validation,
 )
+from ppll.checkpoints.reader import TensorReader
+from ppll.checkpoints.recovery import best_validation, find, prune
+from ppll.checkpoints.resume import training_sections
 from ppll.config import Recipe
 from ppll.errors import CheckpointError, RunFolderError, WorkerError
-from ppll.recovery import best_validation, find, prune
-from ppll.resume import training_sections
 from ppll.run_folder import RunFolder
-from ppll.tensor_reader import TensorReader
 from ppll.testing import Fault
 from tests.faults import injected, recipe
 from tests.test_resuming import OWN, own_data, own_model

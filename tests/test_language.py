@@ -17,10 +17,10 @@ from ppll.auxiliary import auxiliaries
 from ppll.config import Recipe
 from ppll.data import Dataset
 from ppll.errors import ModelError
-from ppll.measuring import measure
 from ppll.message import FEATURES, Kind, Message
 from ppll.methods import methods
 from ppll.models import models
+from ppll.planning.measuring import measure
 from ppll.recipe_files import load_recipe
 from tests.interleaving import (
     NUM_CLASSES,

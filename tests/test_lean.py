@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import ppll
+from ppll.blocks.lean import as_received, opened, packed, renamed
 from ppll.errors import WorkerError
-from ppll.lean import as_received, opened, packed, renamed
-from ppll.measuring import measure
+from ppll.planning.measuring import measure
 from ppll.testing import Fault
 from tests.faults import injected, recipe
 from tests.interleaving import digest, small_recipe, train_interleaved

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppll.markup import Markup, style_sheet, tag
+from ppll.reports.markup import Markup, style_sheet, tag
 
 
 class Reader(HTMLParser):

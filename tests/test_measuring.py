@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from ppll.blueprint import build_method
-from ppll.costs import Costs
-from ppll.measuring import _at_none, measure
+from ppll.blocks.blueprint import build_method
 from ppll.methods import BlockSite
-from ppll.plan import draw_plan
-from ppll.simulate import Link
+from ppll.planning.costs import Costs
+from ppll.planning.measuring import _at_none, measure
+from ppll.planning.plan import draw_plan
+from ppll.simulation.simulate import Link
 from tests.faults import recipe
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from benchmarks.gpu.kept import Kept
 
-from ppll.block import Block
+from ppll.blocks.block import Block
 from ppll.message import Kind, Message
 from ppll.recipe_files import load_recipe
 from tests.interleaving import (

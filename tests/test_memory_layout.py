@@ -10,12 +10,12 @@ from torch import nn
 
 import ppll
 from ppll.baselines.training import RecipeWork
-from ppll.costs import measured_for
 from ppll.errors import RecipeError
 from ppll.memory_layout import channels_last, in_plain_order, lay_out, like
 from ppll.message import Kind, Message
 from ppll.methods import methods
 from ppll.models.initialising import initialise
+from ppll.planning.costs import measured_for
 from tests.faults import recipe
 from tests.interleaving import (
     MadeUpBatches,

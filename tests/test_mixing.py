@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import ppll
-from ppll.block import Block
+from ppll.blocks.block import Block
 from ppll.message import MIX, OTHER_TARGETS, TARGETS, Kind, Message
 from ppll.methods import methods
 from tests.faults import recipe

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from ppll.optimization import Schedule, build_optimizer, named_state, restore_state
+from ppll.blocks.optimization import Schedule, build_optimizer, named_state, restore_state
 from ppll.sections import OptimizerConfig, ScheduleConfig
 from tests.interleaving import digest, small_recipe, train_interleaved
 from tests.test_resuming import broken, fit, same_result

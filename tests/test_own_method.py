@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ppll.blueprint import build_method
-from ppll.cli import main
+from ppll.blocks.blueprint import build_method
+from ppll.cli.app import main
 from ppll.errors import RecipeError
 from ppll.own_method import build_own_method, is_own_method
 from tests.interleaving import small_recipe

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from ppll.config import Recipe
-from ppll.costs import Costs, ExitCosts, LayerCosts, measured_for
 from ppll.errors import ModelError, RecipeError
-from ppll.plan import balanced_cuts, draw_plan
-from ppll.rivals import predict_rivals, recommend
-from ppll.simulate import Link
+from ppll.planning.costs import Costs, ExitCosts, LayerCosts, measured_for
+from ppll.planning.plan import balanced_cuts, draw_plan
+from ppll.planning.rivals import predict_rivals, recommend
+from ppll.simulation.simulate import Link
 
 MIB = 2**20
 FREE = Link()

@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 import ppll
-from ppll import loss_scale
 from ppll.baselines.training import RecipeWork
-from ppll.block import NonFiniteLoss
+from ppll.blocks import loss_scale
+from ppll.blocks.block import NonFiniteLoss
+from ppll.blocks.loss_scale import LossScale
 from ppll.errors import RecipeError
-from ppll.loss_scale import LossScale
 from ppll.methods import methods
 from ppll.numerics import set_numerics, torch_as_new
 from ppll.sections import TrainConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ppll.blueprint import Blueprint
+from ppll.blocks.blueprint import Blueprint
 from ppll.job import DataFacts, draw_blueprint
 from ppll.recipe_files import load_recipe, shipped_recipes
 

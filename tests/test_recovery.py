@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppll.checkpoint import commit, step_folder, write_block
+from ppll.checkpoints.checkpoint import commit, step_folder, write_block
+from ppll.checkpoints.recovery import newest_whole, prune, set_aside
 from ppll.claim import Claim, locked
 from ppll.errors import CheckpointError, RunFolderError
-from ppll.recovery import newest_whole, prune, set_aside
 
 
 def write(checkpoints: Path, step: int, *, committed: bool = True) -> Path:

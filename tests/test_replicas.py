@@ -16,18 +16,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import ppll
-from ppll.adding import Adder
-from ppll.alone import Alone
 from ppll.bench.entrants import Race
+from ppll.blocks.alone import Alone
 from ppll.channels.local import local_channel
 from ppll.config import Recipe
 from ppll.data import Dataset
 from ppll.ending import Ending
 from ppll.errors import ChannelClosed, DataError, Interrupted, RecipeError, WorkerError
-from ppll.exchange import Exchange, buckets_of
 from ppll.mesh import Mesh
 from ppll.message import Kind, Message
-from ppll.replicas import Line, Neighbour, line_capacity
+from ppll.replicas.adding import Adder
+from ppll.replicas.exchange import Exchange, buckets_of
+from ppll.replicas.line import Line, Neighbour, line_capacity
 from ppll.status import Activity, Monitor
 from ppll.testing import FAULT_VARIABLE, Fault
 from tests.interleaving import (

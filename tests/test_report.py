@@ -12,7 +12,7 @@ import pytest
 
 import ppll
 from ppll.errors import RecipeError, RunFolderError, UsageError
-from ppll.report import write_report
+from ppll.reports.report import write_report
 from tests.test_cli_looking import RECIPE, command
 from tests.test_markup import Reader
 
@@ -137,7 +137,7 @@ def test_several_runs_are_compared(run: Path) -> None:
 def test_a_prediction_stands_beside_what_was_measured(run: Path, tmp_path: Path) -> None:
     assert "No costs were given" in page_of(run).text
     costs = tmp_path / "costs.json"
-    from ppll.measuring import measure
+    from ppll.planning.measuring import measure
 
     measure(ppll.Recipe.from_dict(RECIPE)).write(costs)
     page = page_of(run, costs=costs)

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from ppll.checkpoints.resume import changes, refuse_changes, training_sections
 from ppll.config import Recipe
 from ppll.errors import RecipeError
-from ppll.resume import changes, refuse_changes, training_sections
 
 BASE = {"split": {"blocks": 3}, "optimizer": {"lr": 0.1}, "model": {"name": "resnet", "depth": 20}}
 

@@ -333,7 +333,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_an_older_checkpoint_stays(
     tmp_path: Path, unbroken: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
-    write = ppll.checkpoint.write_whole
+    write = ppll.checkpoints.checkpoint.write_whole
 
     def full(path: Path, content: bytes) -> None:
         if "step-00000006" in str(path) and path.name == "block-01.safetensors":
@@ -341,7 +341,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_an_older_checkpoint_stays(
         write(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr("ppll.checkpoint.write_whole", full)
+        patch.setattr("ppll.checkpoints.checkpoint.write_whole", full)
         with pytest.raises(WorkerError, match="No space left on device"):
             fit(out)
     fit(out, resume=True)

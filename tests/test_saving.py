@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from ppll.checkpoints.reader import TensorReader
+from ppll.checkpoints.recovery import newest_whole
+from ppll.checkpoints.saving import Saver, SaveRules
 from ppll.message import NOTHING_SAVED
-from ppll.recovery import newest_whole
-from ppll.saving import Saver, SaveRules
 from ppll.stream import EVERYTHING_SAVED
-from ppll.tensor_reader import TensorReader
 from tests.interleaving import MadeUpBatches, blueprint_of, built_blocks, small_recipe
 
 
@@ -124,7 +124,7 @@ def test_a_disk_that_is_full_is_an_error_at_the_next_chance(savers, blocks, monk
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("ppll.saving.write_block", full)
+    monkeypatch.setattr("ppll.checkpoints.saving.write_block", full)
     _, last = savers
     last.save(5, blocks[1:])
     with pytest.raises(OSError, match="no space left"):

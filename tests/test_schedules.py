@@ -13,12 +13,12 @@ import hypothesis.strategies as st
 import pytest
 from torch.distributed.pipelining import schedules as torch_schedules
 
-from ppll.actions import chunks_of_ranks, pipeline_actions
 from ppll.baselines import SYSTEMS, Layout
 from ppll.errors import RecipeError
-from ppll.pipeline_work import PipelineWork
-from ppll.schedules import CHUNKS_A_RANK, Prediction, predict
-from ppll.simulate import Link
+from ppll.simulation.actions import chunks_of_ranks, pipeline_actions
+from ppll.simulation.pipeline_work import PipelineWork
+from ppll.simulation.schedules import CHUNKS_A_RANK, Prediction, predict
+from ppll.simulation.simulate import Link
 
 PIPELINES = tuple(CHUNKS_A_RANK)
 KINDS = {"FORWARD": "F", "FULL_BACKWARD": "B", "BACKWARD_INPUT": "I", "BACKWARD_WEIGHT": "W"}

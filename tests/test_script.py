@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from ppll.errors import UsageError
-from ppll.script import check_script
+from ppll.launching.script import check_script
 
 
 class Own(nn.Module):

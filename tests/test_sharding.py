@@ -14,17 +14,17 @@ import torch
 from torch import Tensor, nn
 
 import ppll
-from ppll.adding import Adder
-from ppll.averages import Averages
+from ppll.blocks.averages import Averages
+from ppll.blocks.optimization import build_optimizer
 from ppll.checks import check_recipe
 from ppll.config import Recipe
 from ppll.data import Dataset
 from ppll.devices import check_devices
 from ppll.errors import RecipeError, WorkerError
 from ppll.message import Kind, Message
-from ppll.optimization import build_optimizer
+from ppll.replicas.adding import Adder
+from ppll.replicas.sharding import Replicas, Shares, replica_mesh
 from ppll.sections import OptimizerConfig
-from ppll.sharding import Replicas, Shares, replica_mesh
 from ppll.status import Monitor, Status
 from ppll.testing import FAULT_VARIABLE, Fault
 from tests.interleaving import MadeUpBatches, blueprint_of, small_recipe

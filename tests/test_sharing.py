@@ -12,16 +12,16 @@ import hypothesis.strategies as st
 import pytest
 
 from ppll.config import Recipe
-from ppll.costs import Costs, LayerCosts
 from ppll.errors import ModelError, RecipeError
-from ppll.line_times import line_s
-from ppll.links import Link, Pipeline
 from ppll.placement import place_alike
-from ppll.plan import draw_plan
-from ppll.planned import BlockTable, memory_bytes, stage_times
-from ppll.processes import choose, list_choices, verdict
+from ppll.planning.costs import Costs, LayerCosts
+from ppll.planning.plan import draw_plan
+from ppll.planning.planned import BlockTable, memory_bytes, stage_times
+from ppll.planning.processes import choose, list_choices, verdict
+from ppll.planning.sharing import best_shares
 from ppll.recipe_files import load_recipe
-from ppll.sharing import best_shares
+from ppll.simulation.line_times import line_s
+from ppll.simulation.links import Link, Pipeline
 from tests.test_plan import FREE, MIB, costs_of, even_costs, layer, recipe
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from ppll.errors import RecipeError
 from ppll.randomness import fold
-from ppll.simulate import Link, Pipeline, Simulation, StageTimes, simulate
+from ppll.simulation.simulate import Link, Pipeline, Simulation, StageTimes, simulate
 
 FOREVER = Link()
 

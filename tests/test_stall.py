@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from ppll import stall
+from ppll.launching import stall
+from ppll.launching.stall import Pauses, describe, find_stall, is_stopped, request_stacks
 from ppll.mesh import Mesh
-from ppll.stall import Pauses, describe, find_stall, is_stopped, request_stacks
 from ppll.status import Activity, Status
 
 NOW_S = 1000.0

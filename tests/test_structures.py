@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 
 import ppll
-from ppll import job, measuring
+from ppll import job
+from ppll.blocks.graphs import RecordedBlock
 from ppll.errors import ModelError, WorkerError
-from ppll.exits import measure_exits
-from ppll.graphs import RecordedBlock
 from ppll.message import FEATURES, TARGETS, Kind, Message
 from ppll.models import initialise
+from ppll.planning import measuring
 from ppll.slot_layouts import Layouts
 from ppll.testing import Fault
+from ppll.trained.exits import measure_exits
 from tests.faults import injected
 from tests.interleaving import MadeUpBatches, built_blocks, digest
 from tests.libraries import library

@@ -15,16 +15,17 @@ from typing import Any
 
 import pytest
 
-from ppll import study, study_process
-from ppll.cli import main
-from ppll.cli_study import study_recipes
+from ppll.cli.app import main
+from ppll.cli.study import study_recipes
 from ppll.config import Recipe
 from ppll.errors import RunFolderError, UsageError
 from ppll.run_folder import RunFolder
-from ppll.study_outcome import Outcome
-from ppll.study_picture import draw_picture
-from ppll.study_runs import StudyRun, list_runs, split_methods
-from ppll.study_table import Row, Spread, draw_rows, markdown, short_cells
+from ppll.studies import process as study_process
+from ppll.studies import study
+from ppll.studies.outcome import Outcome
+from ppll.studies.picture import draw_picture
+from ppll.studies.runs import StudyRun, list_runs, split_methods
+from ppll.studies.table import Row, Spread, draw_rows, markdown, short_cells
 from ppll.testing import Fault
 
 TINY = [
@@ -182,7 +183,7 @@ def rows_of(
             seeded = recipe.with_settings([f"train.seed={seed}"])
             runs.append(StudyRun("mine", method, seeded, folder))
             outcomes[folder.path] = reached
-    monkeypatch.setattr("ppll.study_table.read_outcome", lambda run: outcomes[run.folder.path])
+    monkeypatch.setattr("ppll.studies.table.read_outcome", lambda run: outcomes[run.folder.path])
     return draw_rows(runs)
 
 
@@ -273,7 +274,7 @@ def test_a_study_trains_everything_once(tmp_path: Path, monkeypatch, capsys) -> 
     # Once more: all is there. Without matplotlib there is no picture, and somebody says so.
     monkeypatch.setattr(subprocess, "Popen", no_process)
     monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
-    monkeypatch.delitem(sys.modules, "ppll.study_picture")
+    monkeypatch.delitem(sys.modules, "ppll.studies.picture")
     (out / "study.png").unlink()
     code, printed, err = run_here(monkeypatch, capsys, *args, *SHORT, "--json")
     assert code == 0, err

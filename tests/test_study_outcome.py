@@ -11,8 +11,8 @@ import pytest
 from ppll.config import Recipe
 from ppll.errors import RunFolderError
 from ppll.run_folder import RunFolder
-from ppll.study_outcome import exits_path, is_trained, read_outcome
-from ppll.study_runs import StudyRun
+from ppll.studies.outcome import exits_path, is_trained, read_outcome
+from ppll.studies.runs import StudyRun
 
 RESULT = {
     "step": 5,

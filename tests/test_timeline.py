@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 import ppll
 from ppll.errors import RunFolderError, WorkerError
 from ppll.testing import FAULT_VARIABLE, Fault
-from ppll.timeline import merge_timeline, trace_events
-from ppll.trace_files import Start, aligned, read_starts
+from ppll.tracing.files import Start, aligned, read_starts
+from ppll.tracing.timeline import merge_timeline, trace_events
 from tests.traces import made_up_trace, span
 
 RECIPE: dict[str, dict[str, Any]] = {

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 import torch
 
-from ppll.checkpoint import commit, step_folder, write_block
+from ppll.checkpoints.checkpoint import commit, step_folder, write_block
+from ppll.checkpoints.reader import TensorReader
+from ppll.checkpoints.recovery import newest_whole, prune, set_aside
 from ppll.errors import CheckpointError
-from ppll.recovery import newest_whole, prune, set_aside
-from ppll.tensor_reader import TensorReader
 
 NUM_BLOCKS = 2
 STEPS = (0, 3, 6)

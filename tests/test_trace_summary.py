@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from ppll.advice import advise, working_cores
-from ppll.lanes import Bar, draw_lanes
 from ppll.sections import CheckpointConfig
-from ppll.trace_files import RankTrace, Span, Start
-from ppll.trace_summary import summarize
+from ppll.tracing.advice import advise, working_cores
+from ppll.tracing.files import RankTrace, Span, Start
+from ppll.tracing.lanes import Bar, draw_lanes
+from ppll.tracing.summary import summarize
 from tests.traces import made_up_start, made_up_trace, span, totals_trace
 
 BUSY = {"forward": 3.0, "learn": 6.0, "receive wait": 1.0}

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from ppll import tracing
 from ppll.status import Activity, Monitor, Status
-from ppll.tracing import SPAN_NAMES, Tracer, Windows
+from ppll.tracing import spans
+from ppll.tracing.spans import SPAN_NAMES, Tracer, Windows
 
 
 def status(activity: Activity, step: int = 1, *, block: int = 0, since: float = 10.0) -> Status:
@@ -72,7 +72,7 @@ def test_the_first_window_is_on_the_disk_when_it_is_over(tmp_path: Path) -> None
 
 
 def test_a_window_never_takes_more_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracing, "_MAX_SPANS", 3)
+    monkeypatch.setattr(spans, "_MAX_SPANS", 3)
     trace = tracer(tmp_path / "t.jsonl")
     for _ in range(5):
         trace.add(status(Activity.LEARN, 1), 11.0)

@@ -18,12 +18,12 @@ import torch
 import ppll
 from ppll import fork_server
 from ppll.channels import sockets
-from ppll.checkpoint import step_folder, write_block
+from ppll.checkpoints.checkpoint import step_folder, write_block
+from ppll.checkpoints.recovery import newest_whole
+from ppll.checkpoints.saving import Saver, SaveRules
 from ppll.claim import Claim
 from ppll.errors import ChannelTimeout, CheckpointError
-from ppll.launch import Launcher
-from ppll.recovery import newest_whole
-from ppll.saving import Saver, SaveRules
+from ppll.launching.launch import Launcher
 from ppll.status import Status
 from ppll.stream import EVERYTHING_SAVED
 from tests.faults import recipe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ppll.trace_files import RankTrace, Span, Start, Sum, Totals
+from ppll.tracing.files import RankTrace, Span, Start, Sum, Totals
 
 __all__ = ["made_up_start", "made_up_trace", "span", "totals_trace"]
 

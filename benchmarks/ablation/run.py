@@ -22,7 +22,7 @@ from benchmarks.report import new_parser, write_report
 
 import ppll
 from ppll.data import load_dataset, prepare
-from ppll.exits import measure_exits
+from ppll.trained.exits import measure_exits
 
 RECIPE = "cifar10-resnet32-quick"
 METHODS = (

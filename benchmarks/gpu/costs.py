@@ -1,8 +1,8 @@
 """What do layers and heads cost on a device, for ``ppll plan`` and ``ppll bench emulate``?
 
-Method: that of ``ppll plan`` (``ppll.measuring``). On a GPU what is measured are replays of layers
-that were recorded (``train.cuda_graphs``), or the host's launches would count for most of it.
-Writes ``NAME.costs.json`` for every network and batch size into ``--out``, and the recipe with
+Method: that of ``ppll plan`` (``ppll.planning.measuring``). On a GPU what is measured are replays
+of layers that were recorded (``train.cuda_graphs``), or the host's launches would count for most of
+it. Writes ``NAME.costs.json`` for every network and batch size into ``--out``, and the recipe with
 balanced cuts as ``NAME.toml``. With them, on any machine::
 
     ppll plan NAME.toml --stages 8 --costs NAME.costs.json
@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks.gpu.work import NETWORKS, TINY, make_recipe
 from benchmarks.report import new_parser, write_report
 
-from ppll.measuring import measure
+from ppll.planning.measuring import measure
 
 
 def main() -> None:

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ppll.block import Block
-from ppll.block_modules import named_tensors
-from ppll.blueprint import Blueprint
+from ppll.blocks.block import Block
+from ppll.blocks.blueprint import Blueprint
+from ppll.blocks.modules import named_tensors
 from ppll.message import Kind, Message
 from ppll.models.initialising import initialise
 

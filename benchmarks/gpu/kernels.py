@@ -29,10 +29,10 @@ from benchmarks.gpu.training import MODES, WARM_UP, Feed, make_blocks, make_mess
 from benchmarks.gpu.work import NETWORKS, make_recipe
 from benchmarks.report import new_parser, write_report
 
+from ppll.blocks.streams import make_streams
 from ppll.devices import check_devices, device_of
 from ppll.ends import Ends
 from ppll.numerics import set_numerics
-from ppll.streams import make_streams
 from ppll.worker import Worker
 
 CASES = (

@@ -32,8 +32,9 @@ from benchmarks.gpu.kept import Kept
 from benchmarks.gpu.work import NETWORKS, TINY, make_recipe
 from benchmarks.report import Spread, new_parser, write_report
 
-from ppll.block import Block
-from ppll.compiling import compiler_settings, missing_compiler
+from ppll.blocks.block import Block
+from ppll.blocks.compiling import compiler_settings, missing_compiler
+from ppll.blocks.streams import Streams, make_streams
 from ppll.config import Recipe
 from ppll.data_facts import DataFacts
 from ppll.devices import check_devices, device_of
@@ -42,8 +43,7 @@ from ppll.job import draw_blueprint
 from ppll.message import FEATURES, TARGETS, Kind, Message
 from ppll.models.initialising import initialise
 from ppll.numerics import set_numerics
-from ppll.pieces import clock
-from ppll.streams import Streams, make_streams
+from ppll.planning.pieces import clock
 from ppll.worker import Worker
 
 SHAPE, NUM_CLASSES = (3, 32, 32), 10

@@ -45,8 +45,8 @@ from torch import Tensor
 
 from ppll import Trainer, fork_server
 from ppll.bench.steady import Marks
-from ppll.block import Block
-from ppll.blueprint import Blueprint
+from ppll.blocks.block import Block
+from ppll.blocks.blueprint import Blueprint
 from ppll.config import Recipe
 from ppll.data import Loader, load_batches
 from ppll.message import Kind, Message

@@ -29,8 +29,8 @@ from tests.namespaces import Network, network, outputs, reason_for_none
 
 from ppll.bench.chain import Chain, run_chain
 from ppll.bench.sleeping_block import BlockTimes
-from ppll.clusters import Cluster, simulate_cluster
-from ppll.simulate import Link, StageTimes
+from ppll.simulation.clusters import Cluster, simulate_cluster
+from ppll.simulation.simulate import Link, StageTimes
 
 GOODPUT = 1448 / 1538
 """Bytes of a message among those on the wire."""

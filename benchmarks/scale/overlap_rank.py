@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from ppll import cli
-from ppll.exchange import Exchange
+from ppll.cli.app import app as cli
+from ppll.replicas.exchange import Exchange
 
 
 def main() -> None:

@@ -2,11 +2,11 @@
 
 Method: every stage keeps its work (10 ms until it sends, 20 ms to learn), its features (2 MiB) and
 its gradients (16 MiB); hosts run eight stages each and are joined by 100 Gb/s (12.5 GB/s, 20 us).
-``ppll.clusters`` simulates 2,000 batches, with and without jitter of 10 % on every work, with one
-stage that is a tenth slower, on a network of 10 Gb/s, with 2, 8 and 32 replicas, and with one stage
-that takes twice as long, alone and with 2 and 4 replicas of its own. Gradients are made evenly
-while a stage learns, and added up beside that. What all processes ask of the store of torchrun's
-agents is measured by ``benchmarks.scale.start``.
+``ppll.simulation.clusters`` simulates 2,000 batches, with and without jitter of 10 % on every work,
+with one stage that is a tenth slower, on a network of 10 Gb/s, with 2, 8 and 32 replicas, and with
+one stage that takes twice as long, alone and with 2 and 4 replicas of its own. Gradients are made
+evenly while a stage learns, and added up beside that. What all processes ask of the store of
+torchrun's agents is measured by ``benchmarks.scale.start``.
 
 Reading: a batch takes 30 ms where nothing is lost. Run from the repository's root::
 
@@ -19,8 +19,8 @@ from typing import Any
 
 from benchmarks.report import new_parser, write_report
 
-from ppll.clusters import Cluster, simulate_cluster
-from ppll.simulate import Link, StageTimes
+from ppll.simulation.clusters import Cluster, simulate_cluster
+from ppll.simulation.simulate import Link, StageTimes
 
 MIB = 2**20
 STAGE = StageTimes(0.010, 0.020, 2 * MIB)

@@ -29,8 +29,8 @@ from typing import Any, Final
 from benchmarks.report import Spread, new_parser, write_report
 from torch.distributed import PrefixStore, TCPStore
 
+from ppll.hosts.roster import Roster
 from ppll.mesh import Mesh
-from ppll.roster import Roster
 from ppll.status import Activity, Status
 from ppll.world import World, name_of_start
 

@@ -1,10 +1,11 @@
 """Does the simulation say what emulated devices take?
 
 Method: ten pipelines, even and uneven, of two to eight stages, with channels of one to eight slots
-and messages of 64 KiB to 8 MiB, are simulated (``ppll.simulate``) and run on devices that sleep
-(``ppll.bench.chain``): processes, channels and the worker are the real ones. The simulation is told
-the times of the blocks and the bandwidth and latency of a channel; and what a message takes one
-stage alone beyond its block's times, which is measured first, as ``ppll plan`` measures it.
+and messages of 64 KiB to 8 MiB, are simulated (``ppll.simulation.simulate``) and run on devices
+that sleep (``ppll.bench.chain``): processes, channels and the worker are the real ones. The
+simulation is told the times of the blocks and the bandwidth and latency of a channel; and what a
+message takes one stage alone beyond its block's times, which is measured first, as ``ppll plan``
+measures it.
 
 Reading: the deviation is measured to simulated seconds a batch in steady state, less one. The
 target is at most 5 % on every set-up.
@@ -20,7 +21,7 @@ from benchmarks.report import new_parser, write_report
 
 from ppll.bench.chain import Chain, run_chain
 from ppll.bench.sleeping_block import BlockTimes
-from ppll.simulate import Link, Pipeline, StageTimes, simulate
+from ppll.simulation.simulate import Link, Pipeline, StageTimes, simulate
 
 LINK = Link(bandwidth_bytes_s=8e9, latency_s=60e-6)
 """What ``ppll bench channels`` says of a message of some MiB, roughly."""

@@ -28,7 +28,7 @@ from rich.console import Console
 import ppll
 from ppll.live import LiveView
 from ppll.status import Activity, Monitor
-from ppll.tracing import Tracer, Windows
+from ppll.tracing.spans import Tracer, Windows
 
 NUM_SPANS = 19_000
 WINDOWS = {"counted": Windows(-1, 2**40), "recorded": Windows(2**40, 0)}

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from ppll.callbacks import Callback
     from ppll.config import Recipe
     from ppll.data import Dataset
-    from ppll.evaluation import evaluate, evaluate_exits
-    from ppll.exits import ExitReport, measure_exits
-    from ppll.exporting import export
-    from ppll.inference import TrainedNetwork, load
     from ppll.models.splitting import split
     from ppll.recipe_files import load_recipe
     from ppll.result import Result
+    from ppll.trained.evaluation import evaluate, evaluate_exits
+    from ppll.trained.exits import ExitReport, measure_exits
+    from ppll.trained.exporting import export
+    from ppll.trained.inference import TrainedNetwork, load
     from ppll.trainer import Trainer
 
 __all__ = [
@@ -43,17 +43,17 @@ __all__ = [
 _HOMES = {
     "Callback": "ppll.callbacks",
     "Dataset": "ppll.data",
-    "ExitReport": "ppll.exits",
+    "ExitReport": "ppll.trained.exits",
     "Recipe": "ppll.config",
     "Result": "ppll.result",
-    "TrainedNetwork": "ppll.inference",
+    "TrainedNetwork": "ppll.trained.inference",
     "Trainer": "ppll.trainer",
-    "evaluate": "ppll.evaluation",
-    "evaluate_exits": "ppll.evaluation",
-    "export": "ppll.exporting",
-    "load": "ppll.inference",
+    "evaluate": "ppll.trained.evaluation",
+    "evaluate_exits": "ppll.trained.evaluation",
+    "export": "ppll.trained.exporting",
+    "load": "ppll.trained.inference",
     "load_recipe": "ppll.recipe_files",
-    "measure_exits": "ppll.exits",
+    "measure_exits": "ppll.trained.exits",
     "split": "ppll.models.splitting",
 }
 

@@ -12,7 +12,7 @@ __all__ = ["main"]
 def main() -> NoReturn:
     """Run the command line."""
     with leaving_at_once():
-        from ppll import cli
+        from ppll.cli import app as cli
     cli.main()
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ppll.block_modules import BlockModules
-from ppll.blueprint import Blueprint
+from ppll.blocks.blueprint import Blueprint
+from ppll.blocks.modules import BlockModules
 from ppll.data.loader import IMAGE
 from ppll.methods.base import PREVIOUS, Lesson
 from ppll.site import BlockSite

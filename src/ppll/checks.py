@@ -6,8 +6,8 @@ import shutil
 
 from torch import nn
 
-from ppll.blueprint import Blueprint, build_method
-from ppll.compiling import missing_compiler
+from ppll.blocks.blueprint import Blueprint, build_method
+from ppll.blocks.compiling import missing_compiler
 from ppll.config import Recipe
 from ppll.data import PreparedData, datasets
 from ppll.devices import check_devices

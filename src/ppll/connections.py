@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 import torch
 
-from ppll.blueprint import Blueprint
+from ppll.blocks.blueprint import Blueprint
 from ppll.channels.base import Inbox, ReceiveEnd, SendEnd
 from ppll.channels.process_group import GroupReceiveEnd, GroupSendEnd
 from ppll.channels.shards import Gather, Scatter
@@ -24,12 +24,12 @@ from ppll.devices import device_of
 from ppll.edges import Edge, Key, edges_of_line
 from ppll.ending import Ending
 from ppll.ends import Ends
-from ppll.exchange import largest_row_bytes
 from ppll.job import Job
 from ppll.mesh import Mesh
 from ppll.on_demand import OnDemand
 from ppll.prefetch import Prefetcher
-from ppll.replicas import Line, Neighbour
+from ppll.replicas.exchange import largest_row_bytes
+from ppll.replicas.line import Line, Neighbour
 from ppll.slot_layouts import Layouts
 from ppll.stream import evaluation_stream, training_stream
 from ppll.world import World

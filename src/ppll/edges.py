@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ppll.channels.base import SlotLayout
-from ppll.replicas import line_capacity, piece_layout
+from ppll.replicas.line import line_capacity, piece_layout
 
 __all__ = ["Edge", "Key", "edges_of_line"]
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from ppll.blocks.slow import SlowParameters
 from ppll.channels.base import Inbox, ReceiveEnd, SendEnd
 from ppll.errors import ProtocolError
-from ppll.replicas import Line
-from ppll.slow import SlowParameters
+from ppll.replicas.line import Line
 
 __all__ = ["PARAMETERS", "Ends", "SlowInbox", "Waiting"]
 

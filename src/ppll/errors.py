@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pydantic
 
-    from ppll.failure import Failure
+    from ppll.launching.failure import Failure
 
 __all__ = [
     "ChannelClosed",
@@ -97,7 +97,7 @@ class WorkerError(PpllError):
 
     Args:
         message: What the user reads.
-        failure: The first cause as data, a ``ppll.failure.Failure``.
+        failure: The first cause as data, a ``ppll.launching.failure.Failure``.
     """
 
     def __init__(self, message: str, failure: Failure) -> None:

@@ -18,7 +18,7 @@ def warm_up() -> None:
     """Start the fork server, which imports torch while the caller goes on with its own work."""
     # The first optimizer of a process imports torch._dynamo, which takes as long as torch itself.
     forkserver.set_forkserver_preload(
-        ["ppll.fork_server_guard", "torch._dynamo", "ppll.rank_process"]
+        ["ppll.launching.fork_server_guard", "torch._dynamo", "ppll.launching.rank_process"]
     )
     os.environ[LAUNCHER_VARIABLE] = str(os.getpid())
     # A Ctrl-C goes to all processes of a terminal and would end the importing server with a

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ppll.blueprint import Blueprint
+from ppll.blocks.blueprint import Blueprint
 from ppll.claim import Claim
 from ppll.config import Recipe
 from ppll.data_facts import DataFacts

@@ -14,14 +14,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ppll.blueprint import Blueprint
+from ppll.blocks.blueprint import Blueprint
 from ppll.callbacks import Callback
-from ppll.launch import Watcher
+from ppll.launching.launch import Watcher
 from ppll.pace import Pace
 from ppll.placement import mesh_of
 from ppll.result import Result
 from ppll.status import Status
-from ppll.tracing import SPAN_NAMES
+from ppll.tracing.spans import SPAN_NAMES
 
 __all__ = ["LiveView", "progress_console", "show_blocks", "show_evaluation", "show_result"]
 __all__ += ["shown", "together"]

@@ -9,31 +9,31 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ppll.adding import Adder
-from ppll.averages import averages_in
-from ppll.block import Block
-from ppll.block_modules import BlockModules, named_tensors
-from ppll.blueprint import Blueprint
-from ppll.checkpoint import step_folder, tensor_digest
-from ppll.compiling import compiler_settings
+from ppll.blocks.averages import averages_in
+from ppll.blocks.block import Block
+from ppll.blocks.blueprint import Blueprint
+from ppll.blocks.compiling import compiler_settings
+from ppll.blocks.modules import BlockModules, named_tensors
+from ppll.blocks.slow import SlowParameters
+from ppll.blocks.streams import Streams, make_streams
+from ppll.checkpoints.checkpoint import step_folder, tensor_digest
+from ppll.checkpoints.reader import TensorReader
+from ppll.checkpoints.resume import training_sections
+from ppll.checkpoints.saving import Saver, SaveRules
 from ppll.connections import connect
 from ppll.devices import device_of
 from ppll.errors import ModelError
-from ppll.exchange import Exchange
 from ppll.job import Job, RankResult
 from ppll.metrics import MetricsFile
 from ppll.models.copies import source_names
 from ppll.models.initialising import initialise
 from ppll.models.names import qualified
 from ppll.numerics import set_numerics
-from ppll.replicas import Line
-from ppll.resume import training_sections
-from ppll.saving import Saver, SaveRules
-from ppll.slow import SlowParameters
+from ppll.replicas.adding import Adder
+from ppll.replicas.exchange import Exchange
+from ppll.replicas.line import Line
 from ppll.status import Monitor, resident_peak_bytes
-from ppll.streams import Streams, make_streams
-from ppll.tensor_reader import TensorReader
-from ppll.tracing import Tracer, Windows
+from ppll.tracing.spans import Tracer, Windows
 from ppll.worker import Worker, drain
 from ppll.world import World
 
@@ -115,7 +115,7 @@ def _join_replicas(
             block.join(Exchange(block.modules, adder, is_first=replica == 0), replica)
         return
     # Its import takes a while.
-    from ppll.sharding import Replicas, Shares, replica_mesh
+    from ppll.replicas.sharding import Replicas, Shares, replica_mesh
 
     mesh = stack.enter_context(replica_mesh(replica, job.mesh.num_replicas(rank)))
     replicas = Replicas(line, adder, mesh)

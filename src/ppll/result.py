@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from ppll.checkpoints.recovery import best_validation
 from ppll.errors import PpllError
 from ppll.job import Job, RankResult
 from ppll.mesh import Mesh
 from ppll.metrics import Tally
-from ppll.recovery import best_validation
 
 __all__ = ["ReplicasDiffer", "Result", "merge_results"]
 

@@ -7,11 +7,11 @@ from typing import Final
 
 import torch
 
-from ppll.blueprint import Blueprint
+from ppll.blocks.blueprint import Blueprint
+from ppll.blocks.lean import num_bytes
 from ppll.channels.base import SlotLayout
 from ppll.ends import PARAMETERS
 from ppll.job import Job
-from ppll.lean import num_bytes
 from ppll.message import FEATURES, MIX, OTHER_TARGETS, TARGETS
 from ppll.methods.base import PREVIOUS
 

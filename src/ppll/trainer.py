@@ -12,7 +12,10 @@ from rich.console import Console
 from torch import Tensor
 
 from ppll.callbacks import CallbackLike, check_callbacks, followed
-from ppll.checkpoint import step_folder
+from ppll.checkpoints.checkpoint import step_folder
+from ppll.checkpoints.first_values import put_back, skeleton_of
+from ppll.checkpoints.recovery import newest_whole
+from ppll.checkpoints.starting import Beginning, begin, find_beginning, next_start
 from ppll.checks import check_disk, check_recipe, check_smallest_message
 from ppll.claim import locked
 from ppll.config import Recipe
@@ -21,11 +24,12 @@ from ppll.data.preparation import PreparedData, facts_of
 from ppll.data_facts import DataFacts
 from ppll.decoding_view import decoding_shown
 from ppll.errors import Interrupted
-from ppll.first_values import put_back, skeleton_of
-from ppll.hosts import Hosts
+from ppll.hosts.run import Hosts
 from ppll.interrupts import Interrupts
 from ppll.job import Job, RankResult, draw_blueprint, given_network, named_network
-from ppll.launch import Watcher
+from ppll.launching.launch import Watcher
+from ppll.launching.restarts import run_with_restarts
+from ppll.launching.script import check_script, refuse_import
 from ppll.live import progress_console, shown, together
 from ppll.metrics import merge_metrics
 from ppll.models import OWN_MODEL
@@ -34,17 +38,13 @@ from ppll.models.network import Network
 from ppll.models.splitting import Model, plain_row
 from ppll.placement import mesh_of
 from ppll.recipe_files import load_recipe
-from ppll.recovery import newest_whole
-from ppll.restarts import run_with_restarts
 from ppll.result import Result, merge_results
 from ppll.run_folder import RunFolder, default_folder, take_free
-from ppll.script import check_script, refuse_import
-from ppll.starting import Beginning, begin, find_beginning, next_start
 from ppll.tensorboard import TensorBoard
 from ppll.testing import Fault
-from ppll.timeline import merge_timeline
 from ppll.torchrun import is_first_process, started_by_torchrun
-from ppll.weights import read_weights
+from ppll.tracing.timeline import merge_timeline
+from ppll.trained.weights import read_weights
 
 __all__ = ["Trainer"]
 

@@ -22,16 +22,16 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ppll.block import Block
+from ppll.blocks.block import Block
+from ppll.blocks.slow import SlowParameters
+from ppll.blocks.streams import Streams
 from ppll.channels.base import Inbox
+from ppll.checkpoints.saving import Saver
 from ppll.ends import PARAMETERS, Ends, SlowInbox, Waiting
 from ppll.errors import ProtocolError
 from ppll.message import Kind, Message, canonical
 from ppll.metrics import MetricsFile, Tally
-from ppll.saving import Saver
-from ppll.slow import SlowParameters
 from ppll.status import Activity, Monitor, resident_peak_bytes
-from ppll.streams import Streams
 
 __all__ = ["Worker", "drain"]
 

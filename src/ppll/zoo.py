@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 
 from ppll.auxiliary_share import Share, auxiliary_share
-from ppll.blueprint import Blueprint
+from ppll.blocks.blueprint import Blueprint
 from ppll.data_facts import DataFacts
 from ppll.errors import ModelError
 from ppll.job import draw_blueprint

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ppll.baselines import RecipeWork, accuracy_of, run_baseline
+from ppll.blocks.optimization import Schedule, build_optimizer
 from ppll.config import Recipe
 from ppll.data import load_batches
 from ppll.errors import WorkerError
 from ppll.message import FEATURES, MIX, OTHER_TARGETS, TARGETS
 from ppll.models import initialise, models
-from ppll.optimization import Schedule, build_optimizer
 
 pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("nothing_left_behind")]
 

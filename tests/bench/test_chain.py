@@ -7,8 +7,8 @@ import pytest
 from ppll.baselines.sleeping import Sleeper
 from ppll.bench.chain import Chain, chain_messages, run_chain
 from ppll.bench.sleeping_block import BATCH, BlockTimes, SleepingBlock
-from ppll.line_times import BUCKET_BYTES
 from ppll.message import FEATURES, TARGETS
+from ppll.simulation.line_times import BUCKET_BYTES
 
 MIB = 2**20
 

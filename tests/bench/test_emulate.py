@@ -12,11 +12,11 @@ from ppll.bench.emulate import SYSTEMS, Row, emulate, summary
 from ppll.bench.emulated_devices import Devices
 from ppll.bench.sleeping_block import BlockTimes
 from ppll.config import Recipe
-from ppll.costs import Costs, ExitCosts, LayerCosts, measured_for
 from ppll.errors import RecipeError
-from ppll.plan import Plan, draw_plan
-from ppll.schedules import CHUNKS_A_RANK, predict
-from ppll.simulate import Link
+from ppll.planning.costs import Costs, ExitCosts, LayerCosts, measured_for
+from ppll.planning.plan import Plan, draw_plan
+from ppll.simulation.schedules import CHUNKS_A_RANK, predict
+from ppll.simulation.simulate import Link
 
 TINY = {"forward_s": 0.006, "backward_s": 0.012, "auxiliary_s": 0.001, "payload_bytes": 1 << 16}
 

@@ -19,14 +19,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ppll import fork_server, launch
+from ppll import fork_server
 from ppll.config import Recipe
 from ppll.data_facts import DataFacts
 from ppll.errors import ProtocolError, WorkerError
-from ppll.failure import Failure
 from ppll.interrupts import Interrupts
 from ppll.job import Job, RankResult
-from ppll.lifeline import LauncherEnd
+from ppll.launching import launch
+from ppll.launching.failure import Failure
+from ppll.launching.lifeline import LauncherEnd
 from ppll.metrics import Tally
 from ppll.run_folder import RunFolder
 from ppll.status import Activity
@@ -148,7 +149,7 @@ def test_a_line_has_one_rank(words: bytes) -> None:
 
 
 def test_words_without_an_end_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ppll.lifeline._MAX_BYTES", 100_000)
+    monkeypatch.setattr("ppll.launching.lifeline._MAX_BYTES", 100_000)
     with pytest.raises(ProtocolError, match="rank 1 sent over 100000 bytes without an end"):
         said(b"x" * 60_000, b"x" * 60_000)
 

@@ -21,13 +21,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppll.checkpoint import commit, step_folder, write_block
+from ppll.checkpoints.checkpoint import commit, step_folder, write_block
+from ppll.checkpoints.manifest import BlockRecord, Manifest
+from ppll.checkpoints.reader import TensorReader
+from ppll.checkpoints.recovery import newest_whole, prune, set_aside
+from ppll.checkpoints.resume import changes, refuse_changes, training_sections
 from ppll.config import Recipe
 from ppll.errors import CheckpointError, PpllError
-from ppll.manifest import BlockRecord, Manifest
-from ppll.recovery import newest_whole, prune, set_aside
-from ppll.resume import changes, refuse_changes, training_sections
-from ppll.tensor_reader import TensorReader
 
 from . import HUGE, WEIRD, fuzz, mutated_bytes, mutated_tree
 

@@ -17,15 +17,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
-from ppll.checkpoint import commit, write_block
+from ppll.checkpoints.checkpoint import commit, write_block
+from ppll.checkpoints.manifest import Manifest
+from ppll.checkpoints.reader import TensorReader
+from ppll.checkpoints.recovery import newest_whole
 from ppll.data import Dataset
 from ppll.data.cache import cached
 from ppll.errors import CheckpointError, DataError, ModelError, RunFolderError
-from ppll.manifest import Manifest
 from ppll.models.network import Network
-from ppll.recovery import newest_whole
-from ppll.tensor_reader import TensorReader
-from ppll.weights import read_weights
+from ppll.trained.weights import read_weights
 
 from . import HUGE, WEIRD, fuzz, mutated_bytes, mutated_tree
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import ppll
-from ppll.measuring import measure
 from ppll.message import Kind, Message
 from ppll.models.initialising import initialise
 from ppll.numerics import set_numerics
+from ppll.planning.measuring import measure
 from tests.faults import recipe
 from tests.gpu.waiting import nobody_waits
 from tests.interleaving import MadeUpBatches, blueprint_of, small_recipe

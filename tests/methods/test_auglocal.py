@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ppll.blueprint import build_method
+from ppll.blocks.blueprint import build_method
 from ppll.errors import RecipeError
 from tests.faults import recipe
 from tests.interleaving import MadeUpBatches, blueprint_of, small_recipe

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import ppll
-from ppll.block import Block
+from ppll.blocks.block import Block
 from ppll.message import Kind, Message
 from ppll.methods import Lesson
 from ppll.site import BlockSite

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor, nn
 
 import ppll
-from ppll.block import Block
-from ppll.blueprint import build_method
+from ppll.blocks.block import Block
+from ppll.blocks.blueprint import build_method
+from ppll.blocks.slow import SlowParameters
+from ppll.checkpoints.saving import Saver, SaveRules
 from ppll.config import Recipe
 from ppll.data import load_dataset
 from ppll.data.loader import IMAGE
@@ -29,9 +31,7 @@ from ppll.methods import Lesson, LocalLoss, Paper, TaskLoss, methods
 from ppll.methods.base import PREVIOUS
 from ppll.methods.greedy import Greedy
 from ppll.registry import Entry
-from ppll.saving import Saver, SaveRules
 from ppll.site import BlockSite
-from ppll.slow import SlowParameters
 from ppll.stream import EVERYTHING_SAVED
 from ppll.testing import Fault
 from tests.faults import injected, recipe

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppll.block import Block
+from ppll.blocks.block import Block
 from ppll.message import Kind, Message
 from ppll.methods import methods
 from ppll.metrics import Tally

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ppll.blueprint import build_method
+from ppll.blocks.blueprint import build_method
 from ppll.errors import ModelError, RecipeError
 from ppll.job import DataFacts, draw_blueprint
 from ppll.losses.classification import cross_entropy

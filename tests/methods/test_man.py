@@ -10,7 +10,7 @@ from torch import nn
 
 import ppll
 from ppll.auxiliary.momentum import MomentumLayer
-from ppll.blueprint import build_method
+from ppll.blocks.blueprint import build_method
 from ppll.errors import RecipeError, WorkerError
 from ppll.message import FEATURES, Kind, Message
 from ppll.testing import Fault

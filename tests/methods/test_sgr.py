@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ppll.blueprint import build_method
+from ppll.blocks.blueprint import build_method
 from ppll.errors import RecipeError
 from ppll.losses.classification import cross_entropy
 from ppll.message import Kind, Message

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ppll.block import Block
+from ppll.blocks.block import Block
 from ppll.config import Recipe
 from ppll.message import Kind, Message
 from ppll.methods import Lesson, LocalLoss, Method, methods

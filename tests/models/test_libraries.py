@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.libraries import library
 
-from ppll.cli import main
+from ppll.cli.app import main
 from ppll.errors import RecipeError
 from ppll.models.libraries import build_of_library, check_of_library, is_of_library
 

@@ -28,7 +28,7 @@ from torch import distributed as dist
 from ppll.baselines.loops import Backprop, Replicas, Runner
 from ppll.baselines.systems import Layout
 from ppll.baselines.work import Part, Workload
-from ppll.failure import Failure
+from ppll.launching.failure import Failure
 from ppll.status import Activity, Monitor, StatusPage
 from ppll.testing import Fault
 

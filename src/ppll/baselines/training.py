@@ -22,8 +22,9 @@ from ppll.baselines.chunk import Chunk, autocast
 from ppll.baselines.feed import Feed, check_batches
 from ppll.baselines.systems import Layout
 from ppll.baselines.work import Batch, Part, Workload
-from ppll.block import NonFiniteLoss
-from ppll.blueprint import Blueprint, block_ranges
+from ppll.blocks.block import NonFiniteLoss
+from ppll.blocks.blueprint import Blueprint, block_ranges
+from ppll.blocks.optimization import Schedule, build_optimizer
 from ppll.config import Recipe
 from ppll.data import load_batches, load_dataset, prepare
 from ppll.data.preparation import facts_of
@@ -36,7 +37,6 @@ from ppll.models.empty import with_memory
 from ppll.models.libraries import is_of_library
 from ppll.models.names import qualified
 from ppll.models.network import Network
-from ppll.optimization import Schedule, build_optimizer
 from ppll.randomness import fold
 from ppll.sections import MethodConfig, SplitConfig
 

@@ -21,22 +21,22 @@ from typing import Any, cast
 
 import torch
 
-from ppll.adding import Adder
 from ppll.baselines.sleeping import Sleeper
 from ppll.bench.chain_ends import edges_between, join_shared
 from ppll.bench.rank_report import Footprint, RankReport
 from ppll.bench.sleeping_block import BATCH, COUNT, FLOAT_BYTES, BlockTimes, SleepingBlock
-from ppll.block import Block
+from ppll.blocks.block import Block
 from ppll.channels.base import SlotLayout
 from ppll.connections import ends_of
 from ppll.edges import Edge, Key, edges_of_line
 from ppll.ending import Ending
 from ppll.ends import Ends, Waiting
 from ppll.fork_server import warm_up
-from ppll.line_times import BUCKET_BYTES
 from ppll.mesh import Mesh
 from ppll.message import FEATURES, TARGETS, Kind, Message
 from ppll.prefetch import Prefetcher
+from ppll.replicas.adding import Adder
+from ppll.simulation.line_times import BUCKET_BYTES
 from ppll.status import Monitor
 from ppll.worker import Worker, drain
 

@@ -24,8 +24,8 @@ from ppll.baselines import SYSTEMS as RIVALS
 from ppll.bench.entrant import LOCAL, Entrant, Timing, name_of
 from ppll.bench.entrants import Race
 from ppll.config import Recipe
-from ppll.costs import Costs
 from ppll.errors import RecipeError, unknown_name
+from ppll.planning.costs import Costs
 
 __all__ = ["SYSTEMS", "CompareRow", "compare", "summary"]
 

@@ -17,8 +17,8 @@ from ppll.baselines import EmulatedWork, Layout, run_baseline, system_named
 from ppll.bench.chain import Chain, run_chain
 from ppll.bench.emulated_devices import Devices
 from ppll.errors import PpllError, RecipeError, unknown_name
-from ppll.pipeline_work import PipelineWork
-from ppll.schedules import CHUNKS_A_RANK, predict
+from ppll.simulation.pipeline_work import PipelineWork
+from ppll.simulation.schedules import CHUNKS_A_RANK, predict
 
 __all__ = ["SYSTEMS", "Row", "emulate", "summary"]
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from ppll.bench.sleeping_block import BlockTimes
 from ppll.errors import ModelError
-from ppll.pipeline_work import PipelineWork
-from ppll.plan import Plan, draw_plan
-from ppll.planned import PlannedBlock
-from ppll.processes import with_more_blocks
-from ppll.rivals import pipeline_work
-from ppll.simulate import check_amount
+from ppll.planning.plan import Plan, draw_plan
+from ppll.planning.planned import PlannedBlock
+from ppll.planning.processes import with_more_blocks
+from ppll.planning.rivals import pipeline_work
+from ppll.simulation.pipeline_work import PipelineWork
+from ppll.simulation.simulate import check_amount
 
 __all__ = ["Devices"]
 

@@ -13,17 +13,17 @@ from ppll.baselines import RecipeWork, accuracy_of, run_baseline, system_named
 from ppll.baselines.systems import Layout
 from ppll.bench.entrant import LOCAL, Entrant, Timing
 from ppll.bench.steady import Marks
-from ppll.blueprint import Blueprint
+from ppll.blocks.blueprint import Blueprint
 from ppll.config import Recipe
-from ppll.costs import Costs
 from ppll.data import load_dataset, prepare
 from ppll.data.preparation import facts_of
 from ppll.errors import RecipeError, UsageError
 from ppll.job import draw_blueprint
-from ppll.measuring import measure
-from ppll.plan import balanced_cuts
-from ppll.rivals import end_to_end_cuts
-from ppll.simulate import Link
+from ppll.planning.costs import Costs
+from ppll.planning.measuring import measure
+from ppll.planning.plan import balanced_cuts
+from ppll.planning.rivals import end_to_end_cuts
+from ppll.simulation.simulate import Link
 from ppll.trainer import Trainer
 
 __all__ = ["Race"]

@@ -8,12 +8,12 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from ppll.adding import Adder
 from ppll.baselines.sleeping import Sleeper
-from ppll.line_times import made_evenly
 from ppll.message import FEATURES, TARGETS, Message
 from ppll.methods.base import Method
 from ppll.metrics import Counts, Tally
+from ppll.replicas.adding import Adder
+from ppll.simulation.line_times import made_evenly
 
 __all__ = ["BATCH", "COUNT", "FLOAT_BYTES", "BlockTimes", "SleepingBlock"]
 
@@ -42,7 +42,7 @@ class BlockTimes:
 
 
 class SleepingBlock:
-    """Has the face of a ``ppll.block.Block`` and sleeps where that one computes."""
+    """Has the face of a ``ppll.blocks.block.Block`` and sleeps where that one computes."""
 
     def __init__(
         self, index: int, times: BlockTimes, row_bytes: int, sleeper: Sleeper, adder: Adder | None

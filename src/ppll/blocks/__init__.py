@@ -1,0 +1,1 @@
+"""The unit of learning: layers, auxiliary network, local loss, optimizer."""

@@ -1,0 +1,306 @@
+"""A network into blocks, and blocks onto stages.
+
+Cuts are the algorithm and come from the recipe; which stage runs which blocks is placement and
+changes nothing but time.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from ppll.blocks.block import Block
+from ppll.blocks.graphs import RecordedBlock, Recorder
+from ppll.blocks.modules import BlockModules, Chain
+from ppll.blocks.optimization import Schedule, build_optimizer
+from ppll.config import Recipe
+from ppll.cuts import cut_starts
+from ppll.errors import ModelError, RecipeError, up_to
+from ppll.losses.classification import cross_entropy
+from ppll.memory_layout import lay_out
+from ppll.methods import BlockSite, Method, TaskLoss, methods
+from ppll.models.empty import with_memory, without_values
+from ppll.models.network import Layer, Network
+from ppll.models.trial import tried
+from ppll.numerics import autocast_dtype
+from ppll.own_method import build_own_method, is_own_method
+from ppll.placement import place, place_alike
+from ppll.sections import SplitConfig, TrainConfig
+
+__all__ = ["Blueprint", "block_ranges", "build_method"]
+
+
+def block_ranges(network: Network, split: SplitConfig) -> tuple[range, ...]:
+    """The layers of every block, by index.
+
+    ``"even"`` deals the layers between stem and head into runs of equal length, the later ones
+    one longer where it does not come out even; the stem goes with the first and the head with the
+    last. For ResNet-32 in four this is the cut of the InfoPro paper.
+
+    Raises:
+        ModelError: There are more blocks than layers to deal, or a cut lies outside the network.
+    """
+    num_layers = len(network.layers)
+    starts = cut_starts(split, num_layers, network.num_stem, network.num_head)
+    return tuple(range(a, b) for a, b in zip([0, *starts], [*starts, num_layers], strict=True))
+
+
+def build_method(recipe: Recipe) -> Method:
+    """The recipe's method: one of the shelf, or a class of the user's own.
+
+    Raises:
+        RecipeError: It is unknown, cannot be imported, or has no such option.
+    """
+    options = recipe.method.options
+    for key in ("auxiliary", "lag"):
+        if getattr(recipe.method, key) is not None:
+            options[key] = getattr(recipe.method, key)
+    name = recipe.method.name
+    return build_own_method(name, options) if is_own_method(name) else methods.build(name, options)
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A network cut into blocks, before any of them is built.
+
+    Attributes:
+        recipe: The run's recipe.
+        network: The whole network; its parameters may be on the meta device.
+        method: Gives auxiliary networks and local losses.
+        ranges: The layers of every block.
+        sites: Where every block stands.
+        shapes: One sample's shape at the output of every layer, without N.
+        steps_per_epoch: Training batches of an epoch.
+        num_steps: Training batches of the whole run.
+    """
+
+    recipe: Recipe
+    network: Network
+    method: Method
+    ranges: tuple[range, ...]
+    sites: tuple[BlockSite, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    steps_per_epoch: int
+    num_steps: int
+
+    @classmethod
+    def draw(
+        cls,
+        recipe: Recipe,
+        network: Network,
+        *,
+        input_shape: tuple[int, ...],
+        num_classes: int,
+        steps_per_epoch: int,
+        shapes: Sequence[tuple[int, ...]] | None = None,
+        holds_tokens: bool = False,
+    ) -> Blueprint:
+        """Cut ``network`` as the recipe says and check that its blocks fit together.
+
+        Args:
+            recipe: The run's recipe.
+            network: The network to cut; it is not changed.
+            input_shape: One sample's shape, without N.
+            num_classes: Classes to tell apart.
+            steps_per_epoch: Training batches of an epoch.
+            shapes: What ``tried`` said of the network, which knows all else; asked again without.
+            holds_tokens: Whether a sample is a row of tokens, each with a target of its own.
+
+        Raises:
+            ModelError: The network cannot be cut so, or does not fit the data.
+            RecipeError: The method is unknown, has no such option, or trains all blocks as one
+                that have replicas of their own.
+        """
+        method = build_method(recipe)
+        split = SplitConfig(blocks=1) if method.end_to_end else recipe.split
+        if method.end_to_end and not isinstance(recipe.train.replicas, int):
+            raise RecipeError(
+                f"train.replicas = {list(recipe.train.replicas)} is one number a block, but method "
+                f"{recipe.method.name!r} trains the whole network as one: give one number."
+            )
+        ranges = block_ranges(network, split)
+        if shapes is None:
+            network, shapes = tried(network, input_shape, _input_dtype(holds_tokens))
+        sites = _sites(network, ranges, input_shape, num_classes, shapes, holds_tokens)
+        if network.layers[-1].makes is not None:
+            raise ModelError(
+                f"{network.layers[-1]} returns {network.layers[-1].makes.layout}, but the last "
+                f"layer must return one tensor of logits: wrap it in a module that does."
+            )
+        if shapes[-1] != sites[-1].output_shape:
+            what = "tokens" if holds_tokens else "classes"
+            raise ModelError(
+                f"the network's output has shape {shapes[-1]} a sample, but the data has "
+                f"{num_classes} {what}: it must be {sites[-1].output_shape}."
+            )
+        num_steps = recipe.num_steps(steps_per_epoch)
+        return cls(
+            recipe, network, method, ranges, sites, tuple(shapes), steps_per_epoch, num_steps
+        )
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks."""
+        return len(self.ranges)
+
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """Of what the first block reads."""
+        return _input_dtype(self.sites[0].holds_tokens)
+
+    @property
+    def knows_end(self) -> bool:
+        """Whether a step's learning rates depend on how many follow."""
+        return self._rules.schedule.knows_end(self.num_blocks)
+
+    @property
+    def _rules(self) -> Recipe:
+        """What optimizers and schedules go by. The one block of an end-to-end method is the whole
+        network, not the block 0 that an override means, so there are none."""
+        return self.recipe.without_overrides() if self.method.end_to_end else self.recipe
+
+    def stage_blocks(self, num_stages: int) -> tuple[range, ...]:
+        """The blocks that each of ``num_stages`` stages runs.
+
+        Raises:
+            ModelError: There are more stages than blocks.
+            RecipeError: There are fewer than blocks with unlike replicas ask for.
+        """
+        if num_stages > self.num_blocks:
+            raise ModelError(
+                f"cannot place {self.num_blocks} block(s) of method "
+                f"{self.recipe.method.name!r} on {num_stages} stages (runtime.stages): "
+                f"ask for {up_to(self.num_blocks, 'stage')}."
+            )
+        replicas = self.recipe.train.replicas
+        if isinstance(replicas, int):
+            return place(self.num_blocks, num_stages)
+        return place_alike(replicas, num_stages)
+
+    def input_shape(self, block_index: int) -> tuple[int, ...]:
+        """One sample's shape at a block's input."""
+        if block_index == 0:
+            return self.sites[0].input_shape
+        return self.sites[block_index - 1].feature_shape
+
+    def layer_read_by(self, block_index: int) -> Layer:
+        """The layer whose parameters come to a block over the side channel."""
+        if self.method.slow_from == "last":
+            return self.network.layers[-1]
+        return self.network.layers[self.ranges[block_index].stop]
+
+    def build_block(
+        self, index: int, device: torch.device, recorder: Recorder | None = None
+    ) -> Block:
+        """Build one block on ``device``, its parameters still without values.
+
+        With a recorder its learning is recorded and replayed.
+        """
+        modules = self.build_modules(index, device)
+        roots = [module for _, module in modules.named()]
+        if not any(p.requires_grad for _, p in modules.named_parameters()):
+            raise ModelError(f"block {index} has nothing to train: choose other cuts.")
+        train, rules = self.recipe.train, self._rules
+        kind = Block if recorder is None else partial(RecordedBlock, recorder=recorder)
+        return kind(
+            self.sites[index],
+            modules,
+            self.method,
+            self.build_task_loss(),
+            build_optimizer(rules.updates, index, roots, device),
+            Schedule(rules.schedule.of_block(index), self.num_steps, self.steps_per_epoch),
+            seed=train.seed,
+            device=device,
+            autocast=autocast_dtype(train),
+            clip_norm=self.recipe.optimizer.clip_norm,
+            on_nonfinite=train.on_nonfinite,
+            average_decay=train.ema,
+            compiles=train.compile,
+            features_type=self.recipe.split.features_dtype,
+        )
+
+    def build_task_loss(self) -> TaskLoss:
+        """The recipe's loss on logits and targets."""
+        return partial(cross_entropy, label_smoothing=self.recipe.train.label_smoothing)
+
+    def build_modules(self, index: int, device: torch.device) -> BlockModules:
+        """Build what one block computes with on ``device``, without values."""
+        modules = _with_memory(self.outline(index), device, self.recipe.train)
+        if self.recipe.train.channels_last:
+            for _, module in modules.named():
+                lay_out(module)
+        return modules
+
+    def outline(self, index: int) -> BlockModules:
+        """What one block computes with: the network's own layers, to be looked at only, and what
+        the method adds, on the meta device."""
+        if not (self.method.end_to_end and self.method.reads_cuts):
+            return self._segment(self.sites[index], self.ranges[index])
+        ranges = block_ranges(self.network, self.recipe.split)
+        whole = self.sites[index]
+        sites = _sites(
+            self.network,
+            ranges,
+            whole.input_shape,
+            whole.num_classes,
+            self.shapes,
+            whole.holds_tokens,
+        )
+        return Chain.of([self._segment(*pair) for pair in zip(sites, ranges, strict=True)])
+
+    def _segment(self, site: BlockSite, layers: range) -> BlockModules:
+        has_auxiliary = self.method.has_auxiliary and not site.is_last
+        with without_values():
+            auxiliary = self.method.build_auxiliary(site) if has_auxiliary else None
+            context = self.method.build_context(site) if site.block_index else None
+        return BlockModules(tuple(self.network.layers[i] for i in layers), auxiliary, context)
+
+
+def _input_dtype(holds_tokens: bool) -> torch.dtype:
+    return torch.int64 if holds_tokens else torch.float32
+
+
+def _sites(
+    network: Network,
+    ranges: Sequence[range],
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    shapes: Sequence[tuple[int, ...]],
+    holds_tokens: bool,
+) -> tuple[BlockSite, ...]:
+    """Where every block stands that has these layers of a network."""
+    inputs = [shapes[layers[0] - 1] if layers[0] else input_shape for layers in ranges]
+    return tuple(
+        BlockSite(
+            index,
+            len(ranges),
+            input_shape,
+            shapes[layers[-1]],
+            num_classes,
+            inputs[index],
+            network.layers[layers.stop :],
+            tuple(shapes[layers.stop :]),
+            inputs[index - 1] if index else (),
+            holds_tokens,
+        )
+        for index, layers in enumerate(ranges)
+    )
+
+
+def _with_memory(outline: BlockModules, device: torch.device, train: TrainConfig) -> BlockModules:
+    """The outline with copies of its layers, all on ``device`` and without values."""
+    if isinstance(outline, Chain):
+        return Chain.of([_with_memory(part, device, train) for part in outline.segments])
+    layers = tuple(
+        replace(layer, module=with_memory(copy.deepcopy(layer.module), device))
+        for layer in outline.layers
+    )
+    auxiliary = outline.auxiliary and with_memory(outline.auxiliary, device)
+    context = outline.context and with_memory(outline.context, device)
+    return BlockModules(
+        layers, auxiliary, context, train.channels_last, train.activation_checkpointing
+    )

@@ -1,0 +1,1 @@
+"""What a run keeps of its blocks, and how it begins and goes on."""

@@ -1,0 +1,205 @@
+"""How a run begins: anew, or where it stopped. Either way it starts from a checkpoint."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ppll.blocks.blueprint import Blueprint
+from ppll.blocks.modules import BlockModules, named_tensors
+from ppll.checkpoints.first_values import write_first_checkpoint
+from ppll.checkpoints.manifest import Manifest, TensorRecord
+from ppll.checkpoints.recovery import Recovered, forget_validations, newest_whole, set_aside
+from ppll.checkpoints.resume import Change, changes, refuse_changes, training_sections
+from ppll.claim import Claim
+from ppll.config import Recipe
+from ppll.data import Dataset
+from ppll.errors import DataError, ModelError, RecipeError, RunFolderError
+from ppll.job import Job
+from ppll.metrics import cut_back
+
+__all__ = ["Beginning", "begin", "find_beginning", "next_start"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a run is to begin with.
+
+    Attributes:
+        blueprint: The network cut into blocks.
+        job: The run, as far as it is known before it starts.
+        own_data: Data that was given from Python.
+        trained: Values to start from instead of first ones, by name.
+        resumes: Whether to go on where an earlier start stopped, if there was one.
+        allowed: Changes of the recipe that may be, by key or section.
+    """
+
+    blueprint: Blueprint
+    job: Job
+    own_data: Dataset | None = None
+    trained: Mapping[str, Tensor] | None = None
+    resumes: bool = False
+    allowed: tuple[str, ...] = ()
+
+    @property
+    def own_model(self) -> bool:
+        """Whether the network was given from Python."""
+        return self.job.skeleton is not None
+
+
+def begin(beginning: Beginning) -> None:
+    """Make the run folder ready, so that ``next_start`` finds a checkpoint in it.
+
+    Raises:
+        UsageError: The recipe or the data is another one than the run's.
+        CheckpointError: There are checkpoints, and all are damaged.
+    """
+    job = beginning.job
+    found = find_beginning(beginning)
+    differences = job.folder.describe(job.recipe, job.facts)
+    _save_data(beginning)
+    if found is None:
+        write_first_checkpoint(
+            beginning.blueprint,
+            job.folder.checkpoints,
+            own=beginning.own_model,
+            trained=beginning.trained,
+        )
+    elif differences:
+        _log.warning(
+            "the run goes on in another environment, so the bits may differ from those of an "
+            "unbroken one: %s",
+            "; ".join(differences),
+        )
+
+
+def find_beginning(beginning: Beginning) -> Recovered | None:
+    """The checkpoint that a run goes on from; none where it begins anew. Nothing is written.
+
+    Raises:
+        UsageError: The recipe is another one than the run's.
+        CheckpointError: There are checkpoints, and all are damaged.
+    """
+    if not beginning.resumes:
+        return None
+    found = newest_whole(beginning.job.folder.checkpoints)
+    if found is not None:
+        _check_same_run(found.reader.manifest, beginning)
+    return found
+
+
+def _check_same_run(manifest: Manifest, beginning: Beginning) -> None:
+    recipe, per_epoch = beginning.job.recipe, beginning.job.facts.steps_per_epoch
+    found = changes(manifest.recipe, training_sections(recipe))
+    if manifest.step > recipe.num_steps(per_epoch):
+        raise RecipeError(
+            f"the run has {manifest.step} steps behind it, but the recipe ends after "
+            f"{recipe.num_steps(per_epoch)}: ask for at least as many (train.epochs, "
+            f"train.max_steps)."
+        )
+    has_other_length = _num_steps(manifest, per_epoch) != recipe.num_steps(per_epoch)
+    length_matters = beginning.blueprint.knows_end and has_other_length
+    for change in refuse_changes(found, beginning.allowed, length_matters=length_matters):
+        _log.warning("the run goes on with another %s", change)
+
+
+def _num_steps(manifest: Manifest, steps_per_epoch: int) -> int:
+    """Length of the run that a checkpoint is of."""
+    train = manifest.recipe.get("train", {})
+    length = {key: train[key] for key in ("epochs", "max_steps") if key in train}
+    return Recipe.from_dict({"train": length}).num_steps(steps_per_epoch)
+
+
+def _save_data(beginning: Beginning) -> None:
+    """Keep arrays given from Python for the rank that loads them."""
+    data, path = beginning.own_data, beginning.job.folder.user_data
+    if data is None:
+        return
+    if path.exists():
+        if Dataset.load(path).equals(data):
+            return
+        if "data" not in beginning.allowed:
+            raise DataError(
+                "the run was trained on other data than is given now: give it the same, start a "
+                'new run with another out, or allow it with allow_change=("data",).'
+            )
+        forget_validations(beginning.job.folder.checkpoints)
+    data.save(path)
+
+
+def next_start(beginning: Beginning, generation: int) -> Job:
+    """The job that goes on from the newest whole checkpoint; what came after it is forgotten.
+
+    Args:
+        beginning: What the run is to begin with.
+        generation: How often it has been started again by itself.
+
+    Raises:
+        CheckpointError: No checkpoint is whole.
+        ModelError: A user's network has what the checkpoint has not.
+    """
+    job = beginning.job
+    found = newest_whole(job.folder.checkpoints)
+    if found is None:
+        raise RunFolderError(f"{job.folder.path} has no checkpoint to start from.")
+    for reason in found.passed_over:
+        _log.warning("passed over a newer checkpoint: %s", reason)
+    if found.step:
+        _log.info("goes on from the checkpoint of step %d", found.step)
+    fresh = _fresh_modules(beginning, found)
+    set_aside(job.folder.checkpoints, found.step)
+    cut_back(job.folder.metric_parts, found.step)
+    job.folder.note(
+        step=found.step,
+        generation=generation,
+        num_stages=job.num_stages,
+        passed_over=found.passed_over,
+        changed=[str(c) for c in _changes(found, job)],
+        fresh=fresh,
+    )
+    return replace(
+        job,
+        start_step=found.step,
+        generation=generation,
+        claim=Claim.take(job.folder.path),
+        fresh=frozenset(fresh),
+        keeps_optimizer="optimizer.name" not in {c.key for c in _changes(found, job)},
+    )
+
+
+def _changes(found: Recovered, job: Job) -> list[Change]:
+    return changes(found.reader.manifest.recipe, training_sections(job.recipe))
+
+
+def _fresh_modules(beginning: Beginning, found: Recovered) -> list[str]:
+    """Prefixes of the modules that the checkpoint does not hold as they are now."""
+    records = found.reader.records()
+    blueprint = beginning.blueprint
+    outlines = [blueprint.outline(index) for index in range(blueprint.num_blocks)]
+    fresh = [prefix for outline in outlines for prefix in _unmatched(outline, records)]
+    own = {layer.path for layer in blueprint.network.layers} if beginning.own_model else set()
+    if missing := [prefix for prefix in fresh if prefix in own]:
+        raise ModelError(
+            f"layer {missing[0]!r} of the network is not in the checkpoint, or has other shapes "
+            f"there: give the network that the run was started with."
+        )
+    for prefix in fresh:
+        _log.warning("%s is not in the checkpoint and starts with first values", prefix)
+    return fresh
+
+
+def _unmatched(outline: BlockModules, records: dict[str, TensorRecord]) -> list[str]:
+    return [
+        prefix
+        for prefix, module in outline.named()
+        if any(
+            name not in records or torch.Size(records[name].shape) != tensor.shape
+            for name, tensor in named_tensors(prefix, module).items()
+        )
+    ]

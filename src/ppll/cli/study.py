@@ -1,0 +1,164 @@
+"""``ppll study``: several recipes or methods over several seeds, one table (no torch)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ppll.cli.options import Json, Settings, Stages, give_json
+from ppll.errors import UsageError
+from ppll.torchrun import started_by_torchrun
+
+if TYPE_CHECKING:
+    from ppll.studies.runs import StudyRun
+    from ppll.studies.table import Row
+
+__all__ = ["study_recipes"]
+
+
+def study_recipes(
+    recipes: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECIPE...", help="Recipe files (.toml), or names of shipped recipes."
+        ),
+    ],
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Runs of each; seeds count up from the recipe's.")
+    ] = 3,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:KEY=VALUE,...],...",
+            help="Train each recipe by each of these methods instead of its own.",
+        ),
+    ] = None,
+    stages: Stages = None,
+    settings: Settings = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The study's folder; studies/<recipe> by default.")
+    ] = None,
+    parallel: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Runs that go on side by side.")
+    ] = 1,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+    json: Json = None,
+) -> None:
+    """Train recipes or methods over several seeds and put them into one table.
+
+    The same command goes on where it stopped; what is finished is not trained again.
+    """
+    if started_by_torchrun():
+        raise UsageError("a study starts processes of its own: run it without torchrun.")
+    from ppll.studies.runs import list_runs, split_methods
+    from ppll.studies.study import hold, train_all
+
+    wanted = list(settings or [])
+    if stages is not None:
+        wanted.append(f"runtime.stages={stages}")
+    out = out or _default_folder(recipes)
+    runs = list_runs(recipes, split_methods(methods) if methods else [], seeds, wanted, out)
+    console = Console(stderr=True, quiet=quiet)
+    left = _check(runs, console)
+    with hold(out):
+        failures = train_all(
+            left,
+            parallel=parallel,
+            noted=lambda text: _note(console, text),
+            finished=lambda: _write(runs, out),
+        )
+        rows = _write(runs, out)
+        _draw(rows, out / "study.png", console)
+    if not give_json(json, _tree(rows)):
+        _show(rows, out)
+    if failures:
+        listed = "\n".join(failures)
+        sys.stderr.write(f"{len(failures)} of {len(runs)} runs failed:\n{listed}\n")
+        raise typer.Exit(1)
+
+
+def _default_folder(recipes: Sequence[str]) -> Path:
+    """The same for the same command, which goes on in it."""
+    others = f"-and-{len(recipes) - 1}-more" if len(recipes) > 1 else ""
+    return Path("studies") / f"{Path(recipes[0]).stem}{others}"
+
+
+def _check(runs: Sequence[StudyRun], console: Console) -> list[StudyRun]:
+    """The runs that are left; what cannot be is found out before a folder is made."""
+    from ppll.decoding_view import decoding_shown
+    from ppll.studies.study import check_runs
+
+    with decoding_shown(None if console.quiet else console):
+        left = check_runs(runs)
+    done = f"{len(runs) - len(left)} finished before, " if len(left) < len(runs) else ""
+    _note(console, f"{len(runs)} runs: {done}{len(left)} to train")
+    return left
+
+
+def _note(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _tree(rows: Sequence[Row]) -> dict[str, Any]:
+    from ppll.environment import describe_environment
+
+    return {
+        "rows": [row.to_dict() for row in rows],
+        "command": ["ppll", *sys.argv[1:]],
+        "environment": {**describe_environment(), "load_average": list(os.getloadavg())},
+    }
+
+
+def _write(runs: Sequence[StudyRun], out: Path) -> list[Row]:
+    """Write what is known so far as JSON and Markdown."""
+    from ppll.durable import write_whole
+    from ppll.studies.table import draw_rows, markdown
+
+    rows = draw_rows(runs)
+    tree = _tree(rows)
+    give_json(out / "study.json", tree)
+    text = markdown(rows, tree["command"], tree["environment"])
+    write_whole(out / "study.md", text.encode())
+    return rows
+
+
+def _draw(rows: Sequence[Row], path: Path, console: Console) -> None:
+    try:
+        from ppll.studies.picture import draw_picture
+    except ModuleNotFoundError as error:
+        _note(
+            console,
+            f"no picture, because {error.name} is not installed: pip install 'ppll[pictures]', "
+            f"then give the same command again.",
+        )
+        return
+    draw_picture(rows, path)
+
+
+def _show(rows: Sequence[Row], out: Path) -> None:
+    from rich.table import Table
+
+    from ppll.studies.table import short_cells
+
+    names, *lines = short_cells(rows)
+    table = Table(box=None, pad_edge=False)
+    for name in names:
+        is_text = name in ("recipe", "method")
+        table.add_column(
+            name,
+            justify="left" if is_text else "right",
+            no_wrap=not is_text and name != "exits",
+            overflow="fold",
+        )
+    for line in lines:
+        table.add_row(*line)
+    console = Console()
+    console.print(table)
+    files = [n for n in ("study.json", "study.md", "study.png") if (out / n).exists()]
+    console.print(f"{out}: {', '.join(files)} and all runs", highlight=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Ranks as processes: started, watched, stopped, and the first cause named."""

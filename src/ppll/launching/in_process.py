@@ -1,0 +1,82 @@
+"""The only stage of a run, in the calling process."""
+
+from __future__ import annotations
+
+import faulthandler
+import tempfile
+import threading
+import time
+
+from ppll.errors import Interrupted, WorkerError
+from ppll.interrupts import Interrupts
+from ppll.job import Job, RankResult
+from ppll.launching.failure import Failure
+from ppll.launching.launch import Watcher
+from ppll.launching.stall import Pauses, describe, find_stall, stall_cause
+from ppll.numerics import torch_as_new
+from ppll.rank import run_rank
+from ppll.status import Monitor, StatusPage
+from ppll.testing import injected_monitor
+
+__all__ = ["run_here"]
+
+_TURN_S = 0.1
+
+
+def run_here(job: Job, interrupts: Interrupts, watch: Watcher | None) -> RankResult:
+    """Carry out a job of one stage.
+
+    Raises:
+        WorkerError: It failed, or stood still for too long.
+        Interrupted: A second signal came.
+    """
+    page = StatusPage()
+    monitor = injected_monitor(job.fault, job.generation, 0, Monitor(page))
+    ended = threading.Event()
+    looker = threading.Thread(target=_look, args=(job, page, watch, interrupts, ended), daemon=True)
+    looker.start()
+    try:
+        with torch_as_new():
+            return run_rank(job, 0, monitor, lambda: interrupts.ends_early)
+    except (Interrupted, WorkerError):
+        raise
+    except Exception as error:
+        failure = Failure.of(error, 0, monitor.status, time.monotonic())
+        raise WorkerError(failure.message(), failure) from error
+    finally:
+        ended.set()
+        looker.join()
+        page.close()
+
+
+def _look(
+    job: Job,
+    page: StatusPage,
+    watch: Watcher | None,
+    interrupts: Interrupts,
+    ended: threading.Event,
+) -> None:
+    """Show the stage's status while it runs, and end a stage that stands still."""
+    timeout_s = job.recipe.runtime.stall_timeout_s
+    pauses = Pauses()
+    while True:
+        with pauses.noticed():
+            if ended.wait(_TURN_S):
+                return
+        statuses = [page.read()]
+        if watch is not None:
+            watch(statuses)
+        now_s = time.monotonic()
+        if find_stall(statuses, job.mesh, now_s, timeout_s, resumed_s=pauses.resumed_s) is not None:
+            detail = f"{describe(statuses, now_s)}\n{_stacks()}"
+            failure = Failure.silent(0, statuses[0], now_s, stall_cause(timeout_s), detail)
+            interrupts.abort(WorkerError(failure.message(), failure))
+            return
+
+
+def _stacks() -> str:
+    """The stacks of all threads of this process."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        return file.read()

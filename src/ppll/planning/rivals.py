@@ -1,0 +1,215 @@
+"""A plan beside its rivals, as predicted from the same costs, and what to take (no torch)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from ppll.errors import PpllError
+from ppll.planning.balance import BlockCost, best_partition
+from ppll.planning.costs import Costs
+from ppll.planning.plan import Plan
+from ppll.planning.planned import memory_bytes, optimizer_states
+from ppll.simulation.actions import chunks_of_ranks
+from ppll.simulation.pipeline_work import PipelineWork
+from ppll.simulation.schedules import CHUNKS_A_RANK, Prediction, predict
+from ppll.simulation.simulate import Link
+
+__all__ = ["CLEARLY", "Rival", "end_to_end_cuts", "pipeline_work", "predict_rivals", "recommend"]
+
+_MICROBATCHES: Final = (4, 8, 16, 32, 64)
+CLEARLY: Final = 1.05
+"""Predictions are not so exact that less than this would decide."""
+
+
+@dataclass(frozen=True)
+class Rival:
+    """One way to train the same network, as predicted.
+
+    Attributes:
+        system: Its name.
+        microbatches: Pieces of a batch; the best number of those that were tried.
+        samples_per_second: In steady state.
+        idle: Share of all devices' time without computation.
+        memory_bytes: Of the fullest device: parameters, gradients, optimizer state, activations.
+        devices: How many it uses.
+    """
+
+    system: str
+    microbatches: int
+    samples_per_second: float
+    idle: float
+    memory_bytes: int
+    devices: int
+
+    def row(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return asdict(self)
+
+
+def predict_rivals(plan: Plan, num_devices: int | None = None) -> list[Rival]:
+    """PPLL, sequential local learning, and end-to-end training by every rival, side by side.
+
+    Every pipeline gets cuts that are balanced for it and its best number of micro-batches. Their
+    work is taken to shrink in proportion to their size, but for what a block's turn takes whatever
+    is in it.
+
+    Args:
+        plan: Of PPLL.
+        num_devices: Of every rival that uses several; as many as the plan uses without.
+    """
+    devices = num_devices or plan.num_processes
+    return [_ppll(plan), _sequential(plan), *_end_to_end(plan, devices)]
+
+
+def _ppll(plan: Plan) -> Rival:
+    idle = sum(stage.idle * stage.replicas for stage in plan.stages) / plan.num_processes
+    memory = max(stage.memory_bytes for stage in plan.stages)
+    parts = plan.recipe.train.accumulate
+    return Rival("ppll", parts, plan.samples_per_second, idle, memory, plan.num_processes)
+
+
+def _sequential(plan: Plan) -> Rival:
+    rate = plan.costs.message_size / plan.one_stage_s
+    memory = memory_bytes(plan.recipe, plan.unshared)
+    return Rival("sequential", plan.recipe.train.accumulate, rate, 0.0, memory, 1)
+
+
+def _end_to_end(plan: Plan, num: int) -> Iterator[Rival]:
+    yield from _best(plan, "backprop", [(1, 1)], 1)
+    if num > 1:
+        yield from _best(plan, "ddp", [(num, 1)], 1)
+        for schedule, chunks in CHUNKS_A_RANK.items():
+            samples = plan.costs.message_size * plan.recipe.train.accumulate
+            yield from _best(
+                plan, schedule, [(num, m) for m in _MICROBATCHES if m <= samples], chunks
+            )
+
+
+def _best(
+    plan: Plan, system: str, tries: Sequence[tuple[int, int]], chunks_a_rank: int
+) -> Iterator[Rival]:
+    """The fastest of some numbers of micro-batches; nothing where none can be."""
+    found = []
+    for num_ranks, microbatches in tries:
+        try:
+            work = pipeline_work(plan, num_ranks * chunks_a_rank)
+            prediction = predict(system, work, num_ranks, microbatches, plan.link)
+        except PpllError:
+            continue
+        found.append((prediction.seconds_per_batch, num_ranks, microbatches, prediction))
+    if found:
+        seconds, num_ranks, microbatches, prediction = min(found, key=lambda each: each[0])
+        samples = plan.costs.message_size * plan.recipe.train.accumulate
+        memory = _memory(plan, system, num_ranks, chunks_a_rank, microbatches, prediction)
+        yield Rival(
+            system, microbatches, samples / seconds, prediction.idle_fraction, memory, num_ranks
+        )
+
+
+def pipeline_work(plan: Plan, num_chunks: int) -> PipelineWork:
+    """The network without auxiliary networks, in chunks balanced for an end-to-end pipeline."""
+    parts = plan.recipe.train.accumulate
+    chunks = _chunks(plan.costs, num_chunks)
+    layers = plan.costs.layers
+    own = plan.costs.exits[-1]
+    forward = [parts * sum(layers[i].forward_s for i in chunk) for chunk in chunks]
+    backward = [parts * sum(_backward_s(plan.costs, i) for i in chunk) for chunk in chunks]
+    forward[-1] += parts * own.forward_s
+    backward[-1] += parts * own.backward_s
+    return PipelineWork(
+        tuple(forward),
+        tuple(backward),
+        tuple(sum(layers[i].update_s for i in chunk) for chunk in chunks),
+        tuple(parts * layers[chunk[-1]].features_bytes for chunk in chunks),
+        tuple(sum(layers[i].parameter_bytes for i in chunk) for chunk in chunks),
+        overhead_s=plan.costs.block_s / 2,  # a block's turn has a forward and a backward
+    )
+
+
+def end_to_end_cuts(costs: Costs, num_chunks: int) -> tuple[int, ...]:
+    """First layer of every chunk but the first, balanced without auxiliary networks.
+
+    Raises:
+        ModelError: There are more chunks than layers.
+    """
+    layers = costs.layers
+
+    def cost(start: int, stop: int) -> BlockCost:
+        run = range(start, stop)
+        return BlockCost(sum(layers[i].forward_s + _backward_s(costs, i) for i in run))
+
+    return best_partition(len(layers), num_chunks, cost).cuts
+
+
+def _chunks(costs: Costs, num_chunks: int) -> list[range]:
+    bounds = [0, *end_to_end_cuts(costs, num_chunks), len(costs.layers)]
+    return [range(a, b) for a, b in itertools.pairwise(bounds)]
+
+
+def _backward_s(costs: Costs, layer: int) -> float:
+    """The network's first layer hands no gradient on."""
+    return costs.layers[layer].backward_first_s if layer == 0 else costs.layers[layer].backward_s
+
+
+def _memory(
+    plan: Plan,
+    system: str,
+    num_ranks: int,
+    chunks_a_rank: int,
+    microbatches: int,
+    prediction: Prediction,
+) -> int:
+    """Of the fullest rank; it holds so many micro-batches' activations at once."""
+    copies = 2 + optimizer_states(plan.recipe)
+    samples = plan.recipe.train.accumulate  # of messages
+    layers = plan.costs.layers
+    dealt: Sequence[Sequence[int]] = ((0,),) * num_ranks
+    if system in CHUNKS_A_RANK:
+        dealt = chunks_of_ranks(system, num_ranks, num_ranks * chunks_a_rank)
+    chunks = _chunks(plan.costs, len({i for indices in dealt for i in indices}))
+    sizes = []
+    for rank, indices in enumerate(dealt):
+        own = [chunks[i] for i in indices]
+        parameters = sum(layers[i].parameter_bytes for chunk in own for i in chunk)
+        activations = samples * sum(layers[i].activation_bytes for chunk in own for i in chunk)
+        share = 1 / num_ranks if system == "ddp" else 1 / microbatches
+        held = prediction.peak_microbatches_held[rank] * share
+        sizes.append(int(copies * parameters + held * activations))
+    return max(sizes)
+
+
+def recommend(plan: Plan, rivals: Sequence[Rival]) -> str:
+    """What to take, in plain words, also where that is a rival."""
+    ours = rivals[0]
+    best = max(rivals[1:], key=lambda rival: rival.samples_per_second)
+    ahead = ours.samples_per_second / best.samples_per_second
+    if plan.num_processes == 1:
+        return "One stage is sequential local learning: see what more --stages give."
+    if ahead >= CLEARLY:
+        return (
+            f"Use PPLL: {ahead:.2f} times the predicted speed of the best rival, {_name(best)}. "
+            f"Mind that local learning is another algorithm: compare its accuracy (ppll study)."
+        )
+    memory = f"{best.memory_bytes / 2**20:,.0f} MiB a device, {ours.memory_bytes / 2**20:,.0f} here"
+    if ahead > 1 / CLEARLY:
+        return (
+            f"PPLL and {_name(best)} are predicted equally fast (ratio {ahead:.2f}; {memory}). "
+            f"Take {_name(best)} where end-to-end training matters, PPLL where links are slow."
+        )
+    return (
+        f"Use {_name(best)}: {1 / ahead:.2f} times the predicted speed of PPLL, if it fits "
+        f"({memory}) and the links are as fast as said ({_speed(plan.link)})."
+    )
+
+
+def _name(rival: Rival) -> str:
+    if rival.system in CHUNKS_A_RANK:
+        return f"{rival.system} with {rival.microbatches} micro-batches"
+    return {"ddp": "DDP", "backprop": "backprop on one device"}.get(rival.system, rival.system)
+
+
+def _speed(link: Link) -> str:
+    return f"{link.bandwidth_bytes_s / 1e9:g} GB/s, {link.latency_s * 1e6:g} us"

@@ -1,0 +1,190 @@
+"""Run folders into one HTML file that needs no network and no script (no torch)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from ppll.config import Recipe
+from ppll.durable import write_whole
+from ppll.errors import RecipeError, UsageError
+from ppll.planning.costs import Costs
+from ppll.planning.plan import Plan, draw_plan
+from ppll.reports.charts import Series, colour, legend, line_chart
+from ppll.reports.data import RunReport, read_run
+from ppll.reports.markup import Markup, style_sheet, tag
+from ppll.reports.sections import percent, run_sections, size, table
+from ppll.simulation.simulate import Link
+
+__all__ = ["draw_page", "write_report"]
+
+_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
+"""A browser that reads the page loads and runs nothing, whatever is in it."""
+
+_STYLE: Final = """
+:root { color-scheme: light; --line: #d9dee3; --quiet: #5c6670; --ink: #1c2329; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 70rem; padding: 1rem; color: var(--ink);
+  font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; background: #fff; }
+h1 { font-size: 1.5rem; margin: .5rem 0; } h2 { font-size: 1.25rem; margin: 2rem 0 0;
+  overflow-wrap: anywhere; border-top: 3px solid var(--ink); padding-top: .5rem; }
+h3 { font-size: 1.05rem; margin: 1.6rem 0 .5rem; }
+.quiet { color: var(--quiet); overflow-wrap: anywhere; }
+.tiles { display: grid; gap: .6rem; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); }
+.tile { border: 1px solid var(--line); border-radius: 6px; padding: .5rem .7rem; }
+.tile b { display: block; font-size: 1.35rem; } .tile span { color: var(--quiet); }
+.charts { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); }
+figure { margin: 0; max-width: 26rem; } figcaption { color: var(--quiet); }
+svg { width: 100%; height: auto; display: block; } svg.lanes { min-width: 46rem; }
+svg text { font: 10px system-ui, "DejaVu Sans", sans-serif; fill: var(--quiet); }
+svg text.on { fill: #fff; } svg .grid { stroke: var(--line); stroke-width: .7; }
+.scrolls { overflow-x: auto; }
+table { border-collapse: collapse; margin: .4rem 0; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line);
+  vertical-align: top; } thead th { color: var(--quiet); font-weight: 500; white-space: nowrap; }
+tbody th { font-weight: 500; } tbody th, td { white-space: nowrap; }
+.meter { width: min(8rem, 22vw); height: .5rem; background: #eef0f2; border-radius: 3px;
+  margin: .3rem 0; }
+.meter i { display: block; height: 100%; background: #3b76af; border-radius: 3px; }
+.key { margin-right: 1rem; white-space: nowrap; display: inline-block; }
+.key i { display: inline-block; width: .8rem; height: .8rem; border-radius: 2px;
+  margin-right: .35rem; vertical-align: -1px; }
+.advice { border-left: 4px solid #e08a3c; padding: .2rem .8rem; background: #fdf5ec; }
+details { margin: .4rem 0; } summary { cursor: pointer; }
+pre { overflow-x: auto; background: #f6f7f8; padding: .7rem; font-size: 13px; }
+"""
+
+
+def write_report(runs: Sequence[Path], target: Path, costs: Path | None = None) -> None:
+    """Write one page on one run, or on several and what they differ in.
+
+    Args:
+        runs: Run folders.
+        target: The HTML file to write.
+        costs: Measured costs of the runs' recipe, for what was to be expected.
+
+    Raises:
+        UsageError: A folder is no run, the costs are of no run's recipe, or the file cannot be
+            written.
+    """
+    reports = [read_run(path) for path in runs]
+    plans = _plans(reports, costs)
+    page = draw_page(reports, plans)
+    try:
+        write_whole(target, page.encode("utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot write {target}: {error.strerror}.") from None
+
+
+def draw_page(runs: Sequence[RunReport], plans: Sequence[Plan | str | None]) -> str:
+    """The page, with the plan of every run or why there is none."""
+    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("title", f"PPLL: {title}"),
+        style_sheet(_STYLE),
+    )
+    parts = [] if len(runs) == 1 else _comparison(runs)
+    for run, plan in zip(runs, plans, strict=True):
+        parts += [tag("h2", run.name)] if len(runs) > 1 else []
+        parts += [_subtitle(run.recipe), *run_sections(run, plan)]
+    body = tag("body", tag("h1", f"PPLL: {title}"), *parts)
+    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def _subtitle(recipe: Recipe) -> Markup:
+    text = (
+        f"{recipe.model.name} on {recipe.data.name}, {recipe.method.name}, "
+        f"{recipe.split.blocks} blocks on {recipe.runtime.stages} stage(s)"
+    )
+    return tag("p", text, class_="quiet")
+
+
+def _plans(runs: Sequence[RunReport], file: Path | None) -> list[Plan | str | None]:
+    if file is None:
+        return [None] * len(runs)
+    costs = Costs.read(file)
+    plans: list[Plan | str | None] = []
+    refused = None
+    for run in runs:
+        try:
+            plans.append(draw_plan(run.recipe, costs, run.recipe.runtime.stages, Link()))
+        except RecipeError as error:
+            plans.append(str(error))
+            refused = error
+    if refused is not None and all(isinstance(plan, str) for plan in plans):
+        raise refused
+    return plans
+
+
+# --- several runs --------------------------------------------------------------------------
+
+
+def _comparison(runs: Sequence[RunReport]) -> list[Markup]:
+    head = ["run", "method", "stages", "steps", "test accuracy", "samples/s", "busy", "memory"]
+    names = _names(runs)
+    shades = [colour(i, len(runs)) for i in range(len(runs))]
+    series = [
+        Series(name, shade, _final_curve(run))
+        for name, shade, run in zip(names, shades, runs, strict=True)
+    ]
+    chart = line_chart("accuracy of the final output, by step", series, percent=True)
+    differing = _differing([run.recipe for run in runs])
+    parts: list[Markup | None] = [
+        tag("h3", "Side by side"),
+        table(head, [_row(name, run) for name, run in zip(names, runs, strict=True)]),
+        legend(list(zip(names, shades, strict=True))) if chart is not None else None,
+        tag("div", chart, class_="charts") if chart is not None else None,
+        tag("h3", "What differs in the recipes"),
+        table(["key", *names], differing) if differing else tag("p", "Nothing.", class_="quiet"),
+    ]
+    return [part for part in parts if part is not None]
+
+
+def _names(runs: Sequence[RunReport]) -> list[str]:
+    """Names of folders, numbered where two have the same."""
+    names = [run.name for run in runs]
+    return [n if names.count(n) == 1 else f"{n} ({i + 1})" for i, n in enumerate(names)]
+
+
+def _row(name: str, run: RunReport) -> list[object]:
+    found = run.outcome
+    if found is None:
+        return [name, run.recipe.method.name, *["not ended"], *[""] * 5]
+    return [
+        name,
+        run.recipe.method.name,
+        found.num_stages,
+        f"{found.step:,}",
+        percent(found.test_accuracy),
+        f"{found.samples_per_second:,.0f}",
+        ", ".join(f"{share:.0%}" for share in found.busy_fraction),
+        size(max(found.peak_memory_bytes, default=0)),
+    ]
+
+
+def _final_curve(run: RunReport) -> tuple[tuple[float, float], ...]:
+    """Accuracy of the last block where it was evaluated, else in training."""
+    for kind in (*(k for k in run.kinds if k != "train"), "train"):
+        if points := run.curves(kind, "accuracy").get(run.num_blocks - 1):
+            return points
+    return ()
+
+
+def _differing(recipes: Sequence[Recipe]) -> list[list[object]]:
+    flat = [_flat(recipe.model_dump(mode="json")) for recipe in recipes]
+    keys = list(dict.fromkeys(key for tree in flat for key in tree))
+    rows: list[list[object]] = [[key, *(t.get(key, "") for t in flat)] for key in keys]
+    return [row for row in rows if any(value != row[1] for value in row[1:])]
+
+
+def _flat(tree: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    return {
+        f"{section}.{key}": str(value)
+        for section, keys in tree.items()
+        for key, value in keys.items()
+    }

@@ -1,0 +1,1 @@
+"""What pipelines take, ours and the rivals', by discrete events."""

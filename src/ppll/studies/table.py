@@ -1,0 +1,212 @@
+"""The runs of a study as rows, one a recipe and method, and the rows as a table."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Self
+
+from ppll.studies.outcome import Outcome, read_outcome
+from ppll.studies.runs import StudyRun
+
+__all__ = ["Row", "Spread", "draw_rows", "markdown", "short_cells"]
+
+_CONTROL: Final = "backprop"
+_MIB: Final = 2**20
+
+Group = list[tuple[StudyRun, Outcome | None]]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The same thing measured by several seeds.
+
+    Attributes:
+        mean: Of all.
+        stdev: Sample standard deviation; none of a single one.
+    """
+
+    mean: float
+    stdev: float | None
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Self | None:
+        """Of those that are known; none where none is."""
+        known = [value for value in values if value is not None]
+        if not known:
+            return None
+        return cls(statistics.mean(known), statistics.stdev(known) if len(known) > 1 else None)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a method reached with a recipe; of what no run has told, there is none.
+
+    Attributes:
+        recipe: What the recipe is called.
+        method: The method with its options, as the study names it.
+        test_accuracy: Share of test samples that the final output gets right.
+        exit_accuracy: The same for every block's exit, the final output last; none for a block
+            that makes no prediction.
+        average_accuracy: The same for all exits averaged.
+        gap_to_backprop: Mean over seeds of the accuracy less that of ``backprop`` with the same
+            seed, recipe and data, in points; below 0 where ``backprop`` is better.
+        epoch_seconds: Seconds of training an epoch takes, the median run's.
+        peak_memory_bytes: Most memory of a stage in any run.
+        num_stages: Processes of a run.
+        seeds_missing: Those that are not finished.
+        runs: Those that are, by seed.
+    """
+
+    recipe: str
+    method: str
+    test_accuracy: Spread | None
+    exit_accuracy: tuple[Spread | None, ...]
+    average_accuracy: Spread | None
+    gap_to_backprop: float | None
+    epoch_seconds: float | None
+    peak_memory_bytes: int | None
+    num_stages: int | None
+    seeds_missing: tuple[int, ...]
+    runs: tuple[Outcome, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def draw_rows(runs: Sequence[StudyRun]) -> list[Row]:
+    """One row a recipe and method, in the order of the study.
+
+    Raises:
+        RunFolderError: What a run wrote cannot be read.
+    """
+    groups: dict[tuple[str, str], Group] = {}
+    for run in runs:
+        groups.setdefault((run.recipe_name, run.method), []).append((run, read_outcome(run)))
+    controls = [g for g in groups.values() if g[0][0].recipe.method.name == _CONTROL]
+    return [_row(group, controls) for group in groups.values()]
+
+
+def _row(group: Group, controls: Sequence[Group]) -> Row:
+    first = group[0][0]
+    done = tuple(outcome for _, outcome in group if outcome is not None)
+    seconds = [o.epoch_seconds for o in done if o.epoch_seconds is not None]
+    return Row(
+        recipe=first.recipe_name,
+        method=first.method,
+        test_accuracy=Spread.of(o.test_accuracy for o in done),
+        exit_accuracy=tuple(
+            Spread.of(exits) for exits in zip(*(o.exit_accuracy for o in done), strict=True)
+        ),
+        average_accuracy=Spread.of(o.average_accuracy for o in done),
+        gap_to_backprop=_gap(group, controls),
+        epoch_seconds=statistics.median(seconds) if seconds else None,
+        peak_memory_bytes=max((o.peak_memory_bytes for o in done), default=None),
+        num_stages=max((o.num_stages for o in done), default=None),
+        seeds_missing=tuple(run.seed for run, outcome in group if outcome is None),
+        runs=done,
+    )
+
+
+def _gap(group: Group, controls: Sequence[Group]) -> float | None:
+    """Points to the control that differs in the method only, over the seeds that both have."""
+    run = group[0][0]
+    control = next((c for c in controls if c[0][0].setting == run.setting), None)
+    if control is None or run.recipe.method.name == _CONTROL:
+        return None
+    ours, theirs = _by_seed(group), _by_seed(control)
+    differences = [ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()]
+    return 100 * statistics.mean(differences) if differences else None
+
+
+def _by_seed(group: Group) -> dict[int, float]:
+    return {o.seed: o.test_accuracy for _, o in group if o is not None}
+
+
+def short_cells(rows: Sequence[Row]) -> list[list[str]]:
+    """A line of names, then a line a row, no wider than a terminal."""
+    several = len({row.recipe for row in rows}) > 1
+    names = ["method", "accuracy", "gap", "exits", "averaged", "s/epoch", "MiB"]
+    lines = [[*names, "seeds"]]
+    for row in rows:
+        _, method, final, gap, *_ = _accuracies(row, 0)
+        means = [f"{100 * s.mean:.1f}" if s else "-" for s in row.exit_accuracy[:-1]]
+        average = f"{100 * row.average_accuracy.mean:.2f}" if row.average_accuracy else "-"
+        seconds, memory, _, seeds = _costs(row)
+        lines.append([method, final, gap, " ".join(means), average, seconds, memory, seeds])
+    recipes = ["recipe", *(row.recipe for row in rows)]
+    return [[r, *line] for r, line in zip(recipes, lines, strict=True)] if several else lines
+
+
+def _cells(rows: Sequence[Row]) -> list[list[str]]:
+    """The same with everything."""
+    num_exits = max((len(row.exit_accuracy) for row in rows), default=1) - 1
+    exits = [f"exit {index}" for index in range(num_exits)]
+    names = ["recipe", "method", "final output", "to backprop", *exits, "all averaged"]
+    return [
+        [*names, "s/epoch", "MiB", "stages", "seeds"],
+        *([*_accuracies(row, num_exits), *_costs(row)] for row in rows),
+    ]
+
+
+def _accuracies(row: Row, num_exits: int) -> list[str]:
+    gap = "" if row.gap_to_backprop is None else f"{row.gap_to_backprop:+.2f}"
+    exits = [_percent(spread) for spread in row.exit_accuracy[:-1]]
+    missing = [""] * (num_exits - len(exits))
+    final, average = _percent(row.test_accuracy), _percent(row.average_accuracy)
+    return [row.recipe, row.method, final, gap, *exits, *missing, average]
+
+
+def _costs(row: Row) -> list[str]:
+    seconds, memory, stages = row.epoch_seconds, row.peak_memory_bytes, row.num_stages
+    num_done, num_missing = len(row.runs), len(row.seeds_missing)
+    return [
+        _seconds(seconds),
+        "" if memory is None else f"{memory / _MIB:,.0f}",
+        "" if stages is None else str(stages),
+        f"{num_done} of {num_done + num_missing}" if num_missing else str(num_done),
+    ]
+
+
+def _seconds(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f"{seconds:.2f}" if seconds < 100 else f"{seconds:,.0f}"
+
+
+def _percent(spread: Spread | None) -> str:
+    if spread is None:
+        return "-"
+    spread_text = "" if spread.stdev is None else f" ± {100 * spread.stdev:.2f}"
+    return f"{100 * spread.mean:.2f}{spread_text}"
+
+
+def markdown(rows: Sequence[Row], command: Sequence[str], environment: Mapping[str, Any]) -> str:
+    """The table with what it says and where it was measured."""
+    names, *lines = _cells(rows)
+    rules = ["---", "---", *["---:"] * (len(names) - 2)]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in (names, rules, *lines))
+    missing = [
+        f"- {row.recipe} {row.method}: {', '.join(map(str, row.seeds_missing))}"
+        for row in rows
+        if row.seeds_missing
+    ]
+    left = "\n".join(["\nSeeds that are not finished:\n", *missing, ""]) if missing else ""
+    machine = (
+        f"{environment['processor']}, {environment['num_cores']} cores, "
+        f"load {environment['load_average'][0]:.1f}, Python {environment['python']}, "
+        f"torch {environment['packages']['torch']}"
+    )
+    return f"""{table}
+{left}
+Accuracy on the test set in percent, mean ± sample standard deviation over seeds: of the final
+output, of every exit before it (- where a block makes no prediction), and of the mean of all exits'
+probabilities. To backprop: points to `backprop` with everything else equal, mean of the differences
+by seed. s/epoch: seconds of training an epoch takes, the median run's. MiB: most memory of a stage.
+
+`{" ".join(command)}`
+
+{machine}.
+"""

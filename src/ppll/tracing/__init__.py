@@ -1,0 +1,1 @@
+"""What every rank did when, and what follows from it."""

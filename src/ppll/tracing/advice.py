@@ -1,0 +1,134 @@
+"""From what a timeline says to what to change (no torch)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from ppll.sections import CheckpointConfig
+from ppll.tracing.summary import StageSummary, Summary
+
+__all__ = ["advise", "working_cores"]
+
+_LONG_WAIT: Final = 0.2
+_SHORT_WAIT: Final = 0.05
+_UNEVEN: Final = 1.15
+_BUSY: Final = 0.85
+_CROWDED: Final = 0.8
+_INTERRUPTED: Final = 0.6
+_MANY_SAVES: Final = 0.05
+_LARGEST_CAPACITY: Final = 64
+
+
+def working_cores(environment: Mapping[str, Any]) -> int | None:
+    """Processors of the machine that a run ran on; none where GPUs did the work, or unknown."""
+    found = environment.get("num_cores")
+    return found if isinstance(found, int) and not environment.get("gpus") else None
+
+
+def advise(
+    summary: Summary, num_cores: int | None = None, checkpoint: CheckpointConfig | None = None
+) -> list[str]:
+    """What would make the run faster, what helps most first; what is well needs no words.
+
+    Args:
+        summary: Of a run's newest start.
+        num_cores: Processors of the machine, where they are known and do the work; with GPUs a
+            stage's processor waits for them.
+        checkpoint: When the run is saved; without, as a recipe that does not say.
+    """
+    advice = [*_on_data(summary), *_on_crowding(summary, num_cores)]
+    advice += _on_stages(summary, num_cores) if not advice else []
+    return [*advice, *_on_checkpoints(summary, checkpoint or CheckpointConfig())]
+
+
+def _on_data(summary: Summary) -> Iterator[str]:
+    first = summary.stages[0]  # stage 0, unless that one left nothing behind
+    if first.stage == 0 and first.receive_wait > _LONG_WAIT and first.send_wait < _SHORT_WAIT:
+        yield (
+            f"Stage 0 waits for data {first.receive_wait:.0%} of the time, and so do all behind "
+            f"it: make batches further ahead (runtime.capacity, now {first.capacity}), or make "
+            f"them cheaper (fewer operations of augmentation under data)."
+        )
+
+
+def _on_crowding(summary: Summary, num_cores: int | None) -> Iterator[str]:
+    shares = [stage.cpu for stage in summary.stages if stage.cpu is not None]
+    num = len(summary.stages)
+    if num_cores is not None and num > num_cores and shares and min(shares) < _CROWDED:
+        yield (
+            f"{num} stages share {num_cores} processors: one had a processor only "
+            f"{min(shares):.0%} of the time that it wanted to work. Take --stages {num_cores} or "
+            f"fewer; the result stays the same."
+        )
+    elif num_cores is not None and shares and min(shares) < _INTERRUPTED:
+        yield (
+            f"A stage had a processor only {min(shares):.0%} of the time that it wanted to work: "
+            f"other programs run on this machine, so its times say little. Look again when it is "
+            f"idle."
+        )
+
+
+def _on_stages(summary: Summary, num_cores: int | None) -> Iterator[str]:
+    if len(summary.stages) == 1:
+        yield from _on_one_stage(summary.stages[0], num_cores)
+        return
+    mean_s = sum(stage.work_s for stage in summary.stages) / len(summary.stages)
+    if mean_s and summary.bottleneck.work_s > _UNEVEN * mean_s:
+        yield _on_uneven(summary, mean_s)
+    elif max(stage.busy for stage in summary.stages) < _BUSY:
+        yield from _on_capacity(summary)
+
+
+def _on_one_stage(stage: StageSummary, num_cores: int | None) -> Iterator[str]:
+    most = min(len(stage.blocks), num_cores or len(stage.blocks))
+    if most > 1:
+        yield (
+            f"One stage does all the work: with --stages {'2' if most == 2 else f'2 to {most}'} "
+            f"blocks work side by side; the result stays the same."
+        )
+
+
+def _on_uneven(summary: Summary, mean_s: float) -> str:
+    slow = summary.bottleneck
+    found = (
+        f"Stage {slow.stage} takes {1e3 * slow.work_s:.1f} ms a message, all stages "
+        f"{1e3 * mean_s:.1f} ms on average, so the others wait for it."
+    )
+    sizes = [len(stage.blocks) for stage in summary.stages]
+    if len(slow.blocks) > min(sizes):
+        even = [n for n in range(len(sizes) - 1, 0, -1) if sum(sizes) % n == 0]
+        return (
+            f"{found} It has {len(slow.blocks)} blocks and another stage {min(sizes)}: take "
+            f"--stages {even[0]} or {sum(sizes)}; the result stays the same."
+        )
+    return (
+        f"{found} Move a cut: ppll plan RECIPE --set split.cuts=balanced --write NEW.toml writes a "
+        f"recipe with blocks of equal time (another network of blocks, so another result), or take "
+        f"fewer stages."
+    )
+
+
+def _on_capacity(summary: Summary) -> Iterator[str]:
+    capacity = summary.stages[0].capacity
+    if capacity < _LARGEST_CAPACITY:
+        larger = min(2 * capacity, _LARGEST_CAPACITY)
+        yield (
+            f"The stages have equal work but wait for each other in turn: let channels even it out "
+            f"with runtime.capacity = {larger} (now {capacity}); the result stays the same."
+        )
+
+
+def _on_checkpoints(summary: Summary, config: CheckpointConfig) -> Iterator[str]:
+    """Only of those that the recipe asks for: the first and the last are always taken."""
+    share = max(stage.checkpoint for stage in summary.stages)
+    if share <= _MANY_SAVES:
+        return
+    found = f"Checkpoints take {share:.0%} of a stage's time"
+    if config.every_steps is not None:
+        yield f"{found}: save less often (checkpoint.every_steps, now {config.every_steps})."
+    elif config.keeps_best:
+        yield (
+            f'{found}: with checkpoint.keep = "best" there is one at every evaluation, so evaluate '
+            f"less often (train.evaluate_every; a recipe that evaluates less may keep another one)."
+        )

@@ -1,0 +1,140 @@
+"""What a timeline says: who worked, who waited, which stage holds up the others (no torch)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from ppll.tracing.files import RankTrace, Start, Sum, Totals
+
+__all__ = ["BlockTimes", "StageSummary", "Summary", "summarize"]
+
+_AVERAGE: Final = "average wait"
+_WAITS: Final = ("receive wait", "send wait", _AVERAGE)
+
+
+@dataclass(frozen=True)
+class BlockTimes:
+    """Mean seconds that a block took for a training message."""
+
+    block: int
+    forward_s: float
+    learn_s: float
+
+
+@dataclass(frozen=True)
+class StageSummary:
+    """What one stage did with its time, from the first batch to the stop.
+
+    Attributes:
+        stage: Which.
+        blocks: What its blocks took.
+        seconds: All of it.
+        busy: Share in which it did not wait for another stage.
+        receive_wait: Share in which it waited for the stage before; the first one, for data.
+        send_wait: Share in which it waited for the next stage to take what it had.
+        evaluate: Share for the losses and accuracies of evaluations, their forwards not counted.
+        checkpoint: Share for checkpoints.
+        work_s: Seconds of work for a training message: forward, sending, learning.
+        inbox_fill: Messages in its inbox, on average, when it took one; none where it was killed.
+        capacity: Messages that a channel holds.
+        cpu: Processor time of its thread as a share of its busy time; none where it was killed.
+        num_dropped: Spans that were not recorded, as there were too many.
+    """
+
+    stage: int
+    blocks: tuple[BlockTimes, ...]
+    seconds: float
+    busy: float
+    receive_wait: float
+    send_wait: float
+    evaluate: float
+    checkpoint: float
+    work_s: float
+    inbox_fill: float | None
+    capacity: int
+    cpu: float | None
+    num_dropped: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What all stages did in one start of a run."""
+
+    stages: tuple[StageSummary, ...]
+
+    @property
+    def bottleneck(self) -> StageSummary:
+        """The stage with the most work for a message: the others wait for it."""
+        return max(self.stages, key=lambda stage: stage.work_s)
+
+
+def summarize(start: Start) -> Summary:
+    """What the ranks of a start did with their time."""
+    return Summary(tuple(_stage(trace) for trace in start.ranks))
+
+
+def _stage(trace: RankTrace) -> StageSummary:
+    totals = trace.totals
+    sums = totals.sums if totals is not None else _sums_of_spans(trace)
+    by_name: dict[str, float] = {}
+    for part in sums:
+        by_name[part.name] = by_name.get(part.name, 0.0) + part.seconds
+    by_name.pop("start", None)
+    seconds = sum(by_name.values())
+    busy_s = seconds - sum(by_name.get(name, 0.0) for name in _WAITS)
+    blocks = tuple(_block(sums, block) for block in trace.blocks)
+    return StageSummary(
+        stage=trace.rank,
+        blocks=blocks,
+        seconds=seconds,
+        busy=_share(busy_s, seconds),
+        receive_wait=_share(by_name.get("receive wait", 0.0), seconds),
+        send_wait=_share(by_name.get("send wait", 0.0), seconds),
+        evaluate=_share(by_name.get("evaluate", 0.0), seconds),
+        checkpoint=_share(by_name.get("checkpoint", 0.0), seconds),
+        work_s=sum(b.forward_s + b.learn_s for b in blocks) + _mean(sums, "send", -1),
+        inbox_fill=_mean_fill(totals) if totals is not None else None,
+        capacity=trace.capacity,
+        cpu=_share(totals.cpu_s, busy_s) if totals is not None else None,
+        num_dropped=totals.num_dropped if totals is not None else 0,
+    )
+
+
+def _block(sums: Sequence[Sum], block: int) -> BlockTimes:
+    # Adding up with other replicas cuts a learning step in two.
+    num_cut = sum(s.num for s in sums if (s.name, s.block) == (_AVERAGE, block))
+    return BlockTimes(block, _mean(sums, "forward", block), _mean(sums, "learn", block, num_cut))
+
+
+def _mean(sums: Sequence[Sum], name: str, block: int, num_cut: int = 0) -> float:
+    found = next((s for s in sums if (s.name, s.block) == (name, block)), None)
+    return found.seconds / max(1, found.num - num_cut) if found is not None else 0.0
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+def _mean_fill(totals: Totals) -> float | None:
+    num = sum(totals.inbox_fills)
+    return sum(n * times for n, times in enumerate(totals.inbox_fills)) / num if num else None
+
+
+def _sums_of_spans(trace: RankTrace) -> tuple[Sum, ...]:
+    """Of a rank that was killed, what it had recorded until then."""
+    found: dict[tuple[str, int], list[float]] = {}
+    for span in trace.spans:
+        found.setdefault((span.name, span.block), []).append(max(0.0, span.end_s - span.start_s))
+    return tuple(_sum(key, lengths) for key, lengths in found.items())
+
+
+def _sum(key: tuple[str, int], lengths: Sequence[float]) -> Sum:
+    name, block = key
+    fields: Mapping[str, Any] = {"name": name, "block": block}
+    return Sum.model_validate({**fields, "num": len(lengths), "seconds": sum(lengths)})

@@ -1,0 +1,130 @@
+"""Evaluate a run's newest checkpoint again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ppll.checkpoints.manifest import Manifest
+from ppll.checkpoints.recovery import find
+from ppll.config import Recipe
+from ppll.data import Dataset, load_dataset, prepare
+from ppll.data.preparation import facts_of
+from ppll.errors import RunFolderError
+from ppll.interrupts import Interrupts
+from ppll.job import Job, draw_blueprint
+from ppll.launching.launch import Watcher
+from ppll.launching.restarts import carry_out
+from ppll.losses.classification import cross_entropy
+from ppll.models import OWN_MODEL
+from ppll.result import Result, merge_results
+from ppll.run_folder import RunFolder
+from ppll.trained.exits import THRESHOLDS, ExitReport, check_thresholds, measure_exits
+from ppll.trained.inference import load
+
+__all__ = ["evaluate", "evaluate_exits"]
+
+
+def evaluate(
+    run: str | Path, stages: int = 1, watch: Watcher | None = None, *, best: bool = False
+) -> Result:
+    """Evaluate every exit of a run's newest checkpoint.
+
+    Args:
+        run: A run folder.
+        stages: Processes that share the blocks.
+        watch: Is shown every stage's status a few times a second.
+        best: Take the checkpoint with the best validation accuracy instead of the newest.
+
+    Raises:
+        RunFolderError: It is no run, has no such checkpoint, or its network was given from Python.
+        CheckpointError: All its checkpoints are damaged.
+    """
+    folder, recipe = _open(run)
+    found = find(folder, best=best)
+    recipe = _as_saved(recipe, found.reader.manifest)
+    # Replicas share training batches only; a batch of an evaluation stays as large as it was.
+    settings = ["train.replicas=1", "runtime.sharding=none"]
+    settings += [f"data.eval_batch_size={recipe.eval_batch_size}", f"runtime.stages={stages}"]
+    recipe = recipe.with_settings(settings)
+    facts = facts_of(prepare(_load_data(folder, recipe), recipe.data))
+    blueprint = draw_blueprint(recipe, facts, None)
+    blueprint.stage_blocks(stages)
+    job = Job(
+        recipe,
+        folder,
+        facts,
+        blueprint.shapes,
+        stages,
+        start_step=found.step,
+        user_data=folder.user_data.exists(),
+        evaluates_only=True,
+    )
+    with Interrupts(most=0 if stages == 1 else None) as interrupts:
+        return merge_results(job, carry_out(job, interrupts, watch), blueprint.num_blocks)
+
+
+def evaluate_exits(
+    run: str | Path, thresholds: Sequence[float] = THRESHOLDS, *, best: bool = False
+) -> ExitReport:
+    """What the exits of a run's newest checkpoint are worth, on the test set of its data.
+
+    It works in this process on the CPU, with the batches, the precision and the threads of
+    training, so every exit is exactly as accurate as ``evaluate`` says.
+
+    Args:
+        run: A run folder.
+        thresholds: Confidences at which a sample leaves, each above 0 and at most 1.
+        best: Take the checkpoint with the best validation accuracy instead of the newest.
+
+    Raises:
+        UsageError: A threshold is not, or the data is missing or is not the run's.
+        RunFolderError: It is no run, has no checkpoint, or its network was given from Python.
+        CheckpointError: All its checkpoints are damaged.
+    """
+    check_thresholds(thresholds)
+    folder, recipe = _open(run)
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(recipe.train.threads_per_stage)
+    try:
+        with Interrupts(most=0):
+            network = load(run, best=best)
+            test = _load_data(folder, recipe).test
+            return measure_exits(
+                network,
+                test.inputs,
+                test.targets,
+                thresholds=thresholds,
+                batch_size=recipe.eval_batch_size,
+                task_loss=partial(cross_entropy, label_smoothing=recipe.train.label_smoothing),
+            )
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def _open(run: str | Path) -> tuple[RunFolder, Recipe]:
+    """A run and its recipe; a network that is not known here is refused."""
+    folder = RunFolder.open(Path(run))
+    recipe = folder.read_recipe()
+    if recipe.model.name == OWN_MODEL:
+        raise RunFolderError(
+            f"the network of {run} was given from Python, so it is not known here: use "
+            f"ppll.load(run, model=...)."
+        )
+    return folder, recipe
+
+
+def _as_saved(recipe: Recipe, manifest: Manifest) -> Recipe:
+    """The recipe with averages where the checkpoint has some; the run may have changed since."""
+    decay = manifest.recipe.get("train", {}).get("ema", recipe.train.ema)
+    return recipe.with_settings([f"train.ema={decay}"])
+
+
+def _load_data(folder: RunFolder, recipe: Recipe) -> Dataset:
+    """The user's own data where the run has some, otherwise what the recipe names."""
+    if folder.user_data.exists():
+        return Dataset.load(folder.user_data)
+    return load_dataset(recipe.data)

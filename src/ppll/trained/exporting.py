@@ -1,0 +1,67 @@
+"""A trained network as a plain file, without what it was trained with."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import safetensors.torch
+
+from ppll.blocks.modules import AUXILIARY
+from ppll.checkpoints.recovery import find
+from ppll.durable import write_whole
+from ppll.errors import RunFolderError
+from ppll.run_folder import RunFolder
+
+__all__ = ["export"]
+
+
+def export(run: str | Path, to: str | Path, *, best: bool = False) -> int:
+    """Write the network of a run's newest checkpoint as safetensors.
+
+    The file holds the state dict of the un-split model: its parameters and persistent buffers under
+    their names there, no auxiliary networks. Where the run keeps averages of its parameters, it is
+    these. Its one metadata key, ``ppll``, says as JSON what the network is and how its input is
+    normalised.
+
+    Args:
+        run: A run folder.
+        to: The file to write; its name ends in ``.safetensors``.
+        best: Take the checkpoint with the best validation accuracy instead of the newest.
+
+    Returns:
+        The checkpoint's step.
+
+    Raises:
+        RunFolderError: It is no run or has no such checkpoint, or the file is there or cannot be.
+        CheckpointError: All its checkpoints are damaged.
+    """
+    target, folder = Path(to), RunFolder.open(Path(run))
+    _check_target(target)
+    found = find(folder, best=best)
+    records = found.reader.records()
+    names = [
+        name
+        for name, record in records.items()
+        if record.persistent and not name.startswith(f"{AUXILIARY}.")
+    ]
+    model = folder.read_recipe().model
+    about = {
+        "step": found.step,
+        "model": model.model_dump(mode="json", exclude={"weights"}),
+        "data": dataclasses.asdict(folder.read_facts()),
+    }
+    weights = found.reader.averaged_weights()
+    content = safetensors.torch.save({n: weights[n] for n in names}, {"ppll": json.dumps(about)})
+    write_whole(target, content)
+    return found.step
+
+
+def _check_target(target: Path) -> None:
+    if target.suffix != ".safetensors":
+        raise RunFolderError(f"{target} must end in .safetensors.")
+    if target.exists():
+        raise RunFolderError(f"{target} is there already: choose another name, or remove it.")
+    if not target.parent.is_dir():
+        raise RunFolderError(f"there is no folder {target.parent}: make it, or choose another.")
