@@ -60,6 +60,12 @@ def test_what_does_not_goes_through(setting: str) -> None:
     assert changed(setting) == []
 
 
+def test_a_number_for_every_block_may_be_one_for_all() -> None:
+    base = BASE | {"train": {"replicas": 2}}
+    assert changed("train.replicas=[2, 2, 2]", base=base) == []
+    assert changed("train.replicas=[1, 2, 2]", base=base) == ["train.replicas"]
+
+
 def test_an_option_that_is_gone_is_a_change() -> None:
     before, now = (Recipe.from_dict({"model": m}) for m in ({"name": "vit", "depth": 3}, {}))
     found = changes(training_sections(before), training_sections(now))
