@@ -101,7 +101,7 @@ def rates(blueprint: Blueprint) -> list[tuple[float, float, float]]:
     blocks = [blueprint.build_block(i, torch.device("cpu")) for i in range(blueprint.num_blocks)]
     return [
         (
-            b.optimizer.param_groups[0]["lr"],
+            b.updates.optimizer.param_groups[0]["lr"],
             round(b.updates.schedule.factor(1), 6),
             b.updates.schedule.factor(15),
         )
