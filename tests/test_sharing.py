@@ -20,8 +20,9 @@ from ppll.planning.planned import BlockTable, memory_bytes, stage_times
 from ppll.planning.processes import choose, list_choices, verdict
 from ppll.planning.sharing import best_shares
 from ppll.recipe_files import load_recipe
+from ppll.simulation.clusters import Cluster, crossed, simulate_cluster
 from ppll.simulation.line_times import line_s
-from ppll.simulation.links import Link, Pipeline
+from ppll.simulation.links import Link, Pipeline, StageTimes
 from tests.test_plan import FREE, MIB, costs_of, even_costs, layer, recipe
 
 
@@ -106,6 +107,24 @@ def test_parts_of_a_batch_share_what_is_added_up() -> None:
     assert (one.samples, four.samples) == (4, 1)
 
 
+@pytest.mark.parametrize("buffers", [False, True], ids=["channels", "network"])
+@pytest.mark.parametrize("replicas", [(2, 1, 1), (4, 1, 2), (1, 4, 2), (1, 1, 4)], ids=str)
+def test_a_plan_and_a_cluster_of_the_same_numbers_agree(
+    replicas: tuple[int, ...], buffers: bool
+) -> None:
+    """Joining, passing on in parts and adding up; features of 16 MiB take most of the time."""
+    base = per_block(3).with_settings([f"train.replicas={list(replicas)}"])
+    costs = costs_by_block([6, 3, 3], base, features_bytes=16 * MIB, parameter_bytes=MIB)
+    link = Link(5e9, 1e-5, buffers=buffers)
+    plan = draw_plan(base, costs, 3, link)
+    stages = [StageTimes(b.forward_s, b.learn_s, b.features_bytes) for b in plan.blocks]
+    gradients = [block.parameter_bytes for block in plan.blocks]
+    found = simulate_cluster(Cluster(1, link, link, replicas), stages, gradients, 500)
+    assert plan.seconds_per_message == pytest.approx(found.pipeline.seconds_per_batch)
+    busy = [1 - stage.idle for stage in plan.stages]
+    assert busy == pytest.approx(found.pipeline.busy_fraction)
+
+
 def test_stages_must_suit_the_replicas() -> None:
     base = per_block(3).with_settings(["train.replicas=[2, 1, 1]"])
     with pytest.raises(RecipeError, match="ask for 2 to 3 stages"):
@@ -132,12 +151,9 @@ def slowest_s(table: BlockTable, starts: list[int], shares: tuple[tuple[int, ...
     ]
     stages = [[blocks[i] for i in stage] for stage in place_alike(replicas, num_stages)]
     nums = [stage[0].replicas for stage in stages]
-    times = [
-        stage_times(stage, table.link, before=before, after=after)
-        for stage, before, after in zip(stages, [1, *nums], [*nums[1:], None], strict=False)
-    ]
     links = (table.link,) * (num_stages - 1)
-    return Pipeline(tuple(times), links, load_s=table.sized(nums[0]).load_s).slowest_s
+    times = crossed([stage_times(stage) for stage in stages], nums, links)
+    return Pipeline(times, links, load_s=table.sized(nums[0]).load_s).slowest_s
 
 
 def brute_force(table: BlockTable, starts: list[int], num_processes: int) -> tuple[float, int]:

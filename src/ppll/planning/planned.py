@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 from ppll.config import Recipe
 from ppll.planning.costs import Costs
-from ppll.simulation.clusters import COPIED_BYTES_S, crossing_bytes
 from ppll.simulation.line_times import exposed_s, line_bytes
 from ppll.simulation.links import Link, StageTimes
 
@@ -127,23 +126,11 @@ class BlockTable:
         )
 
 
-def stage_times(
-    blocks: Sequence[PlannedBlock], link: Link, *, before: int = 1, after: int | None = None
-) -> StageTimes:
-    """What one of a stage's replicas takes.
-
-    Args:
-        blocks: Of the stage, all with equally many replicas.
-        link: To the next stage.
-        before: Replicas of the stage before.
-        after: Replicas of the stage after; none of the last stage.
-    """
-    num, last = blocks[0].replicas, blocks[-1]
+def stage_times(blocks: Sequence[PlannedBlock]) -> StageTimes:
+    """What one of a stage's replicas takes for its shard; see ``clusters.crossed`` for the rest."""
+    last = blocks[-1]
     before_send_s = sum(block.seconds for block in blocks) - last.after_send_s
-    if before > num:
-        before_send_s += blocks[0].input_bytes / COPIED_BYTES_S
-    sent = 0.0 if after is None else crossing_bytes(last.features_bytes, num, after, link)
-    return StageTimes(before_send_s, last.after_send_s, sent)
+    return StageTimes(before_send_s, last.after_send_s, last.features_bytes)
 
 
 def optimizer_states(recipe: Recipe) -> int:

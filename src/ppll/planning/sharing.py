@@ -22,7 +22,8 @@ from typing import Final
 
 from ppll.placement import place_alike
 from ppll.planning.planned import BlockTable, stage_times
-from ppll.simulation.clusters import crossing_bytes
+from ppll.simulation.clusters import crossed
+from ppll.simulation.links import Link, StageTimes
 
 __all__ = ["EXACT_BLOCKS", "MOST_GROUPS", "MOST_REPLICAS", "Shares", "best_shares"]
 
@@ -192,10 +193,11 @@ class _Search:
         link = self.table.link
         bounds = itertools.pairwise(self.starts[stage.start : stage.stop + 1])
         blocks = [self.table.block(start, stop, replicas) for start, stop in bounds]
-        is_last = stage.stop == len(self.starts) - 1
-        times = stage_times(blocks, link, before=before, after=None if is_last else replicas)
-        arrives_s = self.table.sized(replicas).load_s if stage.start == 0 else 0.0
-        if before:
-            sent = self.table.sized(before).layers[blocks[0].layers.start - 1].features_bytes
-            arrives_s = link.transfer_s(crossing_bytes(sent, before, replicas, link))
-        return max(arrives_s, link.occupied_s(times))
+        link_after = Link() if stage.stop == len(self.starts) - 1 else link
+        own = stage_times(blocks)
+        if not before:
+            arrives_s = self.table.sized(replicas).load_s if stage.start == 0 else 0.0
+            return max(arrives_s, link_after.occupied_s(own))
+        features = self.table.sized(before).layers[blocks[0].layers.start - 1].features_bytes
+        sender, own = crossed([StageTimes(0, 0, features), own], [before, replicas], [link])
+        return max(link.transfer_s(sender.features_bytes), link_after.occupied_s(own))
