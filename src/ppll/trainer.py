@@ -16,7 +16,7 @@ from ppll.checkpoints.checkpoint import step_folder
 from ppll.checkpoints.first_values import put_back, skeleton_of
 from ppll.checkpoints.recovery import newest_whole
 from ppll.checkpoints.starting import Beginning, begin, find_beginning, next_start
-from ppll.checks import check_disk, check_recipe, check_smallest_message
+from ppll.checks import check_disk, check_messages, check_recipe
 from ppll.claim import locked
 from ppll.config import Recipe
 from ppll.data import Dataset, load_dataset, prepare
@@ -134,7 +134,7 @@ class Trainer:
             self.blueprint = draw_blueprint(self.recipe, self._facts, self._own_network)
             self.blueprint.stage_blocks(self.recipe.runtime.stages)
             if prepared is not None:
-                check_smallest_message(self.blueprint, prepared)
+                check_messages(self.blueprint, prepared)
                 check_disk(self.blueprint, RunFolder(self._out.absolute()))
             self._trained = self._read_weights()
 

@@ -131,9 +131,11 @@ def draw_plan(
 
     Raises:
         RecipeError: The costs are of another recipe, or no stages can be so.
+        DataError: A training message would be too small to learn from.
         ModelError: The network cannot be cut so.
     """
     costs.check_recipe(recipe)
+    costs.check_messages(recipe)
     if recipe.split.cuts == "balanced":
         cuts = balanced_cuts(recipe, costs, link, memory_limit_bytes)
         recipe = recipe.model_copy(update={"split": recipe.split.model_copy(update={"cuts": cuts})})

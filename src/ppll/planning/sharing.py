@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from ppll.errors import DataError
 from ppll.placement import place_alike
 from ppll.planning.planned import BlockTable, stage_times
 from ppll.simulation.clusters import crossed
@@ -106,7 +107,19 @@ class _Search:
         recipe = self.table.recipe
         # A shard has a sample for each of its messages.
         smallest = recipe.data.batch_size // recipe.train.accumulate
-        self._most = min(MOST_REPLICAS, smallest, self.num_processes)
+        numbers = range(1, min(MOST_REPLICAS, smallest, self.num_processes) + 1)
+        # What the block with the most may have.
+        self._largest = [replicas for replicas in numbers if self._may_share(replicas)]
+        self._most = max(self._largest)
+
+    def _may_share(self, replicas: int) -> bool:
+        """Whether shards are large enough where no block has more replicas."""
+        train = self.table.recipe.train.model_copy(update={"replicas": replicas})
+        try:
+            self.table.costs.check_messages(self.table.recipe.model_copy(update={"train": train}))
+        except DataError:
+            return False
+        return True
 
     def look_at(self, shape: Sequence[_Group]) -> None:
         """Find the best numbers for the groups of a shape."""
@@ -133,7 +146,7 @@ class _Search:
         """
         index = len(chosen)
         if index == len(shape):
-            if math.lcm(*chosen) == max(chosen):
+            if math.lcm(*chosen) == max(chosen) and max(chosen) in self._largest:
                 self._keep(shape, chosen, used, slowest_s)
             return
         group, rest = shape[index], sum(least[index + 1 :])
