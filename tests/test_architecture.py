@@ -36,6 +36,7 @@ TORCHLESS = (
     *("config", "section", "sections", "recipe_files", "recipe_text", "registry", "cuts"),
     *("errors", "randomness", "durable", "json_lines", "data_facts", "claim", "interrupts"),
     *("mesh", "placement", "ending", "status", "torchrun", "fork_server", "cli.app"),
+    "smallest_message",
     *("checkpoints.manifest", "checkpoints.resume", "launching.failure", "launching.stall"),
     *("planning.balance", "planning.costs", "planning.plan", "planning.planned"),
     *("planning.processes", "planning.rivals", "planning.sharing"),

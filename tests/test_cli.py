@@ -9,10 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ppll import fork_server, trainer
 from ppll.cli.app import main
+from ppll.errors import UsageError
 from ppll.recipe_files import load_recipe
 from ppll.testing import Fault
 
@@ -332,6 +335,31 @@ def test_the_best_checkpoint_is_evaluated_and_exported(tmp_path: Path, monkeypat
     code, printed, err = run_here(monkeypatch, capsys, "export", out, f"--to={target}", "--best")
     assert code == 0, err
     assert f"the network after step {result['best_step']}" in printed
+
+
+@pytest.mark.parametrize(
+    ("args", "warms"),
+    [
+        (["--stages=2"], True),
+        (["--set=train.replicas=2"], True),
+        (["--max-restarts=1"], True),
+        (["--set=train.replicas=2", "--dry-run"], False),
+        ([], False),
+    ],
+    ids=str,
+)
+def test_what_processes_come_from_is_warmed_where_there_are_several(
+    args: list[str], warms: bool, monkeypatch, capsys
+) -> None:
+    warmed = []
+    monkeypatch.setattr(fork_server, "warm_up", lambda: warmed.append(True))
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise UsageError("far enough")
+
+    monkeypatch.setattr(trainer, "Trainer", refuse)
+    assert run_here(monkeypatch, capsys, "train", "digits-resnet", *args)[0] == 2
+    assert warmed == [True] * warms
 
 
 def planned(tmp_path: Path, monkeypatch, capsys, *args: str) -> tuple[int, str, str]:

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from ppll.errors import RecipeError
-from ppll.simulation.clusters import COPIED_BYTES_S, Cluster, crossing_bytes, simulate_cluster
+from ppll.simulation.clusters import COPIED_BYTES_S, Cluster, crossed, simulate_cluster
 from ppll.simulation.line_times import (
     BUCKET_BYTES,
     PIECE_BYTES,
@@ -121,9 +121,14 @@ def test_a_network_carries_what_parts_are_sent() -> None:
 @pytest.mark.parametrize(("buffers", "expected"), [(True, 400), (False, 100)])
 def test_who_joins_receives_all_parts_by_one_network(buffers: bool, expected: int) -> None:
     """Processes of a host copy side by side instead."""
-    link = Link(1e6, buffers=buffers)
-    assert crossing_bytes(100, 4, 1, link) == expected
-    assert crossing_bytes(100, 1, 4, link) == crossing_bytes(100, 2, 2, link) == 100
+    links = (Link(1e6, buffers=buffers),) * 3
+    stages = [StageTimes(0.1, 0.2, 100)] * 4
+    found = crossed(stages, [1, 4, 1, 1], links)
+    assert [stage.features_bytes for stage in found] == [100, expected, 100, 100]
+    joined_s = 400 / COPIED_BYTES_S
+    assert [stage.before_send_s for stage in found] == [0.1, 0.1, 0.1 + joined_s, 0.1]
+    assert {stage.after_send_s for stage in found} == {0.2}
+    assert crossed(stages, [2] * 4, links) == tuple(stages)
 
 
 def test_a_slow_stage_with_replicas_of_its_own() -> None:

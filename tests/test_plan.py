@@ -137,6 +137,15 @@ def test_rivals_stand_beside_it() -> None:
     assert rivals["sequential"].memory_bytes < rivals["backprop"].memory_bytes
 
 
+def test_time_is_said_to_be_without_shares() -> None:
+    base = recipe(blocks=2, cuts=[4]).with_settings(["train.replicas=2"])
+    both = [base, base.with_settings(["runtime.sharding=fsdp"])]
+    plans = [draw_plan(each, even_costs(base), 2, FREE) for each in both]
+    without, with_shares = (recommend(plan, predict_rivals(plan)) for plan in plans)
+    assert with_shares.startswith(without)
+    assert "longer than predicted" in with_shares.removeprefix(without)
+
+
 def test_the_recommendation_may_be_a_rival() -> None:
     base = recipe(blocks=2, cuts=[1])
     uneven = costs_of([layer(1, "a"), *(layer(9, f"b{i}") for i in range(3))], [2, 2, 2, 0.1], base)

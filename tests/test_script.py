@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 from ppll.errors import UsageError
 from ppll.launching.script import check_script
+from ppll.trainer import Trainer
 
 
 class Own(nn.Module):
@@ -27,6 +29,16 @@ def test_a_script_from_standard_input_is_refused(monkeypatch: pytest.MonkeyPatch
     run_as(monkeypatch, "<stdin>")
     with pytest.raises(UsageError, match=r"from standard input .*: put it in a file, or set run"):
         check_script(None)
+
+
+def test_replicas_are_several_processes_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run_as(monkeypatch, "<stdin>")
+    recipe = {"data": {"batch_size": 32}, "train": {"replicas": 2}}
+    alone = r"or set runtime\.stages = 1 and train\.replicas = 1 \("
+    with pytest.raises(UsageError, match=alone):
+        Trainer(recipe, out=tmp_path / "run")
 
 
 def test_a_class_that_no_other_process_knows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

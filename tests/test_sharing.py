@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -12,16 +11,15 @@ import hypothesis.strategies as st
 import pytest
 
 from ppll.config import Recipe
-from ppll.errors import ModelError, RecipeError
+from ppll.errors import RecipeError
 from ppll.placement import place_alike
 from ppll.planning.costs import Costs, LayerCosts
 from ppll.planning.plan import draw_plan
 from ppll.planning.planned import BlockTable, memory_bytes, stage_times
-from ppll.planning.processes import choose, list_choices, verdict
 from ppll.planning.sharing import best_shares
-from ppll.recipe_files import load_recipe
+from ppll.simulation.clusters import Cluster, crossed, simulate_cluster
 from ppll.simulation.line_times import line_s
-from ppll.simulation.links import Link, Pipeline
+from ppll.simulation.links import Link, Pipeline, StageTimes
 from tests.test_plan import FREE, MIB, costs_of, even_costs, layer, recipe
 
 
@@ -86,6 +84,48 @@ def test_memory_of_shards() -> None:
     assert memory_bytes(base, plan.unshared[1:]) == 4 * 15 + 4 * MIB + 4 * MIB
 
 
+def shared_by(num: int, *settings: str) -> Recipe:
+    sharding = [f"train.replicas={num}", "runtime.sharding=fsdp"]
+    return per_block(2).with_settings([*sharding, *settings])
+
+
+def test_memory_where_replicas_share_parameters() -> None:
+    """AdamW's four tensors of two blocks of 9 MiB, of which one layer is whole three times: its
+    parameters, its gradients, and the sums of the one after it."""
+    base = shared_by(4)
+    sizes = {"parameter_bytes": 9 * MIB, "activation_bytes": 40 * MIB}
+    costs = costs_by_block([6, 3], per_block(2), **sizes)
+    (stage,) = draw_plan(base, costs, 1, FREE).stages
+    parameters, slots = 2 * (9 * MIB + 5), 2 * 7 * MIB
+    activations = (40 + 1) * MIB // 4
+    assert stage.memory_bytes == parameters + slots + activations + 3 * 9 * MIB
+    # Averages are shares, too; gradients of parts of a batch are whole until the last.
+    averaged = draw_plan(shared_by(4, "train.ema=0.9"), costs, 1, FREE).stages[0]
+    assert averaged.memory_bytes == stage.memory_bytes + -(-parameters // 4)
+    parted = shared_by(4, "train.accumulate=2")
+    costs = costs_by_block([6, 3], parted, **sizes)  # Of messages of one sample, not of eight.
+    in_parts = draw_plan(parted, costs, 1, FREE).stages[0]
+    assert in_parts.memory_bytes == stage.memory_bytes + parameters + 3 * activations
+
+
+def test_an_evaluation_holds_a_stage_whole() -> None:
+    """Four blocks of 9 MiB in one stage, with next to no activations."""
+    base = per_block(4).with_settings(["train.replicas=2", "runtime.sharding=fsdp"])
+    costs = costs_by_block([6] * 4, base, parameter_bytes=9 * MIB, activation_bytes=0)
+    (stage,) = draw_plan(base, costs, 1, FREE).stages
+    parameters = 4 * (9 * MIB + 5)
+    assert stage.memory_bytes == 2 * parameters + 3 * MIB + parameters + 9 * MIB
+
+
+def test_what_a_block_alone_holds_is_nobodys_share() -> None:
+    uneven = per_block(2).with_settings(["train.replicas=[4, 1]", "runtime.sharding=fsdp"])
+    costs = costs_by_block([6, 3], uneven, parameter_bytes=9 * MIB)
+    with_shares = draw_plan(uneven, costs, 2, FREE).stages
+    without = draw_plan(uneven.with_settings(["runtime.sharding=none"]), costs, 2, FREE).stages
+    assert with_shares[0].memory_bytes < without[0].memory_bytes
+    assert with_shares[1] == without[1]
+
+
 def test_copies_of_a_pipeline_are_planned_too() -> None:
     base = per_block(2).with_settings(["train.replicas=4"])
     costs = costs_by_block([6, 6], per_block(2))
@@ -104,6 +144,24 @@ def test_parts_of_a_batch_share_what_is_added_up() -> None:
     )
     assert four.add_up_s == pytest.approx(one.add_up_s / 4)
     assert (one.samples, four.samples) == (4, 1)
+
+
+@pytest.mark.parametrize("buffers", [False, True], ids=["channels", "network"])
+@pytest.mark.parametrize("replicas", [(2, 1, 1), (4, 1, 2), (1, 4, 2), (1, 1, 4)], ids=str)
+def test_a_plan_and_a_cluster_of_the_same_numbers_agree(
+    replicas: tuple[int, ...], buffers: bool
+) -> None:
+    """Joining, passing on in parts and adding up; features of 16 MiB take most of the time."""
+    base = per_block(3).with_settings([f"train.replicas={list(replicas)}"])
+    costs = costs_by_block([6, 3, 3], base, features_bytes=16 * MIB, parameter_bytes=MIB)
+    link = Link(5e9, 1e-5, buffers=buffers)
+    plan = draw_plan(base, costs, 3, link)
+    stages = [StageTimes(b.forward_s, b.learn_s, b.features_bytes) for b in plan.blocks]
+    gradients = [block.parameter_bytes for block in plan.blocks]
+    found = simulate_cluster(Cluster(1, link, link, replicas), stages, gradients, 500)
+    assert plan.seconds_per_message == pytest.approx(found.pipeline.seconds_per_batch)
+    busy = [1 - stage.idle for stage in plan.stages]
+    assert busy == pytest.approx(found.pipeline.busy_fraction)
 
 
 def test_stages_must_suit_the_replicas() -> None:
@@ -132,12 +190,9 @@ def slowest_s(table: BlockTable, starts: list[int], shares: tuple[tuple[int, ...
     ]
     stages = [[blocks[i] for i in stage] for stage in place_alike(replicas, num_stages)]
     nums = [stage[0].replicas for stage in stages]
-    times = [
-        stage_times(stage, table.link, before=before, after=after)
-        for stage, before, after in zip(stages, [1, *nums], [*nums[1:], None], strict=False)
-    ]
     links = (table.link,) * (num_stages - 1)
-    return Pipeline(tuple(times), links, load_s=table.sized(nums[0]).load_s).slowest_s
+    times = crossed([stage_times(stage) for stage in stages], nums, links)
+    return Pipeline(times, links, load_s=table.sized(nums[0]).load_s).slowest_s
 
 
 def brute_force(table: BlockTable, starts: list[int], num_processes: int) -> tuple[float, int]:
@@ -208,67 +263,3 @@ def test_many_blocks_are_searched_by_few_groups() -> None:
     assert found.replicas[0] > 1
     assert found.num_processes <= 24
     assert len(list(itertools.groupby(found.replicas))) <= 3
-
-
-# --- choices -------------------------------------------------------------------------------------
-
-
-def test_replicas_of_the_slow_block_pay() -> None:
-    base = per_block(4)
-    costs = costs_by_block([12, 4, 4, 4], base)
-    choices = list_choices(base, costs, 6, Link(latency_s=1e-4))
-    chosen = choose(choices)
-    assert chosen.plan.recipe.train.replicas == (3, 1, 1, 1)
-    assert chosen.recipe.runtime.stages == 4
-    assert verdict(choices).startswith("Replicas of single blocks pay: ")
-    assert "batch norm" in verdict(choices)
-    others = [c.plan.samples_per_second for c in choices if c is not chosen]
-    assert chosen.plan.samples_per_second > 1.05 * max(others)
-
-
-def test_replicas_do_not_pay_where_blocks_are_even() -> None:
-    base = per_block(4)
-    choices = list_choices(base, costs_by_block([4, 4, 4, 4], base), 4, FREE)
-    assert choose(choices) is choices[0]
-    assert "do not pay here; take 'a stage each'" in verdict(choices)
-    assert "batch norm" not in verdict(choices)
-
-
-def test_more_blocks_are_another_algorithm() -> None:
-    """They may be fastest, but are not taken."""
-    base = recipe(blocks=2, cuts=[4])
-    costs = even_costs(base, forward_fixed_s=1e-3, backward_fixed_s=1.5e-3)
-    choices = list_choices(base, costs, 4, FREE)
-    more = choices[-1]
-    assert (more.way, len(more.plan.blocks), more.keeps_blocks) == ("more blocks", 4, False)
-    assert choose(choices).keeps_blocks
-    assert "cuts are the algorithm" in verdict(choices)
-
-
-def test_a_memory_limit_and_graphs_are_heeded() -> None:
-    base = recipe(blocks=2, cuts="balanced")
-    with pytest.raises(ModelError, match="memory"):
-        list_choices(base, even_costs(base), 4, FREE, memory_limit_bytes=MIB)
-    recorded = base.with_settings(["train.cuda_graphs=true"])
-    with pytest.raises(RecipeError, match=r"cuda_graphs cannot record .* train\.replicas"):
-        list_choices(recorded, even_costs(recorded), 4, FREE)
-
-
-def test_the_page_says_what_is_planned() -> None:
-    """The table of docs/scale.md."""
-    root = Path(__file__).parents[1]
-    page = (root / "docs" / "scale.md").read_text(encoding="utf-8")
-    base = load_recipe(str(root / "benchmarks" / "scale" / "slow-first.toml"), [])
-    costs = Costs.read(root / "benchmarks" / "emulate" / "costs-cifar10-resnet32-dgl.json")
-    network, memory = Link(0.125e9, 1e-4), Link(5e9, 5e-5)
-    for num, link, name in [
-        *((num, network, "1 Gb/s") for num in (4, 8)),
-        *((num, memory, "5 GB/s") for num in (4, 5, 8, 12)),
-    ]:
-        (line,) = (line for line in page.splitlines() if line.startswith(f"| {num}, {name}"))
-        choices = list_choices(base, costs, num, link)
-        for choice in choices:
-            assert f"{choice.plan.samples_per_second:,.0f}" in line
-        assert f"**{choose(choices).plan.samples_per_second:,.0f}**" in line
-        shared = [list(c.plan.recipe.block_replicas) for c in choices if "single" in c.way]
-        assert all(f"`{replicas}`".replace(" ", "") in line for replicas in shared)

@@ -36,7 +36,7 @@ class Marks:
 def main(recipe_json: str, out: str) -> dict[str, Any]:
     """Train, and say what came of it."""
     recipe = Recipe.from_dict(json.loads(recipe_json))
-    if recipe.runtime.stages > 1:
+    if recipe.has_processes:
         fork_server.warm_up()
     trainer = Trainer(recipe, out=out)
     marks = Marks(trainer.blueprint.num_blocks - 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 
 from torch import nn
 
@@ -11,20 +12,22 @@ from ppll.blocks.compiling import missing_compiler
 from ppll.config import Recipe
 from ppll.data import PreparedData, datasets
 from ppll.devices import check_devices
-from ppll.errors import DataError, RecipeError, RunFolderError
+from ppll.errors import RecipeError, RunFolderError
 from ppll.models import models
 from ppll.models.libraries import check_of_library, is_of_library
 from ppll.run_folder import RunFolder
+from ppll.smallest_message import check_smallest_message
 
 __all__ = [
     "check_compiler",
     "check_concurrency",
     "check_disk",
+    "check_messages",
     "check_names",
     "check_recipe",
     "check_sharding",
-    "check_smallest_message",
     "checkpoint_bytes",
+    "has_batch_norm",
 ]
 
 
@@ -108,48 +111,22 @@ def check_names(recipe: Recipe, *, own_model: bool) -> None:
     datasets.check(recipe.data.name, recipe.data.options)
 
 
-def check_smallest_message(blueprint: Blueprint, data: PreparedData) -> None:
-    """Refuse messages without a sample, and of one where there is batch norm, which cannot learn
-    from it.
+def check_messages(blueprint: Blueprint, data: PreparedData) -> None:
+    """Refuse training messages that are too small to learn from.
 
     Raises:
         DataError: There is such a message.
     """
-    recipe, num_train = blueprint.recipe, len(data.train_samples)
-    batch_size, replicas = data.config.batch_size, recipe.most_replicas
-    last = 0 if data.config.drop_last else num_train % batch_size
-    if 0 < last < replicas:
-        raise DataError(
-            f"the last training batch of an epoch has {last} sample(s) ({num_train} samples in "
-            f"batches of {batch_size}), too few for {replicas} replicas (train.replicas): set "
-            f"data.drop_last = true, or another data.batch_size."
-        )
-    sizes = [size for size in (batch_size, last) if size]
-    smallest = {size: size // replicas // recipe.num_parts(size) for size in sizes}
-    if 1 not in smallest.values() or not _has_batch_norm(blueprint):
-        return
-    parts = f", shared by {replicas} replicas" if replicas > 1 else ""
-    parts += f", each as {recipe.train.accumulate} messages" if recipe.train.accumulate > 1 else ""
-    if smallest[batch_size] == 1:
-        raise DataError(
-            f"training messages have one sample (data.batch_size = {batch_size}{parts}), which "
-            f"batch norm cannot learn from: set a larger data.batch_size, or a smaller "
-            f"train.accumulate or train.replicas."
-        )
-    raise DataError(
-        f"the last training batch of an epoch has one sample ({num_train} samples in "
-        f"batches of {batch_size}{parts}), which batch norm cannot learn from: "
-        f"set data.drop_last = true, or another data.batch_size."
-    )
+    outlines = (blueprint.outline(index) for index in range(blueprint.num_blocks))
+    roots = (root for outline in outlines for _, root in outline.named())
+    num_train = len(data.train_samples)
+    check_smallest_message(blueprint.recipe, num_train, lambda: has_batch_norm(roots))
 
 
-def _has_batch_norm(blueprint: Blueprint) -> bool:
-    outlines = [blueprint.outline(index) for index in range(blueprint.num_blocks)]
+def has_batch_norm(roots: Iterable[nn.Module]) -> bool:
+    """Whether any module, or one inside, learns from what samples of a message have in common."""
     return any(
-        isinstance(m, nn.modules.batchnorm._BatchNorm)
-        for outline in outlines
-        for _, root in outline.named()
-        for m in root.modules()
+        isinstance(m, nn.modules.batchnorm._BatchNorm) for root in roots for m in root.modules()
     )
 
 

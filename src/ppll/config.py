@@ -198,6 +198,11 @@ class Recipe(Section):
         return max(self.block_replicas)
 
     @property
+    def has_processes(self) -> bool:
+        """Whether stages or replicas have processes of their own."""
+        return self.runtime.stages > 1 or self.most_replicas > 1
+
+    @property
     def message_size(self) -> int:
         """Most samples of a training message of the block with the fewest replicas."""
         return self.message_size_among(min(self.block_replicas))

@@ -16,7 +16,7 @@ from ppll.checkpoints.checkpoint import step_folder
 from ppll.checkpoints.first_values import put_back, skeleton_of
 from ppll.checkpoints.recovery import newest_whole
 from ppll.checkpoints.starting import Beginning, begin, find_beginning, next_start
-from ppll.checks import check_disk, check_recipe, check_smallest_message
+from ppll.checks import check_disk, check_messages, check_recipe
 from ppll.claim import locked
 from ppll.config import Recipe
 from ppll.data import Dataset, load_dataset, prepare
@@ -125,7 +125,7 @@ class Trainer:
             self._resumes = self._is_first and self._finds_run(resume)
             # What is quick to find out comes first: reading a data set may take a minute.
             check_recipe(self.recipe, own_model=model is not None)
-            if self._hosts is None and (max_restarts or self._has_processes):
+            if self._hosts is None and (max_restarts or self.recipe.has_processes):
                 check_script(self._own_network.as_module() if self._own_network else None)
             prepared = self._load() if self._is_first else None
             facts = None if prepared is None else facts_of(prepared)
@@ -134,7 +134,7 @@ class Trainer:
             self.blueprint = draw_blueprint(self.recipe, self._facts, self._own_network)
             self.blueprint.stage_blocks(self.recipe.runtime.stages)
             if prepared is not None:
-                check_smallest_message(self.blueprint, prepared)
+                check_messages(self.blueprint, prepared)
                 check_disk(self.blueprint, RunFolder(self._out.absolute()))
             self._trained = self._read_weights()
 
@@ -213,11 +213,6 @@ class Trainer:
             return given_network(model, self.recipe, self._facts)
         is_foreign = is_of_library(self.recipe.model.name)
         return named_network(self.recipe, self._facts) if is_foreign else None
-
-    @property
-    def _has_processes(self) -> bool:
-        """Whether stages or replicas have processes of their own."""
-        return self.recipe.runtime.stages > 1 or self.recipe.most_replicas > 1
 
     def _read_weights(self) -> dict[str, Tensor] | None:
         source = self.recipe.model.weights

@@ -44,7 +44,8 @@ def skeleton_of(network: Network, num_ranks: int) -> Network:
         except Exception as error:
             raise ModelError(
                 f"the network cannot be handed to other processes ({error}): define its classes "
-                f"at the top of a module and use no lambdas, or set runtime.stages = 1."
+                f"at the top of a module and use no lambdas, or set runtime.stages = 1 and "
+                f"train.replicas = 1."
             ) from None
     return skeleton
 

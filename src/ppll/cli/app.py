@@ -87,7 +87,7 @@ def train(
     quiet = quiet or not is_first_process()
     _show_log(console, quiet=quiet)
     loaded = load(recipe, stages, settings)
-    starts_processes = (loaded.runtime.stages > 1 or max_restarts) and not started_by_torchrun()
+    starts_processes = (loaded.has_processes or max_restarts) and not started_by_torchrun()
     with _starting(warm=bool(starts_processes and not dry_run)):
         from ppll.live import show_blocks, show_result
         from ppll.trainer import Trainer

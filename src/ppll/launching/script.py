@@ -1,4 +1,4 @@
-"""The script that trains: every stage's process imports it, where there are several."""
+"""The script that trains: every process of a run imports it, where there are several."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ppll.errors import UsageError
 
 __all__ = ["check_script", "refuse_import"]
 
-_ALONE = "or set runtime.stages = 1 (and leave max_restarts at 0)."
+_ALONE = "or set runtime.stages = 1 and train.replicas = 1 (and leave max_restarts at 0)."
 
 
 def refuse_import() -> None:
@@ -42,7 +42,7 @@ def check_script(network: nn.Module | None) -> None:
     script = getattr(sys.modules["__main__"], "__file__", None)
     if script is not None and not Path(script).exists():
         raise UsageError(
-            "a script from standard input cannot be imported by the processes of several stages: "
+            "a script from standard input cannot be imported by the processes of a run: "
             f"put it in a file, {_ALONE}"
         )
     own = [
@@ -52,6 +52,6 @@ def check_script(network: nn.Module | None) -> None:
     ]
     if script is None and own:
         raise UsageError(
-            f"the network's class {own[0]} is known to this process only, not to those of several "
-            f"stages: put it in a module that can be imported, {_ALONE}"
+            f"the network's class {own[0]} is known to this process only, not to those of the "
+            f"run: put it in a module that can be imported, {_ALONE}"
         )

@@ -20,8 +20,9 @@ from ppll.checkpoints.resume import training_sections
 from ppll.config import Recipe
 from ppll.durable import write_whole
 from ppll.errors import RecipeError
+from ppll.smallest_message import check_smallest_message
 
-__all__ = ["Costs", "ExitCosts", "LayerCosts", "measured_for"]
+__all__ = ["Costs", "ExitCosts", "LayerCosts", "counted_for", "measured_for"]
 
 Seconds = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 Bytes = Annotated[int, pydantic.Field(ge=0)]
@@ -129,6 +130,9 @@ class Costs(_Measured):
         load_s: Making a message's batch, augmentation included.
         num_stem: Leading layers that belong to the first block.
         num_head: Trailing layers that belong to the last.
+        num_train: Samples of an epoch; none where it is not known.
+        counted_for: The keys of the data that they depend on.
+        has_batch_norm: Whether a layer or an auxiliary network has it; none where it is not known.
     """
 
     recipe: dict[str, dict[str, Any]]
@@ -140,6 +144,9 @@ class Costs(_Measured):
     load_s: Seconds
     num_stem: Bytes = 0
     num_head: Bytes = 0
+    num_train: Annotated[int, pydantic.Field(ge=1)] | None = None
+    counted_for: dict[str, Any] = {}
+    has_batch_norm: bool | None = None
 
     @pydantic.model_validator(mode="after")
     def _one_exit_a_layer(self) -> Self:
@@ -196,6 +203,22 @@ class Costs(_Measured):
         """Write everything as JSON."""
         write_whole(path, self.model_dump_json(indent=1).encode())
 
+    def knows_samples_of(self, recipe: Recipe) -> bool:
+        """Whether the samples of a recipe's epoch are known, and not only those of another's."""
+        return self.num_train is not None and self.counted_for == counted_for(recipe)
+
+    def check_messages(self, recipe: Recipe) -> None:
+        """Refuse what training would refuse, as far as samples and network are known.
+
+        Where the samples are not, all batches are taken to be full.
+
+        Raises:
+            DataError: A training message is too small to learn from.
+        """
+        known = self.num_train if self.knows_samples_of(recipe) else None
+        num_train = recipe.data.batch_size if known is None else known
+        check_smallest_message(recipe, num_train, lambda: bool(self.has_batch_norm))
+
     def check_recipe(self, recipe: Recipe) -> None:
         """Refuse to plan a recipe with the costs of another; a key that one lacks has its default.
 
@@ -238,6 +261,12 @@ def measured_for(recipe: Recipe) -> dict[str, dict[str, Any]]:
     if (dtype := recipe.split.features_dtype) is not None:
         parts["split"] = {"features_dtype": dtype}
     return parts
+
+
+def counted_for(recipe: Recipe) -> dict[str, Any]:
+    """The keys of a recipe's data that the number of its samples depends on."""
+    data = training_sections(recipe)["data"]
+    return {key: data[key] for key in ("root", "train_limit", "validation")}
 
 
 def _flat(tree: Mapping[str, Mapping[str, Any]]) -> Iterable[tuple[str, Any]]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from ppll.blocks.blueprint import build_method
 from ppll.blocks.lean import FeaturesType, num_bytes
 from ppll.blocks.streams import make_streams
+from ppll.checks import has_batch_norm
 from ppll.config import Recipe
 from ppll.data import Loader, load_dataset, prepare
 from ppll.data.home import home_of
@@ -31,7 +32,7 @@ from ppll.job import draw_blueprint
 from ppll.message import FEATURES, TARGETS
 from ppll.models.network import Network
 from ppll.numerics import set_numerics, torch_as_new
-from ppll.planning.costs import Costs, ExitCosts, LayerCosts, measured_for
+from ppll.planning.costs import Costs, ExitCosts, LayerCosts, counted_for, measured_for
 from ppll.planning.layer_bench import WARM_UP, LayerBench
 from ppll.planning.pieces import (
     Piece,
@@ -115,6 +116,9 @@ def _measure(recipe: Recipe, device: torch.device, repeats: int) -> Costs:
         load_s=load_s,
         num_stem=network.num_stem,
         num_head=network.num_head,
+        num_train=len(data.train_samples),
+        counted_for=counted_for(recipe),
+        has_batch_norm=has_batch_norm(piece.module for piece in [*bench.layers, *bench.exits]),
     )
 
 

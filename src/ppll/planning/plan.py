@@ -18,6 +18,7 @@ from ppll.placement import place, place_alike
 from ppll.planning.balance import BlockCost, best_partition
 from ppll.planning.costs import Costs
 from ppll.planning.planned import BlockTable, PlannedBlock, memory_bytes, stage_times
+from ppll.simulation.clusters import crossed
 from ppll.simulation.simulate import Link, Pipeline, Simulation, simulate
 
 __all__ = ["Plan", "PlannedStage", "balanced_cuts", "block_starts", "draw_plan"]
@@ -130,9 +131,11 @@ def draw_plan(
 
     Raises:
         RecipeError: The costs are of another recipe, or no stages can be so.
+        DataError: A training message would be too small to learn from.
         ModelError: The network cannot be cut so.
     """
     costs.check_recipe(recipe)
+    costs.check_messages(recipe)
     if recipe.split.cuts == "balanced":
         cuts = balanced_cuts(recipe, costs, link, memory_limit_bytes)
         recipe = recipe.model_copy(update={"split": recipe.split.model_copy(update={"cuts": cuts})})
@@ -220,12 +223,8 @@ def balanced_cuts(
 def _simulate(
     recipe: Recipe, link: Link, stages: Sequence[Sequence[PlannedBlock]], load_s: float
 ) -> Simulation:
-    nums = [stage[0].replicas for stage in stages]
-    befores, afters = [1, *nums], [*nums[1:], None]
-    times = [
-        stage_times(stage, link, before=before, after=after)
-        for stage, before, after in zip(stages, befores, afters, strict=False)
-    ]
     links = (link,) * (len(stages) - 1)
-    pipeline = Pipeline(tuple(times), links, recipe.runtime.capacity, load_s)
+    replicas = [stage[0].replicas for stage in stages]
+    times = crossed([stage_times(stage) for stage in stages], replicas, links)
+    pipeline = Pipeline(times, links, recipe.runtime.capacity, load_s)
     return simulate(pipeline, _SIMULATED_MESSAGES)

@@ -10,14 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from ppll.config import Recipe
 from ppll.planning.costs import Costs
-from ppll.simulation.clusters import COPIED_BYTES_S, crossing_bytes
-from ppll.simulation.line_times import exposed_s, line_bytes
+from ppll.simulation.line_times import exposed_s, line_bytes, slots_bytes
 from ppll.simulation.links import Link, StageTimes
 
 __all__ = ["BlockTable", "PlannedBlock", "memory_bytes", "optimizer_states", "stage_times"]
+
+_WHOLE_LAYERS: Final = 3
+"""Most that ``fully_shard`` holds of layers in a backward pass, in sizes of their parameters: a
+layer's parameters and gradients, and what the layer after it has added up (torch 2.13,
+``_fsdp_param_group.py``)."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class PlannedBlock:
         auxiliary_s: The part of it that is the auxiliary network's, or the network's own loss.
         add_up_s: Seconds for which its replicas add up gradients after the backward pass.
         parameter_bytes: Parameters, those of the auxiliary network included.
+        largest_bytes: Parameters of its largest layer, or of the auxiliary network.
         activation_bytes: What it keeps between forward and backward.
         input_bytes: What comes in; nothing is said of the first block, whose loader is not a
             channel.
@@ -51,6 +57,7 @@ class PlannedBlock:
     auxiliary_s: float
     add_up_s: float
     parameter_bytes: int
+    largest_bytes: int
     activation_bytes: int
     input_bytes: int
     features_bytes: int
@@ -121,29 +128,18 @@ class BlockTable:
             auxiliary_s=auxiliary_s + behind.update_s / parts,
             add_up_s=exposed_s(made, replicas, self.link) / parts,
             parameter_bytes=sum(num_bytes for _, num_bytes in made),
+            largest_bytes=max(num_bytes for _, num_bytes in made),
             activation_bytes=sum(x.activation_bytes for x in layers) + behind.activation_bytes,
             input_bytes=costs.layers[start - 1].features_bytes if start else 0,
             features_bytes=layers[-1].features_bytes,
         )
 
 
-def stage_times(
-    blocks: Sequence[PlannedBlock], link: Link, *, before: int = 1, after: int | None = None
-) -> StageTimes:
-    """What one of a stage's replicas takes.
-
-    Args:
-        blocks: Of the stage, all with equally many replicas.
-        link: To the next stage.
-        before: Replicas of the stage before.
-        after: Replicas of the stage after; none of the last stage.
-    """
-    num, last = blocks[0].replicas, blocks[-1]
+def stage_times(blocks: Sequence[PlannedBlock]) -> StageTimes:
+    """What one of a stage's replicas takes for its shard; see ``clusters.crossed`` for the rest."""
+    last = blocks[-1]
     before_send_s = sum(block.seconds for block in blocks) - last.after_send_s
-    if before > num:
-        before_send_s += blocks[0].input_bytes / COPIED_BYTES_S
-    sent = 0.0 if after is None else crossing_bytes(last.features_bytes, num, after, link)
-    return StageTimes(before_send_s, last.after_send_s, sent)
+    return StageTimes(before_send_s, last.after_send_s, last.features_bytes)
 
 
 def optimizer_states(recipe: Recipe) -> int:
@@ -157,15 +153,40 @@ def memory_bytes(recipe: Recipe, blocks: Sequence[PlannedBlock], before: int = 1
     """What a process holds: parameters, gradients, optimizer state and averages, the largest
     block's activations, the slots before it, what it joins, and what its replicas add up.
 
+    Checkpoints are not counted. Of shares (``runtime.sharding``) see ``_bytes_of_shares``.
+
     Args:
         recipe: What is trained.
         blocks: Of the process.
         before: Replicas of the stage before.
     """
     num = blocks[0].replicas
-    copies = 2 + optimizer_states(recipe) + int(recipe.train.ema > 0)
-    parameters = copies * sum(block.parameter_bytes for block in blocks)
-    activations = max(block.activation_bytes for block in blocks)
     messages = recipe.runtime.capacity + int(before > num)
+    incoming = messages * blocks[0].input_bytes
+    if recipe.runtime.sharding != "none" and num > 1:
+        return incoming + _bytes_of_shares(recipe, blocks)
+    parameters = _copies(recipe) * sum(block.parameter_bytes for block in blocks)
+    activations = max(block.activation_bytes for block in blocks)
     adding_up = max(line_bytes(block.parameter_bytes, num) for block in blocks)
-    return parameters + activations + messages * blocks[0].input_bytes + adding_up
+    return parameters + activations + incoming + adding_up
+
+
+def _copies(recipe: Recipe) -> int:
+    """Tensors of every parameter's size: itself, its gradient, optimizer state and average."""
+    return 2 + optimizer_states(recipe) + int(recipe.train.ema > 0)
+
+
+def _bytes_of_shares(recipe: Recipe, blocks: Sequence[PlannedBlock]) -> int:
+    """What a process holds where replicas share a stage's parameters, but for what comes in.
+
+    Most is held either in a backward pass or in an evaluation, for which the first replica gathers
+    the whole stage, layer by layer. Gradients of the parts of a batch stay whole until the last.
+    """
+    num, whole = blocks[0].replicas, sum(block.parameter_bytes for block in blocks)
+    largest = max(block.largest_bytes for block in blocks)
+    activations = max(block.activation_bytes for block in blocks)
+    parts = whole if recipe.train.accumulate > 1 else 0
+    learning = activations + parts + _WHOLE_LAYERS * largest
+    shares = -(-_copies(recipe) * whole // num)
+    slots = max(slots_bytes(block.parameter_bytes, num) for block in blocks)
+    return shares + slots + max(learning, whole + largest)

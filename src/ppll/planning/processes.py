@@ -70,7 +70,7 @@ def list_choices(
     """All ways to use so many processes, the simplest first.
 
     Args:
-        recipe: Its replicas and stages are chosen anew.
+        recipe: Its replicas and stages are chosen anew; without replicas nothing is sharded.
         costs: Measured for it.
         num_processes: No way uses more.
         link: Between every two processes.
@@ -78,45 +78,50 @@ def list_choices(
 
     Raises:
         RecipeError: The costs are of another recipe, or it cannot have replicas.
+        DataError: Even without replicas a training message would be too small to learn from.
         ModelError: The network cannot be cut so.
     """
     num_stages = min(num_processes, recipe.split.blocks)
     alone = _with_replicas(recipe, [1] * recipe.split.blocks)
     first = draw_plan(alone, costs, num_stages, link, memory_limit_bytes=memory_limit_bytes)
-    table = BlockTable(first.recipe, costs, link)
-    starts = block_starts(first.recipe, costs)
+    cut = recipe.model_copy(update={"split": first.recipe.split})
+    table, starts = BlockTable(cut, costs, link), block_starts(cut, costs)
     found = [Choice(_STAGES, first)]
     for way, most_groups in ((_COPIES, 1), (_REPLICAS, None)):
         best = best_shares(table, starts, num_processes, most_groups=most_groups)
-        shared = _with_replicas(first.recipe, best.replicas)
+        shared = _with_replicas(cut, best.replicas)
         if all(shared.train.replicas != other.plan.recipe.train.replicas for other in found):
             found.append(Choice(way, draw_plan(shared, costs, best.num_stages, link)))
-    return [*found, *_more_blocks(alone, costs, num_processes, link)]
+    return [*found, *_more_blocks(alone, costs, num_processes, link, memory_limit_bytes)]
 
 
 def _with_replicas(recipe: Recipe, replicas: Sequence[int]) -> Recipe:
     """The recipe with so many replicas of every block: one number where all are alike."""
     alike = len(set(replicas)) == 1
     value = replicas[0] if alike else list(replicas)
-    return recipe.with_settings([f"train.replicas={value}"])
+    sharding = recipe.runtime.sharding if max(replicas) > 1 else "none"
+    return recipe.with_settings([f"train.replicas={value}", f"runtime.sharding={sharding}"])
 
 
-def _more_blocks(recipe: Recipe, costs: Costs, num_processes: int, link: Link) -> Iterator[Choice]:
-    """As many blocks as there are processes, balanced; none where the network is too short."""
+def _more_blocks(
+    recipe: Recipe, costs: Costs, num_processes: int, link: Link, memory_limit_bytes: int | None
+) -> Iterator[Choice]:
+    """As many blocks as there are processes, balanced; none where the network is too short, or no
+    cuts keep the memory limit."""
     if num_processes <= recipe.split.blocks:
         return
     cut = with_more_blocks(recipe, num_processes)
     try:
-        yield Choice(_MORE_BLOCKS, draw_plan(cut, costs, num_processes, link))
+        plan = draw_plan(cut, costs, num_processes, link, memory_limit_bytes=memory_limit_bytes)
     except ModelError:
         return
+    yield Choice(_MORE_BLOCKS, plan)
 
 
 def with_more_blocks(recipe: Recipe, num_blocks: int) -> Recipe:
     """The recipe with so many blocks, balanced, without replicas."""
-    split = recipe.split.model_copy(update={"blocks": num_blocks, "cuts": "balanced"})
-    train = recipe.train.model_copy(update={"replicas": 1})
-    return recipe.model_copy(update={"split": split, "train": train})
+    split = [f"split.blocks={num_blocks}", "split.cuts=balanced"]
+    return recipe.with_settings([*split, "train.replicas=1", "runtime.sharding=none"])
 
 
 def choose(choices: Sequence[Choice]) -> Choice:
@@ -137,18 +142,29 @@ def verdict(choices: Sequence[Choice]) -> str:
         if pays
         else f"Replicas of single blocks do not pay here; take {chosen.way!r}: "
     ) + ", ".join([f"{ours:,.0f} samples/s", *(_beside(ours, choice) for choice in others)])
-    fastest = max(others, key=lambda choice: choice.plan.samples_per_second, default=chosen)
-    if fastest.plan.samples_per_second > CLEARLY * ours:
-        text += (
-            ". More blocks would be faster, but cuts are the algorithm: compare its accuracy "
+    return ". ".join([text, *_notes(chosen, others)]) + "."
+
+
+def _notes(chosen: Choice, others: Sequence[Choice]) -> Iterator[str]:
+    """What to mind about what is taken."""
+    plan = chosen.plan
+    fastest = max((choice.plan.samples_per_second for choice in others), default=0.0)
+    if fastest > CLEARLY * plan.samples_per_second:
+        yield (
+            "More blocks would be faster, but cuts are the algorithm: compare its accuracy "
             "(ppll study)"
         )
-    if chosen.plan.recipe.most_replicas > 1:
-        text += (
-            ". Replicas change what is learned only by the order of sums, by dropout, and by batch "
-            "norm and losses between samples, which see a shard"
+    if plan.recipe.most_replicas == 1:
+        return
+    yield (
+        "Replicas change what is learned only by the order of sums, by dropout, and by batch "
+        "norm and losses between samples, which see a shard"
+    )
+    if not plan.costs.knows_samples_of(plan.recipe):
+        yield (
+            "The costs do not say how many samples an epoch of this recipe has, so its last batch "
+            "may have too few for so many: ppll train --dry-run tells"
         )
-    return f"{text}."
 
 
 def _beside(ours: float, choice: Choice) -> str:

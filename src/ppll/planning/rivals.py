@@ -183,6 +183,16 @@ def _memory(
 
 def recommend(plan: Plan, rivals: Sequence[Rival]) -> str:
     """What to take, in plain words, also where that is a rival."""
+    text = _recommended(plan, rivals)
+    if plan.recipe.runtime.sharding != "none":
+        text += (
+            " Memory is that of runtime.sharding; time is not: layers are gathered twice a message "
+            "and added up in the backward pass, which takes longer than predicted here."
+        )
+    return text
+
+
+def _recommended(plan: Plan, rivals: Sequence[Rival]) -> str:
     ours = rivals[0]
     best = max(rivals[1:], key=lambda rival: rival.samples_per_second)
     ahead = ours.samples_per_second / best.samples_per_second

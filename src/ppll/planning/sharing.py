@@ -20,9 +20,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from ppll.errors import DataError
 from ppll.placement import place_alike
 from ppll.planning.planned import BlockTable, stage_times
-from ppll.simulation.clusters import crossing_bytes
+from ppll.simulation.clusters import crossed
+from ppll.simulation.links import Link, StageTimes
 
 __all__ = ["EXACT_BLOCKS", "MOST_GROUPS", "MOST_REPLICAS", "Shares", "best_shares"]
 
@@ -105,7 +107,19 @@ class _Search:
         recipe = self.table.recipe
         # A shard has a sample for each of its messages.
         smallest = recipe.data.batch_size // recipe.train.accumulate
-        self._most = min(MOST_REPLICAS, smallest, self.num_processes)
+        numbers = range(1, min(MOST_REPLICAS, smallest, self.num_processes) + 1)
+        # What the block with the most may have.
+        self._largest = [replicas for replicas in numbers if self._may_share(replicas)]
+        self._most = max(self._largest)
+
+    def _may_share(self, replicas: int) -> bool:
+        """Whether shards are large enough where no block has more replicas."""
+        train = self.table.recipe.train.model_copy(update={"replicas": replicas})
+        try:
+            self.table.costs.check_messages(self.table.recipe.model_copy(update={"train": train}))
+        except DataError:
+            return False
+        return True
 
     def look_at(self, shape: Sequence[_Group]) -> None:
         """Find the best numbers for the groups of a shape."""
@@ -132,7 +146,7 @@ class _Search:
         """
         index = len(chosen)
         if index == len(shape):
-            if math.lcm(*chosen) == max(chosen):
+            if math.lcm(*chosen) == max(chosen) and max(chosen) in self._largest:
                 self._keep(shape, chosen, used, slowest_s)
             return
         group, rest = shape[index], sum(least[index + 1 :])
@@ -192,10 +206,11 @@ class _Search:
         link = self.table.link
         bounds = itertools.pairwise(self.starts[stage.start : stage.stop + 1])
         blocks = [self.table.block(start, stop, replicas) for start, stop in bounds]
-        is_last = stage.stop == len(self.starts) - 1
-        times = stage_times(blocks, link, before=before, after=None if is_last else replicas)
-        arrives_s = self.table.sized(replicas).load_s if stage.start == 0 else 0.0
-        if before:
-            sent = self.table.sized(before).layers[blocks[0].layers.start - 1].features_bytes
-            arrives_s = link.transfer_s(crossing_bytes(sent, before, replicas, link))
-        return max(arrives_s, link.occupied_s(times))
+        link_after = Link() if stage.stop == len(self.starts) - 1 else link
+        own = stage_times(blocks)
+        if not before:
+            arrives_s = self.table.sized(replicas).load_s if stage.start == 0 else 0.0
+            return max(arrives_s, link_after.occupied_s(own))
+        features = self.table.sized(before).layers[blocks[0].layers.start - 1].features_bytes
+        sender, own = crossed([StageTimes(0, 0, features), own], [before, replicas], [link])
+        return max(link.transfer_s(sender.features_bytes), link_after.occupied_s(own))

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ppll.errors import RecipeError
@@ -23,8 +23,7 @@ from ppll.simulation.line_times import exposed_s, made_evenly
 from ppll.simulation.links import Link, Pipeline, StageTimes
 from ppll.simulation.simulate import Simulation, simulate
 
-__all__ = ["COPIED_BYTES_S", "Cluster", "ClusterTimes", "crossing_bytes"]
-__all__ += ["simulate_cluster"]
+__all__ = ["COPIED_BYTES_S", "Cluster", "ClusterTimes", "crossed", "simulate_cluster"]
 
 COPIED_BYTES_S: Final = 5e9
 """What a processor core copies a second, roughly, where parts are joined."""
@@ -123,19 +122,31 @@ class ClusterTimes:
     network_s: float
 
 
-def crossing_bytes(sent: float, num: int, num_after: int, link: Link) -> float:
-    """Bytes of a message that pass one after the other from a stage to the next.
+def crossed(
+    stages: Sequence[StageTimes], replicas: Sequence[int], links: Sequence[Link]
+) -> tuple[StageTimes, ...]:
+    """Stages with what passing between unlike numbers of replicas adds to their times.
 
-    A process copies what it sends, part by part; a network carries what a host sends or receives,
-    whichever is more.
+    Who has fewer replicas than the stage before joins its parts, a copy of all bytes. A process
+    copies what it sends, part by part; a network carries what a host sends or receives, whichever
+    is more: ``features_bytes`` become those that pass one after the other.
 
     Args:
-        sent: By one of the stage's replicas.
-        num: How many these are.
-        num_after: Replicas of the next stage.
-        link: Between them.
+        stages: One of every stage's replicas, for its shard of a batch.
+        replicas: Of every stage.
+        links: One between every two stages.
     """
-    return sent * max(1.0, num / num_after) if link.buffers else sent
+    found = list(stages)
+    pairs = zip(itertools.pairwise(stages), itertools.pairwise(replicas), links, strict=True)
+    for i, ((stage, _), (num, num_after), link) in enumerate(pairs):
+        parts = max(1.0, num / num_after)
+        if link.buffers:
+            found[i] = replace(found[i], features_bytes=parts * stage.features_bytes)
+        if num > num_after:
+            joined_s = parts * stage.features_bytes / COPIED_BYTES_S
+            after = found[i + 1]
+            found[i + 1] = replace(after, before_send_s=after.before_send_s + joined_s)
+    return tuple(found)
 
 
 def simulate_cluster(
@@ -164,24 +175,12 @@ def simulate_cluster(
         exposed_s(made_evenly(stage.after_send_s, num_bytes), num, cluster.between)
         for stage, num_bytes, num in zip(stages, gradient_bytes, replicas, strict=True)
     )
-    shared = tuple(_shared(cluster, stages, average_s))
+    adding_up = [
+        replace(stage, after_send_s=stage.after_send_s + seconds)
+        for stage, seconds in zip(stages, average_s, strict=True)
+    ]
+    shared = crossed(adding_up, replicas, links)
     pipeline = Pipeline(shared, links, replicas=replicas, **options)
     found = simulate(pipeline, num_batches)
     network_s = cluster.network_s(stages, gradient_bytes)
     return ClusterTimes(max(found.seconds_per_batch, network_s), found, average_s, network_s)
-
-
-def _shared(
-    cluster: Cluster, stages: Sequence[StageTimes], average_s: Sequence[float]
-) -> Iterator[StageTimes]:
-    """Stages with what they join, add up and send in parts."""
-    num = len(stages)
-    replicas = cluster.replicas(num)
-    for i, (stage, link) in enumerate(zip(stages, (*cluster.links(num), Link()), strict=True)):
-        joined_s, sent = 0.0, stage.features_bytes
-        if i > 0 and replicas[i - 1] > replicas[i]:
-            joined = stages[i - 1].features_bytes * replicas[i - 1] / replicas[i]
-            joined_s = joined / COPIED_BYTES_S
-        if i + 1 < num:
-            sent = crossing_bytes(sent, replicas[i], replicas[i + 1], link)
-        yield StageTimes(stage.before_send_s + joined_s, stage.after_send_s + average_s[i], sent)

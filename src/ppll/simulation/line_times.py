@@ -15,7 +15,7 @@ from typing import Final
 from ppll.simulation.links import Link
 
 __all__ = ["BUCKET_BYTES", "PIECE_BYTES", "exposed_s", "line_bytes", "line_s", "made_evenly"]
-__all__ += ["num_ahead"]
+__all__ += ["num_ahead", "slots_bytes"]
 
 PIECE_BYTES: Final = 1 << 20
 """Bytes of gradients that travel between replicas at once."""
@@ -61,9 +61,14 @@ def line_bytes(num_bytes: int, num_replicas: int) -> int:
     """What a process holds to add up so many bytes: a bucket in a row, and its slots."""
     if num_replicas == 1:
         return 0
+    return min(num_bytes, BUCKET_BYTES) + slots_bytes(num_bytes, num_replicas)
+
+
+def slots_bytes(num_bytes: int, num_replicas: int) -> int:
+    """What the slots of a process's line hold of it."""
     num_inboxes = min(2, num_replicas - 1)
     slots = num_inboxes * (num_ahead(num_replicas - 1) + 1)
-    return min(num_bytes, BUCKET_BYTES) + slots * min(num_bytes, PIECE_BYTES)
+    return slots * min(num_bytes, PIECE_BYTES)
 
 
 def num_ahead(num_links: int) -> int:

@@ -1,0 +1,51 @@
+"""Whether every training message has samples enough to learn from (no torch)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ppll.config import Recipe
+from ppll.errors import DataError
+
+__all__ = ["check_smallest_message"]
+
+
+def check_smallest_message(
+    recipe: Recipe, num_train: int, has_batch_norm: Callable[[], bool]
+) -> None:
+    """Refuse messages without a sample, and of one where there is batch norm, which cannot learn
+    from it.
+
+    Args:
+        recipe: Says how batches are shared and parted.
+        num_train: Samples of an epoch.
+        has_batch_norm: Is asked only where a message has one sample.
+
+    Raises:
+        DataError: There is such a message.
+    """
+    batch_size, replicas = recipe.data.batch_size, recipe.most_replicas
+    last = 0 if recipe.data.drop_last else num_train % batch_size
+    if 0 < last < replicas:
+        raise DataError(
+            f"the last training batch of an epoch has {last} sample(s) ({num_train} samples in "
+            f"batches of {batch_size}), too few for {replicas} replicas (train.replicas): set "
+            f"data.drop_last = true, or another data.batch_size."
+        )
+    sizes = [size for size in (batch_size, last) if size]
+    smallest = {size: size // replicas // recipe.num_parts(size) for size in sizes}
+    if 1 not in smallest.values() or not has_batch_norm():
+        return
+    parts = f", shared by {replicas} replicas" if replicas > 1 else ""
+    parts += f", each as {recipe.train.accumulate} messages" if recipe.train.accumulate > 1 else ""
+    if smallest[batch_size] == 1:
+        raise DataError(
+            f"training messages have one sample (data.batch_size = {batch_size}{parts}), which "
+            f"batch norm cannot learn from: set a larger data.batch_size, or a smaller "
+            f"train.accumulate or train.replicas."
+        )
+    raise DataError(
+        f"the last training batch of an epoch has one sample ({num_train} samples in "
+        f"batches of {batch_size}{parts}), which batch norm cannot learn from: "
+        f"set data.drop_last = true, or another data.batch_size."
+    )
