@@ -141,7 +141,7 @@ def test_a_folder_that_holds_something_else_is_refused(
     (folder / "notes.txt").touch()
     code, _, err = run_here(monkeypatch, capsys, "digits-resnet", *SHORT, f"--out={tmp_path}")
     assert code == 2
-    assert "already holds files" in err
+    assert "holds files that are no run's" in err
 
 
 def test_a_study_that_is_at_work_is_refused(tmp_path: Path, monkeypatch, capsys) -> None:
