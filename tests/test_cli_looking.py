@@ -83,9 +83,10 @@ def test_what_cannot_be_looked_at_is_refused(
         monkeypatch, capsys, "trace", run, "--picture", tmp_path / "no" / "a.png"
     )
     assert (code, "cannot write" in err) == (2, True)
-    (tmp_path / "config.toml").write_text("")
-    code, _, err = command(monkeypatch, capsys, "trace", tmp_path)
-    assert (code, "train with track.trace_steps above 0" in err) == (2, True)
+    for steps, cause in ((0, "train with track.trace_steps above 0"), (9, "has begun to train")):
+        (tmp_path / "config.toml").write_text(f"[track]\ntrace_steps = {steps}")
+        code, _, err = command(monkeypatch, capsys, "trace", tmp_path)
+        assert (code, cause in err) == (2, True)
 
 
 def test_a_run_that_has_only_begun_says_so(run: Path, tmp_path: Path, monkeypatch, capsys) -> None:

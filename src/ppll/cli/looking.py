@@ -33,7 +33,7 @@ def trace_run(
     from ppll.tracing.view import show_summary
 
     folder = RunFolder.open(run)
-    start = newest_start(folder.traces)
+    start = newest_start(folder)
     summary = summarize(start)
     if not any(stage.seconds for stage in summary.stages):
         raise RunFolderError(
