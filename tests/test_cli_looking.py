@@ -102,7 +102,7 @@ def test_a_picture_without_matplotlib_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ppll.tracing.picture", None)
     code, _, err = command(monkeypatch, capsys, "trace", run, "--picture", tmp_path / "a.png")
-    assert (code, "pip install 'ppll[pictures]'" in err) == (2, True)
+    assert (code, "pip install 'matplotlib>=3.8'" in err) == (2, True)
 
 
 def test_setting_that_cannot_be_is_refused(monkeypatch, capsys) -> None:

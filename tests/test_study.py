@@ -280,7 +280,7 @@ def test_a_study_trains_everything_once(tmp_path: Path, monkeypatch, capsys) -> 
     assert code == 0, err
     assert json.loads(printed)["rows"] == tree["rows"]
     assert "4 runs: 4 finished before, 0 to train" in err
-    assert "pip install 'ppll[pictures]'" in " ".join(err.split())
+    assert "pip install 'matplotlib>=3.8'" in " ".join(err.split())
     assert not (out / "study.png").exists()
 
     code, _, err = run_here(monkeypatch, capsys, *args, *SHORT, "--set=optimizer.lr=0.5")

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ppll.cli.options import Json, Settings, Stages, give_json
 from ppll.errors import UsageError
+from ppll.extras import pip_install
 from ppll.torchrun import started_by_torchrun
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def _draw(rows: Sequence[Row], path: Path, console: Console) -> None:
     except ModuleNotFoundError as error:
         _note(
             console,
-            f"no picture, because {error.name} is not installed: pip install 'ppll[pictures]', "
+            f"no picture, because {error.name} is not installed: {pip_install('matplotlib')}, "
             f"then give the same command again.",
         )
         return
