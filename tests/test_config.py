@@ -193,6 +193,12 @@ def test_a_setting_that_cannot_be_read_is_refused(setting: str) -> None:
         Recipe().with_settings([setting])
 
 
+@pytest.mark.parametrize("replicas", ["2", "[2]", "[2, 2, 2, 2]"])
+def test_equal_numbers_of_replicas_are_one_for_all(replicas: str) -> None:
+    recipe = Recipe().with_settings([f"train.replicas={replicas}"])
+    assert (recipe.train.replicas, recipe.block_replicas) == (2, (2, 2, 2, 2))
+
+
 def test_a_value_has_no_keys() -> None:
     with pytest.raises(RecipeError, match="'epochs' is a value, not a section"):
         load_recipe("digits-resnet", ["train.epochs.x=1"])
