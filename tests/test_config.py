@@ -237,6 +237,11 @@ def test_an_unknown_recipe_names_what_may_be_meant(
     assert len(str(caught.value)) < 300
 
 
+def test_a_name_that_no_file_can_have_is_unknown() -> None:
+    with pytest.raises(RecipeError, match="unknown recipe 'xxx"):
+        load_recipe("x" * 252)  # a file name of 256 bytes with .toml
+
+
 def test_recipes_in_a_circle_are_each_named_once(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text('extends = "b.toml"')
     (tmp_path / "b.toml").write_text('extends = "b.toml"')

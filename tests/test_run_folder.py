@@ -82,6 +82,8 @@ def test_what_is_no_run_is_not_opened(tmp_path: Path) -> None:
         RunFolder.open(tmp_path)
     with pytest.raises(RunFolderError, match=r"^there is no run folder \S*/nothere\.$"):
         RunFolder.open(tmp_path / "nothere")
+    with pytest.raises(RunFolderError, match=r"^there is no run folder \S*/xxx+\.$"):
+        RunFolder.open(tmp_path / ("x" * 300))
 
 
 def test_runs_that_may_be_meant_are_named(tmp_path: Path) -> None:

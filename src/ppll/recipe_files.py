@@ -7,6 +7,7 @@ then gives only the keys that differ. Another method has none of the options of 
 from __future__ import annotations
 
 import difflib
+import os
 from collections import Counter
 from collections.abc import Collection, Iterable
 from importlib import resources
@@ -129,11 +130,13 @@ def _no_file(path: Path, shipped: Collection[str]) -> str:
 def _no_name(name: str, shipped: Collection[str]) -> str:
     """What to say of a name that no shipped recipe has."""
     near = difflib.get_close_matches(name, sorted(shipped), n=3, cutoff=0.75)
-    if Path(f"{name}.toml").is_file():
+    config = str(Path(name) / "config.toml")
+    # Unlike those of pathlib, these questions have an answer for a name that no file can have.
+    if os.path.isfile(f"{name}.toml"):
         hint = f"Did you mean the file {name}.toml?"
-    elif (Path(name) / "config.toml").is_file():
-        hint = f"It is a run folder; its recipe is {Path(name) / 'config.toml'}."
-    elif Path(name).is_dir():
+    elif os.path.isfile(config):
+        hint = f"It is a run folder; its recipe is {config}."
+    elif os.path.isdir(name):
         hint = "It is a folder."
     elif _is_method(name):
         hint = f"It is a method; a recipe takes it by --set method.name={name}."

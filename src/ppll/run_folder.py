@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -137,7 +138,7 @@ class RunFolder:
             RunFolderError: It is not one.
         """
         folder = cls(path.absolute())
-        if not folder.config.is_file():
+        if not os.path.isfile(folder.config):  # also where no file can have such a name
             raise RunFolderError(_no_run(path))
         return folder
 
@@ -224,7 +225,7 @@ class RunFolder:
 
 def _no_run(path: Path) -> str:
     """What to say of a path at which no run lies."""
-    if not path.exists():
+    if not os.path.exists(path):
         return f"there is no run folder {path}{_listed(path.parent.glob('*/config.toml'))}."
     if (path / _STUDY).is_file():
         return (
