@@ -33,7 +33,8 @@ PROCESSES = (
     "trainer",
 )
 TORCHLESS = (
-    *("config", "section", "sections", "recipe_files", "recipe_text", "registry", "cuts"),
+    *("config", "section", "sections", "recipe_files", "recipe_text", "recipe_problems"),
+    *("registry", "cuts"),
     *("errors", "randomness", "durable", "json_lines", "data_facts", "claim", "interrupts"),
     *("mesh", "placement", "ending", "status", "torchrun", "fork_server", "cli.app"),
     "smallest_message",

@@ -160,5 +160,5 @@ def test_tensorboard_that_is_missing_says_what_to_install(
         *(monkeypatch, capsys, "train", "digits-resnet", "--out", tmp_path / "run"),
         *("--set", "track.tensorboard=true"),
     )
-    assert (code, "pip install 'ppll[tensorboard]'" in err) == (2, True)
+    assert (code, "pip install 'tensorboard>=2.16'" in err) == (2, True)
     assert not (tmp_path / "run").exists()

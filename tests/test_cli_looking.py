@@ -83,9 +83,10 @@ def test_what_cannot_be_looked_at_is_refused(
         monkeypatch, capsys, "trace", run, "--picture", tmp_path / "no" / "a.png"
     )
     assert (code, "cannot write" in err) == (2, True)
-    (tmp_path / "config.toml").write_text("")
-    code, _, err = command(monkeypatch, capsys, "trace", tmp_path)
-    assert (code, "train with track.trace_steps above 0" in err) == (2, True)
+    for steps, cause in ((0, "train with track.trace_steps above 0"), (9, "has begun to train")):
+        (tmp_path / "config.toml").write_text(f"[track]\ntrace_steps = {steps}")
+        code, _, err = command(monkeypatch, capsys, "trace", tmp_path)
+        assert (code, cause in err) == (2, True)
 
 
 def test_a_run_that_has_only_begun_says_so(run: Path, tmp_path: Path, monkeypatch, capsys) -> None:
@@ -101,7 +102,7 @@ def test_a_picture_without_matplotlib_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ppll.tracing.picture", None)
     code, _, err = command(monkeypatch, capsys, "trace", run, "--picture", tmp_path / "a.png")
-    assert (code, "pip install 'ppll[pictures]'" in err) == (2, True)
+    assert (code, "pip install 'matplotlib>=3.8'" in err) == (2, True)
 
 
 def test_setting_that_cannot_be_is_refused(monkeypatch, capsys) -> None:

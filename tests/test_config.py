@@ -18,6 +18,32 @@ from ppll.recipe_files import load_recipe, shipped_recipes
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown section": ({"trian": {}}, r"unknown key 'trian'\. Did you mean 'train'\?"),
+    "setting as a key": (
+        {"train.epochs": 3},
+        r"'train\.epochs'\. A section is a dictionary: \{'train': \{'epochs': \.\.\.\}\}\.",
+    ),
+    "key without section": ({"epochs": 3}, r"unknown key 'epochs'\. Did you mean train\.epochs\?"),
+    "key of several sections": ({"name": "x"}, r"Did you mean data\.name or model\.name or "),
+    "no section": (
+        {"train": 3},
+        r"^train: is a section of keys, found 3: write train\.KEY=VALUE, or \{'train': \{'KEY': ",
+    ),
+    "name for a section": (
+        {"method": "dgl"},
+        r"section of keys, found 'dgl': write method\.name='",
+    ),
+    "list without brackets": (
+        {"train": {"replicas": "1,2,1"}},
+        r"^train\.replicas: .*\(found '1,2,1'\); a list stands in brackets, as in \[1, 2\]\.",
+    ),
+    "more replicas of a block than samples": (
+        {"data": {"batch_size": 3}, "train": {"replicas": [1, 2, 4, 1]}},
+        r"batch_size = 3 samples: ask for 3 or fewer for every block",
+    ),
+    "replicas of other blocks": (
+        {"train": {"replicas": [1, 2]}},
+        r"give one a block, or one for all, as a method needs .*, such as backprop\.",
+    ),
     "unknown key": ({"train": {"epoch": 1}}, r"'train\.epoch'\. Did you mean 'train\.epochs'\?"),
     "unknown override": (
         {"optimizer": {"blocks": {"1": {"lrr": 1}}}},
@@ -65,7 +91,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "mixup": ({"data": {"mixup": float("inf")}}, r"^data\.mixup: inf is not a finite number"),
     "ema": ({"train": {"ema": 1.0}}, r"^train\.ema: .*less than 1 \(found 1\.0\)"),
     "nesterov": ({"optimizer": {"momentum": 0}}, r"nesterov needs optimizer\.momentum above 0"),
-    "no section": ({"train": 3}, r"^train: .*\(found 3\)"),
 }
 
 
@@ -162,10 +187,16 @@ def test_a_switch_is_true_or_false(key: str) -> None:
         assert getattr(getattr(recipe, section), name) is (value == "true")
 
 
-@pytest.mark.parametrize("setting", ["", "a", "train=3", "=1", "train..epochs=1", ".epochs=1"])
+@pytest.mark.parametrize("setting", ["", "a", "=1", "train..epochs=1", ".epochs=1"])
 def test_a_setting_that_cannot_be_read_is_refused(setting: str) -> None:
     with pytest.raises(RecipeError, match=r"cannot read the setting .* write SECTION\.KEY=VALUE"):
         Recipe().with_settings([setting])
+
+
+@pytest.mark.parametrize("replicas", ["2", "[2]", "[2, 2, 2, 2]"])
+def test_equal_numbers_of_replicas_are_one_for_all(replicas: str) -> None:
+    recipe = Recipe().with_settings([f"train.replicas={replicas}"])
+    assert (recipe.train.replicas, recipe.block_replicas) == (2, (2, 2, 2, 2))
 
 
 def test_a_value_has_no_keys() -> None:
@@ -189,6 +220,8 @@ def test_shipped_recipes_parse_and_read_back(name: str) -> None:
         ("imagenet", r"Known are cifar10-\.\.\. \(\d+\), digits-\.\.\. \(\d+\)"),
         ("mien.toml", r"there is no recipe file mien\.toml\. Did you mean mine\.toml\?"),
         ("digits-vit.toml", r"The shipped recipe is called digits-vit, without \.toml"),
+        ("runs/mine", r"It is a run folder; its recipe is runs/mine/config\.toml\."),
+        ("runs", r"unknown recipe 'runs'\. It is a folder\."),
         ("folder/other.toml", r"no recipe file folder/other\.toml\. Write it, with a first line"),
     ],
 )
@@ -197,9 +230,16 @@ def test_an_unknown_recipe_names_what_may_be_meant(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.toml").touch()
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "config.toml").touch()
     with pytest.raises(RecipeError, match=message) as caught:
         load_recipe(name)
     assert len(str(caught.value)) < 300
+
+
+def test_a_name_that_no_file_can_have_is_unknown() -> None:
+    with pytest.raises(RecipeError, match="unknown recipe 'xxx"):
+        load_recipe("x" * 252)  # a file name of 256 bytes with .toml
 
 
 def test_recipes_in_a_circle_are_each_named_once(tmp_path: Path) -> None:
@@ -221,8 +261,8 @@ def test_a_recipe_file_is_read_and_named_in_errors(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"[train", r"mine\.toml is not TOML: "),
-        (b"\xff", r"cannot read the recipe .*mine\.toml"),
+        (b"[train", r"mine\.toml is not TOML: .*\)\.$"),
+        (b"\xff", r"cannot read the recipe .*mine\.toml: it holds no text\.$"),
         (None, r"no recipe file .*mine\.toml\. Write it"),
     ],
 )
@@ -232,6 +272,15 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path, content, message) -> No
         path.write_bytes(content)
     with pytest.raises(RecipeError, match=message):
         load_recipe(path)
+
+
+def test_a_file_that_is_no_recipe_is_told_what_one_is(tmp_path: Path) -> None:
+    for name, content in {"notes.md": b"Notes", "model.safetensors": b"\xa0"}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(
+            RecipeError, match=r"A recipe is a \.toml file of sections, as \[train\]"
+        ):
+            load_recipe(tmp_path / name)
 
 
 def read_back(recipe: Recipe) -> Recipe:

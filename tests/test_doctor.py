@@ -140,8 +140,9 @@ def test_extras_that_are_missing_or_broken_can_be_installed(
 ) -> None:
     (tmp_path / "broken_extra.py").write_text("raise AttributeError('no such symbol')")
     monkeypatch.syspath_prepend(tmp_path)
-    extras = (("a", "json", "a>=1", "x"), ("b", "broken_extra", "b>=2", "y"))
-    monkeypatch.setattr(trials, "_EXTRAS", (*extras, ("c", "missing_extra", "c>=3", "z")))
+    extras = (("a", "json", "x"), ("b", "broken_extra", "y"), ("c", "missing_extra", "z"))
+    monkeypatch.setattr(trials, "_EXTRAS", extras)
+    monkeypatch.setattr("ppll.extras.PACKAGES", {"a": ">=1", "b": ">=2", "c": ">=3"})
     finding = find("extras")
     assert finding.state == "warning"
     assert finding.found == "a, b: broken (no such symbol) (for y), c: missing (for z)"

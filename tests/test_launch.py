@@ -209,18 +209,20 @@ def test_on_one_host_no_port_is_open(tmp_path: Path) -> None:
 
 
 def test_a_script_without_a_guard_is_told_what_is_missing(tmp_path: Path) -> None:
+    """Only its processes can tell whether an import comes to a line below an ``if``."""
     script = tmp_path / "unguarded.py"
     script.write_text(
         "import ppll\n"
         'recipe = {"data": {"name": "digits"}, "runtime": {"stages": 2}}\n'
-        "ppll.Trainer(recipe).fit()\n"
+        "if recipe:\n"
+        "    ppll.Trainer(recipe).fit()\n"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": tempfile.gettempdir()}
     done = subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, env=environment, cwd=tmp_path
     )
     assert done.returncode == 1
-    assert 'stand below `if __name__ == "__main__":`?' in done.stderr
+    assert 'stand below `if __name__ == "__main__":`? If it does, look above' in done.stderr
     assert done.stderr.count("Traceback") == 1  # of the script itself, not of each process
     assert "already holds" not in done.stderr
     assert len(list((tmp_path / "runs").iterdir())) == 1

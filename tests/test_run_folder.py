@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -42,8 +43,10 @@ def test_a_folder_that_holds_a_run_or_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match=r"already holds a run: .*--out"):
         make(tmp_path / "run").check_free()
     (tmp_path / "notes").write_text("mine")
-    with pytest.raises(RunFolderError, match="already holds files"):
+    with pytest.raises(RunFolderError, match=r"holds files .*: choose another .* new or empty\.$"):
         RunFolder(tmp_path).check_free()
+    with pytest.raises(RunFolderError, match=r"notes is a file: choose another folder with --out"):
+        RunFolder(tmp_path / "notes").check_free()
     assert (tmp_path / "notes").read_text() == "mine"
 
 
@@ -75,8 +78,36 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_no_run_is_not_opened(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match=r"is not a run folder: it has no config\.toml"):
+    with pytest.raises(RunFolderError, match=r"is not a run folder: it has no config\.toml\.$"):
         RunFolder.open(tmp_path)
+    with pytest.raises(RunFolderError, match=r"^there is no run folder \S*/nothere\.$"):
+        RunFolder.open(tmp_path / "nothere")
+    with pytest.raises(RunFolderError, match=r"^there is no run folder \S*/xxx+\.$"):
+        RunFolder.open(tmp_path / ("x" * 300))
+
+
+def test_runs_that_may_be_meant_are_named(tmp_path: Path) -> None:
+    for age, name in enumerate("abcd"):
+        folder = make(tmp_path / name)
+        os.utime(folder.config, (1000 - age, 1000 - age))
+    newest = ", ".join(str(tmp_path / name) for name in "abc")
+    for path, beginning in (
+        (tmp_path, "is not a run folder: it has no config.toml"),
+        (tmp_path / "nothere", "there is no run folder"),
+    ):
+        with pytest.raises(
+            RunFolderError, match=f"; the newest runs there are {newest}\\.$"
+        ) as caught:
+            RunFolder.open(path)
+        assert beginning in str(caught.value)
+
+
+def test_a_study_is_no_run_but_says_where_its_tables_and_runs_are(tmp_path: Path) -> None:
+    run = make(tmp_path / "digits-resnet" / "dgl" / "seed-0").path
+    (tmp_path / "study.json").touch()
+    with pytest.raises(RunFolderError, match=r"is a study, not a run: .*study\.md") as caught:
+        RunFolder.open(tmp_path)
+    assert f"the newest runs there are {run}." in str(caught.value)
 
 
 def test_a_result_is_written(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -53,3 +54,54 @@ def test_a_file_may_have_classes_of_its_own(monkeypatch: pytest.MonkeyPatch) -> 
     run_as(monkeypatch, __file__)
     monkeypatch.setattr(Own, "__module__", "__main__")
     check_script(Own())
+
+
+TRAINS = """
+import sys
+from ppll.launching.script import check_script
+sys.modules["__main__"].__dict__ is globals() or sys.exit("another __main__")
+"""
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "check_script(None)",
+        "check_script(\n    None\n)",
+        "for _ in range(2):\n    check_script(None)",
+    ],
+)
+def test_a_script_that_trains_where_it_is_imported_is_refused(lines: str, tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(TRAINS + lines)
+    message = (
+        r"import \S*train\.py, and its line \d+ would .* below `if __name__ == \"__main__\":`, or"
+    )
+    with pytest.raises(UsageError, match=message):
+        runpy.run_path(str(script), run_name="__main__")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        'if __name__ == "__main__":\n    check_script(None)',
+        'def main():\n    check_script(None)\nif __name__ == "__main__":\n    main()',
+        'with open(__file__):\n    if __name__ == "__main__":\n        check_script(None)',
+        '__name__ == "__main__" and check_script(None)',
+        'check_script(None) if __name__ == "__main__" else None',
+    ],
+)
+def test_a_script_that_tells_an_import_from_itself_may_train(lines: str, tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(TRAINS + lines)
+    runpy.run_path(str(script), run_name="__main__")
+
+
+def test_the_script_of_a_package_is_not_imported_and_may_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "trains_at_once"
+    package.mkdir()
+    (package / "__main__.py").write_text(TRAINS + "check_script(None)")
+    monkeypatch.syspath_prepend(tmp_path)
+    runpy.run_module("trains_at_once", run_name="__main__", alter_sys=True)

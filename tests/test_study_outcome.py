@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from ppll.config import Recipe
 from ppll.errors import RunFolderError
 from ppll.run_folder import RunFolder
+from ppll.studies import study
 from ppll.studies.outcome import exits_path, is_trained, read_outcome
 from ppll.studies.runs import StudyRun
 
@@ -92,3 +95,35 @@ def test_what_cannot_be_read_is_named(
         read_outcome(trained)
     assert "\n" not in str(error.value)
     assert "pydantic" not in str(error.value)
+
+
+class FoundFinished:
+    """The process of a run that has written everything when a signal ends it."""
+
+    seconds = 1.0
+
+    def __init__(self, run: StudyRun) -> None:
+        self.run = run
+        self.times = 0
+
+    def ask_to_end(self, times: int) -> None:
+        self.times = times
+
+    def exit_code(self) -> int | None:
+        return -signal.SIGTERM if self.times else None
+
+    def close(self) -> None:
+        """There is no process."""
+
+
+def test_a_run_that_a_signal_finds_finished_is_not_left(trained: StudyRun, monkeypatch) -> None:
+    monkeypatch.setattr(study, "_Training", FoundFinished)
+    said: list[str] = []
+
+    def noted(text: str) -> None:
+        said.append(text)
+        if len(said) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    assert study.train_all([trained], noted=noted, finished=lambda: said.append("table")) == []
+    assert said[1:] == ["mine dgl seed 0: 50.00% after 1 s; 1 of 1 through", "table"]

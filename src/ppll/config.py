@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import pydantic
-import pydantic_core
 
-from ppll.errors import RecipeError, unknown_name, up_to
+from ppll.errors import RecipeError, up_to
+from ppll.recipe_problems import explain
 from ppll.recipe_text import apply_settings, check_plain, shown, without_none, write_toml
 from ppll.section import Section
 from ppll.sections import (
-    BlockOverride,
     CheckpointConfig,
     DataConfig,
     MethodConfig,
@@ -28,21 +27,12 @@ from ppll.sections import (
     OptimizerConfig,
     RuntimeConfig,
     ScheduleConfig,
-    ScheduleOverride,
     SplitConfig,
     TrackConfig,
     TrainConfig,
 )
 
 __all__ = ["Recipe"]
-
-_OVERRIDES: Final[dict[str, type[Section]]] = {
-    "optimizer": BlockOverride,
-    "schedule": ScheduleOverride,
-}
-"""What the key ``blocks`` of a section holds for every block."""
-_ALTERNATIVES: Final = ("literal[", "tuple[", "constrained-")
-"""How pydantic begins to name one of several kinds of values."""
 
 
 class Recipe(Section):
@@ -97,14 +87,15 @@ class Recipe(Section):
         if self.most_replicas > self.data.batch_size:
             raise ValueError(
                 f"train.replicas = {shown(replicas)} share data.batch_size = "
-                f"{self.data.batch_size} samples: ask for {up_to(self.data.batch_size, 'replica')}"
+                f"{self.data.batch_size} samples: ask for {self._fewer_replicas()}"
             )
         if isinstance(replicas, int):
             return
         if len(replicas) != self.split.blocks:
             raise ValueError(
                 f"train.replicas = {list(replicas)} has {len(replicas)} number(s) for "
-                f"{self.split.blocks} blocks (split.blocks): give one a block, or one for all"
+                f"{self.split.blocks} blocks (split.blocks): give one a block, or one for all, "
+                f"as a method needs that trains the network as one, such as backprop"
             )
         for block, (one, other) in enumerate(itertools.pairwise(replicas), start=1):
             if max(one, other) % min(one, other):
@@ -119,6 +110,12 @@ class Recipe(Section):
                     f"train.replicas: {num} of block {block} do not divide {self.most_replicas}, "
                     f"the largest number, so some of those might get no samples: choose others"
                 )
+
+    def _fewer_replicas(self) -> str:
+        """How many there may be at most, in words."""
+        most = self.data.batch_size
+        one_for_all = isinstance(self.train.replicas, int)
+        return up_to(most, "replica") if one_for_all else f"{most} or fewer for every block"
 
     def _check_steps(self) -> None:
         """What compiled and recorded steps cannot be: a graph does every time what it did once."""
@@ -252,7 +249,7 @@ class Recipe(Section):
         try:
             return cls.model_validate(tree)
         except pydantic.ValidationError as error:
-            raise RecipeError(_explain(error)) from None
+            raise RecipeError(explain(error, cls)) from None
 
     def with_settings(self, settings: Iterable[str]) -> Self:
         """A copy with ``SECTION.KEY=VALUE`` settings applied, as ``--set`` gives them.
@@ -284,53 +281,3 @@ class Recipe(Section):
     def to_toml(self) -> str:
         """The whole recipe, defaults included, as TOML that reads back to an equal recipe."""
         return write_toml(self.model_dump(mode="json", exclude_none=True))
-
-
-def _explain(error: pydantic.ValidationError) -> str:
-    """The first problem in words that name the key, what was found and what is allowed."""
-    problem = _problem(error)
-    whole = [str(part) for part in problem["loc"]]
-    # Behind section and key pydantic names the alternative that did not fit.
-    place = whole[:2] + [p for p in whole[2:] if not p.startswith(_ALTERNATIVES)]
-    key = ".".join(place)
-    if problem["type"] == "extra_forbidden":
-        return unknown_name("key", key, _sibling_keys(place))
-    if (form := _form_of_overrides(place)) is not None and problem["type"] != "value_error":
-        return f"{key.removesuffix('.[key]')}: {form} (found {shown(problem['input'])})."
-    message = problem["msg"].removeprefix("Value error, ")
-    found = "" if problem["type"] == "value_error" else f" (found {shown(problem['input'])})"
-    return f"{key}: {message}{found}." if key else f"{message}{found}."
-
-
-def _problem(error: pydantic.ValidationError) -> pydantic_core.ErrorDetails:
-    """The first problem; of what is a list, the first with its items."""
-    first, *others = error.errors()
-    alike = [other for other in others if other["loc"][:2] == first["loc"][:2]]
-    if isinstance(first["input"], list | tuple):
-        return next((e for e in alike if any(_is_list(part) for part in e["loc"])), first)
-    return first
-
-
-def _is_list(part: int | str) -> bool:
-    return isinstance(part, str) and part.startswith("tuple[")
-
-
-def _form_of_overrides(place: list[str]) -> str | None:
-    """How a block is to be different, where something else stands there; else none."""
-    is_short = len(place) < 4 or place[-1] == "[key]"
-    if place[1:2] != ["blocks"] or place[0] not in _OVERRIDES or not is_short:
-        return None
-    keys = ", ".join(_OVERRIDES[place[0]].model_fields)
-    return f"write {place[0]}.blocks.INDEX.KEY, with a block's index from 0 and one of {keys}"
-
-
-def _sibling_keys(place: list[str]) -> list[str]:
-    """Keys that may stand where an unknown one was found."""
-    if len(place) == 1:
-        return list(Recipe.model_fields)
-    if place[0] in _OVERRIDES and place[1] == "blocks" and len(place) > 2:
-        return [".".join([*place[:-1], name]) for name in _OVERRIDES[place[0]].model_fields]
-    section = Recipe.model_fields[place[0]].annotation
-    assert isinstance(section, type)
-    assert issubclass(section, Section)
-    return [f"{place[0]}.{name}" for name in section.model_fields]

@@ -52,7 +52,8 @@ class Interrupts:
 
     Args:
         most: How many signals are counted; one more raises ``Interrupted`` where the main thread
-            is, for a run in this process that could not be ended otherwise.
+            is, for a run in this process that could not be ended otherwise. 0 is for what saves
+            nothing.
 
     Outside the main thread, where Python cannot handle signals, it counts nothing.
     """
@@ -84,7 +85,8 @@ class Interrupts:
             raise self._error
         self.count += 1
         if self._most is not None and self.count > self._most:
-            raise Interrupted("stopped at once; nothing more was saved.")
+            saves = "; nothing more was saved" if self._most else ""
+            raise Interrupted(f"stopped at once{saves}.")
 
     def abort(self, error: BaseException) -> None:
         """Raise ``error`` where the main thread is, from another thread.

@@ -7,6 +7,7 @@ then gives only the keys that differ. Another method has none of the options of 
 from __future__ import annotations
 
 import difflib
+import os
 from collections import Counter
 from collections.abc import Collection, Iterable
 from importlib import resources
@@ -54,7 +55,7 @@ def _recipe_tree(recipe: str | Path, extended_by: tuple[str, ...] = ()) -> dict[
     try:
         tree = read_toml(_recipe_text(recipe))
     except ValueError as error:
-        raise RecipeError(f"{recipe} is not TOML: {error}.") from None
+        raise RecipeError(f"{recipe} is not TOML: {error}.{_what_it_is(recipe)}") from None
     if "extends" not in tree:
         return tree
     base = tree.pop("extends")
@@ -90,11 +91,24 @@ def _recipe_text(recipe: str | Path) -> str:
     except FileNotFoundError:
         raise RecipeError(_no_file(path, shipped)) from None
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise RecipeError(f"cannot read the recipe {recipe!s:.200}: {reason:.200}.") from None
+        is_binary = isinstance(error, UnicodeDecodeError)
+        reason = "it holds no text" if is_binary else getattr(error, "strerror", None) or str(error)
+        raise RecipeError(
+            f"cannot read the recipe {recipe!s:.200}: {reason:.200}.{_what_it_is(recipe)}"
+        ) from None
     if str(recipe) not in shipped:
         raise RecipeError(_no_name(str(recipe), shipped))
     return shipped[str(recipe)]
+
+
+def _what_it_is(recipe: str | Path) -> str:
+    """What a recipe is, where a file is given that was not meant to be one."""
+    if Path(recipe).suffix == ".toml":
+        return ""
+    return (
+        " A recipe is a .toml file of sections, as [train], and keys, as epochs = 3, or the name "
+        "of a shipped one: ppll recipes lists them."
+    )
 
 
 def _no_file(path: Path, shipped: Collection[str]) -> str:
@@ -116,8 +130,14 @@ def _no_file(path: Path, shipped: Collection[str]) -> str:
 def _no_name(name: str, shipped: Collection[str]) -> str:
     """What to say of a name that no shipped recipe has."""
     near = difflib.get_close_matches(name, sorted(shipped), n=3, cutoff=0.75)
-    if Path(f"{name}.toml").is_file():
+    config = str(Path(name) / "config.toml")
+    # Unlike those of pathlib, these questions have an answer for a name that no file can have.
+    if os.path.isfile(f"{name}.toml"):
         hint = f"Did you mean the file {name}.toml?"
+    elif os.path.isfile(config):
+        hint = f"It is a run folder; its recipe is {config}."
+    elif os.path.isdir(name):
+        hint = "It is a folder."
     elif _is_method(name):
         hint = f"It is a method; a recipe takes it by --set method.name={name}."
     elif near:

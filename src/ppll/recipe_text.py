@@ -125,7 +125,7 @@ def _apply_setting(tree: dict[str, Any], setting: str) -> None:
     """
     key, separator, text = setting.partition("=")
     path = key.strip().split(".")
-    if not separator or len(path) < 2 or not all(path):
+    if not separator or not all(path):
         raise RecipeError(f"cannot read the setting {setting!r}: write SECTION.KEY=VALUE.")
     value = _value(text.strip(), setting)
     for part in path[:-1]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -28,6 +29,9 @@ PROOF_NAME = "meeting"
 """By which processes of several hosts find out that they see the same folder."""
 
 _FACTS = pydantic.TypeAdapter(DataFacts)
+_STUDY = "study.json"
+"""In the folder of a study, whose runs lie below."""
+_MOST_LISTED = 3
 _COUNTS = ("processor", "cpu_capability", "gpus")
 """Of the environment, what the bits depend on besides torch."""
 
@@ -106,12 +110,17 @@ class RunFolder:
         Raises:
             RunFolderError: It does, or it is a file.
         """
-        if self.path.exists() and not self._is_unused():
-            goes_on = ", go on with this run with --resume" if self.config.exists() else ""
+        if not self.path.exists() or self._is_unused():
+            return
+        if self.config.exists():
             raise RunFolderError(
-                f"{self.path} already holds {'a run' if self.config.exists() else 'files'}: "
-                f"choose another folder with --out{goes_on}, or remove this one."
+                f"{self.path} already holds a run: choose another folder with --out, go on with "
+                f"this run with --resume, or remove this one."
             )
+        found = "holds files that are no run's" if self.path.is_dir() else "is a file"
+        raise RunFolderError(
+            f"{self.path} {found}: choose another folder with --out, one that is new or empty."
+        )
 
     def _is_unused(self) -> bool:
         """Whether there is nothing but what a start leaves that ended before it had begun."""
@@ -129,8 +138,8 @@ class RunFolder:
             RunFolderError: It is not one.
         """
         folder = cls(path.absolute())
-        if not folder.config.is_file():
-            raise RunFolderError(f"{path} is not a run folder: it has no config.toml.")
+        if not os.path.isfile(folder.config):  # also where no file can have such a name
+            raise RunFolderError(_no_run(path))
         return folder
 
     def read_recipe(self) -> Recipe:
@@ -212,6 +221,27 @@ class RunFolder:
     def result(self) -> Path:
         """What the run came to."""
         return self.path / "result.json"
+
+
+def _no_run(path: Path) -> str:
+    """What to say of a path at which no run lies."""
+    if not os.path.exists(path):
+        return f"there is no run folder {path}{_listed(path.parent.glob('*/config.toml'))}."
+    if (path / _STUDY).is_file():
+        return (
+            f"{path} is a study, not a run: its tables are {path / 'study.md'} and {path / _STUDY}"
+            f"{_listed(path.glob('*/*/*/config.toml'))}."
+        )
+    return (
+        f"{path} is not a run folder: it has no config.toml{_listed(path.glob('*/config.toml'))}."
+    )
+
+
+def _listed(configs: Iterable[Path]) -> str:
+    """The runs with these recipes, the newest first, as the end of a sentence."""
+    newest = sorted(configs, key=lambda config: config.stat().st_mtime, reverse=True)[:_MOST_LISTED]
+    runs = ", ".join(str(config.parent) for config in newest)
+    return f"; the newest runs there are {runs}" if runs else ""
 
 
 def default_folder(name: str) -> Path:

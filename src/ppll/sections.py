@@ -259,6 +259,14 @@ class TrainConfig(Section):
     evaluate_every: Number = 1
     """Evaluate after every so many epochs; 0 only at the end."""
 
+    @pydantic.field_validator("replicas")
+    @classmethod
+    def _one_for_all(cls, replicas: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        """Equal numbers for every block are one for all."""
+        if isinstance(replicas, tuple) and len(set(replicas)) == 1:
+            return replicas[0]
+        return replicas
+
 
 class RuntimeConfig(Section):
     """Where and how the run is carried out; nothing here changes the result."""

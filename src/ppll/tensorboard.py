@@ -9,6 +9,7 @@ from typing import Any
 from ppll.callbacks import Callback
 from ppll.config import Recipe
 from ppll.errors import UsageError
+from ppll.extras import pip_install
 from ppll.result import Result
 from ppll.run_folder import RunFolder
 
@@ -27,8 +28,8 @@ class TensorBoard(Callback):
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise UsageError(
-                "track.tensorboard = true needs tensorboard, which is not installed: pip install "
-                "'ppll[tensorboard]', or leave the key out."
+                f"track.tensorboard = true needs tensorboard, which is not installed: "
+                f"{pip_install('tensorboard')}, or leave the key out."
             ) from None
         self._open = SummaryWriter
         self._writer: Any = None

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from ppll.durable import write_whole
+from ppll.extras import pip_install
 from ppll.limits import (
     available_memory_bytes,
     num_cores,
@@ -64,14 +65,14 @@ _THREADS_A_STAGE: Final = 6
 """A rank at rest has three; copies, the prefetch and a checkpoint take one more each."""
 
 _EXTRAS: Final = (
-    ("scikit-learn", "sklearn.datasets", "scikit-learn>=1.3", "digits"),
-    ("pyarrow", "pyarrow.parquet", "pyarrow>=14", "parquet files of CIFAR-10, SVHN, STL-10"),
-    ("pillow", "PIL.Image", "pillow>=10", "the same, and folders of images"),
-    ("datasets", "datasets", "datasets>=2.19", "CIFAR-10, SVHN, STL-10 by download"),
-    ("matplotlib", "matplotlib", "matplotlib>=3.8", "pictures of timelines and studies"),
-    ("tensorboard", "tensorboard", "tensorboard>=2.16", "track.tensorboard"),
+    ("scikit-learn", "sklearn.datasets", "digits"),
+    ("pyarrow", "pyarrow.parquet", "parquet files of CIFAR-10, SVHN, STL-10"),
+    ("pillow", "PIL.Image", "the same, and folders of images"),
+    ("datasets", "datasets", "CIFAR-10, SVHN, STL-10 by download"),
+    ("matplotlib", "matplotlib", "pictures of timelines and studies"),
+    ("tensorboard", "tensorboard", "track.tensorboard"),
 )
-"""Name, a module that is used, what pip calls it, what needs it."""
+"""Name, a module that is used, what needs it."""
 
 
 class Verdict(NamedTuple):
@@ -105,11 +106,11 @@ def torch_works() -> Verdict:
 def extras_import() -> Verdict:
     """What some data sets and views need can be imported."""
     states, wanted = [], []
-    for name, module, package, use in _EXTRAS:
+    for name, module, use in _EXTRAS:
         trouble = _import_trouble(module)
         states.append(f"{name}: {trouble} (for {use})" if trouble else name)
-        wanted += [f"'{package}'"] if trouble else []
-    advice = f"training works without; if you need them: pip install {' '.join(wanted)}."
+        wanted += [name] if trouble else []
+    advice = f"training works without; if you need them: {pip_install(*wanted)}."
     return _warn_if(bool(wanted), ", ".join(states), advice)
 
 

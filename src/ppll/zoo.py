@@ -27,7 +27,7 @@ _CIFAR10: Final = DataFacts((3, 32, 32), 10, 1)
 def describe_methods() -> list[dict[str, Any]]:
     """A row a method, with its default options.
 
-    Its name, summary, paper, year and options; what ``travels``; and by the network's name
+    Its name, summary, paper, source, year and options; what ``travels``; and by the network's name
     ``auxiliary_compute`` and ``auxiliary_parameters``, the ``Share`` of what it adds to ResNet-32
     and ViT-tiny in four blocks on images like CIFAR-10's. None stands for a network that the method
     cannot work on.
@@ -48,6 +48,7 @@ def _row(name: str, blueprints: list[Blueprint]) -> dict[str, Any]:
         "name": name,
         "summary": entry.summary,
         "paper": f"{method.paper.title} ({method.paper.source})",
+        "source": method.paper.source,
         "year": method.paper.year,
         "travels": travels(method),
         "auxiliary_compute": {model: s and s.compute for model, s in shares.items()},
@@ -68,14 +69,17 @@ def _share(name: str, of_network: Blueprint) -> Share | None:
 
 
 def as_table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What of ``describe_methods`` fits beside each other on 80 columns."""
-    of_networks = "\n".join(["(%)", " /\n".join(_NETWORKS.values())])
+    """What of ``describe_methods`` fits beside each other on 80 columns.
+
+    Features and targets always travel.
+    """
+    of_networks = "(%)\n" + " /\n".join(_NETWORKS.values())
     return [
         {
             "name": row["name"],
-            "paper": row["paper"],
+            "source": row["source"],
             "year": row["year"],
-            "travels": row["travels"],
+            "also travels": row["travels"][2:] or "-",
             f"auxiliary\ncompute {of_networks}": _percentages(row["auxiliary_compute"]),
             f"auxiliary\nparameters {of_networks}": _percentages(row["auxiliary_parameters"]),
         }

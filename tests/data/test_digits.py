@@ -41,11 +41,11 @@ def test_missing_scikit_learn_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "version", missing)
-    with pytest.raises(DataError, match=r"scikit-learn, .* pip install 'ppll\[demo\]'"):
+    with pytest.raises(DataError, match=r"scikit-learn, .* pip install 'scikit-learn>=1\.3'"):
         load_dataset(DataConfig(name="digits"))
 
 
 def test_broken_scikit_learn_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(DataError, match=r"pip install 'ppll\[demo\]'"):
+    with pytest.raises(DataError, match=r"pip install 'scikit-learn>=1\.3'"):
         load_dataset(DataConfig(name="digits"))

@@ -393,5 +393,5 @@ def test_a_folder_that_cannot_be_read_is_named(root: Path, monkeypatch: pytest.M
 
 def test_missing_pillow_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ppll.data.images", None)
-    with pytest.raises(DataError, match=r"needs Pillow.* pip install 'ppll\[datasets\]'"):
+    with pytest.raises(DataError, match=r"needs Pillow.* pip install 'pillow>=10'"):
         load(root)

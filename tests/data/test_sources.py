@@ -172,7 +172,9 @@ def test_missing_reader_is_named(
     monkeypatch.delitem(sys.modules, "ppll.data.parquet", raising=False)
     monkeypatch.delattr(data, "parquet", raising=False)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(DataError, match=r"needs the package pyarrow.*'ppll\[datasets\]'"):
+    with pytest.raises(
+        DataError, match=r"needs the package pyarrow.*pip install 'pyarrow>=14' 'pillow>=10'"
+    ):
         load(published, folder)
 
 
@@ -180,7 +182,9 @@ def test_without_files_and_downloader_both_ways_are_named(
     published: PublishedSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match=r"PPLL_DATA is not set.*pip install 'ppll\[datasets\]'"):
+    with pytest.raises(
+        DataError, match=r"PPLL_DATA is not set.*pip install 'datasets>=2\.19' 'pillow>=10'"
+    ):
         load(published)
 
 

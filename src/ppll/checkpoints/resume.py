@@ -53,8 +53,6 @@ class Change:
 def training_sections(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """The part of a recipe that changes the result, ready for JSON."""
     tree = recipe.model_dump(mode="json")
-    if len(set(recipe.block_replicas)) == 1:  # A number for every block may be one for all.
-        tree["train"]["replicas"] = recipe.most_replicas
     return {section: tree[section] for section in _SECTIONS}
 
 

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from ppll.cli.options import Json, give_json
+from ppll.extras import pip_install
 
 if TYPE_CHECKING:
     from ppll.tracing.files import Start
@@ -33,7 +34,7 @@ def trace_run(
     from ppll.tracing.view import show_summary
 
     folder = RunFolder.open(run)
-    start = newest_start(folder.traces)
+    start = newest_start(folder)
     summary = summarize(start)
     if not any(stage.seconds for stage in summary.stages):
         raise RunFolderError(
@@ -66,8 +67,9 @@ def _draw(start: Start, path: Path) -> None:
     try:
         from ppll.tracing.picture import draw_timeline
     except ImportError:
+        install = pip_install("matplotlib")
         raise UsageError(
-            "--picture needs matplotlib, which is not installed: pip install 'ppll[pictures]'."
+            f"--picture needs matplotlib, which is not installed: {install}."
         ) from None
     try:
         draw_timeline(lanes, path)

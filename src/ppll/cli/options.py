@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from ppll.errors import UsageError
+from ppll.tables import print_table
 
 if TYPE_CHECKING:
     from ppll.config import Recipe
@@ -96,11 +97,10 @@ def give_rows(title: str, rows: list[dict[str, Any]], file: Path | None) -> None
     """Print rows as a table, unless they are printed as JSON."""
     if give_json(file, {"rows": rows}):
         return
-    from rich.table import Table
+    names = list(rows[0]) if rows else []
+    cells = [[_cell(value) for value in row.values()] for row in rows]
+    print_table(Console(), names, cells, left=names, title=title)
 
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for key in rows[0] if rows else ():
-        table.add_column(key)
-    for row in rows:
-        table.add_row(*(", ".join(v) if isinstance(v, list) else str(v) for v in row.values()))
-    Console().print(table)
+
+def _cell(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, list) else str(value)

@@ -13,6 +13,8 @@ from rich.console import Console
 
 from ppll.cli.options import Json, Settings, Stages, give_json
 from ppll.errors import UsageError
+from ppll.extras import pip_install
+from ppll.tables import print_table
 from ppll.torchrun import started_by_torchrun
 
 if TYPE_CHECKING:
@@ -134,7 +136,7 @@ def _draw(rows: Sequence[Row], path: Path, console: Console) -> None:
     except ModuleNotFoundError as error:
         _note(
             console,
-            f"no picture, because {error.name} is not installed: pip install 'ppll[pictures]', "
+            f"no picture, because {error.name} is not installed: {pip_install('matplotlib')}, "
             f"then give the same command again.",
         )
         return
@@ -142,23 +144,10 @@ def _draw(rows: Sequence[Row], path: Path, console: Console) -> None:
 
 
 def _show(rows: Sequence[Row], out: Path) -> None:
-    from rich.table import Table
-
     from ppll.studies.table import short_cells
 
     names, *lines = short_cells(rows)
-    table = Table(box=None, pad_edge=False)
-    for name in names:
-        is_text = name in ("recipe", "method")
-        table.add_column(
-            name,
-            justify="left" if is_text else "right",
-            no_wrap=not is_text and name != "exits",
-            overflow="fold",
-        )
-    for line in lines:
-        table.add_row(*line)
     console = Console()
-    console.print(table)
+    print_table(console, names, lines, left=("recipe", "method", "exits"))
     files = [n for n in ("study.json", "study.md", "study.png") if (out / n).exists()]
     console.print(f"{out}: {', '.join(files)} and all runs", highlight=False, soft_wrap=True)

@@ -11,6 +11,7 @@ from ppll.data.cache import Arrays, cached
 from ppll.data.dataset import Dataset
 from ppll.data.preparation import hold_out
 from ppll.errors import DataError
+from ppll.extras import pip_install
 
 __all__ = ["digits"]
 
@@ -59,5 +60,5 @@ def _decode() -> Arrays:
 def _missing() -> DataError:
     return DataError(
         "data.name = 'digits' reads the images that come with scikit-learn, which is not "
-        "installed: pip install 'ppll[demo]'."
+        f"installed: {pip_install('scikit-learn')}."
     )

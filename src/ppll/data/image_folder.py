@@ -17,6 +17,7 @@ from ppll.data.dataset import Dataset
 from ppll.data.progress import counted
 from ppll.data.published import Labels, Pixels, check_root, content_of
 from ppll.errors import DataError
+from ppll.extras import pip_install
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -152,7 +153,7 @@ def _decoded(parts: Mapping[str, _Folder], size: tuple[int, int], channels: int)
     except (metadata.PackageNotFoundError, ImportError):
         raise DataError(
             "data.name = 'image-folder' needs Pillow, which cannot be imported: "
-            "pip install 'ppll[datasets]'."
+            f"{pip_install('pillow')}."
         ) from None
 
 

@@ -19,6 +19,7 @@ from ppll.data.cache import Arrays, cached
 from ppll.data.dataset import Dataset, Split
 from ppll.data.published import SPLITS, ImageColumns, Layout, Part, PublishedSet, check_root
 from ppll.errors import DataError
+from ppll.extras import pip_install
 
 __all__ = ["load_published"]
 
@@ -40,7 +41,7 @@ def load_published(published: PublishedSet, root: Path | None) -> Dataset:
     except ImportError as error:
         raise DataError(
             f"data.name = {published.name!r} needs the package {error.name}, which cannot be "
-            f"imported ({error}): pip install 'ppll[datasets]'."
+            f"imported ({error}): {pip_install('pyarrow', 'pillow')}."
         ) from None
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     train, test = (Split(tensors[f"{s}.images"], tensors[f"{s}.labels"]) for s in SPLITS)
@@ -137,7 +138,7 @@ def _download(published: PublishedSet, searched: Sequence[Path]) -> Arrays:
     try:
         import datasets  # slow
     except ImportError:
-        install = " It can be downloaded after pip install 'ppll[datasets]'."
+        install = f" It can be downloaded after {pip_install('datasets', 'pillow')}."
         raise _nothing_found(published, searched, install) from None
     from ppll.data.parquet import decode_table
 

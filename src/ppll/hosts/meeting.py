@@ -56,6 +56,12 @@ def check_world(world: World, recipe: Recipe, max_restarts: int) -> Recipe:
             f"torchrun has started {world.size} processes, which make {stages} stage(s), but "
             f"runtime.stages = {recipe.runtime.stages}: leave it out, or start as many."
         )
+    if stages > recipe.split.blocks:
+        raise RecipeError(
+            f"torchrun has started {world.size} processes, which make {stages} stages, but "
+            f"split.blocks = {recipe.split.blocks}, and a stage runs one block or more: start "
+            f"fewer, or ask for more blocks."
+        )
     if max_restarts:
         raise UsageError("torchrun does the restarts: give --max-restarts to it, not to ppll.")
     return recipe.with_settings([f"runtime.stages={stages}"])

@@ -30,6 +30,7 @@ from ppll.launching import rank_process
 from ppll.launching.agent import Agent
 from ppll.launching.failure import Failure
 from ppll.launching.lifeline import LauncherEnd
+from ppll.launching.script import GUARD
 from ppll.launching.stall import (
     Pauses,
     describe,
@@ -267,9 +268,9 @@ class Launcher:
 def _unheard(ending: str) -> str:
     """What to say of a rank that ended before it could say anything."""
     return (
-        f"{ending} before it reached the launcher; if it printed why, that is above. The processes "
-        f"of stages import the script that trains: does what trains in it stand below "
-        f'`if __name__ == "__main__":`?'
+        f"{ending} before it reached the launcher. The processes of stages import the script that "
+        f"trains: does what trains in it stand below {GUARD}? If it does, look above for what "
+        f"they printed."
     )
 
 

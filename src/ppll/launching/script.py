@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import multiprocessing
 import sys
+import traceback
 from pathlib import Path
+from types import ModuleType
+from typing import Final
 
 from torch import nn
 
 from ppll.errors import UsageError
 
-__all__ = ["check_script", "refuse_import"]
+__all__ = ["GUARD", "check_script", "refuse_import"]
 
-_ALONE = "or set runtime.stages = 1 and train.replicas = 1 (and leave max_restarts at 0)."
+GUARD: Final = '`if __name__ == "__main__":`'
+_CHOICES: Final = (ast.If, ast.IfExp, ast.BoolOp, ast.Match, ast.Try, ast.TryStar, ast.While)
+"""What an import may go through another way than the script itself."""
+_ALONE: Final = "or set runtime.stages = 1 and train.replicas = 1 (and leave max_restarts at 0)."
 
 
 def refuse_import() -> None:
@@ -25,7 +32,7 @@ def refuse_import() -> None:
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise SystemExit(
             "a process imports the script that trains, and found a run in it: put what trains "
-            'below `if __name__ == "__main__":`.'
+            f"below {GUARD}."
         )
 
 
@@ -37,9 +44,10 @@ def check_script(network: nn.Module | None) -> None:
 
     Raises:
         UsageError: The script comes from standard input, or there is none (``python -c``, a
-            prompt, a notebook) and it has classes of its own.
+            prompt, a notebook) and it has classes of its own, or to import it is to train.
     """
-    script = getattr(sys.modules["__main__"], "__file__", None)
+    main = sys.modules["__main__"]
+    script = getattr(main, "__file__", None)
     if script is not None and not Path(script).exists():
         raise UsageError(
             "a script from standard input cannot be imported by the processes of a run: "
@@ -55,3 +63,27 @@ def check_script(network: nn.Module | None) -> None:
             f"the network's class {own[0]} is known to this process only, not to those of the "
             f"run: put it in a module that can be imported, {_ALONE}"
         )
+    if script is not None and (line := _line_that_trains(main, script)) is not None:
+        raise UsageError(
+            f"the processes of several stages import {script}, and its line {line} would "
+            f"start a run in each of them: put what trains below {GUARD}, {_ALONE}"
+        )
+
+
+def _line_that_trains(main: ModuleType, script: str) -> int | None:
+    """The line of the script that is at work, where whoever imports it comes there for certain."""
+    if getattr(getattr(main, "__spec__", None), "name", "").endswith("__main__"):
+        return None  # That of a package is not imported.
+    lines = [
+        line
+        for frame, line in traceback.walk_stack(None)
+        if frame.f_globals is vars(main) and frame.f_code.co_name == "<module>"
+    ]
+    if not lines:
+        return None
+    for statement in ast.parse(Path(script).read_bytes()).body:
+        assert statement.end_lineno is not None  # as of all that is parsed
+        if statement.lineno <= lines[-1] <= statement.end_lineno:
+            is_certain = not any(isinstance(node, _CHOICES) for node in ast.walk(statement))
+            return lines[-1] if is_certain else None
+    return None

@@ -134,7 +134,7 @@ def _times(
 ) -> tuple[Summary | None, Lanes | None, tuple[str, ...]]:
     if not any(folder.traces.glob("rank-*.jsonl")):
         return None, None, ()
-    start = newest_start(folder.traces)
+    start = newest_start(folder)
     summary = summarize(start)
     advice = advise(summary, working_cores(environment), saves)
     return summary, draw_lanes(start), tuple(advice)

@@ -157,7 +157,7 @@ class _Crew:
 
     def _end(self, training: _Training, code: int, *, was_asked: bool) -> None:
         run, seconds = training.run, training.seconds
-        outcome = read_outcome(run) if code == 0 else None
+        outcome = read_outcome(run)  # A signal may have come when all was done.
         if outcome is None and was_asked:
             self._noted(f"{run.name} is stopped")
             return

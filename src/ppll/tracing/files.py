@@ -21,6 +21,7 @@ from pydantic import Field
 from ppll.errors import RunFolderError
 from ppll.json_lines import read_rows
 from ppll.mesh import crossings
+from ppll.run_folder import RunFolder
 from ppll.status import Activity
 from ppll.tracing.spans import SPAN_NAMES
 
@@ -160,18 +161,22 @@ def read_starts(folder: Path) -> list[Start]:
     return [Start(aligned([trace for _, trace in parts])) for parts in ordered]
 
 
-def newest_start(folder: Path) -> Start:
+def newest_start(folder: RunFolder) -> Start:
     """The last start of a run, its first replica: the others do the same work.
 
     Raises:
         RunFolderError: Nothing was recorded, or a file cannot be read.
     """
-    starts = read_starts(folder)
+    starts = read_starts(folder.traces)
     if not starts:
-        raise RunFolderError(
-            f"{folder.parent} has no traces: train with track.trace_steps above 0 (100 by default)."
-        )
+        raise RunFolderError(f"{folder.path} has no traces: {_why_none(folder)}.")
     return Start(tuple(rank for rank in starts[-1].ranks if rank.replica == 0))
+
+
+def _why_none(folder: RunFolder) -> str:
+    if not folder.read_recipe().track.trace_steps:
+        return "train with track.trace_steps above 0 (100 by default)"
+    return f"none of its processes has begun to train; what they printed is in {folder.logs}"
 
 
 @dataclass

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
 
+from ppll.tables import print_table
 from ppll.tracing.summary import StageSummary, Summary
 
 __all__ = ["show_summary"]
@@ -16,12 +16,7 @@ _COLUMNS = ("stage", "blocks", "work", "busy", "receive wait", "send wait", "inb
 
 def show_summary(console: Console, summary: Summary, advice: Sequence[str]) -> None:
     """Print a row a stage, what the blocks take, which stage holds the others, and what to do."""
-    table = Table(box=None, pad_edge=False)
-    for column in _COLUMNS:
-        table.add_column(column, justify="right")
-    for stage in summary.stages:
-        table.add_row(*_cells(stage))
-    console.print(table)
+    print_table(console, _COLUMNS, [_cells(stage) for stage in summary.stages])
     console.print()
     for stage in summary.stages:
         for block in stage.blocks:
