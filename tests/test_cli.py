@@ -373,6 +373,11 @@ def test_a_plan_predicts_and_writes_balanced_cuts(tmp_path: Path, monkeypatch, c
     args = ("--set=split.cuts=balanced", "--stages=2", f"--write={target}")
     code, printed, err = planned(tmp_path, monkeypatch, capsys, *args)
     assert code == 0, err
+    assert err.splitlines()[-1] == f"wrote {target}"
+    assert load_recipe(target).runtime.stages == 2
+    code, _, err = planned(tmp_path, monkeypatch, capsys, *args)
+    assert code == 2
+    assert "it exists already" in err
     for word in ("auxiliary", "samples/s", "zero-bubble", "Use "):
         assert word in printed
     assert (tmp_path / "costs.json").exists()
@@ -413,6 +418,13 @@ def test_a_plan_chooses_replicas_and_writes_them(tmp_path: Path, monkeypatch, ca
     assert json.loads(printed)["samples_per_second"] == tree["samples_per_second"]
 
 
+def test_a_network_from_python_is_not_planned_here(tmp_path: Path, monkeypatch, capsys) -> None:
+    setting = "--set=model.name=(given from Python)"
+    code, _, err = run_here(monkeypatch, capsys, "plan", "digits-resnet", *TINY, setting)
+    assert code == 2
+    assert "ppll.Trainer(recipe, model=...)" in err
+
+
 def test_a_plan_of_unlike_replicas(tmp_path: Path, monkeypatch, capsys) -> None:
     args = ("--set=train.replicas=[2, 1, 1, 1]",)
     code, printed, err = planned(tmp_path, monkeypatch, capsys, *args)
@@ -426,6 +438,7 @@ def test_a_plan_of_unlike_replicas(tmp_path: Path, monkeypatch, capsys) -> None:
     ("args", "message"),
     [
         (["--set=model.width=8"], "measured for model.width = 4"),
+        (["--write=new"], "a recipe is a .toml file"),
         (["--processes=0"], "greater than or equal to 1"),
         (["--write=nowhere/new.toml"], "cannot write nowhere/new.toml: No such file"),
         (["--processes=4", "--stages=2"], "--processes chooses the stages"),

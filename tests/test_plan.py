@@ -154,6 +154,17 @@ def test_the_recommendation_may_be_a_rival() -> None:
     assert text.startswith("Use DDP")
 
 
+@pytest.mark.parametrize(("spread", "is_noisy"), [(0.1, False), (0.5, True)])
+def test_noisy_costs_decide_nothing(spread: float, is_noisy: bool) -> None:
+    base = recipe(blocks=2, cuts=[4])
+    costs = even_costs(base)
+    layers = tuple(layer.model_copy(update={"spread": spread}) for layer in costs.layers)
+    plan = draw_plan(base, costs.model_copy(update={"layers": layers}), 2, FREE)
+    text = recommend(plan, predict_rivals(plan))
+    assert text.startswith("These costs are too noisy to go by") == is_noisy
+    assert "Use PPLL" in text
+
+
 def test_a_slow_link_speaks_for_local_learning() -> None:
     base = recipe(blocks=4, cuts=[2, 4, 6])
     costs = even_costs(base, parameter_bytes=4 * MIB)

@@ -9,9 +9,10 @@ from ppll.blocks.blueprint import Blueprint
 from ppll.claim import Claim
 from ppll.config import Recipe
 from ppll.data_facts import DataFacts
+from ppll.errors import RecipeError
 from ppll.mesh import Mesh
 from ppll.metrics import Tally
-from ppll.models import models
+from ppll.models import OWN_MODEL, models
 from ppll.models.empty import without_values
 from ppll.models.libraries import build_of_library, is_of_library
 from ppll.models.network import Network
@@ -85,6 +86,11 @@ def named_network(recipe: Recipe, facts: DataFacts) -> Network:
     """
     name, options = recipe.model.name, recipe.model.options
     shape, num_classes = facts.input_shape, facts.num_classes
+    if name == OWN_MODEL:
+        raise RecipeError(
+            f"model.name = {name!r}: the network of this recipe was given from Python, so only "
+            f"a program has it: ppll.Trainer(recipe, model=...)."
+        )
     if is_of_library(name):
         model = build_of_library(name, options, shape, num_classes, recipe.train.seed)
         return given_network(model, recipe, facts)

@@ -165,9 +165,9 @@ def bench_compare(
         )
     tree = _measured([row.to_dict() for row in rows], summary(rows))
     if not give_json(json, tree):
-        from ppll.planning.view import comparison
+        from ppll.planning.view import show_comparison
 
-        Console().print(comparison(rows))
+        show_comparison(Console(), rows)
         Console().print(f"\n{summary(rows)}", highlight=False)
 
 

@@ -70,6 +70,8 @@ def plan_recipe(
     from ppll.planning.rivals import predict_rivals
     from ppll.planning.view import show_choices, show_plan
 
+    if write is not None:
+        _check_target(write)
     if processes is not None and stages is not None:
         raise UsageError("--processes chooses the stages: leave out --stages, or --processes.")
     loaded = load(recipe, None, settings)
@@ -80,18 +82,20 @@ def plan_recipe(
         num_stages = stages or loaded.split.blocks
         choices = []
         plan = draw_plan(loaded, measured, num_stages, link, memory_limit_bytes=limit)
-        planned = plan.recipe
+        planned = plan.recipe.with_settings([f"runtime.stages={stages}"] if stages else [])
     else:
         choices = list_choices(loaded, measured, processes, link, memory_limit_bytes=limit)
         plan, planned = choose(choices).plan, choose(choices).recipe
     rivals = predict_rivals(plan, processes)
-    if write is not None:
-        _write(write, planned)
+    console = Console()
     if not give_json(json, _tree(plan, rivals, choices)):
-        console = Console()
         show_plan(console, plan, rivals)
         if choices:
             show_choices(console, choices)
+        _note_cores(console, plan)
+    if write is not None:
+        _write(write, planned)
+        Console(stderr=True).print(f"wrote {write}", highlight=False, soft_wrap=True)
 
 
 def _tree(plan: Plan, rivals: Sequence[Rival], choices: Sequence[Choice]) -> dict[str, Any]:
@@ -112,6 +116,28 @@ def _tree(plan: Plan, rivals: Sequence[Rival], choices: Sequence[Choice]) -> dic
     if choices:
         tree |= {"choices": [choice.row() for choice in choices], "verdict": verdict(choices)}
     return tree
+
+
+def _note_cores(console: Console, plan: Plan) -> None:
+    """Say that this machine cannot do what is predicted, where it was measured here."""
+    from ppll.environment import describe_processor
+    from ppll.limits import num_cores
+
+    cores = num_cores()
+    if plan.costs.device == describe_processor() and plan.num_processes > cores:
+        console.print(
+            f"\nPredicted for {plan.num_processes} processors; this machine has {cores:g}, which "
+            f"the processes would share.",
+            highlight=False,
+        )
+
+
+def _check_target(file: Path) -> None:
+    """Before anything is measured: nothing is written over, and the name is a recipe's."""
+    if file.suffix != ".toml":
+        raise UsageError(f"--write {file}: a recipe is a .toml file; give such a name.")
+    if file.exists():
+        raise UsageError(f"--write {file}: it exists already. Choose another name, or remove it.")
 
 
 def _write(file: Path, recipe: Recipe) -> None:

@@ -10,6 +10,7 @@ Messages of another size are on a line: of a forward or backward pass there is a
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
@@ -161,6 +162,11 @@ class Costs(_Measured):
         seconds = sum(piece.forward_s + piece.backward_s for piece in pieces)
         fixed_s = sum(piece.forward_fixed_s + piece.backward_fixed_s for piece in pieces)
         return fixed_s / seconds if seconds else 0.0
+
+    @property
+    def spread(self) -> float:
+        """By how much repeats of a layer differ, relative to their median: that of most layers."""
+        return statistics.median(layer.spread for layer in self.layers)
 
     def for_samples(self, num_samples: int) -> Self:
         """The same for messages of so many samples.

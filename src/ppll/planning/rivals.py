@@ -22,6 +22,8 @@ __all__ = ["CLEARLY", "Rival", "end_to_end_cuts", "pipeline_work", "predict_riva
 _MICROBATCHES: Final = (4, 8, 16, 32, 64)
 CLEARLY: Final = 1.05
 """Predictions are not so exact that less than this would decide."""
+_NOISY: Final = 0.25
+"""Costs whose repeats differ by more, relative to their median, decide nothing."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,11 @@ def _memory(
 def recommend(plan: Plan, rivals: Sequence[Rival]) -> str:
     """What to take, in plain words, also where that is a rival."""
     text = _recommended(plan, rivals)
+    if (spread := plan.costs.spread) > _NOISY:
+        text = (
+            f"These costs are too noisy to go by: a layer's repeats differ by {spread:.0%}. "
+            f"Measure them again when the machine does nothing else. As they are: {text}"
+        )
     if plan.recipe.runtime.sharding != "none":
         text += (
             " Memory is that of runtime.sharding; time is not: layers are gathered twice a message "

@@ -6,42 +6,40 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 
 from ppll.planning.plan import Plan
 from ppll.planning.processes import Choice, choose, verdict
 from ppll.planning.rivals import Rival, recommend
+from ppll.tables import print_table
 
 if TYPE_CHECKING:
     from ppll.bench.compare import CompareRow
 
-__all__ = ["comparison", "show_choices", "show_plan"]
+__all__ = ["show_choices", "show_comparison", "show_plan"]
 
 
 def show_plan(console: Console, plan: Plan, rivals: Sequence[Rival]) -> None:
     """Print blocks and stages, what they will take, the rivals, and what to take."""
-    console.print(_blocks(plan))
-    spread = sorted(layer.spread for layer in plan.costs.layers)[len(plan.costs.layers) // 2]
+    _show_blocks(console, plan)
     console.print(
         f"\n{plan.samples_per_second:,.0f} samples/s predicted on {_where(plan)}: "
         f"{plan.speedup:.2f} times one stage (bound of these cuts {plan.bound:.2f}); "
         f"{plan.costs.device}, {plan.costs.message_size} samples a message, "
-        f"spread of the costs {spread:.0%}\n",
+        f"spread of the costs {plan.costs.spread:.0%}\n",
         highlight=False,
     )
     if plan.recipe.most_replicas > 1:
         console.print(f"{_assumption(plan)}\n", highlight=False)
-    console.print(_rivals(rivals))
+    _show_rivals(console, rivals)
     console.print(f"\n{recommend(plan, rivals)}", highlight=False)
 
 
 def show_choices(console: Console, choices: Sequence[Choice]) -> None:
     """Print what else the same processes can do, and what to take."""
-    columns = "processes_as replicas stages processes samples/s over_one_stage memory"
-    table = _table(columns, ("processes_as", "replicas"))
-    for choice in choices:
-        row = choice.row()
-        table.add_row(
+    names = ["processes as", "replicas", "stages", "processes"]
+    names += ["samples/s", "over one stage", "memory"]
+    rows = [
+        [
             row["way"] + (" (taken)" if choice is choose(choices) else ""),
             _replicas(row["replicas"]),
             str(row["stages"]),
@@ -49,9 +47,12 @@ def show_choices(console: Console, choices: Sequence[Choice]) -> None:
             f"{row['samples_per_second']:,.0f}",
             f"{row['speedup']:.2f}x",
             _size(row["memory_bytes"]),
-        )
+        ]
+        for choice in choices
+        for row in [choice.row()]
+    ]
     console.print()
-    console.print(table)
+    print_table(console, names, rows, left=names[:1])
     console.print(f"\n{verdict(choices)}", highlight=False)
 
 
@@ -85,66 +86,60 @@ def _link(plan: Plan) -> str:
     return f"{plan.link.bandwidth_bytes_s / 1e9:g} GB/s, {plan.link.latency_s * 1e6:g} us"
 
 
-def comparison(rows: Sequence[CompareRow]) -> Table:
-    """What was measured of every system."""
-    columns = "system ranks pieces samples/s over_one_stage peak_memory sent_a_batch accuracy"
-    table = _table(columns, ("system",))
+def show_comparison(console: Console, rows: Sequence[CompareRow]) -> None:
+    """Print what was measured of every system."""
+    names = "system|ranks|pieces|samples/s|over one stage|peak memory|sent a batch|accuracy"
+    cells = []
     for row in rows:
         tree = row.to_dict()
-        table.add_row(
-            row.system,
-            str(row.stages),
-            str(row.microbatches),
-            f"{tree['samples_per_second']:,.1f}",
-            f"{tree['speedup']:.2f}x" if tree["speedup"] else "",
-            _size(max(row.peak_memory_bytes)),
-            _size(sum(row.bytes_sent)),
-            f"{row.accuracy:.2%}" if row.accuracy is not None else "",
+        cells.append(
+            [
+                row.system,
+                str(row.stages),
+                str(row.microbatches),
+                f"{tree['samples_per_second']:,.1f}",
+                f"{tree['speedup']:.2f}x" if tree["speedup"] else "",
+                _size(max(row.peak_memory_bytes)),
+                _size(sum(row.bytes_sent)),
+                f"{row.accuracy:.2%}" if row.accuracy is not None else "",
+            ]
         )
-    return table
+    print_table(console, names.split("|"), cells, left=("system",))
 
 
-def _table(columns: str, left: tuple[str, ...]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in columns.split():
-        title = name.replace("_", " ")
-        table.add_column(
-            title, justify="left" if name in left else "right", no_wrap=name == "system"
-        )
-    return table
-
-
-def _blocks(plan: Plan) -> Table:
+def _show_blocks(console: Console, plan: Plan) -> None:
     shares = plan.recipe.most_replicas > 1
-    middle = "replicas forward learn add_up" if shares else "forward learn"
-    table = _table(f"stage block layers {middle} auxiliary sends memory idle", ("layers",))
+    middle = "replicas|forward|learn|add up" if shares else "forward|learn"
+    names = f"stage|block|layers|{middle}|auxiliary|sends|memory|idle".split("|")
+    rows = []
     for row, block in zip(plan.rows(), plan.blocks, strict=True):
         first_of_stage = plan.stages[row["stage"]].blocks.start == row["block"]
-        names = block.first if len(block.layers) == 1 else f"{block.first} .. {block.last}"
         is_last = row["block"] == len(plan.blocks) - 1
         sharing = [str(block.replicas)] if shares else []
-        adding_up = [f"{1e3 * block.add_up_s:.1f} ms"] if shares else []
-        table.add_row(
-            str(row["stage"]) if first_of_stage else "",
-            str(row["block"]),
-            names,
-            *sharing,
-            f"{1e3 * block.forward_s:.1f} ms",
-            f"{1e3 * block.learn_s:.1f} ms",
-            *adding_up,
-            f"{block.auxiliary_share:.0%}",
-            "" if is_last else _size(block.features_bytes),
-            _size(row["stage_memory_bytes"]) if first_of_stage else "",
-            f"{row['stage_idle']:.0%}" if first_of_stage else "",
+        adding_up = [_milliseconds(block.add_up_s)] if shares else []
+        rows.append(
+            [
+                str(row["stage"]) if first_of_stage else "",
+                str(row["block"]),
+                block.first if len(block.layers) == 1 else f"{block.first} .. {block.last}",
+                *sharing,
+                _milliseconds(block.forward_s),
+                _milliseconds(block.learn_s),
+                *adding_up,
+                f"{block.auxiliary_share:.0%}",
+                "" if is_last else _size(block.features_bytes),
+                _size(row["stage_memory_bytes"]) if first_of_stage else "",
+                f"{row['stage_idle']:.0%}" if first_of_stage else "",
+            ]
         )
-    return table
+    print_table(console, names, rows, left=("layers",))
 
 
-def _rivals(rivals: Sequence[Rival]) -> Table:
+def _show_rivals(console: Console, rivals: Sequence[Rival]) -> None:
+    names = ["predicted", "devices", "micro-batches", "samples/s", "PPLL is", "idle", "memory"]
     ours = rivals[0].samples_per_second
-    table = _table("predicted devices micro-batches samples/s PPLL_is idle memory", ("predicted",))
-    for rival in rivals:
-        table.add_row(
+    rows = [
+        [
             rival.system,
             str(rival.devices),
             str(rival.microbatches),
@@ -152,8 +147,14 @@ def _rivals(rivals: Sequence[Rival]) -> Table:
             f"{ours / rival.samples_per_second:.2f}x",
             f"{rival.idle:.0%}",
             _size(rival.memory_bytes),
-        )
-    return table
+        ]
+        for rival in rivals
+    ]
+    print_table(console, names, rows, left=("predicted",))
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.1f} ms"
 
 
 def _size(num_bytes: float) -> str:

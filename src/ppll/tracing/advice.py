@@ -104,8 +104,8 @@ def _on_uneven(summary: Summary, mean_s: float) -> str:
         )
     return (
         f"{found} Move a cut: ppll plan RECIPE --set split.cuts=balanced --write NEW.toml writes a "
-        f"recipe with blocks of equal time (another network of blocks, so another result), or take "
-        f"fewer stages."
+        f"recipe with blocks of equal time (another network of blocks, so another result; of a "
+        f"network given from Python, set split.cuts by hand), or take fewer stages."
     )
 
 
