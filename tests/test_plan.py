@@ -162,7 +162,7 @@ def test_noisy_costs_decide_nothing(spread: float, is_noisy: bool) -> None:
     plan = draw_plan(base, costs.model_copy(update={"layers": layers}), 2, FREE)
     text = recommend(plan, predict_rivals(plan))
     assert text.startswith("These costs are too noisy to go by") == is_noisy
-    assert "Use PPLL" in text
+    assert "PPLL" in text  # It still tells what they say.
 
 
 def test_a_slow_link_speaks_for_local_learning() -> None:
