@@ -38,6 +38,12 @@ __all__ = ["private_cache", "two_hosts"]
 processes = pytest.mark.processes
 slow = pytest.mark.slow
 ADAMW = {"name": "adamw", "lr": 0.01, "clip_norm": 1.0}
+LONG_EVALUATIONS: dict[str, Any] = {
+    "data": {"eval_batch_size": 1, "validation": 9},
+    "runtime": {"capacity": 2},
+    "train": {"epochs": 2, "ema": 0.9},
+}
+"""Of more batches than a channel holds, after every epoch."""
 
 
 def sharded(replicas: Any = 2, sharding: str = "fsdp", stages: int = 1, **others: Any) -> Recipe:
@@ -163,7 +169,12 @@ def test_a_replica_keeps_its_share() -> None:
         pytest.param(
             3, 1, {"optimizer": ADAMW, "train": {"ema": 0.9, "accumulate": 2}}, id="three"
         ),
-        pytest.param([2, 1], 2, {}, id="uneven", marks=slow),
+        pytest.param([1, 2], 2, LONG_EVALUATIONS, id="more"),
+        pytest.param([2, 4], 2, LONG_EVALUATIONS, id="two-and-four", marks=slow),
+        pytest.param(
+            [1, 3, 1], 3, {**LONG_EVALUATIONS, "split": {"blocks": 3}}, id="wide", marks=slow
+        ),
+        pytest.param([2, 1], 2, LONG_EVALUATIONS, id="fewer", marks=slow),
         pytest.param(2, 1, {"train": {"precision": "fp16"}}, id="fp16", marks=slow),
         pytest.param(2, 1, {"train": {"precision": "bf16"}}, id="bf16", marks=slow),
         pytest.param(
@@ -219,6 +230,25 @@ def test_a_run_goes_on_with_shares_or_without(
         made = sharded(2, after, stages, optimizer=ADAMW)
         again = ppll.Trainer(made, out=out, resume=True).fit()
         assert again.weights_sha256 == whole.weights_sha256
+
+
+@slow
+@processes
+def test_a_run_goes_on_right_before_an_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the last batch of an epoch; nothing was gathered before it."""
+    others = {**LONG_EVALUATIONS, "checkpoint": {"every_steps": 4}}
+    whole = ppll.Trainer(sharded([1, 2], "none", 2, **others), out=tmp_path / "whole").fit()
+    made = sharded([1, 2], "fsdp", 2, **others)
+    monkeypatch.setenv(FAULT_VARIABLE, Fault(2, 7).to_environment()[FAULT_VARIABLE])
+    with pytest.raises(WorkerError, match=r"rank 2 \(stage 1 of replica 1.*step 7"):
+        ppll.Trainer(made, out=tmp_path / "run").fit()
+    monkeypatch.delenv(FAULT_VARIABLE)
+    again = ppll.Trainer(made, out=tmp_path / "run", resume=True).fit()
+    assert again.weights_sha256 == whole.weights_sha256
+    rows = [row for row in metrics(tmp_path / "run") if row["kind"] == "validation"]
+    assert [row["step"] for row in rows if not row["block"]] == [4, 8]
 
 
 @processes

@@ -14,7 +14,7 @@ gradient) every replica takes part at the same place in the stream.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -101,7 +101,6 @@ class Shares(Exchange):
         with torch.no_grad():
             own = {n: nn.Parameter(_local(p), p.requires_grad) for n, p in self._sharded.items()}
         self._kept = {**dict(modules.named_parameters()), **own}
-        self._evaluation: ExitStack | None = None
         super().__init__(modules, replicas.adder, is_first=self._index == 0, but_for=own)
 
     def kept(self, modules: BlockModules) -> dict[str, nn.Parameter]:  # noqa: ARG002
@@ -163,32 +162,22 @@ class Shares(Exchange):
             for name, tensor in named
         }
 
-    def evaluated(self, averages: Averages | None) -> AbstractContextManager[None]:
-        """Evaluates with whole parameters, which stay here until the evaluation ends."""
-        if self._evaluation is None:
-            self._evaluation = self._gathered(averages, stays=True)
-        return nullcontext()
-
-    def end_evaluation(self, averages: Averages | None) -> None:
-        """An evaluation ends; a replica that was not asked to evaluate hands over its shares."""
-        evaluation = self._evaluation or self._gathered(averages, stays=False)
-        for unit in self._units:
-            unit.set_reshard_after_forward(True, recurse=False)
-            unit.reshard()
-        evaluation.close()
-        self._evaluation = None
-
-    def _gathered(self, averages: Averages | None, *, stays: bool) -> ExitStack:
-        """Gather every layer's parameters, with the averages in their place until the end."""
-        evaluation = ExitStack()
-        if averages is not None:
-            evaluation.enter_context(averages.copied_in_place())
-        for unit in self._units:
-            unit.set_reshard_after_forward(not stays, recurse=False)
-            unit.unshard()
-            if not stays:
+    @contextmanager
+    def evaluated(self, averages: Averages | None) -> Iterator[None]:
+        """An evaluation: the first replica, which alone is asked, holds whole parameters."""
+        evaluates = self._index == 0
+        with nullcontext() if averages is None else averages.copied_in_place():
+            for unit in self._units:
+                unit.set_reshard_after_forward(not evaluates, recurse=False)
+                unit.unshard()
+                if not evaluates:
+                    unit.reshard()
+        try:
+            yield
+        finally:
+            for unit in self._units:
+                unit.set_reshard_after_forward(True, recurse=False)
                 unit.reshard()
-        return evaluation
 
     def _parameter_of(self, name: str, tensor: Tensor) -> Tensor | None:
         """The parameter that is cut as a tensor is, itself or what it goes with; none for others.
