@@ -76,9 +76,9 @@ def test_parts_are_added_up_and_gathered_in_one_order(num: int, size: int) -> No
 
     def share(index: int) -> Callable[[], None]:
         def work() -> None:
-            lines[index].scatter(list(rows[index]), index)
+            lines[index].scatter(list(rows[index]), index, "rows")
             rows[index][torch.arange(num) != index] = float("nan")
-            lines[index].gather(list(rows[index]), index)
+            lines[index].gather(list(rows[index]), index, "rows")
 
         return work
 
@@ -118,12 +118,12 @@ def test_updates_round_alike_wherever_a_tensor_is_cut(name: Any) -> None:
 class Nobody:
     """Replicas that have nothing but zeros."""
 
-    def gather(self, parts: Sequence[Tensor], own: int) -> None:
+    def gather(self, parts: Sequence[Tensor], own: int, what: str) -> None:
         for index, part in enumerate(parts):
             if index != own:
                 part.zero_()
 
-    def scatter(self, parts: Sequence[Tensor], own: int) -> None:
+    def scatter(self, parts: Sequence[Tensor], own: int, what: str) -> None:
         pass
 
 
@@ -135,7 +135,7 @@ def kept_bytes(num: int) -> tuple[int, int]:
     tensors = batches.train_batch(0, 0)
     with replica_mesh(0, num) as mesh:
         block = blueprint.build_block(0, torch.device("cpu"))
-        replicas = Replicas(Nobody(), Adder(list, Monitor()), mesh)
+        replicas = Replicas(Nobody(), Adder(lambda tensors, what: list(tensors), Monitor()), mesh)
         block.join(Shares(block.modules, replicas, may_leave_out=False), 0)
         values = {n: torch.ones(t.shape) for n, t in block.modules.named_tensors()}
         block.load(values, {})
@@ -192,6 +192,99 @@ def test_shares_change_no_bit(
         found[sharding] = ppll.Trainer(made, out=tmp_path / sharding).fit()
     assert found["fsdp"].weights_sha256 == found["none"].weights_sha256
     assert found["fsdp"].exit_accuracy == found["none"].exit_accuracy
+    assert files(tmp_path / "fsdp") == files(tmp_path / "none")
+    assert metrics(tmp_path / "fsdp") == metrics(tmp_path / "none")
+
+
+class Droppable(nn.Module):
+    """A residual layer that training passes over at random, each replica by its own numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.training and torch.rand(()) < 0.5:
+            return features
+        return features + torch.relu(self.linear(features))
+
+
+class Either(nn.Module):
+    """One of two parts, at random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+
+    def forward(self, features: Tensor) -> Tensor:
+        part: Tensor = self.parts[int(torch.rand(()) < 0.5)](features)
+        return part
+
+
+class Pair(nn.Module):
+    """Hands on two tensors."""
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return features, features.abs()
+
+
+class DroppablePair(nn.Module):
+    """Takes two tensors and hands them on, changed or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = Droppable()
+
+    def forward(self, both: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return self.layer(both[0]), both[1]
+
+
+class Sum(nn.Module):
+    def forward(self, both: tuple[Tensor, Tensor]) -> Tensor:
+        return both[0] + both[1]
+
+
+DROPPABLE: dict[str, Callable[[], list[nn.Module]]] = {
+    "layers": lambda: [Droppable(), Either(), Droppable(), Droppable(), Either(), Droppable()],
+    "several-tensors": lambda: [
+        *(Pair(), DroppablePair(), DroppablePair()),
+        *(DroppablePair(), DroppablePair(), Sum()),
+    ],
+}
+
+
+@processes
+@pytest.mark.parametrize(
+    ("middle", "replicas", "others"),
+    [
+        pytest.param("layers", 2, {}, id="layers"),
+        pytest.param("layers", 3, {"train": {"accumulate": 2}}, id="parts", marks=slow),
+        pytest.param("layers", [1, 2], {}, id="more", marks=slow),
+        pytest.param("several-tensors", 2, {}, id="several-tensors", marks=slow),
+        pytest.param(
+            "layers", 2, {"train": {"activation_checkpointing": True}}, id="again", marks=slow
+        ),
+        pytest.param("layers", 2, {"train": {"on_nonfinite": "skip"}}, id="skip", marks=slow),
+    ],
+)
+def test_replicas_may_pass_over_other_layers(
+    middle: str, replicas: Any, others: dict[str, Any], tmp_path: Path
+) -> None:
+    """The second block begins with such a layer: nothing before it needs a gradient."""
+    inputs = torch.randn(45, 8, generator=torch.Generator().manual_seed(0))
+    data = Dataset.from_arrays(train=(inputs, torch.arange(45) % 2), test=(inputs, [0] * 45))
+    train = {"epochs": 2, "ema": 0.9, **others.get("train", {})}
+    found = {}
+    for sharding in ("none", "fsdp"):
+        stages = 1 if isinstance(replicas, int) else 2
+        made = sharded(replicas, sharding, stages, optimizer=ADAMW, train=train)
+        tree = {**made.model_dump(mode="json", exclude_none=True), "model": {}}
+        tree["data"] = {"batch_size": 12}
+        torch.manual_seed(0)  # The run starts from the values of these layers.
+        model = nn.Sequential(nn.Linear(8, 8), *DROPPABLE[middle](), nn.Linear(8, 2))
+        trainer = ppll.Trainer(tree, model=model, data=data, out=tmp_path / sharding)
+        found[sharding] = trainer.fit()
+    assert found["fsdp"].weights_sha256 == found["none"].weights_sha256
     assert files(tmp_path / "fsdp") == files(tmp_path / "none")
     assert metrics(tmp_path / "fsdp") == metrics(tmp_path / "none")
 
