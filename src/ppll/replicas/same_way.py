@@ -9,7 +9,7 @@ goes through the layer: one that adds nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -30,36 +30,44 @@ class SameWay:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.names = [name for name, _ in _trained(module)]
-        """The parameters that get gradients."""
-        self._gradients: list[Tensor] = []
+        self._names = [name for name, _ in _trained(module)]
+        self._filled: dict[str, Tensor] = {}
         module.register_forward_hook(self._prepare)
 
     def take_found(self) -> list[str]:
-        """Names of the parameters that the backward passes since the last call came to."""
-        gradients, self._gradients = self._gradients, []
+        """Names of the parameters that got a gradient of their own since the last call."""
+        filled, self._filled = self._filled, {}
         # What comes to a gradient that is there is added to it in place.
-        pairs = zip(self.names, gradients, strict=True)
-        return [name for name, gradient in pairs if gradient._version]
+        return [name for name in self._names if name not in filled or filled[name]._version]
 
-    def _prepare(self, module: nn.Module, _inputs: object, output: Any) -> Any:
-        """The output, which tells when a gradient comes to it."""
-        parameters = [parameter for _, parameter in _trained(module)]
-        if not (parameters and torch.is_grad_enabled()):
+    def _prepare(self, module: nn.Module, inputs: object, output: Any) -> Any:
+        """The output, as it belongs to the graph; the parameters are whole here."""
+        if not (self._names and torch.is_grad_enabled()) or _goes_back():
             return output
-        if not any(tensor.requires_grad for tensor in tensors_of(output)):
-            output = _joined(output, parameters)
-        for tensor in tensors_of(output):
-            if tensor.requires_grad:
-                tensor.register_hook(partial(self._fill, parameters))  # type: ignore[no-untyped-call]
+        parameters = dict(_trained(module))
+        if not _in_graph(output):
+            output = _joined(output, parameters.values())
+        fill: Any = partial(self._fill, parameters)
+        # Behind the layer's own backward pass; before it, where it ends with the parameters.
+        for tensor in _in_graph(inputs) or _in_graph(output):
+            tensor.register_hook(fill)
         return output
 
-    def _fill(self, parameters: Sequence[Tensor], _gradient: Tensor) -> None:
-        """Give the parameters gradients, if this has not been done yet for a batch."""
-        if not self._gradients:
-            self._gradients = [torch.full_like(p, NOTHING) for p in parameters]
-            for parameter, gradient in zip(parameters, self._gradients, strict=True):
-                parameter.grad = gradient
+    def _fill(self, parameters: Mapping[str, Tensor], _gradient: Tensor) -> None:
+        """Give parameters that have no gradient one that adds nothing."""
+        for name, parameter in parameters.items():
+            if parameter.grad is None:
+                parameter.grad = self._filled[name] = torch.full_like(parameter, NOTHING)
+
+
+def _goes_back() -> bool:
+    """Whether a backward pass is under way, in which a layer is only computed again."""
+    is_under_way: bool = torch._C._current_graph_task_id() != -1
+    return is_under_way
+
+
+def _in_graph(of: object) -> list[Any]:
+    return [tensor for tensor in tensors_of(of) if tensor.requires_grad]
 
 
 def _trained(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -67,7 +75,7 @@ def _trained(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((n, p) for n, p in module.named_parameters() if p.requires_grad and p.ndim)
 
 
-def _joined(output: Any, parameters: Sequence[Tensor]) -> Any:
+def _joined(output: Any, parameters: Iterable[Tensor]) -> Any:
     """An output in whose graph the parameters are, though nothing comes to them."""
     main = next((t for t in tensors_of(output) if t.is_floating_point()), None)
     if main is None:
