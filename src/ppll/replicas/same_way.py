@@ -3,8 +3,8 @@
 Torch's ``fully_shard`` gathers a layer again when a gradient comes to its output, and adds up the
 gradients of those parameters that have one. Where replicas pass over a layer, or a part of it, at
 random (stochastic depth; each draws numbers of its own), they would not do the same. So an output
-belongs to the graph of the backward pass in any case, and all parameters have a gradient before it
-goes through the layer: one that adds nothing.
+belongs to the graph of the backward pass in any case, and parameters that have no gradient when it
+has gone through the layer get one that adds nothing.
 """
 
 from __future__ import annotations
@@ -42,13 +42,14 @@ class SameWay:
 
     def _prepare(self, module: nn.Module, inputs: object, output: Any) -> Any:
         """The output, as it belongs to the graph; the parameters are whole here."""
-        if not (self._names and torch.is_grad_enabled()) or _goes_back():
+        if not (self._names and torch.is_grad_enabled()):
             return output
         parameters = dict(_trained(module))
         if not _in_graph(output):
             output = _joined(output, parameters.values())
         fill: Any = partial(self._fill, parameters)
-        # Behind the layer's own backward pass; before it, where it ends with the parameters.
+        # Behind the layer's own backward pass; before it, where it ends with the parameters. A
+        # layer that is computed again does not come here: that stops at the last tensor it needs.
         for tensor in _in_graph(inputs) or _in_graph(output):
             tensor.register_hook(fill)
         return output
@@ -58,12 +59,6 @@ class SameWay:
         for name, parameter in parameters.items():
             if parameter.grad is None:
                 parameter.grad = self._filled[name] = torch.full_like(parameter, NOTHING)
-
-
-def _goes_back() -> bool:
-    """Whether a backward pass is under way, in which a layer is only computed again."""
-    is_under_way: bool = torch._C._current_graph_task_id() != -1
-    return is_under_way
 
 
 def _in_graph(of: object) -> list[Any]:
