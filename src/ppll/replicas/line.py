@@ -207,6 +207,7 @@ def _piece_of(message: Message, what: str, like: Tensor) -> Tensor:
             f"[{found}] came from a neighbouring replica where {what!r} [{_field(what)} "
             f"{like.dtype} {tuple(like.shape)}] was due. Replicas have to gather and add up the "
             f"same in the same order: a block must call the same layers and auxiliary networks in "
-            f"all of them; runtime.sharding = 'none' asks less of it."
+            f"all of them, and each must pass gradients on to those before it; runtime.sharding = "
+            f"'none' asks less of it."
         )
     return piece
