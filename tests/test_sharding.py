@@ -289,6 +289,28 @@ def test_replicas_may_pass_over_other_layers(
     assert metrics(tmp_path / "fsdp") == metrics(tmp_path / "none")
 
 
+class Cut(Droppable):
+    """At random, does not even use its input."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.training and torch.rand(()) < 0.5:
+            return torch.zeros_like(features)
+        return torch.relu(self.linear(features))
+
+
+@slow
+@processes
+def test_replicas_that_cannot_do_the_same_are_named(tmp_path: Path) -> None:
+    """They neither hang nor add up gradients of different layers of one size."""
+    inputs = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+    data = Dataset.from_arrays(train=(inputs, torch.arange(40) % 2), test=(inputs, [0] * 40))
+    tree = {**sharded().model_dump(mode="json", exclude_none=True), "model": {}}
+    tree["data"] = {"batch_size": 8}
+    model = nn.Sequential(nn.Linear(8, 8), *(Cut() for _ in range(4)), nn.Linear(8, 2))
+    with pytest.raises(WorkerError, match=r"ProtocolError: .* in the same order"):
+        ppll.Trainer(tree, model=model, data=data, out=tmp_path / "run").fit()
+
+
 @slow
 @processes
 @pytest.mark.parametrize(
