@@ -104,8 +104,9 @@ def evaluated(blocks: list[Block]) -> list[Tensor]:
     message = Message(kind=Kind.EVALUATE, sequence=0, step=6, tensors=tensors)
     found = []
     for block in blocks:
-        message = block.forward(message)
-        block.evaluate()
+        with block.exchange.evaluated(block.averages):
+            message = block.forward(message)
+            block.evaluate()
         found.append(message.features)
     return found
 

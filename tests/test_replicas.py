@@ -22,7 +22,14 @@ from ppll.channels.local import local_channel
 from ppll.config import Recipe
 from ppll.data import Dataset
 from ppll.ending import Ending
-from ppll.errors import ChannelClosed, DataError, Interrupted, RecipeError, WorkerError
+from ppll.errors import (
+    ChannelClosed,
+    DataError,
+    Interrupted,
+    ProtocolError,
+    RecipeError,
+    WorkerError,
+)
 from ppll.mesh import Mesh
 from ppll.message import Kind, Message
 from ppll.replicas.adding import Adder
@@ -141,7 +148,7 @@ def test_sums_have_one_order_in_any_replica(num: int) -> None:
         for index in range(num)
     ]
     lines = joined(num)
-    found = all_at_once([lambda i=i: lines[i].add_up(own[i]) for i in range(num)])
+    found = all_at_once([lambda i=i: lines[i].add_up(own[i], "sums") for i in range(num)])
     expected = list(own[0])
     for others in own[1:]:
         expected = [total + other for total, other in zip(expected, others, strict=True)]
@@ -149,6 +156,35 @@ def test_sums_have_one_order_in_any_replica(num: int) -> None:
         for total, wanted in zip(totals, expected, strict=True):
             assert total.dtype == wanted.dtype
             assert torch.equal(total, wanted)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        lambda line: line.add_up([torch.ones(4)], "bucket 1 of layer"),
+        lambda line: line.add_up([torch.ones(5)], "bucket 0 of layer"),
+        lambda line: line.add_up([torch.ones(4, dtype=torch.int32)], "bucket 0 of layer"),
+        lambda line: line.scatter([torch.ones(2)] * 2, 1, "scatter layer.2"),
+        lambda line: line.gather([torch.ones(2)] * 2, 1, "gather layer.2"),
+    ],
+    ids=["another", "longer", "other-type", "scatter", "gather"],
+)
+def test_replicas_that_do_not_ask_for_the_same_are_found(asked: Callable[[Line], Any]) -> None:
+    first, second = joined(2)
+    found: list[str] = []
+
+    def other() -> None:
+        with pytest.raises(ProtocolError, match="same in the same order") as caught:
+            asked(second)
+        found.append(str(caught.value))
+        second._before.outbox.close()
+
+    def own() -> None:
+        with pytest.raises(ChannelClosed):
+            first.add_up([torch.ones(4)], "bucket 0 of layer")
+
+    all_at_once([own, other])
+    assert "[bucket " in found[0]
 
 
 def test_a_rank_says_that_it_waits_for_its_replicas() -> None:
@@ -163,9 +199,9 @@ def test_a_rank_says_that_it_waits_for_its_replicas() -> None:
     monitor, found = Seen(), []
     monitor.enter(Activity.LEARN, block=3)
     adder = Adder(first.add_up, monitor)
-    adder.start([torch.ones(2)], found.extend)
+    adder.start([torch.ones(2)], "ones", found.extend)
     assert seen == [(Activity.LEARN, 3)]  # It goes on with its own work.
-    all_at_once([lambda: second.add_up([torch.ones(2)]), adder.finish])
+    all_at_once([lambda: second.add_up([torch.ones(2)], "ones"), adder.finish])
     assert found[0].tolist() == [2, 2]
     assert seen == [(Activity.LEARN, 3), (Activity.AVERAGE, 3), (Activity.LEARN, 3)]
     assert Activity.AVERAGE.waits
@@ -175,7 +211,7 @@ def test_a_rank_says_that_it_waits_for_its_replicas() -> None:
 def test_a_replica_that_is_gone_is_seen_at_the_end() -> None:
     first, second = joined(2)
     adder = Adder(first.add_up, Monitor())
-    adder.start([torch.ones(2)], lambda totals: None)
+    adder.start([torch.ones(2)], "ones", lambda totals: None)
     assert second._before is not None
     second._before.outbox.close()
     with pytest.raises(ChannelClosed):
@@ -195,12 +231,14 @@ class Recording(Adder):
     """Notes what is asked of it; alone, it finds its own numbers to be the sums."""
 
     def __init__(self) -> None:
-        super().__init__(list, Monitor())
+        super().__init__(lambda tensors, what: list(tensors), Monitor())
         self.sizes: list[list[int]] = []
 
-    def start(self, tensors: Sequence[Tensor], take: Callable[[list[Tensor]], None]) -> None:
+    def start(
+        self, tensors: Sequence[Tensor], what: str, take: Callable[[list[Tensor]], None]
+    ) -> None:
         self.sizes.append([tensor.numel() for tensor in tensors])
-        super().start(tensors, take)
+        super().start(tensors, what, take)
 
 
 def test_gradients_are_added_up_while_others_are_made() -> None:
@@ -230,7 +268,7 @@ def test_what_has_no_gradient_is_added_up_at_the_end() -> None:
     layer(torch.ones(1, 2)).sum().backward()
     assert adder.sizes == []  # The first bucket is one that never has any.
     assert not exchange.gather(leaves_out=False)
-    assert adder.sizes == [[1], [3], [2], [4], [1]]
+    assert adder.sizes == [[1], [3], [2], [4], [5]]
     assert unused.weight.grad is None
     assert layer.bias.grad.tolist() == [1, 1]
     assert exchange.gather(leaves_out=True)
@@ -242,7 +280,7 @@ def test_gradients_that_share_memory_are_added_up_each_by_itself() -> None:
     """Autograd may give two parameters views of one gradient; here one sample's."""
     token, position = (nn.Parameter(torch.randn(1, 3)) for _ in range(2))
     holder = nn.ParameterDict({"token": token, "position": position})
-    adder = Adder(lambda tensors: [2 * tensor for tensor in tensors], Monitor())
+    adder = Adder(lambda tensors, what: [2 * tensor for tensor in tensors], Monitor())
     modules = Modules([("embedding", holder)])
     exchange = Exchange(modules, adder, is_first=True, bucket_bytes=1)  # type: ignore[arg-type]
     factor = torch.randn(1, 1, 3)
@@ -252,6 +290,72 @@ def test_gradients_that_share_memory_are_added_up_each_by_itself() -> None:
     for parameter in (token, position):
         assert torch.equal(parameter.grad, 2 * factor[0])
     adder.close()
+
+
+def gated(module: nn.Module) -> Tensor:
+    """A path that a number has shut: its gradient is zero, but there is one."""
+    return module.shut * module.gated.sum()
+
+
+def passed_over(module: nn.Module) -> Tensor:
+    return module.kept.sum() * 0.0
+
+
+@pytest.mark.parametrize("num_parts", [1, 2])
+@pytest.mark.parametrize(
+    ("paths", "is_updated"),
+    [((gated, passed_over), True), ((passed_over, gated), True), ((passed_over,) * 2, False)],
+    ids=["first", "last", "none"],
+)
+def test_a_gradient_is_there_if_it_is_in_any_replica(
+    paths: Sequence[Callable[[nn.Module], Tensor]], is_updated: bool, num_parts: int
+) -> None:
+    """Also one of zero: weight decay and momentum change what has one, in all replicas or none.
+
+    Only the first part of a batch has the path.
+    """
+    modules = []
+    for _ in paths:
+        module = nn.ParameterDict({"gated": torch.ones(3), "kept": torch.ones(3)})
+        module.register_buffer("shut", torch.tensor(0.0))
+        modules.append(module)
+
+    def step(index: int, line: Line) -> None:
+        module, adder = modules[index], Adder(line.add_up, Monitor())
+        named = Modules([("layer", module)])
+        exchange = Exchange(named, adder, is_first=index == 0)  # type: ignore[arg-type]
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1, weight_decay=0.1)
+        for part in range(num_parts):
+            if part == num_parts - 1:
+                exchange.begin()
+            path = passed_over if part else paths[index]
+            (module.kept.sum() + path(module)).backward()
+        exchange.gather(leaves_out=False)
+        optimizer.step()
+        adder.close()
+
+    all_at_once([lambda i=i, line=line: step(i, line) for i, line in enumerate(joined(2))])
+    for module in modules:
+        expected = 1 - 0.1 * 0.1 if is_updated else 1.0
+        assert torch.equal(module.gated, torch.full((3,), expected))
+        assert (module.gated.grad is not None) == is_updated
+
+
+def test_no_gradient_changes_no_bit_of_another_replica_s() -> None:
+    """As of one replica with the whole batch: -0.0 stays -0.0."""
+    layers = [nn.ParameterDict({"weight": torch.ones(1)}) for _ in range(2)]
+
+    def step(index: int, line: Line) -> None:
+        adder = Adder(line.add_up, Monitor())
+        named = Modules([("layer", layers[index])])
+        exchange = Exchange(named, adder, is_first=index == 0)  # type: ignore[arg-type]
+        if index:
+            (layers[index].weight * torch.tensor([-0.0])).sum().backward()
+        exchange.gather(leaves_out=False)
+        adder.close()
+
+    all_at_once([lambda i=i, line=line: step(i, line) for i, line in enumerate(joined(2))])
+    assert [str(layer.weight.grad.item()) for layer in layers] == ["-0.0", "-0.0"]
 
 
 class Modules:
@@ -264,14 +368,15 @@ class Modules:
         return self._named
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        return [(n, p) for _, module in self._named for n, p in module.named_parameters()]
+        named = self._named
+        return [(f"{name}.{n}", p) for name, module in named for n, p in module.named_parameters()]
 
 
 def test_the_last_batch_of_an_interrupted_run_comes_to_all() -> None:
     endings = [Ending(lambda: True, 6), Ending(), Ending()]
     assert not endings[0].after(10)
     lines = joined(3, endings)
-    all_at_once([lambda line=line: line.add_up([torch.ones(1)]) for line in lines])
+    all_at_once([lambda line=line: line.add_up([torch.ones(1)], "ones") for line in lines])
     assert [[ending.after(step) for step in (15, 16)] for ending in endings] == [[False, True]] * 3
 
 

@@ -38,6 +38,12 @@ __all__ = ["private_cache", "two_hosts"]
 processes = pytest.mark.processes
 slow = pytest.mark.slow
 ADAMW = {"name": "adamw", "lr": 0.01, "clip_norm": 1.0}
+LONG_EVALUATIONS: dict[str, Any] = {
+    "data": {"eval_batch_size": 1, "validation": 9},
+    "runtime": {"capacity": 2},
+    "train": {"epochs": 2, "ema": 0.9},
+}
+"""Of more batches than a channel holds, after every epoch."""
 
 
 def sharded(replicas: Any = 2, sharding: str = "fsdp", stages: int = 1, **others: Any) -> Recipe:
@@ -70,9 +76,9 @@ def test_parts_are_added_up_and_gathered_in_one_order(num: int, size: int) -> No
 
     def share(index: int) -> Callable[[], None]:
         def work() -> None:
-            lines[index].scatter(list(rows[index]), index)
+            lines[index].scatter(list(rows[index]), index, "rows")
             rows[index][torch.arange(num) != index] = float("nan")
-            lines[index].gather(list(rows[index]), index)
+            lines[index].gather(list(rows[index]), index, "rows")
 
         return work
 
@@ -112,12 +118,12 @@ def test_updates_round_alike_wherever_a_tensor_is_cut(name: Any) -> None:
 class Nobody:
     """Replicas that have nothing but zeros."""
 
-    def gather(self, parts: Sequence[Tensor], own: int) -> None:
+    def gather(self, parts: Sequence[Tensor], own: int, what: str) -> None:
         for index, part in enumerate(parts):
             if index != own:
                 part.zero_()
 
-    def scatter(self, parts: Sequence[Tensor], own: int) -> None:
+    def scatter(self, parts: Sequence[Tensor], own: int, what: str) -> None:
         pass
 
 
@@ -129,7 +135,7 @@ def kept_bytes(num: int) -> tuple[int, int]:
     tensors = batches.train_batch(0, 0)
     with replica_mesh(0, num) as mesh:
         block = blueprint.build_block(0, torch.device("cpu"))
-        replicas = Replicas(Nobody(), Adder(list, Monitor()), mesh)
+        replicas = Replicas(Nobody(), Adder(lambda tensors, what: list(tensors), Monitor()), mesh)
         block.join(Shares(block.modules, replicas, may_leave_out=False), 0)
         values = {n: torch.ones(t.shape) for n, t in block.modules.named_tensors()}
         block.load(values, {})
@@ -163,7 +169,12 @@ def test_a_replica_keeps_its_share() -> None:
         pytest.param(
             3, 1, {"optimizer": ADAMW, "train": {"ema": 0.9, "accumulate": 2}}, id="three"
         ),
-        pytest.param([2, 1], 2, {}, id="uneven", marks=slow),
+        pytest.param([1, 2], 2, LONG_EVALUATIONS, id="more"),
+        pytest.param([2, 4], 2, LONG_EVALUATIONS, id="two-and-four", marks=slow),
+        pytest.param(
+            [1, 3, 1], 3, {**LONG_EVALUATIONS, "split": {"blocks": 3}}, id="wide", marks=slow
+        ),
+        pytest.param([2, 1], 2, LONG_EVALUATIONS, id="fewer", marks=slow),
         pytest.param(2, 1, {"train": {"precision": "fp16"}}, id="fp16", marks=slow),
         pytest.param(2, 1, {"train": {"precision": "bf16"}}, id="bf16", marks=slow),
         pytest.param(
@@ -183,6 +194,121 @@ def test_shares_change_no_bit(
     assert found["fsdp"].exit_accuracy == found["none"].exit_accuracy
     assert files(tmp_path / "fsdp") == files(tmp_path / "none")
     assert metrics(tmp_path / "fsdp") == metrics(tmp_path / "none")
+
+
+class Droppable(nn.Module):
+    """A residual layer that training passes over at random, each replica by its own numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.training and torch.rand(()) < 0.5:
+            return features
+        return features + torch.relu(self.linear(features))
+
+
+class Either(nn.Module):
+    """One of two parts, at random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+
+    def forward(self, features: Tensor) -> Tensor:
+        part: Tensor = self.parts[int(torch.rand(()) < 0.5)](features)
+        return part
+
+
+class Pair(nn.Module):
+    """Hands on two tensors."""
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return features, features.abs()
+
+
+class DroppablePair(nn.Module):
+    """Takes two tensors and hands them on, changed or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = Droppable()
+
+    def forward(self, both: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return self.layer(both[0]), both[1]
+
+
+class Sum(nn.Module):
+    def forward(self, both: tuple[Tensor, Tensor]) -> Tensor:
+        return both[0] + both[1]
+
+
+DROPPABLE: dict[str, Callable[[], list[nn.Module]]] = {
+    "layers": lambda: [Droppable(), Either(), Droppable(), Droppable(), Either(), Droppable()],
+    "several-tensors": lambda: [
+        *(Pair(), DroppablePair(), DroppablePair()),
+        *(DroppablePair(), DroppablePair(), Sum()),
+    ],
+}
+
+
+@processes
+@pytest.mark.parametrize(
+    ("middle", "replicas", "others"),
+    [
+        pytest.param("layers", 2, {}, id="layers"),
+        pytest.param("layers", 3, {"train": {"accumulate": 2}}, id="parts", marks=slow),
+        pytest.param("layers", [1, 2], {}, id="more", marks=slow),
+        pytest.param("several-tensors", 2, {}, id="several-tensors", marks=slow),
+        pytest.param(
+            "layers", 2, {"train": {"activation_checkpointing": True}}, id="again", marks=slow
+        ),
+        pytest.param("layers", 2, {"train": {"on_nonfinite": "skip"}}, id="skip", marks=slow),
+    ],
+)
+def test_replicas_may_pass_over_other_layers(
+    middle: str, replicas: Any, others: dict[str, Any], tmp_path: Path
+) -> None:
+    """The second block begins with such a layer: nothing before it needs a gradient."""
+    inputs = torch.randn(45, 8, generator=torch.Generator().manual_seed(0))
+    data = Dataset.from_arrays(train=(inputs, torch.arange(45) % 2), test=(inputs, [0] * 45))
+    train = {"epochs": 2, "ema": 0.9, **others.get("train", {})}
+    found = {}
+    for sharding in ("none", "fsdp"):
+        stages = 1 if isinstance(replicas, int) else 2
+        made = sharded(replicas, sharding, stages, optimizer=ADAMW, train=train)
+        tree = {**made.model_dump(mode="json", exclude_none=True), "model": {}}
+        tree["data"] = {"batch_size": 12}
+        torch.manual_seed(0)  # The run starts from the values of these layers.
+        model = nn.Sequential(nn.Linear(8, 8), *DROPPABLE[middle](), nn.Linear(8, 2))
+        trainer = ppll.Trainer(tree, model=model, data=data, out=tmp_path / sharding)
+        found[sharding] = trainer.fit()
+    assert found["fsdp"].weights_sha256 == found["none"].weights_sha256
+    assert files(tmp_path / "fsdp") == files(tmp_path / "none")
+    assert metrics(tmp_path / "fsdp") == metrics(tmp_path / "none")
+
+
+class Cut(Droppable):
+    """At random, does not even use its input."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.training and torch.rand(()) < 0.5:
+            return torch.zeros_like(features)
+        return torch.relu(self.linear(features))
+
+
+@slow
+@processes
+def test_replicas_that_cannot_do_the_same_are_named(tmp_path: Path) -> None:
+    """They neither hang nor add up gradients of different layers of one size."""
+    inputs = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+    data = Dataset.from_arrays(train=(inputs, torch.arange(40) % 2), test=(inputs, [0] * 40))
+    tree = {**sharded().model_dump(mode="json", exclude_none=True), "model": {}}
+    tree["data"] = {"batch_size": 8}
+    model = nn.Sequential(nn.Linear(8, 8), *(Cut() for _ in range(4)), nn.Linear(8, 2))
+    with pytest.raises(WorkerError, match=r"ProtocolError: .* in the same order"):
+        ppll.Trainer(tree, model=model, data=data, out=tmp_path / "run").fit()
 
 
 @slow
@@ -219,6 +345,25 @@ def test_a_run_goes_on_with_shares_or_without(
         made = sharded(2, after, stages, optimizer=ADAMW)
         again = ppll.Trainer(made, out=out, resume=True).fit()
         assert again.weights_sha256 == whole.weights_sha256
+
+
+@slow
+@processes
+def test_a_run_goes_on_right_before_an_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the last batch of an epoch; nothing was gathered before it."""
+    others = {**LONG_EVALUATIONS, "checkpoint": {"every_steps": 4}}
+    whole = ppll.Trainer(sharded([1, 2], "none", 2, **others), out=tmp_path / "whole").fit()
+    made = sharded([1, 2], "fsdp", 2, **others)
+    monkeypatch.setenv(FAULT_VARIABLE, Fault(2, 7).to_environment()[FAULT_VARIABLE])
+    with pytest.raises(WorkerError, match=r"rank 2 \(stage 1 of replica 1.*step 7"):
+        ppll.Trainer(made, out=tmp_path / "run").fit()
+    monkeypatch.delenv(FAULT_VARIABLE)
+    again = ppll.Trainer(made, out=tmp_path / "run", resume=True).fit()
+    assert again.weights_sha256 == whole.weights_sha256
+    rows = [row for row in metrics(tmp_path / "run") if row["kind"] == "validation"]
+    assert [row["step"] for row in rows if not row["block"]] == [4, 8]
 
 
 @processes

@@ -1,7 +1,7 @@
 """The order of everything that happens in a run, letter by letter.
 
-t: training batch, v/e: evaluation batch of validation/test, |: its end, E: end of an epoch,
-C: checkpoint, S: stop.
+t: training batch, B: an evaluation begins, v/e: its batch of validation/test, |: it ends,
+E: end of an epoch, C: checkpoint, S: stop.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tests.interleaving import MadeUpBatches
 
 LETTERS = {
     Kind.TRAIN: "t",
+    Kind.EVALUATION_BEGIN: "B",
     Kind.EVALUATION_END: "|",
     Kind.EPOCH_END: "E",
     Kind.CHECKPOINT: "C",
@@ -52,30 +53,30 @@ BEST = {"keep": "best"}
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ({"num_steps": 2}, "ttCEe|S"),
-        ({"num_steps": 4}, "ttEe|ttCEe|S"),
-        ({"num_steps": 3}, "ttEe|tCEe|S"),
-        ({"num_steps": 4, "splits": BOTH}, "ttEv|ttCEv|e|S"),
-        ({"num_steps": 6, "train": {"evaluate_every": 2}}, "ttEttEe|ttCEe|S"),
-        ({"num_steps": 4, "train": {"evaluate_every": 0}}, "ttEttCEe|S"),
-        ({"num_steps": 4, "checkpoint": {"every_steps": 2}}, "ttCEe|ttCEe|S"),
-        ({"num_steps": 4, "checkpoint": {"every_steps": 3}}, "ttEe|tCtCEe|S"),
-        ({"num_steps": 4, "splits": BOTH, "checkpoint": BEST}, "ttCEv|ttCEv|e|S"),
-        ({"num_steps": 5, "splits": BOTH, "checkpoint": BEST}, "ttCEv|ttCEv|tCEv|e|S"),
+        ({"num_steps": 2}, "ttCEBe|S"),
+        ({"num_steps": 4}, "ttEBe|ttCEBe|S"),
+        ({"num_steps": 3}, "ttEBe|tCEBe|S"),
+        ({"num_steps": 4, "splits": BOTH}, "ttEBv|ttCEBv|Be|S"),
+        ({"num_steps": 6, "train": {"evaluate_every": 2}}, "ttEttEBe|ttCEBe|S"),
+        ({"num_steps": 4, "train": {"evaluate_every": 0}}, "ttEttCEBe|S"),
+        ({"num_steps": 4, "checkpoint": {"every_steps": 2}}, "ttCEBe|ttCEBe|S"),
+        ({"num_steps": 4, "checkpoint": {"every_steps": 3}}, "ttEBe|tCtCEBe|S"),
+        ({"num_steps": 4, "splits": BOTH, "checkpoint": BEST}, "ttCEBv|ttCEBv|Be|S"),
+        ({"num_steps": 5, "splits": BOTH, "checkpoint": BEST}, "ttCEBv|ttCEBv|tCEBv|Be|S"),
         (
             {"num_steps": 6, "splits": BOTH, "train": {"evaluate_every": 2}, "checkpoint": BEST},
-            "ttEttCEv|ttCEv|e|S",
+            "ttEttCEBv|ttCEBv|Be|S",
         ),
         (
             {"num_steps": 4, "splits": BOTH, "checkpoint": {**BEST, "every_steps": 1}},
-            "tCtCEv|tCtCEv|e|S",
+            "tCtCEBv|tCtCEBv|Be|S",
         ),
-        ({"num_steps": 4, "start_step": 1}, "tEe|ttCEe|S"),
-        ({"num_steps": 4, "start_step": 2}, "Ee|ttCEe|S"),
-        ({"num_steps": 4, "start_step": 3}, "tCEe|S"),
-        ({"num_steps": 4, "start_step": 4}, "Ee|S"),
+        ({"num_steps": 4, "start_step": 1}, "tEBe|ttCEBe|S"),
+        ({"num_steps": 4, "start_step": 2}, "EBe|ttCEBe|S"),
+        ({"num_steps": 4, "start_step": 3}, "tCEBe|S"),
+        ({"num_steps": 4, "start_step": 4}, "EBe|S"),
         ({"num_steps": 4, "ending": Ending(lambda: True)}, "tCS"),
-        ({"num_steps": 4, "ending": Ending(lambda: True), "start_step": 3}, "tCEe|S"),
+        ({"num_steps": 4, "ending": Ending(lambda: True), "start_step": 3}, "tCEBe|S"),
     ],
 )
 def test_order(arguments, expected: str) -> None:
@@ -114,7 +115,7 @@ def test_batches_are_those_of_their_epoch_and_place() -> None:
 
 def test_an_evaluation_passes_every_split_once() -> None:
     messages = list(evaluation_stream(Batches(2, BOTH), step=7))
-    assert letters(messages) == "v|e|S"
+    assert letters(messages) == "Bv|Be|S"
     assert {m.step for m in messages} == {7}
 
 

@@ -57,15 +57,17 @@ class Kind(enum.IntEnum):
 
     TRAIN = 1
     """Send the features on, then learn from the batch."""
-    EVALUATE = 2
+    EVALUATION_BEGIN = 2
+    """Get ready to evaluate the samples that ``split`` names, with averages where there are."""
+    EVALUATE = 3
     """Send the features on and count what the block's exit gets right; learn nothing."""
-    EVALUATION_END = 3
+    EVALUATION_END = 4
     """Report what was counted since the last end; ``split`` says on which samples."""
-    EPOCH_END = 4
+    EPOCH_END = 5
     """All batches of an epoch have passed."""
-    CHECKPOINT = 5
+    CHECKPOINT = 6
     """Save yourself as you are now, after ``step`` training batches."""
-    STOP = 6
+    STOP = 7
     """Nothing follows."""
 
 

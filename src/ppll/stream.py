@@ -138,6 +138,7 @@ def _is_evaluated(batches: Batches, recipe: Recipe, step: int) -> bool:
 
 
 def _evaluation(batches: Batches, split: str, step: int, epoch: int) -> Iterator[Draft]:
+    yield _mark(Kind.EVALUATION_BEGIN, step, epoch, split)
     for tensors in batches.evaluation_batches(split):
         yield {**_mark(Kind.EVALUATE, step, epoch, split), "tensors": tensors}
     yield _mark(Kind.EVALUATION_END, step, epoch, split)

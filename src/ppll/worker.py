@@ -18,6 +18,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
 from torch import Tensor
@@ -68,8 +69,9 @@ class Worker:
         """Last evaluation of every split, by split and block index."""
         self.last_message: Message | None = None
         self.evaluation_s = 0.0
-        """Seconds from the first batch of an evaluation to its end, summed over evaluations."""
-        self._evaluates_since: float | None = None
+        """Seconds from the beginning of an evaluation to its end, summed over evaluations."""
+        self._evaluation = ExitStack()
+        """What blocks compute with in an evaluation; empty otherwise."""
         self._ends = ends
         self._inbox = ends.inbox
         self._outbox = ends.outbox
@@ -103,8 +105,6 @@ class Worker:
     def _handle(self, message: Message) -> Iterator[Waiting]:
         if self._saver is not None:
             self._saver.hear(message.saved_step)
-        if message.kind is Kind.EVALUATE and self._evaluates_since is None:
-            self._evaluates_since = time.monotonic()
         if message.kind in (Kind.TRAIN, Kind.EVALUATE):
             yield from self._pass_batch(message)
         else:
@@ -233,7 +233,10 @@ class Worker:
                     self._saver.save(message.step, self.blocks)
                 else:
                     self._help_to_save()
+            case Kind.EVALUATION_BEGIN:
+                self._begin_evaluation()
             case Kind.EVALUATION_END:
+                self._evaluation.close()
                 self._write_evaluation(message)
             case Kind.EPOCH_END:
                 self._write_training(message)
@@ -263,14 +266,16 @@ class Worker:
         if self._metrics is not None:
             self._metrics.flush()
 
-    def _write_evaluation(self, message: Message) -> None:
+    def _begin_evaluation(self) -> None:
+        """In every replica at once, also in those that no batch of an evaluation comes to."""
+        self.evaluation_s -= time.monotonic()
         for block in self.blocks:
-            block.exchange.end_evaluation(block.averages)
+            self._evaluation.enter_context(block.exchange.evaluated(block.averages))
+
+    def _write_evaluation(self, message: Message) -> None:
         tallies = {block.index: block.counts.take() for block in self.blocks}
         self.exits[message.split] = tallies
-        if self._evaluates_since is not None:
-            self.evaluation_s += time.monotonic() - self._evaluates_since
-            self._evaluates_since = None
+        self.evaluation_s += time.monotonic()
         if self._saver is not None and message.split == "validation":
             self._saver.note_validation(message.step, tallies[self.blocks[-1].index].accuracy)
         for index, tally in tallies.items():

@@ -49,7 +49,7 @@ def test_a_sleeping_block_adds_up_every_bucket() -> None:
     asked: list[int] = []
 
     class Adder:
-        def start(self, tensors: list, take: object) -> None:
+        def start(self, tensors: list, what: str, take: object) -> None:
             asked.extend(tensor.nbytes for tensor in tensors)
 
         def finish(self) -> None:

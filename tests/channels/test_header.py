@@ -53,7 +53,7 @@ def test_tensors_lie_one_after_the_other_on_boundaries() -> None:
     ("offset", "form", "value", "complaint"),
     [
         (0, "4s", b"HTTP", "magic is b'HTTP', expected b'PPLL'"),
-        (4, "<H", 1, "version is 1, expected 4"),
+        (4, "<H", 1, "version is 1, expected 5"),
         (6, "B", 0, r"kind is 0, expected one of \[1, 2"),
         (7, "B", 17, "number of tensors is 17, expected at most 16"),
         (8, "B", 2, "own-memory flag is 2"),

@@ -66,16 +66,16 @@ def test_every_replica_gets_its_shard_and_every_mark() -> None:
     """Evaluations are the first one's, whose messages keep their numbers; others count theirs."""
     channels = [local_channel(8) for _ in range(3)]
     outbox = Scatter([sender for sender, _ in channels])
-    kinds = [Kind.TRAIN, Kind.EVALUATE, Kind.EVALUATION_END, Kind.TRAIN, Kind.STOP]
+    kinds = [Kind.TRAIN, Kind.EVALUATION_BEGIN, Kind.EVALUATE, Kind.EVALUATION_END, Kind.STOP]
     for sequence, kind in enumerate(kinds, start=7):
         outbox.send(message(sequence, kind))
     got = [[end.recv() for _ in range(end.fill)] for _, end in channels]
     assert [[(m.kind, m.sequence) for m in row] for row in got[1:]] == [
-        [(Kind.TRAIN, 0), (Kind.EVALUATION_END, 1), (Kind.TRAIN, 2), (Kind.STOP, 3)]
+        [(Kind.TRAIN, 0), (Kind.EVALUATION_BEGIN, 1), (Kind.EVALUATION_END, 2), (Kind.STOP, 3)]
     ] * 2
     assert [(m.kind, m.sequence) for m in got[0]] == list(zip(kinds, range(7, 12), strict=True))
     assert [len(row[0].targets) for row in got] == [1, 2, 2]
-    assert len(got[0][1].targets) == 5
+    assert len(got[0][2].targets) == 5
 
 
 @pytest.mark.parametrize("num", [2, 3])

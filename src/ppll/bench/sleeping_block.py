@@ -84,7 +84,7 @@ class SleepingBlock:
             part.copy_(totals[0])
 
         if self._adder is not None:
-            self._adder.start([part], take)
+            self._adder.start([part], f"part of {self.index}", take)
 
     def take_training(self) -> Tally:
         """Nothing was counted."""

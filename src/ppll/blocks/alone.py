@@ -60,8 +60,6 @@ class Alone:
         return dict(named)
 
     def evaluated(self, averages: Averages | None) -> AbstractContextManager[None]:
-        """Evaluates with the averages in place of the parameters, where there are some."""
+        """An evaluation, in every replica: with the averages in place of the parameters, where
+        there are some."""
         return nullcontext() if averages is None else averages.in_place()
-
-    def end_evaluation(self, averages: Averages | None) -> None:
-        """An evaluation ends, in every replica."""

@@ -152,8 +152,7 @@ class Block:
         inputs = received[FEATURES]
         if trains and self.method.needs_input_gradient and inputs.is_floating_point():
             inputs = inputs.view_as(inputs).requires_grad_()
-        weights = nullcontext() if trains else self.exchange.evaluated(self.averages)
-        with torch.set_grad_enabled(trains), weights, self._autocast(), self._attention():
+        with torch.set_grad_enabled(trains), self._autocast(), self._attention():
             # Evaluation is not compiled: a network that is loaded must compute alike.
             compute = self._compute if trains else _compute
             features, beside = compute(self.modules, inputs, received)
@@ -222,8 +221,7 @@ class Block:
         """Count what the block's exit gets right on the message of the last ``forward``."""
         passage = self._take_passage()
         targets = passage.message.targets
-        weights = self.exchange.evaluated(self.averages)
-        with torch.no_grad(), weights, self._autocast(), self._attention():
+        with torch.no_grad(), self._autocast(), self._attention():
             logits = self.method.exit(self.modules.auxiliary, passage.features)
             loss = None if logits is None else self._task_loss(logits, targets)
         self._refuse_in_place(passage)

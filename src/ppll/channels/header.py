@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 MAGIC: Final = b"PPLL"
-VERSION: Final = 4
+VERSION: Final = 5
 MAX_PARTS: Final = 2**16 - 1
 _PREFIX: Final = struct.Struct(f"<4sHBBBBHH2xdqqqq{NAME_BYTES}s")
 HEADER_BYTES: Final = _PREFIX.size + MAX_FIELDS * FIELD_BYTES

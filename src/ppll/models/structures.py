@@ -18,7 +18,7 @@ from torch import Tensor
 from ppll.errors import ModelError
 from ppll.message import BESIDE
 
-__all__ = ["MAX_BESIDE", "Structure", "changed_error", "problem_of", "tensors_of"]
+__all__ = ["MAX_BESIDE", "Structure", "changed_error", "mapped", "problem_of", "tensors_of"]
 
 MAX_BESIDE: Final = 8
 """Tensors beside the main one; with the other fields, as many as a message holds."""
@@ -59,7 +59,7 @@ class Structure:
     @property
     def layout(self) -> str:
         """How it looks, for people."""
-        return _described(_mapped(lambda _: torch.empty(0), self.pattern))
+        return _described(mapped(lambda _: torch.empty(0), self.pattern))
 
     def taken_apart(self, output: object) -> tuple[Tensor, dict[str, Tensor]] | None:
         """The main tensor and the other fields; none where the output is put together otherwise,
@@ -76,7 +76,7 @@ class Structure:
         """What the layer handed on, from the main tensor and a message's fields."""
         leaves = [fields[name] for name in self.names]
         leaves.insert(self.main, features)
-        return _mapped(leaves.__getitem__, self.pattern)
+        return mapped(leaves.__getitem__, self.pattern)
 
 
 def tensors_of(output: object) -> list[Tensor]:
@@ -115,7 +115,7 @@ def _problem_of_type(output: object) -> str | None:
 
 def _described(output: object) -> str:
     """How an output is put together, for people: ``(Tensor, Tensor)``."""
-    return str(_mapped(lambda leaf: _Word(type(leaf).__name__), output))
+    return str(mapped(lambda leaf: _Word(type(leaf).__name__), output))
 
 
 class _Word(str):
@@ -135,18 +135,18 @@ def _numbered(output: object) -> tuple[Any, list[Any]]:
         leaves.append(leaf)
         return len(leaves) - 1
 
-    return _mapped(number, output), leaves
+    return mapped(number, output), leaves
 
 
-def _mapped(function: Callable[[Any], Any], thing: Any) -> Any:
+def mapped(function: Callable[[Any], Any], thing: Any) -> Any:
     """A thing with what a function makes of all in it that is no tuple, list or dict."""
     kind: Any = type(thing)
     if kind is dict or kind is OrderedDict:
-        return kind((key, _mapped(function, value)) for key, value in thing.items())
+        return kind((key, mapped(function, value)) for key, value in thing.items())
     if isinstance(thing, tuple) and hasattr(thing, "_fields"):
-        return kind(*[_mapped(function, value) for value in thing])
+        return kind(*[mapped(function, value) for value in thing])
     if isinstance(thing, tuple | list):
-        return kind([_mapped(function, value) for value in thing])
+        return kind([mapped(function, value) for value in thing])
     return function(thing)
 
 

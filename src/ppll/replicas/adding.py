@@ -14,8 +14,8 @@ from ppll.status import Activity, Monitor
 
 __all__ = ["AddUp", "Adder"]
 
-AddUp: TypeAlias = Callable[[Sequence[Tensor]], list[Tensor]]
-"""Sums of tensors over all replicas, of the same types and shapes; all must ask for the same."""
+AddUp: TypeAlias = Callable[[Sequence[Tensor], str], list[Tensor]]
+"""Sums of tensors over all replicas, of the same types and shapes, by the same name everywhere."""
 
 
 class Adder:
@@ -32,18 +32,22 @@ class Adder:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="adding up")
         self._started: list[Future[None]] = []
 
-    def start(self, tensors: Sequence[Tensor], take: Callable[[list[Tensor]], None]) -> None:
+    def start(
+        self, tensors: Sequence[Tensor], what: str, take: Callable[[list[Tensor]], None]
+    ) -> None:
         """Add up tensors, which stay as they are until ``take`` is called with the sums.
 
-        ``take`` is called in the other thread; ``finish`` returns after that.
+        ``what`` names them; see ``Line.add_up``. ``take`` is called in the other thread;
+        ``finish`` returns after that.
         """
-        self._started.append(self._thread.submit(self._work, tensors, take))
+        self._started.append(self._thread.submit(self._work, tensors, what, take))
 
     def finish(self) -> None:
         """Wait until all that was started is over.
 
         Raises:
             ChannelClosed: A replica is gone.
+            ProtocolError: A replica asks for something else.
         """
         started, self._started = self._started, []
         with self.waiting():
@@ -63,5 +67,7 @@ class Adder:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     @torch.no_grad()
-    def _work(self, tensors: Sequence[Tensor], take: Callable[[list[Tensor]], None]) -> None:
-        take(self._add_up(tensors))
+    def _work(
+        self, tensors: Sequence[Tensor], what: str, take: Callable[[list[Tensor]], None]
+    ) -> None:
+        take(self._add_up(tensors, what))

@@ -13,8 +13,8 @@ gradient) every replica takes part at the same place in the stream.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -28,8 +28,10 @@ from torch.distributed.tensor import DTensor
 from ppll.auxiliary.together import HeadAndMore
 from ppll.blocks.averages import Averages
 from ppll.blocks.modules import BlockModules
+from ppll.models.names import qualified
 from ppll.replicas.adding import Adder
 from ppll.replicas.exchange import Exchange
+from ppll.replicas.same_way import SameWay
 
 __all__ = ["PartsLine", "Replicas", "Shares", "replica_mesh"]
 
@@ -39,11 +41,11 @@ _BACKEND: Final = "ppll"
 class PartsLine(Protocol):
     """How replicas reach each other; see ``replicas.Line``."""
 
-    def gather(self, parts: Sequence[Tensor], own: int) -> None:
+    def gather(self, parts: Sequence[Tensor], own: int, what: str) -> None:
         """Fill in what the other replicas have."""
         ...
 
-    def scatter(self, parts: Sequence[Tensor], own: int) -> None:
+    def scatter(self, parts: Sequence[Tensor], own: int, what: str) -> None:
         """Make this replica's part the sum of all replicas'."""
         ...
 
@@ -71,15 +73,15 @@ class Replicas:
         """One of each replica, of a row whose length they divide."""
         return list(row.view(self.mesh.size(), -1))
 
-    def gather(self, row: Tensor) -> None:
+    def gather(self, row: Tensor, name: str) -> None:
         """Fill in the others' parts of a row."""
         with self.adder.waiting():
-            self.line.gather(self.parts(row), self.index)
+            self.line.gather(self.parts(row), self.index, f"gather {name}")
 
-    def scatter(self, row: Tensor) -> None:
+    def scatter(self, row: Tensor, name: str) -> None:
         """Make this replica's part of a row the sum of all replicas'."""
         with self.adder.waiting():
-            self.line.scatter(self.parts(row), self.index)
+            self.line.scatter(self.parts(row), self.index, f"scatter {name}")
 
 
 class Shares(Exchange):
@@ -95,14 +97,24 @@ class Shares(Exchange):
         self._replicas = replicas
         self._index, self._num = replicas.index, replicas.mesh.size()
         self._may_leave_out = may_leave_out
-        self._units = [_sharded(unit, replicas) for unit in _units(modules)]
+        self._units = [self._shared(name, unit) for name, unit in _units(modules)]
         share_comm_ctx(self._units)
         self._sharded = {n: p for n, p in modules.named_parameters() if isinstance(p, DTensor)}
         with torch.no_grad():
             own = {n: nn.Parameter(_local(p), p.requires_grad) for n, p in self._sharded.items()}
         self._kept = {**dict(modules.named_parameters()), **own}
-        self._evaluation: ExitStack | None = None
         super().__init__(modules, replicas.adder, is_first=self._index == 0, but_for=own)
+
+    def _shared(self, name: str, unit: nn.Module) -> FSDPModule:
+        """A unit whose parameters are shares from now on."""
+        way = SameWay(unit)
+
+        def note_found() -> None:
+            self._found.update(self._kept[qualified(name, own)] for own in way.take_found())
+
+        gather = _Gather(self._replicas, name)
+        scatter = _Scatter(self._replicas, name, note_found)
+        return _sharded(unit, self._replicas.mesh, gather, scatter)
 
     def kept(self, modules: BlockModules) -> dict[str, nn.Parameter]:  # noqa: ARG002
         """What the optimizer updates, by name: the shares, and what cannot be cut."""
@@ -120,7 +132,7 @@ class Shares(Exchange):
         """Whether any replica leaves the batch out: a backward pass is of all or of none."""
         if not self._may_leave_out:
             return leaves_out
-        return bool(self.total(torch.tensor([leaves_out], dtype=torch.float64)))
+        return bool(self._sums([torch.tensor([leaves_out])], "agree")[0])
 
     def begin(self) -> None:
         """The last backward pass of a batch begins: each layer's gradients are added up in it."""
@@ -154,7 +166,7 @@ class Shares(Exchange):
         """
         for name, tensor in named:
             parameter = self._parameter_of(name, tensor)
-            yield name, tensor if parameter is None else self._whole(tensor, parameter.shape)
+            yield name, tensor if parameter is None else self._whole(name, tensor, parameter.shape)
 
     def own(self, named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
         """This replica's shares of whole tensors."""
@@ -163,32 +175,22 @@ class Shares(Exchange):
             for name, tensor in named
         }
 
-    def evaluated(self, averages: Averages | None) -> AbstractContextManager[None]:
-        """Evaluates with whole parameters, which stay here until the evaluation ends."""
-        if self._evaluation is None:
-            self._evaluation = self._gathered(averages, stays=True)
-        return nullcontext()
-
-    def end_evaluation(self, averages: Averages | None) -> None:
-        """An evaluation ends; a replica that was not asked to evaluate hands over its shares."""
-        evaluation = self._evaluation or self._gathered(averages, stays=False)
-        for unit in self._units:
-            unit.set_reshard_after_forward(True, recurse=False)
-            unit.reshard()
-        evaluation.close()
-        self._evaluation = None
-
-    def _gathered(self, averages: Averages | None, *, stays: bool) -> ExitStack:
-        """Gather every layer's parameters, with the averages in their place until the end."""
-        evaluation = ExitStack()
-        if averages is not None:
-            evaluation.enter_context(averages.copied_in_place())
-        for unit in self._units:
-            unit.set_reshard_after_forward(not stays, recurse=False)
-            unit.unshard()
-            if not stays:
+    @contextmanager
+    def evaluated(self, averages: Averages | None) -> Iterator[None]:
+        """An evaluation: the first replica, which alone is asked, holds whole parameters."""
+        evaluates = self._index == 0
+        with nullcontext() if averages is None else averages.copied_in_place():
+            for unit in self._units:
+                unit.set_reshard_after_forward(not evaluates, recurse=False)
+                unit.unshard()
+                if not evaluates:
+                    unit.reshard()
+        try:
+            yield
+        finally:
+            for unit in self._units:
+                unit.set_reshard_after_forward(True, recurse=False)
                 unit.reshard()
-        return evaluation
 
     def _parameter_of(self, name: str, tensor: Tensor) -> Tensor | None:
         """The parameter that is cut as a tensor is, itself or what it goes with; none for others.
@@ -202,13 +204,13 @@ class Shares(Exchange):
         num_rows = -(-len(tensor) // self._num)
         return tensor[num_rows * self._index : num_rows * (self._index + 1)].clone()
 
-    def _whole(self, own: Tensor, shape: torch.Size) -> Tensor:
+    def _whole(self, name: str, own: Tensor, shape: torch.Size) -> Tensor:
         num_rows = -(-shape[0] // self._num)
         with torch.no_grad():
             own = _local(own)
             padded = own.new_zeros((self._num, num_rows, *shape[1:]))
             padded[self._index, : len(own)] = own
-        self._replicas.gather(padded)
+        self._replicas.gather(padded, name)
         return padded.view(-1, *shape[1:])[: shape[0]]
 
 
@@ -223,41 +225,48 @@ def _local(tensor: Tensor) -> Tensor:
 class _Gather:
     """How ``fully_shard`` gathers parameters: over the replicas' own channels."""
 
-    def __init__(self, replicas: Replicas) -> None:
+    def __init__(self, replicas: Replicas, name: str) -> None:
         self._replicas = replicas
+        self._name = name
 
     def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.empty(*size, dtype=dtype, device=device)
 
     def __call__(self, output_tensor: Tensor, input_tensor: Tensor, **_: Any) -> None:
         self._replicas.parts(output_tensor)[self._replicas.index].copy_(input_tensor)
-        self._replicas.gather(output_tensor)
+        self._replicas.gather(output_tensor, self._name)
 
 
 class _Scatter(_Gather):
-    """How ``fully_shard`` adds up gradients."""
+    """How ``fully_shard`` adds up gradients; tells when it has taken them."""
+
+    def __init__(self, replicas: Replicas, name: str, note_taken: Callable[[], None]) -> None:
+        super().__init__(replicas, name)
+        self._note_taken = note_taken
 
     def __call__(self, output_tensor: Tensor, input_tensor: Tensor, **_: Any) -> None:
-        self._replicas.scatter(input_tensor)
+        self._note_taken()
+        self._replicas.scatter(input_tensor, self._name)
         output_tensor.copy_(self._replicas.parts(input_tensor)[self._replicas.index])
 
 
-def _units(modules: BlockModules) -> Iterator[nn.Module]:
-    """What is called as a whole, and gathered as a whole."""
-    for _, module in modules.named():
-        parts = module.children() if isinstance(module, HeadAndMore) else [module]
-        yield from (part for part in parts if any(p.ndim for p in part.parameters()))
+def _units(modules: BlockModules) -> Iterator[tuple[str, nn.Module]]:
+    """What is called as a whole, and gathered as a whole, with the prefix of its names."""
+    for name, module in modules.named():
+        named = [*module.named_children()] if isinstance(module, HeadAndMore) else [("", module)]
+        for inner, part in named:
+            if any(p.ndim for p in part.parameters()):
+                yield qualified(name, inner), part
 
 
-def _sharded(unit: nn.Module, replicas: Replicas) -> FSDPModule:
+def _sharded(unit: nn.Module, mesh: DeviceMesh, gather: _Gather, scatter: _Scatter) -> FSDPModule:
     """A layer whose parameters are shares from now on; numbers cannot be cut."""
     numbers = {p for p in unit.parameters() if not p.ndim}
-    mesh = replicas.mesh
     sharded = fully_shard(unit, mesh=mesh, reshard_after_forward=True, ignored_params=numbers)
     sharded.set_requires_gradient_sync(False)
     comms: Any = sharded  # Torch asks for classes of its own, but uses what they have.
-    comms.set_custom_all_gather(_Gather(replicas))
-    comms.set_custom_reduce_scatter(_Scatter(replicas))
+    comms.set_custom_all_gather(gather)
+    comms.set_custom_reduce_scatter(scatter)
     sharded.set_gradient_divide_factor(1.0)
     sharded.set_force_sum_reduction_for_comms(True)
     # Nothing but itself is gathered ahead: what torch guesses depends on who evaluates.

@@ -21,14 +21,14 @@ PIECE_BYTES: Final = 1 << 20
 """Bytes of gradients that travel between replicas at once."""
 BUCKET_BYTES: Final = 4 << 20
 """Bytes of gradients that are added up at once, or more; the sums are the same with any."""
-_NUMBER_BYTES: Final = 8
+_NUMBER_BYTES: Final = 8  # of what goes along at last; it is the latency that counts
 
 
 def exposed_s(made: Iterable[tuple[float, float]], num_replicas: int, link: Link) -> float:
     """Seconds for which replicas go on adding up when a block's backward pass is over.
 
-    Gradients are added up in buckets, one after the other, each as soon as it is made; at last a
-    number goes along the line that says whether the batch is left out.
+    Gradients are added up in buckets, one after the other, each as soon as it is made; at last
+    a few numbers go along the line: whether the batch is left out, and who has which gradients.
 
     Args:
         made: Steps of the backward pass: their seconds, and bytes of gradients that are there then.
