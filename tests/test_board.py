@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 from ppll.hosts.board import Board
+from ppll.hosts.departure import Departure
 from ppll.mesh import Mesh
 from ppll.world import World
 
@@ -34,7 +35,7 @@ def test_who_leaves_is_not_inside_the_store_any_more() -> None:
     """The interpreter's end would abort a process with a thread there."""
     store = SlowStore()
     world = World(0, 1, 0, 1, 0, "host", "127.0.0.1", store, store)
-    board = Board(world, Mesh.of(1), timeout_s=60)
+    board = Board(world, Mesh.of(1), 60, Departure())
     assert store.asked.wait(20)
     threading.Timer(0.2, store.answers.set).start()
     board.close()

@@ -184,7 +184,7 @@ def count_starts(world: World, out: Path) -> int:
 
 
 def private_folder(world: World) -> Path:
-    """A folder in which the processes of this host meet; the first of them removes it."""
+    """A folder in which the processes of this host meet; whoever leaves it removes it."""
     key = f"folder/{world.host_index}"
     if not world.speaks:
         return Path(world.read(key, _SHORT_S))
