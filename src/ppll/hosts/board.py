@@ -195,8 +195,8 @@ class Board:
         if not self._world.speaks:
             time.sleep(_HEARD_S)
         with suppress(RuntimeError):  # The store may be gone.
-            before: int = self._world.store.clone().add(f"said/{self._world.host_index}", 1)
-            return before == 1
+            count: int = self._world.store.clone().add(f"said/{self._world.host_index}", 1)
+            return count == 1
         return self._world.speaks
 
     # --- the threads -----------------------------------------------------------------------
