@@ -68,10 +68,13 @@ def check(case: HostCase, net: Network, out: Path, expected_hash: str, stages: i
     stamp, late_s = out.with_suffix(".stamp"), 0.0
     fault = Fault(case.rank, STEPS[case.when], case.when, case.how, stamp=str(stamp))
     command = ["ppll", "train", str(_recipe_file(case, out)), f"--out={out}"]
-    agents = net.torchrun(command, 2, **fault.to_environment())
+    temporary = out.with_suffix(".tmp")
+    temporary.mkdir()
+    agents = net.torchrun(command, 2, TMPDIR=str(temporary), **fault.to_environment())
     try:
         with ThreadPoolExecutor(len(agents)) as pool:
             told = list(pool.map(_told, agents))
+        check_nothing_is_left(temporary)
     finally:
         net.remove_processes()  # Agents wait half a minute for a process that is stopped.
     _check_messages(case, net, [message for message, _ in told])
@@ -88,6 +91,14 @@ def _recipe_file(case: HostCase, out: Path) -> Path:
     path = out.with_suffix(".toml")
     path.write_text(recipe(**timeout).to_toml(), encoding="utf-8")
     return path
+
+
+def check_nothing_is_left(temporary: Path, timeout_s: float = 5.0) -> None:
+    """Fail if a folder for temporary files still holds some of ours, once processes have left."""
+    deadline = time.monotonic() + timeout_s
+    while left := [path for path in temporary.iterdir() if "torch" not in path.name]:
+        assert time.monotonic() < deadline, f"files left behind: {left}"
+        time.sleep(0.05)
 
 
 def _told(agent: subprocess.Popen[str]) -> tuple[str, float]:

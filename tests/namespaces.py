@@ -1,4 +1,5 @@
-"""Hosts for tests: network namespaces of this machine, joined by a switch (Linux, root)."""
+"""Hosts for tests: network namespaces of this machine, joined by a switch (Linux, root); and
+torchrun on this one."""
 
 from __future__ import annotations
 
@@ -132,10 +133,11 @@ class Network:
         options: Sequence[str] = (),
         num_hosts: int | str | None = None,
         conf: str = "",
+        rendezvous: int = 0,
         **environment: str,
     ) -> subprocess.Popen[str]:
         """Start torchrun on one host of so many (``"1:2"``: at least, at most), in a command that
-        comes before it if there is one; ``conf`` goes to the rendezvous."""
+        comes before it if there is one; ``conf`` goes to the rendezvous, which a host keeps."""
         return self.start(
             host,
             *before,
@@ -143,9 +145,9 @@ class Network:
             f"--nnodes={num_hosts or self.num_hosts}",
             f"--nproc-per-node={per_host}",
             "--rdzv-backend=c10d",
-            f"--rdzv-endpoint={self.address(0)}:{PORT}",
+            f"--rdzv-endpoint={self.address(rendezvous)}:{PORT}",
             # Names tell nothing here.
-            f"--rdzv-conf=is_host={int(host == 0)}{conf and ','}{conf}",
+            f"--rdzv-conf=is_host={int(host == rendezvous)}{conf and ','}{conf}",
             f"--rdzv-id={self._name}",
             f"--local-addr={self.address(host)}",
             *options,
@@ -182,6 +184,35 @@ def network(num_hosts: int) -> Iterator[Network]:
         yield made
     finally:
         made.remove()
+
+
+def torchrun_here(
+    command: Sequence[str],
+    *options: str,
+    per_host: int = 2,
+    before: Sequence[str] = (),
+    **environment: str,
+) -> subprocess.Popen[str]:
+    """Start torchrun without a network; what it and its processes print comes through one pipe."""
+    return subprocess.Popen(
+        [
+            *before,
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *(f"--nproc-per-node={per_host}", *options, *command),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+def children(process: int) -> set[int]:
+    """The processes that a process has started (Linux)."""
+    with suppress(OSError):
+        listed = Path(f"/proc/{process}/task/{process}/children").read_text()
+        return {int(child) for child in listed.split()}
+    return set()
 
 
 def outputs(processes: Sequence[subprocess.Popen[str]], timeout_s: float = 100.0) -> list[str]:

@@ -40,7 +40,7 @@ TORCHLESS = (
     "smallest_message",
     *("checkpoints.manifest", "checkpoints.resume", "launching.failure", "launching.stall"),
     *("planning.balance", "planning.costs", "planning.plan", "planning.planned"),
-    *("planning.processes", "planning.rivals", "planning.sharing"),
+    *("planning.processes", "planning.rivals", "planning.sharing", "hosts.departure"),
     *("simulation.clusters", "simulation.line_times", "simulation.schedules"),
     *("simulation.simulate", "tracing.advice", "tracing.files", "tracing.lanes"),
     *("tracing.spans", "tracing.summary", "tracing.timeline"),

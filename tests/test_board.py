@@ -1,10 +1,19 @@
-"""A process's place on the board: here only how it leaves; runs on hosts show the rest."""
+"""A process's place on the board: here how it leaves; runs on hosts show the rest."""
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import json
 import threading
+from collections.abc import Sequence
+from typing import NoReturn
 
+import pytest
+
+from ppll.errors import ChannelClosed
 from ppll.hosts.board import Board
+from ppll.hosts.departure import Departure
 from ppll.mesh import Mesh
 from ppll.world import World
 
@@ -34,8 +43,123 @@ def test_who_leaves_is_not_inside_the_store_any_more() -> None:
     """The interpreter's end would abort a process with a thread there."""
     store = SlowStore()
     world = World(0, 1, 0, 1, 0, "host", "127.0.0.1", store, store)
-    board = Board(world, Mesh.of(1), timeout_s=60)
+    board = Board(world, Mesh.of(1), 60, Departure())
     assert store.asked.wait(20)
     threading.Timer(0.2, store.answers.set).start()
     board.close()
     assert store.num_in_use == 0
+
+
+class Left(Exception):
+    """Instead of the end of a process."""
+
+
+class NotedDeparture(Departure):
+    """A double that ends nothing."""
+
+    def leave(self, code: int) -> NoReturn:
+        raise Left(code)
+
+
+class BoardStore:
+    """A double of torch's stores for what a board asks; it counts looks at everybody's status."""
+
+    def __init__(self) -> None:
+        self.num_looks = 0
+        self._values: dict[str, str] = {}
+        self._counts: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def clone(self) -> BoardStore:
+        return self
+
+    def set(self, key: str, value: str) -> None:
+        self._values[key] = value
+
+    def get(self, key: str) -> bytes:
+        return self._values[key].encode()
+
+    def check(self, keys: list[str]) -> bool:
+        return self._values.keys() >= set(keys)
+
+    def multi_get(self, keys: list[str]) -> list[bytes]:
+        self.num_looks += 1
+        return [self.get(key) for key in keys]
+
+    def compare_set(self, key: str, expected: str, value: str) -> str:
+        with self._lock:
+            return self._values.setdefault(key, value)
+
+    def add(self, key: str, amount: int) -> int:
+        with self._lock:
+            self._counts[key] = self._counts.get(key, 0) + amount
+            return self._counts[key]
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> BoardStore:
+    """One whose boards do nothing but what they are asked for: they have no threads."""
+    monkeypatch.setattr(threading.Thread, "start", lambda _: None)
+    monkeypatch.setattr("ppll.hosts.board._HEARD_S", 0.01)
+    return BoardStore()
+
+
+def boards(store: BoardStore, num_hosts: int, per_host: int) -> list[Board]:
+    size = num_hosts * per_host
+    first = World(0, size, 0, per_host, 0, "host", "127.0.0.1", store, store)
+    places = itertools.product(range(num_hosts), range(per_host))
+    worlds = [
+        dataclasses.replace(first, rank=rank, local_rank=local_rank, host_index=host)
+        for rank, (host, local_rank) in enumerate(places)
+    ]
+    return [Board(world, Mesh.of(size), 60, NotedDeparture()) for world in worlds]
+
+
+@pytest.mark.parametrize("alive", [range(4), (0,), (1,), (3,), (2, 3), (1, 2, 3)], ids=str)
+def test_of_each_host_one_says_why_whoever_is_there(
+    alive: Sequence[int], store: BoardStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store.set("verdict", json.dumps({"code": 1, "message": "the reason"}))
+    for board in [board for index, board in enumerate(boards(store, 2, 4)) if index % 4 in alive]:
+        with pytest.raises(Left, match="1"):
+            board._turn()
+    assert capsys.readouterr().err == "the reason\n" * 2
+
+
+@pytest.mark.parametrize(("local_rank", "num_looks"), [(0, 1), (1, 1), (2, 0), (3, 0)])
+def test_after_a_death_only_the_first_two_of_a_host_look_at_all(
+    local_rank: int, num_looks: int, store: BoardStore
+) -> None:
+    found = boards(store, 1, 4)
+    for board in found:
+        board._roster.show(store, board.page.read())
+    store.set("verdict", json.dumps({"code": 1, "message": "the reason"}))
+    with pytest.raises(Left), found[local_rank].ending_together():
+        raise ChannelClosed
+    assert store.num_looks == num_looks
+
+
+def test_who_hears_nothing_of_a_death_looks_itself(
+    store: BoardStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the first two of a host are gone."""
+    monkeypatch.setattr("ppll.hosts.board._LONG_AFTERMATH_S", 0.05)
+    found = boards(store, 1, 4)
+    for board in found:
+        board._roster.show(store, board.page.read())
+    with pytest.raises(Left), found[2].ending_together():
+        raise ChannelClosed
+    assert store.num_looks == 1
+    assert "rank 0 (stage 0) failed at step 0" in store.get("verdict").decode()
+
+
+def test_a_store_that_is_gone_is_named(
+    store: BoardStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "10.0.0.7")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    for board in boards(store, 2, 2):
+        with pytest.raises(Left):
+            board._lose_store(None)
+    printed = capsys.readouterr().err
+    assert printed.count("torchrun's store at 10.0.0.7:29500 cannot be reached for 60 s") == 2

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
 
 import ppll
 from ppll.testing import Fault
+from tests.host_faults import LIMIT_S
 from tests.host_runs import train, train_here, weights
 from tests.namespaces import network, outputs, reason_for_none, wait_for
 
@@ -59,6 +61,38 @@ def test_the_hosts_that_are_left_go_on_by_themselves(
     assert f"(10.77.0.{vanishes + 1})" in printed[0]
     assert weights(out) == on_one_host.weights_sha256, everything
     assert starts(out) == [(0, num_hosts), (1, num_left)]
+
+
+@pytest.mark.parametrize(
+    ("num_hosts", "environment"),
+    [(2, {}), (3, {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})],
+    ids=["2-to-1", "3-to-2"],
+)
+def test_the_host_of_rank_0_may_vanish_where_it_is_not_that_of_the_rendezvous(
+    num_hosts: int, environment: dict[str, str], tmp_path: Path, on_one_host: ppll.Result
+) -> None:
+    """Of two that are left, one would look for the processes' store where it was: torch's agents
+    (2.13) keep its address as long as they share their store."""
+    out, timeout_s = tmp_path / "run", 8
+    command = train(out, f"--set=runtime.stall_timeout_s={timeout_s}")
+    environment |= Fault(num_hosts - 1, 30, how="hang", generation=0).to_environment()
+    options = {"options": ["--max-restarts=2"], "num_hosts": f"1:{num_hosts}", "conf": CONF}
+    with network(num_hosts) as hosts:
+        agents = [
+            hosts.agent(host, command, 1, rendezvous=1, **options, **environment)
+            for host in range(num_hosts)
+        ]
+        wait_for(out / "checkpoints/step-00000020/manifest.json", timeout_s=120)
+        hosts.set_link(0, "down")
+        hosts.kill(0)
+        gone_s = time.monotonic()
+        for agent in agents[1:]:
+            assert any("torchrun's store at 10.77.0.1:" in line for line in agent.stdout or ())
+            assert time.monotonic() - gone_s < timeout_s + LIMIT_S
+        printed = outputs(agents[1:], timeout_s=300)
+    assert [agent.returncode for agent in agents[1:]] == [0] * (num_hosts - 1), "\n".join(printed)
+    assert weights(out) == on_one_host.weights_sha256
+    assert starts(out) == [(0, num_hosts), (1, num_hosts - 1)]
 
 
 def test_a_host_that_comes_later_takes_part(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +15,17 @@ import pytest
 
 import ppll
 from ppll.testing import Fault
+from tests.host_faults import check_nothing_is_left
 from tests.host_runs import RECIPE, train, train_here, weights
-from tests.namespaces import Network, network, outputs, reason_for_none, wait_for
+from tests.namespaces import (
+    Network,
+    children,
+    network,
+    outputs,
+    reason_for_none,
+    torchrun_here,
+    wait_for,
+)
 
 REASON = reason_for_none()
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
@@ -200,25 +208,6 @@ def test_a_folder_that_not_all_see_is_refused_by_all(two_hosts: Network, tmp_pat
         )
 
 
-def children(pid: int) -> set[int]:
-    listed = Path(f"/proc/{pid}/task/{pid}/children")
-    return {int(child) for child in listed.read_text().split()}
-
-
-def torchrun_here(command: list[str], *options: str, **environment: str) -> subprocess.Popen[str]:
-    """An agent without a network, with two processes; what it prints comes through one pipe."""
-    return subprocess.Popen(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node=2", *options, *command),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-    )
-
-
 @pytest.mark.slow
 def test_a_start_that_follows_a_failure_goes_on(tmp_path: Path, on_one_host: ppll.Result) -> None:
     out = tmp_path / "run"
@@ -266,6 +255,33 @@ def test_a_first_process_that_is_stopped_is_named(tmp_path: Path) -> None:
     assert re.search(r"rank 0 \(stage 0.*no sign of life for", printed), printed
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+@pytest.mark.parametrize("killed", [{0}, {0, 1}, {1, 2}], ids=str)
+def test_whoever_of_a_host_is_killed_the_others_say_so_once(
+    killed: set[int], tmp_path: Path
+) -> None:
+    """As memory that runs out kills several at a time. Nothing of theirs stays behind."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    command = ["-m", *train(tmp_path / "run", "--set=train.epochs=100000")]
+    agent = torchrun_here(command, per_host=4, TMPDIR=str(temporary))
+    wait_for(tmp_path / "run/checkpoints/step-00000010/manifest.json")
+    ranks = {environment_of(process)["RANK"]: process for process in children(agent.pid)}
+    for rank in killed:
+        os.kill(ranks[str(rank)], signal.SIGKILL)
+    printed = agent.communicate(timeout=100)[0]
+    causes = re.findall(r"rank (\d) .* failed at step .*: the process died", printed)
+    assert len(causes) == 1, printed
+    assert int(causes[0]) in killed, printed
+    check_nothing_is_left(temporary)
+
+
+def environment_of(process: int) -> dict[str, str]:
+    entries = Path(f"/proc/{process}/environ").read_text().split("\0")
+    return dict(entry.split("=", 1) for entry in entries if "=" in entry)
+
+
 @pytest.fixture
 def agent_of_one_host(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """An agent without a network, whose run does not end by itself."""
@@ -273,21 +289,6 @@ def agent_of_one_host(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     yield process
     process.kill()
     process.communicate()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-def test_no_process_outlives_its_agent(
-    agent_of_one_host: subprocess.Popen[str], tmp_path: Path
-) -> None:
-    wait_for(tmp_path / "run/checkpoints/step-00000010/manifest.json")
-    ranks = children(agent_of_one_host.pid)
-    assert len(ranks) == 2
-    agent_of_one_host.kill()
-    deadline = time.monotonic() + 5
-    while any(Path(f"/proc/{rank}").exists() for rank in ranks):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.mark.slow

@@ -4,7 +4,8 @@ The store is one process. Here it is one of its own, too, and the others are thr
 processes: each is a ``World`` with a connection of its own that does what every process of a run
 does. It finds the name of the start, meets the others (as after the proof of the run folder, and
 before training), tells the first what a stage came to, and takes one turn of the board, as it does
-every second while the run goes on; eight processes share a host.
+every second while the run goes on. In the last step one of them has died and all others look for
+the reason, for one second beside a turn of the board; eight processes share a host.
 
 Reading: the seconds for which the store computed, and those until all were through. All run on one
 machine, so its cores do the work of all hosts; on real ones it is the store's own time that limits.
@@ -22,6 +23,7 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +31,7 @@ from typing import Any, Final
 from benchmarks.report import Spread, new_parser, write_report
 from torch.distributed import PrefixStore, TCPStore
 
+from ppll.errors import ChannelTimeout
 from ppll.hosts.roster import Roster
 from ppll.mesh import Mesh
 from ppll.status import Activity, Status
@@ -43,7 +46,7 @@ RESULT: Final = {"digests": ["blocks.0.layer.weight float32 64,64,3,3 " + 64 * "
 STATUS: Final = Status(
     Activity.LEARN, 1e5, 3, 12345, 17, 1580160, 3, 4, 1.25, 0.5, 1e4, 1e3, 1 << 29
 )
-STEPS: Final = ("name", "meet", "collect", "board")
+STEPS: Final = ("name", "meet", "collect", "board", "aftermath")
 Mark = tuple[float, float]
 """The time, and for how long the store has computed."""
 
@@ -82,6 +85,10 @@ class Process:
                 world.collect("result", RESULT)
             case "board":
                 self._take_turn(store)
+            case "aftermath":
+                self._take_turn(store)
+                with suppress(ChannelTimeout):
+                    world.read("verdict", 1.0)
         return store.num_requests
 
     def _take_turn(self, store: Counted) -> None:

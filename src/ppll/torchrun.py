@@ -5,7 +5,13 @@ from __future__ import annotations
 import os
 from typing import Final
 
-__all__ = ["is_first_process", "speaks_for_its_host", "started_by_torchrun"]
+__all__ = [
+    "is_first_process",
+    "num_restarts",
+    "speaks_for_its_host",
+    "started_by_torchrun",
+    "store_address",
+]
 
 _STARTED: Final = "TORCHELASTIC_RUN_ID"
 
@@ -23,3 +29,13 @@ def speaks_for_its_host() -> bool:
 def is_first_process() -> bool:
     """Whether this process is the first of all, or the only one."""
     return not started_by_torchrun() or os.environ.get("RANK") == "0"
+
+
+def num_restarts() -> int:
+    """How often this host's agent has started its processes again after a failure."""
+    return int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+
+
+def store_address() -> str:
+    """Where the processes' store is: at torchrun's agent on the host of rank 0."""
+    return f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"

@@ -22,6 +22,7 @@ from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from ppll.errors import ChannelError, ChannelTimeout
+from ppll.torchrun import store_address
 
 __all__ = ["World", "name_of_start"]
 
@@ -72,7 +73,8 @@ class World:
             address = _address_towards(host, port)
             store = PrefixStore(name_of_start(lasting, rank, size), lasting)
         except (OSError, RuntimeError, ValueError) as error:
-            raise ChannelError(f"cannot reach torchrun's store at {host}:{port}: {error}") from None
+            address = store_address()
+            raise ChannelError(f"cannot reach torchrun's store at {address}: {error}") from None
         return cls(
             rank=rank,
             size=size,

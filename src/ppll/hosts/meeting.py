@@ -20,6 +20,7 @@ from ppll.job import Job
 from ppll.placement import mesh_of_size, meshes_of
 from ppll.recipe_text import shown
 from ppll.run_folder import PROOF_NAME
+from ppll.torchrun import num_restarts
 from ppll.world import World
 
 __all__ = [
@@ -184,13 +185,15 @@ def count_starts(world: World, out: Path) -> int:
     """How often torchrun has started this run before; asked once a start, by the first process.
 
     Agents count alike only the starts that follow a failure, and hosts that come or go make more.
+    What the store has counted is lost with the host of rank 0; then the agent's number is all there
+    is.
     """
     counted: int = world.lasting.add(f"starts/{out.absolute()}", 1)
-    return counted - 1
+    return max(counted - 1, num_restarts())
 
 
 def private_folder(world: World) -> Path:
-    """A folder in which the processes of this host meet; the first of them removes it."""
+    """A folder in which the processes of this host meet; whoever leaves it removes it."""
     key = f"folder/{world.host_index}"
     if not world.speaks:
         return Path(world.read(key, _SHORT_S))

@@ -19,6 +19,7 @@ from ppll.config import Recipe
 from ppll.data_facts import DataFacts
 from ppll.errors import ChannelTimeout, UsageError
 from ppll.hosts.board import Board
+from ppll.hosts.departure import Departure, bound_to_agent
 from ppll.hosts.meeting import (
     agree_on,
     check_world,
@@ -52,10 +53,12 @@ class Hosts:
     Args:
         world: All processes.
         board: What they know of each other while the run goes on.
+        departure: How this one leaves.
     """
 
-    def __init__(self, world: World, board: Board) -> None:
+    def __init__(self, world: World, board: Board, departure: Departure) -> None:
         self._world = world
+        self._departure = departure
         self.board = board
 
     @classmethod
@@ -65,9 +68,11 @@ class Hosts:
         Raises:
             ChannelError: torchrun's store cannot be reached.
         """
+        departure = bound_to_agent()
         world = World.join()
         mesh = mesh_of_size(recipe.train.replicas, world.size) or Mesh.of(world.size)
-        return cls(world, Board(world, mesh, recipe.runtime.stall_timeout_s))
+        board = Board(world, mesh, recipe.runtime.stall_timeout_s, departure)
+        return cls(world, board, departure)
 
     @property
     def is_first(self) -> bool:
@@ -120,18 +125,14 @@ class Hosts:
         """
         job = tell_job(self._world, job) if self.is_first else hear_job(self._world, job)
         folder = private_folder(self._world)
-        if self._world.speaks:  # Who made it removes it.
-            self.board.leftovers.append(folder)
+        self._departure.leftovers.append(folder)
         job = dataclasses.replace(job, sockets=folder)
         rank = self._world.rank
         monitor = injected_monitor(job.fault, job.generation, rank, self.board.monitor)
         self._world.meet("ready")
         origin_s = time.monotonic()  # The same moment on all clocks, but for what a message takes.
-        try:
-            with torch_as_new():
-                result = run_rank(job, rank, monitor, self.board.ends_early.is_set, self._world)
-        finally:
-            self.board.remove_leftovers()
+        with torch_as_new():
+            result = run_rank(job, rank, monitor, self.board.ends_early.is_set, self._world)
         result = dataclasses.replace(result, started_s=result.started_s - origin_s)
         found = self._world.collect("result", dataclasses.asdict(result))
         return job, [_RANK_RESULT.validate_python(entry) for entry in found]
@@ -149,6 +150,7 @@ class Hosts:
             self._world.publish("over", dataclasses.asdict(result))
         else:
             result = _RESULT.validate_python(self._world.read("over"))
+        self._departure.remove_leftovers()
         self.board.close()
         with suppress(ChannelTimeout, RuntimeError):  # as torch's stores raise
             self._world.collect("parted", True, _PARTING_S)
