@@ -379,7 +379,7 @@ def test_runs_that_cannot_be_asked_have_exit_code_2(
     code, _, err = command(str(tmp_path / "run"), "--exits")
     assert code == 2
     said = {
-        "no run": "is not a run folder",
+        "no run": "there is no run folder",
         "no checkpoint": "no whole checkpoint",
         "own network": "ppll.load(run, model=...)",
     }

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from torch import nn
 
+from ppll.cli.options import give_rows
 from ppll.errors import ModelError
 from ppll.methods import Paper, methods
 from ppll.methods.greedy import Greedy
@@ -79,3 +80,12 @@ def test_the_table_shows_percentages(rows) -> None:
     assert table["dgl"][-1] == " / ".join(f"{100 * share:.0f}" for share in shares)
     (first, *_) = as_table(list(rows.values()))
     assert list(first)[-1] == "auxiliary\nparameters (%)\nResNet-32 /\nViT-tiny"
+
+
+def test_the_table_is_short_and_fits_on_eighty_columns(rows, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    zoo = [row for name, row in rows.items() if name != "maps"]
+    give_rows("Methods", as_table(zoo), None)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) < 2 * len(zoo)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ppll.errors import ModelError
+from ppll.errors import ModelError, up_to
 from ppll.placement import place
 from ppll.sections import SplitConfig
 
@@ -91,8 +91,8 @@ def cut_starts(
 def _even(num_blocks: int, body: int, num_stem: int) -> tuple[int, ...]:
     if num_blocks > body:
         raise ModelError(
-            f"cannot make {num_blocks} blocks of {body} layers: lower split.blocks to "
-            f"1 to {body}, or take a deeper network."
+            f"cannot make {num_blocks} blocks of {body} layers: ask for "
+            f"{up_to(body, 'block')} (split.blocks), or take a deeper network."
         )
     return tuple(num_stem + run.start for run in place(body, num_blocks))[1:]
 

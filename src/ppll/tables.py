@@ -7,7 +7,7 @@ from typing import Final
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
 __all__ = ["print_table"]
 
@@ -31,31 +31,27 @@ def print_table(
         left: Columns of text, which is folded between words; others hold figures, which are not.
         title: A line above all.
     """
-    columns = [[row[index] for row in rows] for index in range(len(names))]
-    least = [
-        _longest([*_parts(name), *(_words(column) if name in left else _lines(column))])
-        for name, column in zip(names, columns, strict=True)
-    ]
-    most = [_longest(_lines([name, *column])) for name, column in zip(names, columns, strict=True)]
+    cells = [[row[index] for row in rows] for index in range(len(names))]
+    columns = list(zip(names, cells, strict=True))
+    least = [_least(name, texts, folds=name in left) for name, texts in columns]
+    most = [_longest(_lines([name, *texts])) for name, texts in columns]
     num_gaps = len(names) - 1
     gap = _GAP if sum(least) + _GAP * num_gaps <= console.width else 1
     widths = _widened(least, most, console.width - gap * num_gaps)
-    table = Table(
-        *(_column(name, width, name in left) for name, width in zip(names, widths, strict=True)),
-        title=title,
-        title_justify="left",
-        box=None,
-        padding=(0, gap, 0, 0),
-        pad_edge=False,
-        width=sum(widths) + gap * num_gaps,  # or it cuts what does not fit
-    )
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.padding = (0, gap, 0, 0)
+    table.width = sum(widths) + gap * num_gaps  # or it cuts what does not fit
+    for name, width in zip(names, widths, strict=True):
+        table.add_column(name, justify="left" if name in left else "right", width=width)
     for row in rows:
         table.add_row(*row)
     console.print(table, crop=False, markup=False)
 
 
-def _column(name: str, width: int, is_left: bool) -> Column:
-    return Column(name, justify="left" if is_left else "right", width=width)
+def _least(name: str, texts: Sequence[str], *, folds: bool) -> int:
+    """The width at which nothing is broken; a column's name may say by itself where it folds."""
+    parts = name.splitlines() if "\n" in name else name.split()
+    return _longest([*parts, *(_words(texts) if folds else _lines(texts))])
 
 
 def _widened(least: Sequence[int], most: Sequence[int], in_all: int) -> list[int]:
@@ -65,11 +61,6 @@ def _widened(least: Sequence[int], most: Sequence[int], in_all: int) -> list[int
         lacking = [index for index, width in enumerate(widths) if width < most[index]]
         widths[min(lacking, key=widths.__getitem__)] += 1
     return widths
-
-
-def _parts(name: str) -> list[str]:
-    """What is not folded of a column's name, which may say by itself where to."""
-    return name.splitlines() if "\n" in name else name.split()
 
 
 def _lines(texts: Iterable[str]) -> list[str]:

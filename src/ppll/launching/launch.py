@@ -268,7 +268,7 @@ class Launcher:
 def _unheard(ending: str) -> str:
     """What to say of a rank that ended before it could say anything."""
     return (
-        f"{ending} before it reached the launcher. The processes of stages import the script that "
+        f"{ending} before it reached the launcher. The processes of a run import the script that "
         f"trains: does what trains in it stand below {GUARD}? If it does, look above for what "
         f"they printed."
     )

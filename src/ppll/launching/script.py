@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import linecache
 import multiprocessing
 import sys
 import traceback
@@ -63,27 +64,28 @@ def check_script(network: nn.Module | None) -> None:
             f"the network's class {own[0]} is known to this process only, not to those of the "
             f"run: put it in a module that can be imported, {_ALONE}"
         )
-    if script is not None and (line := _line_that_trains(main, script)) is not None:
+    if script is not None and (line := _line_that_trains(main)) is not None:
         raise UsageError(
-            f"the processes of several stages import {script}, and its line {line} would "
+            f"the processes of a run import {script}, and its line {line} would "
             f"start a run in each of them: put what trains below {GUARD}, {_ALONE}"
         )
 
 
-def _line_that_trains(main: ModuleType, script: str) -> int | None:
+def _line_that_trains(main: ModuleType) -> int | None:
     """The line of the script that is at work, where whoever imports it comes there for certain."""
     if getattr(getattr(main, "__spec__", None), "name", "").endswith("__main__"):
         return None  # That of a package is not imported.
-    lines = [
-        line
-        for frame, line in traceback.walk_stack(None)
-        if frame.f_globals is vars(main) and frame.f_code.co_name == "<module>"
-    ]
-    if not lines:
-        return None
-    for statement in ast.parse(Path(script).read_bytes()).body:
-        assert statement.end_lineno is not None  # as of all that is parsed
-        if statement.lineno <= lines[-1] <= statement.end_lineno:
-            is_certain = not any(isinstance(node, _CHOICES) for node in ast.walk(statement))
-            return lines[-1] if is_certain else None
+    for frame, line in traceback.walk_stack(sys._getframe()):
+        if frame.f_globals is vars(main) and frame.f_code.co_name == "<module>":
+            source = "".join(linecache.getlines(frame.f_code.co_filename))
+            return line if _is_certain(line, ast.parse(source)) else None
     return None
+
+
+def _is_certain(line: int, script: ast.Module) -> bool:
+    """Whether a line belongs to a statement at the top of a script that leaves no choice."""
+    return any(
+        statement.lineno <= line <= (statement.end_lineno or line)
+        and not any(isinstance(node, _CHOICES) for node in ast.walk(statement))
+        for statement in script.body
+    )
