@@ -20,6 +20,7 @@ from ppll.checks import check_disk, check_recipe, check_smallest_message
 from ppll.claim import locked
 from ppll.config import Recipe
 from ppll.data import Dataset, load_dataset, prepare
+from ppll.data.dataset import check_dataset
 from ppll.data.preparation import PreparedData, facts_of
 from ppll.data_facts import DataFacts
 from ppll.decoding_view import decoding_shown
@@ -102,7 +103,7 @@ class Trainer:
         name = name or (str(recipe) if isinstance(recipe, str | Path) else "run")
         self.recipe = _as_recipe(recipe, own_model=model is not None)
         self._own_network = None if model is None else plain_row(model)
-        self._own_data = data
+        self._own_data = check_dataset(data)
         self._out = Path(out) if out is not None else default_folder(name)
         self._takes_free = out is None
         self._allowed = tuple(allow_change)
