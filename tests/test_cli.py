@@ -297,7 +297,7 @@ def test_a_run_goes_on_and_is_exported(
     code, first, err = run_here(monkeypatch, capsys, *run)
     assert code == 0, err
     code, second, err = run_here(monkeypatch, capsys, *run, "--resume")
-    assert code == 0, err
+    assert (code, second) == (0, first), err
     sha = next(line for line in first.splitlines() if line.startswith("weights_sha256"))
     assert sha in second
     code, _, err = run_here(monkeypatch, capsys, *run, "--resume", "--set=train.seed=7")
@@ -488,7 +488,7 @@ def test_dry_run_of_a_resume_checks_it(tmp_path: Path, monkeypatch, capsys) -> N
     assert (code, printed.startswith("the network after step 3\ntest accuracy, exit")) == (0, True)
     assert "training" not in printed
     before = {path: path.stat().st_mtime_ns for path in Path(out).rglob("*")}
-    assert "would go on from step 3" in run_here(monkeypatch, capsys, *dry)[2]
+    assert "finished already at step 3" in run_here(monkeypatch, capsys, *dry)[2]
     assert {path: path.stat().st_mtime_ns for path in Path(out).rglob("*")} == before
     for more in ((), ("--dry-run",)):  # The refusal comes before the table of blocks.
         code, _, err = run_here(monkeypatch, capsys, *run, "--resume", *more, "--set=train.seed=7")

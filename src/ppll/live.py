@@ -71,11 +71,11 @@ def show_blocks(console: Console, blueprint: Blueprint) -> None:
 def show_result(console: Console, result: Result) -> None:
     """Print what a run came to."""
     _show_accuracies(console, result)
-    if result.samples_per_second:
+    if result.samples_per_second:  # else nothing was left to train
         rate = f"{result.samples_per_second:,.0f} ({result.train_seconds:.1f} s)"
         console.print(f"training samples per second: {rate}", highlight=False)
-    busy = "  ".join(f"{s}: {share:.0%}" for s, share in enumerate(result.busy_fraction))
-    console.print(f"busy share by stage: {busy}", highlight=False)
+        busy = "  ".join(f"{s}: {share:.0%}" for s, share in enumerate(result.busy_fraction))
+        console.print(f"busy share by stage: {busy}", highlight=False)
     _show_origin(console, result)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from ppll.callbacks import CallbackLike, check_callbacks, followed
 from ppll.checkpoints.checkpoint import step_folder
 from ppll.checkpoints.first_values import put_back, skeleton_of
-from ppll.checkpoints.recovery import newest_whole
+from ppll.checkpoints.recovery import Recovered, newest_whole
 from ppll.checkpoints.starting import Beginning, begin, find_beginning, next_start
 from ppll.checks import check_disk, check_recipe, check_smallest_message
 from ppll.claim import locked
@@ -39,7 +40,7 @@ from ppll.models.network import Network
 from ppll.models.splitting import Model, plain_row
 from ppll.placement import mesh_of
 from ppll.recipe_files import load_recipe
-from ppll.result import Result, merge_results
+from ppll.result import Result, merge_results, read_result
 from ppll.run_folder import RunFolder, default_folder, take_free
 from ppll.tensorboard import TensorBoard
 from ppll.testing import Fault
@@ -48,6 +49,8 @@ from ppll.tracing.timeline import merge_timeline
 from ppll.trained.weights import read_weights
 
 __all__ = ["Trainer"]
+
+_log = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -155,6 +158,9 @@ class Trainer:
     def fit(self) -> Result:
         """Train from the beginning, or from where the run stopped, to the end.
 
+        A run that is at its end already is not carried out again: its result is given back, and
+        callbacks are told nothing.
+
         Where ``torchrun`` has started several processes, each of them calls this, carries out one
         stage, and returns the result of all.
 
@@ -177,8 +183,8 @@ class Trainer:
                 if self._hosts is not None:
                     self._hosts.prove_folder(folder.path)
                 beginning = self._beginning(folder)
-                begin(beginning)
-                return self._carry_out(beginning)
+                found = begin(beginning)
+                return self._finished(beginning, found) or self._carry_out(beginning)
 
     @property
     def _is_first(self) -> bool:
@@ -252,6 +258,23 @@ class Trainer:
             user_data=self._own_data is not None,
             fault=Fault.from_environment(),
         )
+
+    def _finished(self, beginning: Beginning, found: Recovered | None) -> Result | None:
+        """What the run came to, where it is at its end and nothing else is asked for."""
+        folder, end = beginning.job.folder, self.blueprint.num_steps
+        is_at_end = found is not None and found.step == end and folder.result.is_file()
+        if not is_at_end or self._allowed or self._hosts is not None:
+            return None
+        result = read_result(folder)
+        if result.step != end or result.test_accuracy is None:
+            return None
+        _log.info(
+            "finished already at step %d; to train more, raise train.epochs (or train.max_steps)",
+            end,
+        )
+        # The folder may have been moved since.
+        result = dataclasses.replace(result, run_folder=str(folder.path))
+        return self._concluded(beginning.job, result)
 
     def _carry_out(self, beginning: Beginning) -> Result:
         with shown(self._console, self.blueprint) as view:
