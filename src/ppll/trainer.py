@@ -33,6 +33,7 @@ from ppll.launching.launch import Watcher
 from ppll.launching.restarts import run_with_restarts
 from ppll.launching.script import check_script, refuse_import
 from ppll.live import progress_console, shown, together
+from ppll.method_trial import try_method
 from ppll.metrics import merge_metrics
 from ppll.models import OWN_MODEL
 from ppll.models.libraries import is_of_library
@@ -140,6 +141,7 @@ class Trainer:
             if prepared is not None:
                 check_smallest_message(self.blueprint, prepared)
                 check_disk(self.blueprint, RunFolder(self._out.absolute()))
+                try_method(self.blueprint, prepared)
             self._trained = self._read_weights()
 
     def check(self) -> int:
