@@ -279,7 +279,7 @@ class Trainer:
         return self._concluded(beginning.job, result)
 
     def _carry_out(self, beginning: Beginning) -> Result:
-        with shown(self._console, self.blueprint) as view:
+        with shown(self._console, self.blueprint, self._facts) as view:
             callbacks = [*self.callbacks, *view]
             watchers = [w for w in (self.watch, *(v.update for v in view)) if w is not None]
             with followed(callbacks, beginning.job.folder, self.recipe) as run:
