@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -87,6 +88,20 @@ def test_a_failure_has_exit_code_1_and_one_message(
     done = ppll(*args, *TINY, env={**environment, **fault}, code=1)
     assert done.stderr.startswith("WorkerError: rank 1 (stage 1, block 2) failed at step 2")
     assert done.stderr.count("rank ") == 1
+
+
+def test_a_loss_that_is_not_finite_is_two_lines(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    args = ("train", "digits-resnet", "--stages=2", "--quiet", "--out", str(tmp_path / "run"))
+    diverging = ("--set=optimizer.lr=1e30", "--set=schedule.warmup_epochs=0")
+    done = ppll(*args, *TINY, *diverging, env=environment, code=1)
+    said, where = done.stderr.splitlines()
+    assert re.match(r"WorkerError: rank \d .*NonFiniteLoss: the loss of block \d is .*Lower", said)
+    log = Path(where.removeprefix("The traceback is in ").removesuffix("."))
+    assert log.parent == tmp_path / "run" / "logs"
+    assert log.read_text().startswith(said.removeprefix("WorkerError: "))
+    assert "Traceback (most recent call last)" in log.read_text()
 
 
 @pytest.mark.parametrize("stages", ["1", "2"])
@@ -300,7 +315,7 @@ def test_a_run_goes_on_and_is_exported(
     code, first, err = run_here(monkeypatch, capsys, *run)
     assert code == 0, err
     code, second, err = run_here(monkeypatch, capsys, *run, "--resume")
-    assert code == 0, err
+    assert (code, second) == (0, first), err
     sha = next(line for line in first.splitlines() if line.startswith("weights_sha256"))
     assert sha in second
     code, _, err = run_here(monkeypatch, capsys, *run, "--resume", "--set=train.seed=7")
@@ -529,7 +544,7 @@ def test_dry_run_of_a_resume_checks_it(tmp_path: Path, monkeypatch, capsys) -> N
     assert (code, printed.startswith("the network after step 3\ntest accuracy, exit")) == (0, True)
     assert "training" not in printed
     before = {path: path.stat().st_mtime_ns for path in Path(out).rglob("*")}
-    assert "would go on from step 3" in run_here(monkeypatch, capsys, *dry)[2]
+    assert "finished already at step 3" in run_here(monkeypatch, capsys, *dry)[2]
     assert {path: path.stat().st_mtime_ns for path in Path(out).rglob("*")} == before
     for more in ((), ("--dry-run",)):  # The refusal comes before the table of blocks.
         code, _, err = run_here(monkeypatch, capsys, *run, "--resume", *more, "--set=train.seed=7")

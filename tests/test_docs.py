@@ -133,6 +133,19 @@ def test_the_script_that_may_be_interrupted_works(
     assert printed[0].endswith("%\n")
 
 
+def test_what_is_exported_predicts_as_it_is_fed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names = run("trained.md", 0)
+    assert torch.equal(names["logits"], names["same_logits"])
+    shown = " | ".join(f"{names['data'][key][0]:.4f}" for key in ("mean", "std"))
+    assert f"| `digits` | {shown} |" in (DOCS / "data.md").read_text(encoding="utf-8")
+    right = names["logits"].argmax(1) == torch.tensor(names["load_digits"]().target)
+    assert right.float().mean() > 0.9
+
+
 @pytest.mark.parametrize(
     ("index", "needed"), [(0, "timm"), (1, "transformers"), (2, None)], ids=FAMILIES
 )

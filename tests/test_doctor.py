@@ -145,7 +145,8 @@ def test_extras_that_are_missing_or_broken_can_be_installed(
     monkeypatch.setattr("ppll.extras.PACKAGES", {"a": ">=1", "b": ">=2", "c": ">=3"})
     finding = find("extras")
     assert finding.state == "warning"
-    assert finding.found == "a, b: broken (no such symbol) (for y), c: missing (for z)"
+    found = "installed: a; missing: c (for z); broken: b (no such symbol; for y)"
+    assert finding.found == found
     assert "pip install 'b>=2' 'c>=3'" in finding.advice
 
 

@@ -264,6 +264,8 @@ def test_data_of_one_s_own_is_found_again(tmp_path: Path) -> None:
     accuracies, losses = said_by_training(run)
     assert list(report.exit_accuracy) == accuracies
     assert list(report.exit_loss) == losses
+    with pytest.raises(DataError, match="trained on images in bytes: give uint8 from 0 to 255"):
+        ppll.measure_exits(ppll.load(run), images / 255, labels)
 
 
 def test_a_network_of_one_s_own_is_measured_from_python(tmp_path: Path) -> None:

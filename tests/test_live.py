@@ -9,12 +9,14 @@ import pytest
 from rich.console import Console
 
 import ppll
+from ppll.data_facts import DataFacts
 from ppll.live import LiveView, progress_console, show_blocks, together
 from ppll.pace import Pace
-from ppll.status import Activity, Status
+from ppll.status import Activity, Status, StatusPage
 from tests.test_cli_looking import RECIPE
 
 NAN = float("nan")
+FACTS = DataFacts((1, 8, 8), 3, 3, num_test=10_000, num_validation=2_500)
 
 
 @pytest.fixture
@@ -49,7 +51,7 @@ def told(view: LiveView) -> None:
 
 
 def test_a_terminal_shows_everything_in_80_columns(trainer: ppll.Trainer) -> None:
-    view = LiveView(console(), trainer.blueprint)
+    view = LiveView(console(), trainer.blueprint, FACTS)
     told(view)
     view.update([status(6, 120, Activity.RECEIVE), status(5, 100)])
     shown = console()
@@ -68,7 +70,7 @@ def test_replicas_are_counted_and_only_the_first_ones_shown(tmp_path: Path) -> N
     show_blocks(shown, blueprint)
     lines = [line.split()[:3] for line in printed(shown).splitlines()]
     assert lines == [["stage", "replicas", "block"], ["0", "1", "0"], ["1", "2", "1"]]
-    view = LiveView(console(), blueprint)
+    view = LiveView(console(), blueprint, FACTS)
     view.update([status(6, 120), status(5, 51), status(4, 49, Activity.SEND)])
     shown = console()
     shown.print(view.render())
@@ -77,7 +79,7 @@ def test_replicas_are_counted_and_only_the_first_ones_shown(tmp_path: Path) -> N
 
 
 def test_before_the_first_batch_it_says_so(trainer: ppll.Trainer) -> None:
-    view = LiveView(console(), trainer.blueprint)
+    view = LiveView(console(), trainer.blueprint, FACTS)
     shown = console()
     shown.print(view.render())
     view.update([status(0, 0), status(0, 0)])
@@ -86,7 +88,7 @@ def test_before_the_first_batch_it_says_so(trainer: ppll.Trainer) -> None:
 
 
 def test_blocks_of_which_nothing_is_known_are_empty(trainer: ppll.Trainer) -> None:
-    view = LiveView(console(), trainer.blueprint)
+    view = LiveView(console(), trainer.blueprint, FACTS)
     view.update([status(2, 40), status(1, 20)])
     view.on_metrics({"kind": "train", "block": 1, "loss": None, "accuracy": None})
     shown = console()
@@ -96,7 +98,7 @@ def test_blocks_of_which_nothing_is_known_are_empty(trainer: ppll.Trainer) -> No
 
 def test_a_file_gets_plain_lines(trainer: ppll.Trainer) -> None:
     to = console(terminal=False)
-    with LiveView(to, trainer.blueprint) as view:
+    with LiveView(to, trainer.blueprint, FACTS) as view:
         view._next_line_s = float("inf")
         view.update([status(3, 60), status(2, 40)])
         told(view)
@@ -109,9 +111,44 @@ def test_a_file_gets_plain_lines(trainer: ppll.Trainer) -> None:
     assert "\x1b" not in printed(to)
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_an_evaluation_says_how_far_it_is(trainer: ppll.Trainer, terminal: bool) -> None:
+    to = console(terminal=terminal)
+    view = LiveView(console(terminal=False), trainer.blueprint, FACTS)
+    view._pace.note(1, 20, 1.0)
+    view._pace.note(12, 240, 3.0)
+    during = status(6, 120, Activity.EVALUATE)._replace(tested=1_200)
+    last = status(12, 240, Activity.RECEIVE)._replace(tested=4_000)
+    for now, words in ((during, "testing, 1,200 of 2,500"), (last, "testing, 4,000 of 12,500")):
+        view._statuses = [status(12, 240), now]
+        to.print(view.render() if terminal else view._line())
+        shown = printed(to).splitlines()[-4 if terminal else -1]
+        assert words in shown
+        assert "samples/s" not in shown
+    view._statuses = [status(12, 240), status(12, 240)]
+    assert "testing" not in view._line()
+    assert "110 samples/s" in view._line()
+    assert "left" not in view._line()
+
+
+def test_a_rank_counts_what_it_tests(trainer: ppll.Trainer, monkeypatch) -> None:
+    seen: list[Status] = []
+    write = StatusPage.write
+
+    def note(page: StatusPage, status: Status) -> None:
+        seen.append(status)
+        write(page, status)
+
+    monkeypatch.setattr(StatusPage, "write", note)
+    recipe = trainer.recipe.with_settings(["runtime.stages=1"])
+    ppll.Trainer(recipe, out=trainer._out).fit()
+    assert seen[-1].tested == trainer._facts.num_evaluated(at_end=True) > 0
+    assert {status.tested for status in seen if status.activity is Activity.LEARN} == {0}
+
+
 def test_before_anything_is_known_a_file_gets_no_step(trainer: ppll.Trainer) -> None:
     to = console(terminal=False)
-    with LiveView(to, trainer.blueprint) as view:
+    with LiveView(to, trainer.blueprint, FACTS) as view:
         view.update([status(0, 0), status(0, 0)])
     assert printed(to).splitlines()[-1] == "starting"
 
@@ -155,7 +192,7 @@ def test_a_terminal_and_a_notebook_are_looked_at(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.processes
 def test_a_run_tells_the_view_of_every_block(trainer: ppll.Trainer) -> None:
-    view = LiveView(console(), trainer.blueprint)
+    view = LiveView(console(), trainer.blueprint, FACTS)
     trainer.watch = view.update
     trainer.callbacks.append(view)
     trainer.fit()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -96,9 +97,31 @@ def test_a_failure_at_every_start_is_survived(tmp_path: Path, unbroken: Path) ->
     assert [entry["step"] for entry in history(out)] == [0, 3, 3, 6, 9]
 
 
-def test_a_finished_run_is_only_evaluated_again(tmp_path: Path, unbroken: Path) -> None:
-    fit(tmp_path / "run")
-    fit(tmp_path / "run", resume=True)
+def test_a_finished_run_says_so_and_what_it_came_to(
+    tmp_path: Path, unbroken: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "run"
+    first = fit(out)
+    caplog.set_level(logging.INFO, "ppll")
+    started = history(out)
+    assert fit(out.rename(tmp_path / "moved"), resume=True) == replace(
+        first, run_folder=str(tmp_path / "moved")
+    )
+    assert "finished already at step 12; to train more, raise train.epochs" in caplog.text
+    assert "goes on" not in caplog.text
+    assert history(tmp_path / "moved") == started
+    same_result(tmp_path / "moved", unbroken)
+
+
+def test_a_finished_run_without_its_result_is_tested_again(
+    tmp_path: Path, unbroken: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = fit(tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    caplog.set_level(logging.INFO, "ppll")
+    again = fit(tmp_path / "run", resume=True)
+    assert "finished already at step 12: it is tested again" in caplog.text
+    assert (again.exit_accuracy, again.samples_per_second) == (first.exit_accuracy, 0)
     same_result(tmp_path / "run", unbroken)
 
 
@@ -368,8 +391,21 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("poisoned")
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
-    with pytest.raises(WorkerError, match=r"block 0\) failed at step 5.*loss of block 0 is nan"):
+    said = r"block 0\) failed at step 5.*loss of block 0 is nan.*\n.*logs/rank-0\.txt\.$"
+    with pytest.raises(WorkerError, match=said) as caught:
         fit(tmp_path / "run")
+    assert caught.value.failure.detail in (tmp_path / "run" / "logs" / "rank-0.txt").read_text()
+
+
+@pytest.mark.usefixtures("poisoned")
+def test_a_traceback_that_cannot_be_written_is_shown(tmp_path: Path) -> None:
+    log = tmp_path / "run" / "logs" / "rank-0.txt"
+    with pytest.raises(WorkerError, match=r"The traceback is in"):
+        fit(tmp_path / "run")
+    log.unlink()
+    log.mkdir()
+    with pytest.raises(WorkerError, match=r"loss of block 0 is nan.*\nTraceback"):
+        fit(tmp_path / "run", resume=True)
 
 
 @pytest.mark.usefixtures("poisoned")

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from ppll.blocks.blueprint import Blueprint
 from ppll.callbacks import Callback
+from ppll.data_facts import DataFacts
 from ppll.launching.launch import Watcher
 from ppll.pace import Pace
 from ppll.placement import mesh_of
@@ -71,11 +72,11 @@ def show_blocks(console: Console, blueprint: Blueprint) -> None:
 def show_result(console: Console, result: Result) -> None:
     """Print what a run came to."""
     _show_accuracies(console, result)
-    if result.samples_per_second:
+    if result.samples_per_second:  # else nothing was left to train
         rate = f"{result.samples_per_second:,.0f} ({result.train_seconds:.1f} s)"
         console.print(f"training samples per second: {rate}", highlight=False)
-    busy = "  ".join(f"{s}: {share:.0%}" for s, share in enumerate(result.busy_fraction))
-    console.print(f"busy share by stage: {busy}", highlight=False)
+        busy = "  ".join(f"{s}: {share:.0%}" for s, share in enumerate(result.busy_fraction))
+        console.print(f"busy share by stage: {busy}", highlight=False)
     _show_origin(console, result)
 
 
@@ -112,11 +113,13 @@ class LiveView(Callback):
     Args:
         console: Where to.
         blueprint: What is trained.
+        facts: How many samples an evaluation has.
     """
 
-    def __init__(self, console: Console, blueprint: Blueprint) -> None:
+    def __init__(self, console: Console, blueprint: Blueprint, facts: DataFacts) -> None:
         self._console = console
         self._blueprint = blueprint
+        self._facts = facts
         self._stages = blueprint.stage_blocks(blueprint.recipe.runtime.stages)
         self._pace = Pace(blueprint.num_steps)
         self._statuses: Sequence[Status] = ()
@@ -161,20 +164,20 @@ class LiveView(Callback):
     def _line(self) -> str:
         """All of it in a line, for a file."""
         statuses = self._statuses
-        if not statuses[-1].samples:
+        if not self._has_begun:
             return "starting"  # At which step is not known yet: the run may go on.
         step = f"step {statuses[-1].step}/{self._blueprint.num_steps}"
         losses = [_number(self._of_block(b, "train", "loss")) for b in self._blocks()]
         exits = [_share(self._of_block(b, "tested", "accuracy")) for b in self._blocks()]
         busy = [_share(status.busy) for status in statuses]
-        parts = [step, self._epoch(), *self._pace.words()]
+        parts = [step, self._epoch(), *self._progress()]
         for name, values in (("loss", losses), ("tested", exits), ("busy", busy)):
             parts += [f"{name} {' '.join(values)}"] if all(values) else []
         return "  ".join(parts)
 
     def render(self) -> RenderableType:
         """What a terminal shows."""
-        if not self._statuses or not self._statuses[-1].samples:
+        if not self._has_begun:
             return Text("starting")
         return Group(self._bar(), self._table())
 
@@ -183,8 +186,21 @@ class LiveView(Callback):
         done = step - self._statuses[-1].epoch * per_epoch
         bar = ProgressBar(total=per_epoch, completed=done, width=20)
         grid = Table.grid(padding=(0, 2))
-        grid.add_row(self._epoch(), bar, f"{done}/{per_epoch}", *self._pace.words())
+        grid.add_row(self._epoch(), bar, f"{done}/{per_epoch}", *self._progress())
         return grid
+
+    @property
+    def _has_begun(self) -> bool:
+        """Whether the last stage has had a batch."""
+        return any(status.samples or status.tested for status in self._statuses[-1:])
+
+    def _progress(self) -> list[str]:
+        """How fast it goes and how long it takes, or how far an evaluation is."""
+        last = self._statuses[-1]
+        if not last.tested:
+            return self._pace.words()
+        at_end = last.step == self._blueprint.num_steps
+        return [f"testing, {last.tested:,} of {self._facts.num_evaluated(at_end=at_end):,}"]
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False)
@@ -237,12 +253,14 @@ class LiveView(Callback):
 
 
 @contextmanager
-def shown(console: Console | None, blueprint: Blueprint) -> Iterator[list[LiveView]]:
+def shown(
+    console: Console | None, blueprint: Blueprint, facts: DataFacts
+) -> Iterator[list[LiveView]]:
     """Show a run that goes on meanwhile, by one view; by none without a console."""
     if console is None:
         yield []
         return
-    with LiveView(console, blueprint) as view:
+    with LiveView(console, blueprint, facts) as view:
         yield [view]
 
 

@@ -50,11 +50,12 @@ class Pace:
 
     @property
     def left_s(self) -> float | None:
-        """Seconds that the other steps take, evaluations included; none before that is known."""
+        """Seconds that the other steps take, evaluations included; none before that is known, and
+        where no step is left: how long the last evaluation takes is not known."""
         if self._began is None:
             return None
         elapsed_s, done = self._now[0] - self._began[0], self._now[1] - self._began[1]
-        if elapsed_s < _ENOUGH_S or done <= 0:
+        if elapsed_s < _ENOUGH_S or done <= 0 or self._now[1] >= self._num_steps:
             return None
         return (self._num_steps - self._now[1]) * elapsed_s / done
 

@@ -9,13 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import pydantic
+
 from ppll.checkpoints.recovery import best_validation
-from ppll.errors import PpllError
+from ppll.errors import PpllError, RunFolderError, first_problem
 from ppll.job import Job, RankResult
 from ppll.mesh import Mesh
 from ppll.metrics import Tally
+from ppll.run_folder import RunFolder
 
-__all__ = ["ReplicasDiffer", "Result", "merge_results"]
+__all__ = ["ReplicasDiffer", "Result", "merge_results", "read_result"]
 
 
 class ReplicasDiffer(PpllError):
@@ -81,6 +84,9 @@ class Result:
     num_replicas: tuple[int, ...] = ()
 
 
+_RESULT: Final = pydantic.TypeAdapter(Result)
+
+
 def merge_results(job: Job, results: Sequence[RankResult], num_blocks: int) -> Result:
     """One result of what all ranks report, the first rank's first.
 
@@ -130,6 +136,23 @@ def merge_results(job: Job, results: Sequence[RankResult], num_blocks: int) -> R
         test_perplexity=perplexity[-1] if perplexity else None,
         exit_perplexity=perplexity,
     )
+
+
+def read_result(folder: RunFolder) -> Result:
+    """What a run came to, as it is written in its folder.
+
+    Raises:
+        RunFolderError: It cannot be read.
+    """
+    try:
+        return _RESULT.validate_json(folder.result.read_bytes())
+    except OSError as error:
+        raise RunFolderError(f"cannot read {folder.result}: {error.strerror}.") from None
+    except pydantic.ValidationError as error:
+        raise RunFolderError(
+            f"cannot read {folder.result}: {first_problem(error)}. Put it back from a copy, or "
+            f"remove it: the run is then tested again, but how long it took is not known."
+        ) from None
 
 
 def _perplexities(job: Job, tested: Sequence[Tally]) -> tuple[float | None, ...] | None:

@@ -72,6 +72,7 @@ class Status(NamedTuple):
         started_s: When its first message came, by the same clock; 0 before.
         waited_s: Seconds from then to ``since`` in which it waited for another rank.
         memory_bytes: Most memory of its process when it was last looked at; 0 before.
+        tested: Samples to evaluate that have reached it since it last learned, of all splits.
     """
 
     activity: Activity
@@ -87,6 +88,7 @@ class Status(NamedTuple):
     started_s: float = 0.0
     waited_s: float = 0.0
     memory_bytes: int = 0
+    tested: int = 0
 
     @property
     def busy(self) -> float | None:
@@ -101,7 +103,7 @@ def _beginning() -> Status:
     return Status(Activity.START, time.monotonic(), -1, 0, 0, 0, 0, 0, nan, nan)
 
 
-_LAYOUT: Final = struct.Struct("<idiqiqiiddddq")
+_LAYOUT: Final = struct.Struct("<idiqiqiiddddqq")
 _CHECKSUM: Final = struct.Struct("<I")
 _SIZE: Final = _LAYOUT.size + _CHECKSUM.size
 _MAX_READS: Final = 100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -14,12 +15,13 @@ from torch import Tensor
 from ppll.callbacks import CallbackLike, check_callbacks, followed
 from ppll.checkpoints.checkpoint import step_folder
 from ppll.checkpoints.first_values import put_back, skeleton_of
-from ppll.checkpoints.recovery import newest_whole
+from ppll.checkpoints.recovery import Recovered, newest_whole
 from ppll.checkpoints.starting import Beginning, begin, find_beginning, next_start
 from ppll.checks import check_disk, check_messages, check_recipe
 from ppll.claim import locked
 from ppll.config import Recipe
 from ppll.data import Dataset, load_dataset, prepare
+from ppll.data.dataset import check_dataset
 from ppll.data.preparation import PreparedData, facts_of
 from ppll.data_facts import DataFacts
 from ppll.decoding_view import decoding_shown
@@ -31,6 +33,7 @@ from ppll.launching.launch import Watcher
 from ppll.launching.restarts import run_with_restarts
 from ppll.launching.script import check_script, refuse_import
 from ppll.live import progress_console, shown, together
+from ppll.method_trial import try_method
 from ppll.metrics import merge_metrics
 from ppll.models import OWN_MODEL
 from ppll.models.libraries import is_of_library
@@ -38,7 +41,7 @@ from ppll.models.network import Network
 from ppll.models.splitting import Model, plain_row
 from ppll.placement import mesh_of
 from ppll.recipe_files import load_recipe
-from ppll.result import Result, merge_results
+from ppll.result import Result, merge_results, read_result
 from ppll.run_folder import RunFolder, default_folder, take_free
 from ppll.tensorboard import TensorBoard
 from ppll.testing import Fault
@@ -47,6 +50,8 @@ from ppll.tracing.timeline import merge_timeline
 from ppll.trained.weights import read_weights
 
 __all__ = ["Trainer"]
+
+_log = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -102,7 +107,7 @@ class Trainer:
         name = name or (str(recipe) if isinstance(recipe, str | Path) else "run")
         self.recipe = _as_recipe(recipe, own_model=model is not None)
         self._own_network = None if model is None else plain_row(model)
-        self._own_data = data
+        self._own_data = check_dataset(data)
         self._out = Path(out) if out is not None else default_folder(name)
         self._takes_free = out is None
         self._allowed = tuple(allow_change)
@@ -136,6 +141,7 @@ class Trainer:
             if prepared is not None:
                 check_messages(self.blueprint, prepared)
                 check_disk(self.blueprint, RunFolder(self._out.absolute()))
+                try_method(self.blueprint, prepared)
             self._trained = self._read_weights()
 
     def check(self) -> int:
@@ -153,6 +159,9 @@ class Trainer:
 
     def fit(self) -> Result:
         """Train from the beginning, or from where the run stopped, to the end.
+
+        A run that is at its end already is not carried out again: its result is given back, and
+        callbacks are told nothing.
 
         Where ``torchrun`` has started several processes, each of them calls this, carries out one
         stage, and returns the result of all.
@@ -176,8 +185,8 @@ class Trainer:
                 if self._hosts is not None:
                     self._hosts.prove_folder(folder.path)
                 beginning = self._beginning(folder)
-                begin(beginning)
-                return self._carry_out(beginning)
+                found = begin(beginning)
+                return self._finished(beginning, found) or self._carry_out(beginning)
 
     @property
     def _is_first(self) -> bool:
@@ -247,8 +256,25 @@ class Trainer:
             fault=Fault.from_environment(),
         )
 
+    def _finished(self, beginning: Beginning, found: Recovered | None) -> Result | None:
+        """What the run came to, where it is at its end and nothing else is asked for."""
+        folder, end = beginning.job.folder, self.blueprint.num_steps
+        is_at_end = found is not None and found.step == end and folder.result.is_file()
+        if not is_at_end or self._allowed or self._hosts is not None:
+            return None
+        result = read_result(folder)
+        if result.step != end or result.test_accuracy is None:
+            return None
+        _log.info(
+            "finished already at step %d; to train more, raise train.epochs (or train.max_steps)",
+            end,
+        )
+        # The folder may have been moved since.
+        result = dataclasses.replace(result, run_folder=str(folder.path))
+        return self._concluded(beginning.job, result)
+
     def _carry_out(self, beginning: Beginning) -> Result:
-        with shown(self._console, self.blueprint) as view:
+        with shown(self._console, self.blueprint, self._facts) as view:
             callbacks = [*self.callbacks, *view]
             watchers = [w for w in (self.watch, *(v.update for v in view)) if w is not None]
             with followed(callbacks, beginning.job.folder, self.recipe) as run:

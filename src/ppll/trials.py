@@ -105,25 +105,28 @@ def torch_works() -> Verdict:
 
 def extras_import() -> Verdict:
     """What some data sets and views need can be imported."""
-    states, wanted = [], []
+    states: dict[str, list[str]] = {"installed": [], "missing": [], "broken": []}
+    wanted = []
     for name, module, use in _EXTRAS:
-        trouble = _import_trouble(module)
-        states.append(f"{name}: {trouble} (for {use})" if trouble else name)
-        wanted += [name] if trouble else []
+        state, trouble = _import_state(module)
+        states[state].append(name if state == "installed" else f"{name} ({trouble}for {use})")
+        wanted += [name] if state != "installed" else []
+    found = "; ".join(f"{state}: {', '.join(names)}" for state, names in states.items() if names)
     advice = f"training works without; if you need them: {pip_install(*wanted)}."
-    return _warn_if(bool(wanted), ", ".join(states), advice)
+    return _warn_if(bool(wanted), found, advice)
 
 
-def _import_trouble(module: str) -> str:
+def _import_state(module: str) -> tuple[str, str]:
+    """``installed``, ``missing`` or ``broken``, and what is wrong with what is broken."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             importlib.import_module(module)
     except ModuleNotFoundError:
-        return "missing"
+        return "missing", ""
     except Exception as error:
-        return f"broken ({error})"
-    return ""
+        return "broken", f"{error}; "
+    return "installed", ""
 
 
 # --- what computes -----------------------------------------------------------------------------

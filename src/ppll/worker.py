@@ -114,7 +114,8 @@ class Worker:
 
     def _pass_batch(self, message: Message) -> Iterator[Waiting]:
         trains = message.kind is Kind.TRAIN
-        self.monitor.note(epoch=message.epoch, inbox_fill=self._inbox.fill)
+        tested = 0 if trains else self.monitor.status.tested + message.targets.shape[0]
+        self.monitor.note(epoch=message.epoch, inbox_fill=self._inbox.fill, tested=tested)
         if trains:
             self.exits.clear()  # They were those of other weights.
         late: Mapping[str, Tensor] = {}

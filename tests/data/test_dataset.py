@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import ppll
 from ppll.data import Dataset, Split
 from ppll.errors import DataError
 
@@ -126,6 +127,21 @@ def test_normalisation_must_fit_the_samples() -> None:
 def test_from_arrays_says_which_part_is_wrong(inputs: Any, words: str) -> None:
     with pytest.raises(DataError, match=words):
         Dataset.from_arrays(train=(inputs, [0, 1]), test=(np.zeros(2), [0, 1]))
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize("given", [np.zeros((121, 3)), torch.zeros(2, 3), "ab", (1, 2, 3)])
+def test_a_part_that_is_no_pair_is_refused(part: str, given: Any) -> None:
+    parts: dict[str, Any] = {"train": (images(), [0] * 4), "test": (images(), [0] * 4), part: given}
+    with pytest.raises(DataError, match=rf"{part} must be a pair of arrays .*, found \w+"):
+        Dataset.from_arrays(**parts)
+
+
+@pytest.mark.parametrize("given", [(images(), [0] * 4), "digits", Dataset])
+def test_what_is_no_data_set_cannot_be_trained_on(given: Any) -> None:
+    words = rf"must be a ppll.Dataset, found {type(given).__name__}: .*from_arrays\(train="
+    with pytest.raises(DataError, match=words):
+        ppll.Trainer("digits-resnet", data=given)
 
 
 def test_saved_data_set_reads_back(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ import pytest
 import torch
 
 import ppll
+from ppll.blocks.block import Block
+from ppll.cli.app import main
 from ppll.config import Recipe
 from ppll.data import load_dataset
 from ppll.errors import RecipeError, WorkerError
@@ -21,6 +23,7 @@ from ppll.testing import Fault
 from tests.faults import injected, recipe
 from tests.interleaving import NETWORKS, digest, small_recipe
 from tests.methods.trials import blocks_after_a_step, same_bits_everywhere
+from tests.test_resuming import OWN, own_data, own_model
 
 PAGE = (Path(__file__).parents[2] / "docs/methods/your-own.md").read_text(encoding="utf-8")
 NAME = "decorrelated:Decorrelated"
@@ -125,3 +128,85 @@ def test_a_run_whose_class_is_not_found_is_refused_in_words(folder: Path, tmp_pa
         with pytest.raises(RecipeError, match=r"No module named 'decorrelated'.*PYTHONPATH"):
             look(run)
     ppll.export(run, tmp_path / "plain.safetensors")
+
+
+WRONG = """
+from ppll.methods import HeadMethod
+
+class Wrong(HeadMethod):
+    default_auxiliary = "linear"
+
+class Bare(Wrong):
+    def local_loss(self, auxiliary, lesson, task_loss):
+        return super().local_loss(auxiliary, lesson, task_loss).value
+
+class Raises(Wrong):
+    def local_loss(self, auxiliary, lesson, task_loss):
+        return lesson.feature
+
+class Late(Wrong):
+    late_fields = ("gradient",)
+    def late_part(self, lesson, loss):
+        return {"gradient": lesson.inputs.grad.sum()}
+
+class Exit(Wrong):
+    def exit(self, auxiliary, features):
+        if auxiliary is None or auxiliary.training:
+            return super().exit(auxiliary, features)
+        return features.no_such_thing
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (
+            "Bare",
+            r"^ModelError: local_loss of wrong:Bare returned Tensor: return LocalLoss",
+        ),
+        (
+            "Raises",
+            r"'wrong:Raises' fails in block 0 .*'feature' \(.*wrong.py, line 13",
+        ),
+        ("Late", r"'wrong:Late' fails in block 0 .*AttributeError.*wrong.py, line 18\)"),
+        ("Exit", r"'wrong:Exit' fails in block 0 .*'no_such_thing' \(.*wrong.py, line 24\)"),
+    ],
+)
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_a_class_that_does_not_work_is_refused_before_training(
+    name: str,
+    words: str,
+    more: tuple[str, ...],
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (folder / "wrong.py").write_text(WRONG, encoding="utf-8")
+    out = tmp_path / "run"
+    command = ["ppll", "train", "digits-resnet", f"--set=method.name=wrong:{name}", f"--out={out}"]
+    monkeypatch.setattr(sys, "argv", [*command, *more])
+    with pytest.raises(SystemExit) as end:
+        main()
+    sys.modules.pop("wrong")
+    err = " ".join(capsys.readouterr().err.split())
+    assert (end.value.code, "Traceback" in err) == (2, False)
+    assert re.search(words, err), err
+    assert not out.exists()
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_trial_changes_nothing(tmp_path: Path) -> None:
+    model = own_model()
+    before = [tensor.clone() for tensor in model.state_dict().values()]
+    state = torch.random.get_rng_state()
+    settings = {**OWN, "method": {"name": NAME}}
+    ppll.Trainer(settings, model=model, data=own_data(), out=tmp_path / "run")
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(map(torch.equal, model.state_dict().values(), before))
+    assert all(tensor.grad is None for tensor in model.parameters())
+
+
+def test_methods_of_the_shelf_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Block, "forward", None)
+    ppll.Trainer(recipe()).check()

@@ -80,6 +80,11 @@ def test_a_function_that_makes_a_network_is_refused() -> None:
         Network.from_modules(lambda: nn.Sequential())  # type: ignore[arg-type]
 
 
+def test_a_name_is_no_network() -> None:
+    with pytest.raises(ModelError, match=r"model is 'resnet': .* named as model\.name in the rec"):
+        Network.from_modules("resnet")  # type: ignore[arg-type]
+
+
 # Checks of the row
 
 

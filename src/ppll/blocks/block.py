@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
-from torch import Tensor, nn, optim
+from torch import Tensor, optim
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ppll.blocks.alone import Alone
@@ -28,7 +28,7 @@ from ppll.blocks.slow import SlowParameters
 from ppll.blocks.updates import Updates
 from ppll.losses.classification import on_both_classes
 from ppll.message import FEATURES, MIX, OTHER_TARGETS, Kind, Message, canonical
-from ppll.methods.base import PREVIOUS, BlockSite, Lesson, LocalLoss, Method, TaskLoss
+from ppll.methods.base import PREVIOUS, BlockSite, Lesson, Method, TaskLoss, local_loss_of
 from ppll.metrics import Counts, Tally
 from ppll.randomness import fold
 
@@ -97,7 +97,7 @@ class Block:
             scales_loss=autocast is torch.float16,
         )
         self._compute = compiled(_compute) if compiles else _compute
-        self._local_loss = compiled(_local_loss) if compiles else _local_loss
+        self._local_loss = compiled(local_loss_of) if compiles else local_loss_of
         self._task_loss = task_loss
         self._check = LossCheck(site.block_index, on_nonfinite, self.device)
         self._autocast_dtype = autocast
@@ -328,12 +328,6 @@ def _compute(
     modules: BlockModules, inputs: Tensor, fields: Mapping[str, Tensor]
 ) -> tuple[Tensor, Mapping[str, Tensor]]:
     return modules(inputs, fields)
-
-
-def _local_loss(
-    method: Method, auxiliary: nn.Module | None, lesson: Lesson, task_loss: TaskLoss
-) -> LocalLoss:
-    return method.local_loss(auxiliary, lesson, task_loss)
 
 
 def _leaving(tensor: Tensor) -> Tensor:

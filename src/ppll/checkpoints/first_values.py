@@ -24,7 +24,7 @@ from ppll.errors import ModelError
 from ppll.models.initialising import initialise
 from ppll.models.network import Network
 
-__all__ = ["put_back", "skeleton_of", "write_first_checkpoint"]
+__all__ = ["first_values", "put_back", "skeleton_of", "write_first_checkpoint"]
 
 
 def skeleton_of(network: Network, num_ranks: int) -> Network:
@@ -71,15 +71,25 @@ def write_first_checkpoint(
         modules = blueprint.build_modules(index, torch.device("cpu"))
         tensors: dict[str, Tensor] = {}
         for prefix, module in modules.named():
-            tensors |= _first_values(prefix, module, given, blueprint.recipe.train.seed)
+            tensors |= first_values(prefix, module, given, blueprint.recipe.train.seed)
         write_block(target, 0, index, tensors, {}, modules.transient_names())
     commit(target, 0, blueprint.num_blocks, training_sections(blueprint.recipe))
 
 
-def _first_values(
+def first_values(
     prefix: str, module: nn.Module, given: Mapping[str, Tensor], seed: int
 ) -> dict[str, Tensor]:
-    """The values given for a module, or its own first ones where they are not of it."""
+    """The values given for a module, or its own first ones where they are not of it.
+
+    Args:
+        prefix: The module's name in the whole model.
+        module: On the CPU; what it holds is overwritten.
+        given: Values by name.
+        seed: Of the run.
+
+    Raises:
+        ModelError: A module can neither take values nor draw its own.
+    """
     tensors = named_tensors(prefix, module)
     found = {name: given[name] for name in tensors if name in given}
     if any(found[name].shape != tensors[name].shape for name in found):

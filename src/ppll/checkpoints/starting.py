@@ -53,11 +53,14 @@ class Beginning:
         return self.job.skeleton is not None
 
 
-def begin(beginning: Beginning) -> None:
+def begin(beginning: Beginning) -> Recovered | None:
     """Make the run folder ready, so that ``next_start`` finds a checkpoint in it.
 
+    Returns:
+        The checkpoint that the run goes on from; none where it begins anew.
+
     Raises:
-        UsageError: The recipe or the data is another one than the run's.
+        UsageError: The recipe, the user's network or the data is another one than the run's.
         CheckpointError: There are checkpoints, and all are damaged.
     """
     job = beginning.job
@@ -77,13 +80,14 @@ def begin(beginning: Beginning) -> None:
             "unbroken one: %s",
             "; ".join(differences),
         )
+    return found
 
 
 def find_beginning(beginning: Beginning) -> Recovered | None:
     """The checkpoint that a run goes on from; none where it begins anew. Nothing is written.
 
     Raises:
-        UsageError: The recipe is another one than the run's.
+        UsageError: The recipe or the user's network is another one than the run's.
         CheckpointError: There are checkpoints, and all are damaged.
     """
     if not beginning.resumes:
@@ -91,6 +95,7 @@ def find_beginning(beginning: Beginning) -> Recovered | None:
     found = newest_whole(beginning.job.folder.checkpoints)
     if found is not None:
         _check_same_run(found.reader.manifest, beginning)
+        _check_same_model(found, beginning)
     return found
 
 
@@ -107,6 +112,17 @@ def _check_same_run(manifest: Manifest, beginning: Beginning) -> None:
     length_matters = beginning.blueprint.knows_end and has_other_length
     for change in refuse_changes(found, beginning.allowed, length_matters=length_matters):
         _log.warning("the run goes on with another %s", change)
+
+
+def _check_same_model(found: Recovered, beginning: Beginning) -> None:
+    if not beginning.own_model:
+        return
+    own = {layer.path for layer in beginning.blueprint.network.layers}
+    if missing := [prefix for prefix in _fresh_modules(beginning, found) if prefix in own]:
+        raise ModelError(
+            f"layer {missing[0]!r} of the network is not in the checkpoint, or has other shapes "
+            f"there: give the network that the run was started with."
+        )
 
 
 def _num_steps(manifest: Manifest, steps_per_epoch: int) -> int:
@@ -142,7 +158,6 @@ def next_start(beginning: Beginning, generation: int) -> Job:
 
     Raises:
         CheckpointError: No checkpoint is whole.
-        ModelError: A user's network has what the checkpoint has not.
     """
     job = beginning.job
     found = newest_whole(job.folder.checkpoints)
@@ -150,9 +165,13 @@ def next_start(beginning: Beginning, generation: int) -> Job:
         raise RunFolderError(f"{job.folder.path} has no checkpoint to start from.")
     for reason in found.passed_over:
         _log.warning("passed over a newer checkpoint: %s", reason)
-    if found.step:
+    if found.step == beginning.blueprint.num_steps:
+        _log.info("finished already at step %d: it is tested again", found.step)
+    elif found.step:
         _log.info("goes on from the checkpoint of step %d", found.step)
     fresh = _fresh_modules(beginning, found)
+    for prefix in fresh:
+        _log.warning("%s is not in the checkpoint and starts with first values", prefix)
     set_aside(job.folder.checkpoints, found.step)
     cut_back(job.folder.metric_parts, found.step)
     job.folder.note(
@@ -179,19 +198,9 @@ def _changes(found: Recovered, job: Job) -> list[Change]:
 
 def _fresh_modules(beginning: Beginning, found: Recovered) -> list[str]:
     """Prefixes of the modules that the checkpoint does not hold as they are now."""
-    records = found.reader.records()
-    blueprint = beginning.blueprint
+    records, blueprint = found.reader.records(), beginning.blueprint
     outlines = [blueprint.outline(index) for index in range(blueprint.num_blocks)]
-    fresh = [prefix for outline in outlines for prefix in _unmatched(outline, records)]
-    own = {layer.path for layer in blueprint.network.layers} if beginning.own_model else set()
-    if missing := [prefix for prefix in fresh if prefix in own]:
-        raise ModelError(
-            f"layer {missing[0]!r} of the network is not in the checkpoint, or has other shapes "
-            f"there: give the network that the run was started with."
-        )
-    for prefix in fresh:
-        _log.warning("%s is not in the checkpoint and starts with first values", prefix)
-    return fresh
+    return [prefix for outline in outlines for prefix in _unmatched(outline, records)]
 
 
 def _unmatched(outline: BlockModules, records: dict[str, TensorRecord]) -> list[str]:

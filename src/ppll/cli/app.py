@@ -106,7 +106,10 @@ def train(
         show_blocks(console, trainer.blueprint)
         if resume:
             nothing = f"{out} holds no checkpoint to go on from: would begin at step 0"
-            line = f"would go on from step {step}" if step else nothing
+            goes_on = f"would go on from step {step}"
+            if step == trainer.blueprint.num_steps:
+                goes_on = f"finished already at step {step}: nothing is left to train"
+            line = goes_on if step else nothing
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         return
     result = trainer.fit()

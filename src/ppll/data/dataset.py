@@ -5,25 +5,20 @@ from __future__ import annotations
 import json
 import math
 import numbers
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-import numpy as np
-import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 import torch
 from torch import Tensor
 
+from ppll.data.arrays import ArrayLike, as_tensor, channel_statistics, check_finite
 from ppll.durable import write_whole
 from ppll.errors import DataError
 
-__all__ = ["ArrayLike", "Dataset", "Split"]
-
-ArrayLike = Tensor | npt.NDArray[Any] | Sequence[Any]
-"""What users have: a tensor, a numpy array, or nested lists."""
+__all__ = ["Dataset", "Split", "check_dataset"]
 
 _SHAPES = "uint8 images (N, C, H, W) or float32 of any shape (N, ...)"
 _TOKENS = (torch.uint8, torch.int32, torch.int64)
@@ -173,14 +168,14 @@ class Dataset:
             num_classes: Classes to tell apart; without it, one more than the largest label.
 
         Raises:
-            DataError: The arrays do not fit together.
+            DataError: The arrays do not fit together, or a part is no pair of them.
         """
-        train_split, test_split = _as_split("train", *train), _as_split("test", *test)
+        train_split, test_split = _as_split("train", train), _as_split("test", test)
         if num_classes is None:
             num_classes = 1 + max(int(part.targets.max()) for part in (train_split, test_split))
         mean = std = None
         if train_split.inputs.dtype == torch.uint8 and not train_split.holds_tokens:
-            mean, std = _channel_statistics(train_split.inputs)
+            mean, std = channel_statistics(train_split.inputs)
         return cls(train_split, test_split, num_classes, mean, std)
 
     def equals(self, other: Dataset) -> bool:
@@ -255,6 +250,21 @@ def _equal(one: Tensor | None, other: Tensor | None) -> bool:
     return torch.equal(one, other)
 
 
+def check_dataset(data: object) -> Dataset | None:
+    """What was given as a data set, which may be none.
+
+    Raises:
+        DataError: It is something else.
+    """
+    if data is None or isinstance(data, Dataset):
+        return data
+    raise DataError(
+        f"data must be a ppll.Dataset, found {type(data).__name__}: give "
+        f"ppll.Dataset.from_arrays(train=(inputs, targets), test=(inputs, targets)), or name a "
+        f"data set of the shelf as data.name in the recipe."
+    )
+
+
 def _describe(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
 
@@ -290,46 +300,18 @@ def _check_labels(part: str, targets: Tensor, num_classes: int) -> None:
         )
 
 
-def _as_split(part: str, inputs: ArrayLike, targets: ArrayLike) -> Split:
+def _as_split(part: str, pair: object) -> Split:
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        found = type(pair).__name__
+        raise DataError(f"{part} must be a pair of arrays (inputs, targets), found {found}.")
+    inputs, targets = pair
     try:
-        samples, labels = _as_tensor(inputs), _as_tensor(targets)
+        samples, labels = as_tensor(inputs), as_tensor(targets)
         if samples.is_floating_point():
             samples = samples.to(torch.float32)
-            _check_finite(samples)
+            check_finite(samples)
         if labels.dtype in _WHOLE_NUMBERS and labels.dim() == 1:
             labels = labels.to(torch.int64)
         return Split(samples, labels)
     except DataError as error:
         raise DataError(f"{part}: {error}") from None
-
-
-def _as_tensor(array: ArrayLike) -> Tensor:
-    if isinstance(array, Tensor):
-        return array.cpu().contiguous()
-    plain = np.asarray(array)
-    if plain.dtype.kind not in "iufb":
-        raise DataError(f"found an array of {plain.dtype}: give whole numbers or floating point.")
-    # torch takes native byte order and memory that may be written, and no negative strides.
-    native = plain.astype(plain.dtype.newbyteorder("="), copy=False)
-    return torch.from_numpy(np.require(native, requirements=["C", "W"]))
-
-
-def _check_finite(samples: Tensor) -> None:
-    finite = samples.isfinite()
-    if not finite.all():
-        index = int(torch.nonzero(~finite.flatten(1).all(1) if samples.dim() > 1 else ~finite)[0])
-        raise DataError(f"sample {index} holds a value that is not finite: mend or leave it out.")
-
-
-def _channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of every channel of uint8 images, scaled to 0 to 1."""
-    levels = np.arange(256) / 255
-    means, stds = [], []
-    for channel in range(images.shape[1]):
-        # Counting is exact, so the result depends on no order of summation.
-        counts = torch.bincount(images[:, channel].flatten(), minlength=256).numpy()
-        mean = float(np.average(levels, weights=counts))
-        std = float(np.sqrt(np.average((levels - mean) ** 2, weights=counts)))
-        means.append(mean)
-        stds.append(std if std > 0 else 1.0)  # a channel of one value becomes 0
-    return tuple(means), tuple(stds)

@@ -86,6 +86,8 @@ def facts_of(data: PreparedData) -> DataFacts:
         dataset.mean,
         dataset.std,
         dataset.train.holds_tokens,
+        num_test=len(dataset.test),
+        num_validation=len(data.validation_samples),
     )
 
 

@@ -9,10 +9,12 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from ppll.errors import ModelError
 from ppll.message import PREVIOUS
 from ppll.site import BlockSite
 
 __all__ = ["PREVIOUS", "BlockSite", "Lesson", "LocalLoss", "Method", "Paper", "TaskLoss"]
+__all__ += ["local_loss_of"]
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
 """Logits (N, classes) and targets (N) to a scalar; of tokens (N, T, classes) and (N, T), and the
@@ -151,3 +153,20 @@ class Method(ABC):
         """
         del auxiliary, parameters
         raise AssertionError("the method declares no slow_from")
+
+
+def local_loss_of(
+    method: Method, auxiliary: nn.Module | None, lesson: Lesson, task_loss: TaskLoss
+) -> LocalLoss:
+    """A method's local loss; the method may be the user's own.
+
+    Raises:
+        ModelError: It is something else.
+    """
+    loss: object = method.local_loss(auxiliary, lesson, task_loss)
+    if not isinstance(loss, LocalLoss):
+        raise ModelError(
+            f"local_loss of {type(method).__module__}:{type(method).__qualname__} returned "
+            f"{type(loss).__name__}: return LocalLoss(value, logits)."
+        )
+    return loss

@@ -146,16 +146,7 @@ class Network:
             ModelError: It is a module that is not a plain row of others, or the layers cannot
                 make a network.
         """
-        if isinstance(modules, nn.Module):
-            named = list(_children(modules).items())
-        elif not isinstance(modules, Sequence):
-            raise ModelError(
-                f"model is {modules!r:.80}: give an nn.Sequential or a list of modules, in forward "
-                f"order; a function that makes them is called before."
-            )
-        else:
-            named = [(str(index), module) for index, module in enumerate(modules)]
-        return cls(tuple(Layer(name, module) for name, module in named))
+        return cls(tuple(Layer(name, module) for name, module in _named(modules)))
 
 
 def _children(model: nn.Module) -> dict[str, nn.Module]:
@@ -181,6 +172,19 @@ def _check_counts(network: Network) -> None:
             f"num_stem = {network.num_stem} and num_head = {network.num_head} "
             f"do not fit into {num_layers} layers."
         )
+
+
+def _named(modules: object) -> list[tuple[str, nn.Module]]:
+    """The modules of a user's row and what they are called."""
+    if isinstance(modules, nn.Module):
+        return list(_children(modules).items())
+    if not isinstance(modules, Sequence) or isinstance(modules, str):
+        raise ModelError(
+            f"model is {modules!r:.80}: give an nn.Sequential or a list of modules, in forward "
+            f"order; a function that makes them is called before, and a model of the shelf is "
+            f"named as model.name in the recipe."
+        )
+    return [(str(index), module) for index, module in enumerate(modules)]
 
 
 def _check_names(layers: Sequence[Layer]) -> None:

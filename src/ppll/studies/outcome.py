@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import pydantic
 
 from ppll.config import Recipe
-from ppll.errors import RunFolderError, first_problem
-from ppll.result import Result
+from ppll.errors import RunFolderError
+from ppll.result import Result, read_result
 from ppll.run_folder import RunFolder
 from ppll.studies.runs import StudyRun
 
 __all__ = ["Outcome", "exits_path", "is_trained", "read_outcome"]
-
-_RESULT: Final = pydantic.TypeAdapter(Result)
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def is_trained(folder: RunFolder, recipe: Recipe) -> bool:
     if not folder.result.is_file():
         return False
     steps_per_epoch = folder.read_facts().steps_per_epoch
-    result = _read_result(folder)
+    result = read_result(folder)
     is_through = result.step >= recipe.num_steps(steps_per_epoch)
     return is_through and result.test_accuracy is not None
 
@@ -83,7 +81,7 @@ def read_outcome(run: StudyRun) -> Outcome | None:
     folder = run.folder
     if not is_trained(folder, run.recipe):
         return None
-    result, exits = _read_result(folder), _read_exits(exits_path(folder))
+    result, exits = read_result(folder), _read_exits(exits_path(folder))
     if exits is None or exits.step != result.step or result.test_accuracy is None:
         return None
     return Outcome(
@@ -114,18 +112,6 @@ def _read_starts(folder: RunFolder) -> list[int]:
         return [int(json.loads(line)["step"]) for line in lines]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(f"cannot read {folder.history}: {error!r:.200}.") from None
-
-
-def _read_result(folder: RunFolder) -> Result:
-    try:
-        return _RESULT.validate_json(folder.result.read_bytes())
-    except OSError as error:
-        raise RunFolderError(f"cannot read {folder.result}: {error.strerror}.") from None
-    except pydantic.ValidationError as error:
-        raise RunFolderError(
-            f"cannot read {folder.result}: {first_problem(error)}. Put it back from a copy, or "
-            f"remove it: the run is then tested again, but how long it took is not known."
-        ) from None
 
 
 def _read_exits(path: Path) -> _Exits | None:

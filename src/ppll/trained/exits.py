@@ -133,7 +133,8 @@ def measure_exits(
 
     Args:
         network: What ``ppll.load`` gives, on the CPU.
-        inputs: uint8 images (N, C, H, W), or float32 (N, ...) where the network was trained on it.
+        inputs: uint8 images (N, C, H, W) from 0 to 255, which are normalised as in training; or
+            float32 (N, ...) where the network was trained on it.
         targets: Class indices (N), int64; of tokens as ``Split`` has them.
         thresholds: Each above 0 and at most 1.
         batch_size: Samples that are computed at once, at least 1.
@@ -172,6 +173,11 @@ def _check_fit(network: TrainedNetwork, samples: Split) -> None:
         raise DataError(
             f"samples have the shape {samples.input_shape}, but the network was trained on "
             f"{facts.input_shape}: give it samples of the same kind."
+        )
+    if facts.mean is not None and samples.inputs.dtype != torch.uint8:
+        raise DataError(
+            f"samples are {samples.inputs.dtype}, but the network was trained on images in bytes: "
+            f"give uint8 from 0 to 255, which are normalised here as in training."
         )
     low, high = int(samples.targets.min()), int(samples.targets.max())
     if low < 0 or high >= facts.num_classes:

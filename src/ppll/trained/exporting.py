@@ -23,7 +23,9 @@ def export(run: str | Path, to: str | Path, *, best: bool = False) -> int:
     The file holds the state dict of the un-split model: its parameters and persistent buffers under
     their names there, no auxiliary networks. Where the run keeps averages of its parameters, it is
     these. Its one metadata key, ``ppll``, says as JSON what the network is and how its input is
-    normalised.
+    normalised: of images in bytes it takes ``(images / 255 - mean) / std`` in float32, by the
+    ``mean`` and ``std`` of every channel under ``data``; where these are null, what it was trained
+    on.
 
     Args:
         run: A run folder.

@@ -88,8 +88,10 @@ class TrainedNetwork(nn.Module):
         """Logits (N, classes) of the network's final output, in float32.
 
         Args:
-            inputs: uint8 images (N, C, H, W), which are normalised as in training; or what the
-                network was trained on, in floating point (N, ...).
+            inputs: uint8 images (N, C, H, W) from 0 to 255, which are normalised as in training; or
+                floating point (N, ...), which the layers get as it is: what the network was trained
+                on, or images that are normalised already, as ``(images / 255 - facts.mean) /
+                facts.std`` by channel. Images of any other scale give wrong predictions silently.
         """
         with self._as_trained(inputs):
             *_, features = self._outputs(inputs)
@@ -173,6 +175,9 @@ def load(
     best: bool = False,
 ) -> TrainedNetwork:
     """The network of a run's newest checkpoint, with its exits, on the CPU.
+
+    It takes uint8 images from 0 to 255 and normalises them; floating point it takes as it is, see
+    ``TrainedNetwork.forward``.
 
     Args:
         run: A run folder.
