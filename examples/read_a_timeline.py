@@ -6,6 +6,7 @@
 from pathlib import Path
 
 import ppll
+from ppll.run_folder import RunFolder
 from ppll.tracing.advice import advise
 from ppll.tracing.files import newest_start
 from ppll.tracing.summary import summarize
@@ -14,7 +15,7 @@ from ppll.tracing.summary import summarize
 def main() -> None:
     recipe = ppll.load_recipe("digits-resnet", ["train.epochs=2", "runtime.stages=2"])
     run = Path(ppll.Trainer(recipe).fit().run_folder)
-    start = newest_start(run / "traces")
+    start = newest_start(RunFolder.open(run))
     summary = summarize(start)
     for stage in summary.stages:
         print(
