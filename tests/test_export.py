@@ -118,6 +118,8 @@ def test_a_model_of_one_s_own_is_exported_and_loaded(tmp_path: Path) -> None:
         assert torch.equal(ppll.load(run, model=own_model())(inputs), model(inputs))
     with pytest.raises(ModelError, match="was given from Python"):
         ppll.load(run)
+    with pytest.raises(ModelError, match="not the one that was trained"):
+        ppll.load(run, model=nn.Sequential(nn.Flatten()))
 
 
 class WithTable(nn.Module):

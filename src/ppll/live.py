@@ -22,6 +22,7 @@ from ppll.pace import Pace
 from ppll.placement import mesh_of
 from ppll.result import Result
 from ppll.status import Status
+from ppll.tables import print_table
 from ppll.tracing.spans import SPAN_NAMES
 
 __all__ = ["LiveView", "progress_console", "show_blocks", "show_evaluation", "show_result"]
@@ -51,10 +52,8 @@ def show_blocks(console: Console, blueprint: Blueprint) -> None:
     """
     stages = blueprint.stage_blocks(blueprint.recipe.runtime.stages)
     replicas = mesh_of(blueprint.recipe.train.replicas, len(stages)).replicas
-    table = Table(box=None, pad_edge=False)
     shares = ("replicas",) if max(replicas) > 1 else ()
-    for column in ("stage", *shares, "block", "layers", "parameters", "auxiliary"):
-        table.add_column(column, justify="left" if column == "layers" else "right")
+    rows = []
     for index, layers in enumerate(blueprint.ranges):
         stage = next(s for s, blocks in enumerate(stages) if index in blocks)
         row = [blueprint.network.layers[i] for i in layers]
@@ -65,8 +64,9 @@ def show_blocks(console: Console, blueprint: Blueprint) -> None:
         names = f"{row[0].name} .. {row[-1].name}" if len(row) > 1 else row[0].name
         shown = f"{auxiliary:,}" if heads else "-"
         num = [str(replicas[stage])] if shares else []
-        table.add_row(str(stage), *num, str(index), names, f"{own:,}", shown)
-    console.print(table)
+        rows.append([str(stage), *num, str(index), names, f"{own:,}", shown])
+    columns = ("stage", *shares, "block", "layers", "parameters", "auxiliary")
+    print_table(console, columns, rows, left=("layers",))
 
 
 def show_result(console: Console, result: Result) -> None:

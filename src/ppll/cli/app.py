@@ -105,16 +105,20 @@ def train(
         step = trainer.check()
         show_blocks(console, trainer.blueprint)
         if resume:
-            nothing = f"{out} holds no checkpoint to go on from: would begin at step 0"
-            goes_on = f"would go on from step {step}"
-            if step == trainer.blueprint.num_steps:
-                goes_on = f"finished already at step {step}: nothing is left to train"
-            line = goes_on if step else nothing
+            line = _where_it_begins(step, trainer.blueprint.num_steps, out)
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         return
     result = trainer.fit()
     if is_first_process():
         show_result(Console(), result)
+
+
+def _where_it_begins(step: int, num_steps: int, out: Path | None) -> str:
+    if not step:
+        return f"{out} holds no checkpoint to go on from: would begin at step 0"
+    if step == num_steps:
+        return f"finished already at step {step}: nothing is left to train"
+    return f"would go on from step {step}"
 
 
 @app.command("eval")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.table import Table
+from collections.abc import Iterator
 
+from rich.console import Console
+
+from ppll.tables import print_table
 from ppll.trained.exits import ExitReport
 
 __all__ = ["show_exits"]
@@ -13,47 +15,35 @@ __all__ = ["show_exits"]
 def show_exits(console: Console, report: ExitReport) -> None:
     """Print the exits and their average, then a column a threshold."""
     console.print(f"{report.num_samples} test samples, step {report.step}\n", highlight=False)
-    console.print(_exits(report))
+    print_table(console, ("exit", "accuracy", "loss"), list(_exits(report)), left=("exit",))
     console.print()
-    console.print(_trades(report))
+    thresholds = [f"{trade.threshold:g}" for trade in report.trades]
+    print_table(console, ["threshold", *thresholds], list(_trades(report)), left=("threshold",))
 
 
-def _exits(report: ExitReport) -> Table:
-    table = _table("exit", "accuracy", "loss")
+def _exits(report: ExitReport) -> Iterator[list[str]]:
     rows = zip(_names(report), report.exit_accuracy, report.exit_loss, strict=True)
     for name, accuracy, loss in rows:
-        table.add_row(name, _percent(accuracy), _number(loss))
-    average = _percent(report.average_accuracy), _number(report.average_loss)
-    table.add_row("all averaged", *average)
-    return table
+        yield [name, _percent(accuracy), _number(loss)]
+    yield ["all averaged", _percent(report.average_accuracy), _number(report.average_loss)]
 
 
-def _trades(report: ExitReport) -> Table:
+def _trades(report: ExitReport) -> Iterator[list[str]]:
     """Silent blocks have no row: nothing leaves behind them."""
     trades = report.trades
-    table = _table("threshold", *(f"{trade.threshold:g}" for trade in trades))
-    table.add_row("accuracy", *(_percent(trade.accuracy) for trade in trades))
-    table.add_row("blocks run", *(f"{trade.mean_blocks:.2f}" for trade in trades))
+    yield ["accuracy", *(_percent(trade.accuracy) for trade in trades)]
+    yield ["blocks run", *(f"{trade.mean_blocks:.2f}" for trade in trades)]
     shares = [trade.compute_share for trade in trades]
-    table.add_row("compute", *("-" if share is None else f"{share:.0%}" for share in shares))
+    yield ["compute", *("-" if share is None else f"{share:.0%}" for share in shares)]
     for index, name in enumerate(_names(report)):
         if report.exit_accuracy[index] is not None:
             leaving = [trade.exit_share[index] for trade in trades]
-            table.add_row(f"leave at {name}", *(f"{share:.1%}" for share in leaving))
-    return table
+            yield [f"leave at {name}", *(f"{share:.1%}" for share in leaving)]
 
 
 def _names(report: ExitReport) -> list[str]:
     num_blocks = len(report.exit_accuracy)
     return [*(f"block {index}" for index in range(num_blocks - 1)), "final output"]
-
-
-def _table(first: str, *others: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column(first, no_wrap=True)
-    for name in others:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
 
 
 def _percent(share: float | None) -> str:

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ppll.blocks.blueprint import Blueprint
 from ppll.blocks.lean import FeaturesType, as_received
 from ppll.blocks.modules import BlockModules
 from ppll.checkpoints.recovery import find
+from ppll.config import Recipe
 from ppll.data.augmentation import Normalisation
 from ppll.data.loader import IMAGE
 from ppll.data_facts import DataFacts
@@ -197,8 +199,7 @@ def load(
             if model is None
             else f"the network of {run} is known, {recipe.model.name!r}: leave model out."
         )
-    network = None if model is None else given_network(copy.deepcopy(model), recipe, facts)
-    blueprint = draw_blueprint(recipe, facts, network)
+    blueprint = _blueprint(recipe, facts, model)
     found = find(folder, best=best)
     blocks = [blueprint.build_modules(i, torch.device("cpu")) for i in range(blueprint.num_blocks)]
     saved = found.reader.averaged_weights()
@@ -213,3 +214,13 @@ def load(
         autocast=autocast,
         features_type=recipe.split.features_dtype,
     )
+
+
+def _blueprint(recipe: Recipe, facts: DataFacts, model: Model | None) -> Blueprint:
+    """The network cut as it was trained."""
+    if model is None:
+        return draw_blueprint(recipe, facts, None)
+    try:
+        return draw_blueprint(recipe, facts, given_network(copy.deepcopy(model), recipe, facts))
+    except ModelError as error:
+        raise ModelError(f"this model is not the one that was trained. {error}") from None
