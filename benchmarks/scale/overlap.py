@@ -60,7 +60,7 @@ def main() -> None:
                 found[way].append(seconds_a_batch(way, megabits))
         rows.append(row(megabits, found))
         print(rows[-1])
-    write_report(args.json, rows)
+    write_report(args, rows)
 
 
 def row(megabits: int, found: dict[str, list[float]]) -> dict[str, object]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ppll.cli.app import app as cli
+from ppll.cli import app
 from ppll.replicas.exchange import Exchange
 
 
@@ -12,7 +12,7 @@ def main() -> None:
     way = sys.argv.pop(1)
     if way == "after":  # Without a beginning all waits for the end.
         Exchange.begin = lambda _: None  # type: ignore[method-assign]
-    cli.main()
+    app.main()
 
 
 if __name__ == "__main__":
