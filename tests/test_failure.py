@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from ppll.blocks.nonfinite import NonFiniteLoss
-from ppll.errors import ModelError, ProtocolError
 from ppll.launching.failure import Failure
 from ppll.status import Activity, Status
 
@@ -31,26 +27,6 @@ def test_an_error_is_reported_with_its_place_and_traceback() -> None:
     )
     assert "in failure_of" in detail
     assert failure.time_s == 3.5
-
-
-@pytest.mark.parametrize(
-    ("kind", "shows_traceback"),
-    [(NonFiniteLoss, False), (ModelError, False), (ProtocolError, True), (RuntimeError, True)],
-)
-def test_an_error_that_says_all_is_shown_without_its_traceback(
-    kind: type[Exception], shows_traceback: bool
-) -> None:
-    log = Path("run/logs/rank-1.txt")
-    try:
-        raise kind("what, and what to do.")
-    except kind as error:
-        failure = Failure.of(error, 1, status(), 3.5, log=log)
-        without_log = Failure.of(error, 1, status(), 3.5)
-    assert ("Traceback" in failure.message()) is shows_traceback
-    assert (f"The traceback is in {log}." in failure.message()) is not shows_traceback
-    assert failure.message().startswith(failure.head() + "\n")
-    assert without_log.message() == failure.record()
-    assert "Traceback" in failure.record()
 
 
 def test_no_block_is_named_where_none_was_at_work() -> None:

@@ -391,21 +391,8 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("poisoned")
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
-    said = r"block 0\) failed at step 5.*loss of block 0 is nan.*\n.*logs/rank-0\.txt\.$"
-    with pytest.raises(WorkerError, match=said) as caught:
+    with pytest.raises(WorkerError, match=r"block 0\) failed at step 5.*loss of block 0 is nan"):
         fit(tmp_path / "run")
-    assert caught.value.failure.detail in (tmp_path / "run" / "logs" / "rank-0.txt").read_text()
-
-
-@pytest.mark.usefixtures("poisoned")
-def test_a_traceback_that_cannot_be_written_is_shown(tmp_path: Path) -> None:
-    log = tmp_path / "run" / "logs" / "rank-0.txt"
-    with pytest.raises(WorkerError, match=r"The traceback is in"):
-        fit(tmp_path / "run")
-    log.unlink()
-    log.mkdir()
-    with pytest.raises(WorkerError, match=r"loss of block 0 is nan.*\nTraceback"):
-        fit(tmp_path / "run", resume=True)
 
 
 @pytest.mark.usefixtures("poisoned")

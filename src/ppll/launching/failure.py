@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
-from ppll.errors import ChannelError, PpllError
 from ppll.status import Activity, Status
 
 __all__ = ["Failure"]
@@ -55,7 +53,6 @@ class Failure:
         detail: The original traceback, or the stacks of a rank that hangs.
         is_exception: Whether the rank raised it, and was not just found dead or standing still.
         place: Stage and replica of the rank, for people.
-        log: The file that has the detail, where the cause says to people all that they need.
     """
 
     rank: int
@@ -67,31 +64,12 @@ class Failure:
     detail: str = ""
     is_exception: bool = False
     place: str = ""
-    log: str = ""
 
     @classmethod
     def of(
-        cls,
-        error: BaseException,
-        rank: int,
-        status: Status,
-        time_s: float,
-        place: str = "",
-        log: Path | None = None,
+        cls, error: BaseException, rank: int, status: Status, time_s: float, place: str = ""
     ) -> Failure:
-        """The failure that an exception in a rank is.
-
-        Args:
-            error: What was raised. An error of ours that is about the recipe, the data or a
-                checkpoint says what was found and what to do; of such a one people are shown no
-                traceback where the rank has a log for it.
-            rank: The process.
-            status: What it was doing.
-            time_s: When, in seconds of the machine's monotonic clock.
-            place: Stage and replica of the rank, for people.
-            log: Where the rank writes ``record()``.
-        """
-        says_all = isinstance(error, PpllError) and not isinstance(error, ChannelError)
+        """The failure that an exception in a rank is."""
         return cls(
             rank,
             status.block,
@@ -102,7 +80,6 @@ class Failure:
             "".join(traceback.format_exception(error)).rstrip(),
             is_exception=True,
             place=place,
-            log=str(log) if log is not None and says_all else "",
         )
 
     @classmethod
@@ -130,10 +107,6 @@ class Failure:
         return same and self.is_exception
 
     def message(self) -> str:
-        """What people read: the head, and the detail below or where it is."""
-        return f"{self.head()}\nThe traceback is in {self.log}." if self.log else self.record()
-
-    def record(self) -> str:
         """Rank, stage, block, step and cause on one line, and the detail below."""
         return f"{self.head()}\n{self.detail}" if self.detail else self.head()
 

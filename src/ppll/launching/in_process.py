@@ -6,18 +6,16 @@ import faulthandler
 import tempfile
 import threading
 import time
-from dataclasses import replace
 
 from ppll.errors import Interrupted, WorkerError
 from ppll.interrupts import Interrupts
 from ppll.job import Job, RankResult
 from ppll.launching.failure import Failure
 from ppll.launching.launch import Watcher
-from ppll.launching.rank_process import log_path
 from ppll.launching.stall import Pauses, describe, find_stall, stall_cause
 from ppll.numerics import torch_as_new
 from ppll.rank import run_rank
-from ppll.status import Monitor, Status, StatusPage
+from ppll.status import Monitor, StatusPage
 from ppll.testing import injected_monitor
 
 __all__ = ["run_here"]
@@ -43,24 +41,12 @@ def run_here(job: Job, interrupts: Interrupts, watch: Watcher | None) -> RankRes
     except (Interrupted, WorkerError):
         raise
     except Exception as error:
-        failure = _recorded(job, error, monitor.status)
+        failure = Failure.of(error, 0, monitor.status, time.monotonic())
         raise WorkerError(failure.message(), failure) from error
     finally:
         ended.set()
         looker.join()
         page.close()
-
-
-def _recorded(job: Job, error: Exception, status: Status) -> Failure:
-    """The failure, as it is written in the log that a rank of its own would have."""
-    log = log_path(job, 0)
-    failure = Failure.of(error, 0, status, time.monotonic(), log=log)
-    try:
-        with log.open("a", encoding="utf-8") as file:
-            file.write(failure.record() + "\n")
-    except OSError:  # Then the message has it all.
-        return replace(failure, log="")
-    return failure
 
 
 def _look(

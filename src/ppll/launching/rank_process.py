@@ -57,10 +57,10 @@ def main(job: Job) -> None:
             line.report_aftermath()
             _leave()
         except BaseException as error:
-            place, log = job.mesh.place(rank), log_path(job, rank)
-            failure = Failure.of(error, rank, monitor.status, time.monotonic(), place, log)
+            place = job.mesh.place(rank)
+            failure = Failure.of(error, rank, monitor.status, time.monotonic(), place)
             line.report_failure(failure)
-            sys.stderr.write(failure.record() + "\n")
+            sys.stderr.write(failure.message() + "\n")
             _leave()
         line.report_result(result)
         faulthandler.unregister(STACKS_SIGNAL)
