@@ -38,7 +38,7 @@ class GroupReceiveEnd(ReceiveEnd):
         capacity: Slots.
         address: Of this host, as the other one reaches it.
         timeout_s: Seconds to wait for the other end to come.
-        device: Where messages arrive.
+        device: Where messages shall arrive; larger ones than announced come in the host's memory.
         poison: Set every bit of a slot before it is given back (NaN for floats), so that a test
             catches whoever keeps a view of it.
     """
@@ -56,7 +56,6 @@ class GroupReceiveEnd(ReceiveEnd):
         poison: bool = False,
     ) -> None:
         super().__init__(capacity)
-        self._device = device
         self._poison = poison
         self._arrived: deque[tuple[Header, _Place]] = deque()
         self._places: deque[_Place] = deque()  # of the messages in use, oldest first
@@ -80,8 +79,7 @@ class GroupReceiveEnd(ReceiveEnd):
         self._num_heard += 1
         packed = buffer.numpy().tobytes()
         if packed.startswith(END):
-            if not self._slots.finish():
-                raise ChannelClosed("the sender closes, and its last messages do not come.")
+            self._slots.finish()
             self._group.is_gone = True  # Who hears the answer may count on it.
             self._say(CLOSING)
             raise ChannelClosed("the sender closes.")
@@ -142,7 +140,7 @@ class GroupReceiveEnd(ReceiveEnd):
         header, place = self._arrived.popleft()
         self._places.append(place)
         slots, index = place
-        return header.message(slots.read(index, header.layout)).on(self._device)
+        return header.message(slots.read(index, header.layout))
 
     def _give_back(self) -> None:
         if not self._open:

@@ -17,14 +17,13 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Final
 
 import torch
 from torch import Tensor, distributed
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
-from ppll.channels.group_link import FOREVER, RECEIVER, GroupLink
+from ppll.channels.group_link import FOREVER, SENDER, GroupLink
 from ppll.channels.memory import PROCESSOR
 from ppll.channels.side_stream import SideStream
 from ppll.errors import ChannelError, ChannelTimeout
@@ -42,60 +41,27 @@ class NcclLink:
     """A communicator of two GPUs, and the streams on which it is used.
 
     Args:
-        store: What both ends can reach.
-        name: Of the channel, the same at both ends.
+        group: A ``ProcessGroupNCCL`` of two whose communicator is there.
         rank: ``SENDER`` or ``RECEIVER``.
         device: This end's GPU.
-        timeout_s: Seconds to wait until both are connected.
-
-    Raises:
-        ChannelTimeout: They were not in time.
-        ChannelError: They cannot connect.
     """
 
-    def __init__(
-        self, store: Store, name: str, rank: int, device: torch.device, timeout_s: float
-    ) -> None:
+    def __init__(self, group: Any, rank: int, device: torch.device) -> None:
         self.device = device
-        self._peer = 1 - rank
-        self._current = partial(torch.cuda.current_stream, device)
         self.side = SideStream(device, device)
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._group: Any = None
-        error = _within(timeout_s, partial(self._connect, PrefixStore("nccl", store)))
-        if isinstance(error, TimeoutError):
-            raise ChannelTimeout(
-                f"NCCL has not connected channel {name!r} within {timeout_s:g} s: "
-                f"NCCL_SOCKET_IFNAME says over which interface, NCCL_DEBUG=INFO shows what it "
-                f"tries; {_WAY_OUT}"
-            )
-        if error is not None:
-            raise ChannelError(f"NCCL cannot connect channel {name!r}: {error}\n{_WAY_OUT}")
-
-    def _connect(self, store: Store) -> None:
-        """Make the communicator, which torch does with the first message."""
-        # Else torch ends this process when the other's has ended, and it could not say why.
-        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
-        nccl: Any = distributed.ProcessGroupNCCL
-        options = nccl.Options()
-        options._timeout = FOREVER
-        with torch.cuda.device(self.device):
-            group = nccl(store, 1 - self._peer, 2, options)
-            word = torch.zeros(1, dtype=torch.uint8, device=self.device)
-            pass_on = group.send if self._peer == RECEIVER else group.recv
-            pass_on([word], self._peer, 0).wait()
-            self._current().synchronize()
         self._group = group
+        self._peer = 1 - rank
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def reserve(self, slot_bytes: int, num_slots: int) -> list[Tensor]:
-        """Slots of the GPU's memory.
+        """Slots of the GPU's memory, which nothing that was queued before still uses.
 
         Raises:
             ChannelError: There is not so much.
         """
         try:
-            return [
-                torch.zeros(slot_bytes, dtype=torch.uint8, device=self.device)
+            slots = [
+                torch.empty(slot_bytes, dtype=torch.uint8, device=self.device)
                 for _ in range(num_slots)
             ]
         except torch.OutOfMemoryError:
@@ -104,6 +70,8 @@ class NcclLink:
                 f"{self.device}: it has not so much left. Lower runtime.capacity or "
                 "data.batch_size."
             ) from None
+        torch.cuda.synchronize(self.device)
+        return slots
 
     def event(self) -> torch.cuda.Event:
         """An event that is over."""
@@ -111,7 +79,7 @@ class NcclLink:
 
     def record(self, event: torch.cuda.Event) -> None:
         """Let an event be over when what the caller has queued so far is."""
-        event.record(self._current())
+        event.record(torch.cuda.current_stream(self.device))
 
     def send(self, content: Tensor) -> Any:
         """Queue a send behind the current stream; ``wait`` lets the then current one wait."""
@@ -134,6 +102,48 @@ class NcclLink:
         _within(_ABORT_S, self._group.abort)
 
 
+def connect(store: Store, name: str, rank: int, device: torch.device, timeout_s: float) -> NcclLink:
+    """Connect two GPUs.
+
+    Args:
+        store: What both ends can reach, and no other channel.
+        name: Of the channel, the same at both ends.
+        rank: ``SENDER`` or ``RECEIVER``.
+        device: This end's GPU.
+        timeout_s: Seconds to wait until both are connected.
+
+    Raises:
+        ChannelTimeout: They were not in time.
+        ChannelError: They cannot connect.
+    """
+    made: list[Any] = []
+    error = _within(timeout_s, lambda: made.append(_communicator(store, rank, device)))
+    if isinstance(error, TimeoutError):
+        raise ChannelTimeout(
+            f"NCCL has not connected channel {name!r} within {timeout_s:g} s: NCCL_SOCKET_IFNAME "
+            f"says over which interface, NCCL_DEBUG=INFO shows what it tries; {_WAY_OUT}"
+        )
+    if error is not None:
+        raise ChannelError(f"NCCL cannot connect channel {name!r}: {error}\n{_WAY_OUT}") from error
+    return NcclLink(made[0], rank, device)
+
+
+def _communicator(store: Store, rank: int, device: torch.device) -> Any:
+    """A process group of two whose communicator is there, which torch makes when it is used."""
+    # Else torch ends this process when the other's has ended, and it could not say why.
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+    nccl: Any = distributed.ProcessGroupNCCL
+    options = nccl.Options()
+    options._timeout = FOREVER
+    with torch.cuda.device(device):
+        group = nccl(PrefixStore("nccl", store), rank, 2, options)
+        word = torch.zeros(1, dtype=torch.uint8, device=device)
+        pass_on = group.send if rank == SENDER else group.recv
+        pass_on([word], 1 - rank, 0).wait()
+        torch.cuda.current_stream(device).synchronize()
+    return group
+
+
 def links_to(
     store: Store,
     name: str,
@@ -149,7 +159,7 @@ def links_to(
     offers = "NCCL" if device != PROCESSOR and _is_available() else ""
     group = GroupLink(store, name, rank, address, timeout_s, offers=offers)
     if offers and group.is_agreed:
-        return group, NcclLink(group.store, name, rank, device, timeout_s)
+        return group, connect(group.store, name, rank, device, timeout_s)
     if device != PROCESSOR:
         reason = "the other end does not offer NCCL" if offers else "this torch has no NCCL"
         _log.warning("channel %r goes through the host's memory: %s.", name, reason)
@@ -162,7 +172,7 @@ def _is_available() -> bool:
 
 
 def _within(timeout_s: float, act: Callable[[], object]) -> Exception | None:
-    """Do it in a thread, which is left behind where it takes too long; what went wrong."""
+    """Do it in a thread, which is left behind where it takes longer; what went wrong."""
     errors: list[Exception] = []
 
     def run() -> None:

@@ -8,9 +8,9 @@ the communicator was given up is not.
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Callable, Mapping
+from queue import SimpleQueue
 from typing import Any, Final, Protocol
 
 import torch
@@ -123,9 +123,11 @@ class NcclReceiveSlots(SlotTensors):
         self._link = link
         self._fail = fail
         self._freed = [link.event() for _ in range(num_slots)]
-        self._expected: queue.SimpleQueue[tuple[Any, Callable[[], None]]] = queue.SimpleQueue()
+        # The last is None.
+        self._expected: SimpleQueue[tuple[Any, Callable[[], None]] | None] = SimpleQueue()
         self._is_given_up = False
-        threading.Thread(target=self._wait_for_all, name="channel-nccl", daemon=True).start()
+        self._thread = threading.Thread(target=self._wait_for_all, name="channel-nccl", daemon=True)
+        self._thread.start()
 
     def expect(self, index: int, num_bytes: int, then: Callable[[], None]) -> None:
         """Let a slot be filled once nobody reads it, and call ``then``, from another thread."""
@@ -138,12 +140,13 @@ class NcclReceiveSlots(SlotTensors):
 
     def _wait_for_all(self) -> None:
         try:
-            while not self._is_given_up:
-                filled, then = self._expected.get()
+            while expected := self._expected.get():
+                filled, then = expected
                 if filled is not None:
                     filled.synchronize()
-                if not self._is_given_up:  # else it may be over without having come
-                    then()
+                if self._is_given_up:  # it may be over without having come
+                    return
+                then()
         except RuntimeError as error:
             self._fail(
                 ChannelError(f"a message cannot be received on {self._link.device}: {error}")
@@ -153,14 +156,13 @@ class NcclReceiveSlots(SlotTensors):
         """Let a slot be filled again when what the caller has queued so far is done."""
         self._link.record(self._freed[index])
 
-    def finish(self) -> bool:
-        """Wait a while for what is expected; whether it has come."""
-        finished = threading.Event()
-        self.pass_on(finished.set)
-        return finished.wait(_FINISH_S)
+    def finish(self) -> None:
+        """Wait a while for what is expected; nothing more is."""
+        self._expected.put(None)
+        self._thread.join(_FINISH_S)
 
     def give_up(self) -> None:
         """Hand on nothing that has not come yet, and end what is on its way."""
         self._is_given_up = True
         self._link.give_up()
-        self._expected.put((None, lambda: None))
+        self._expected.put(None)

@@ -65,9 +65,8 @@ class ReceiveSlots(Protocol):
     def give_back(self, index: int) -> None:
         """Say that a slot is no longer read, before the sender is told."""
 
-    def finish(self) -> bool:
-        """Wait a while for what is expected; whether it has come."""
-        ...
+    def finish(self) -> None:
+        """Wait a while for what is expected; nothing more is."""
 
     def give_up(self) -> None:
         """Expect nothing more: the other end is gone."""
@@ -137,9 +136,8 @@ class GlooReceiveSlots:
         """Let it be filled again."""
         self._posted.append(self._post(index))
 
-    def finish(self) -> bool:
+    def finish(self) -> None:
         """Everything has come."""
-        return True
 
     def give_up(self) -> None:
         """The connection has ended what was on its way."""
