@@ -93,6 +93,14 @@ def receive_over_network(folder: Path, num_messages: int, end: End) -> None:
     _end(end)
 
 
+def send_from_gpu(folder: Path, num_messages: int) -> None:
+    """Send messages from the first GPU, and wait to be killed."""
+    sender = reach(folder, GroupSendEnd, 3, torch.device("cuda", 0))
+    for sequence in range(num_messages):
+        sender.send(numbered(sequence).on(sender.device), PATIENCE_S)
+    signal.pause()
+
+
 def announce_over_network(folder: Path) -> None:
     """Send a mark, then a message whose tensors never come, and another mark."""
     import pytest
