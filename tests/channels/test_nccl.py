@@ -7,7 +7,9 @@ import random
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from torch import Tensor
 from torch.distributed import HashStore
 
 from ppll.channels import nccl_link, nccl_slots
-from ppll.channels.group_link import SENDER
+from ppll.channels.group_link import RECEIVER, SENDER
 from ppll.channels.layout import layout_of
 from ppll.channels.memory import PROCESSOR
 from ppll.channels.nccl_slots import NcclReceiveSlots
@@ -146,6 +148,96 @@ def test_without_one_of_the_orders_messages_go_wrong(
         sent, read = pass_messages(gpus, 2, 8, random.Random(seed))
         wrong += not torch.equal(torch.stack(read), torch.stack(sent))
     assert wrong
+
+
+# What torch is asked for
+
+
+class Torch:
+    """Streams, events and a group that note who calls them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[str] = []
+        self.error: Exception | None = None
+        self.stream = "current"
+        for name, stand_in in {
+            "Stream": lambda device: "own",
+            "Event": lambda **_: self,
+            "current_stream": lambda device: "current",
+            "stream": self._on,
+            "synchronize": lambda device: self.calls.append("synchronize"),
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, stand_in)
+
+    @contextmanager
+    def _on(self, stream: str) -> Iterator[None]:
+        self.stream, before = stream, self.stream
+        yield
+        self.stream = before
+
+    def record(self, stream: str) -> None:
+        self.calls.append(f"record on {stream}")
+
+    def wait(self, stream: str | None = None) -> None:
+        self.calls.append(f"wait on {stream or self.stream}")
+
+    def send(self, tensors: list[Tensor], peer: int, tag: int) -> Torch:
+        return self._pass("send", tensors, peer)
+
+    def recv(self, tensors: list[Tensor], peer: int, tag: int) -> Torch:
+        return self._pass("receive", tensors, peer)
+
+    def _pass(self, what: str, tensors: list[Tensor], peer: int) -> Torch:
+        if self.error is not None:
+            raise self.error
+        self.calls.append(f"{what} {len(tensors[0])} with {peer} on {self.stream}")
+        return self
+
+    def abort(self) -> None:
+        self.calls.append("abort")
+
+
+def test_links_queue_on_the_right_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Torch(monkeypatch)
+    link = nccl_link.NcclLink(fake, RECEIVER, nccl.GPU)
+    (slot,) = link.reserve(256, 1)
+    freed: Any = link.event()
+    link.record(freed)
+    link.receive(slot[:8], freed)
+    link.send(slot[:4])
+    link.give_up()
+    assert fake.calls == [
+        "synchronize",
+        "record on current",
+        *("wait on own", "receive 8 with 0 on own", "wait on own", "record on own"),
+        "send 4 with 0 on current",
+        "abort",
+    ]
+
+
+@pytest.mark.parametrize("is_given_up", [False, True])
+def test_errors_of_nccl_are_named_unless_the_other_end_is_gone(
+    is_given_up: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = Torch(monkeypatch)
+    fake.error = RuntimeError("ncclRemoteError")
+    link = nccl_link.NcclLink(fake, SENDER, nccl.GPU)
+    kind, message = ChannelError, "a message cannot be sent from cpu:0: ncclRemoteError"
+    if is_given_up:
+        link.give_up()
+        kind, message = ChannelClosed, "the other end is gone"
+    with pytest.raises(kind, match=message):
+        link.send(torch.zeros(4, dtype=torch.uint8))
+
+
+def test_memory_that_a_gpu_has_not_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def empty(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError
+
+    link = nccl_link.NcclLink(Torch(monkeypatch), SENDER, nccl.GPU)
+    monkeypatch.setattr(torch, "empty", empty)
+    with pytest.raises(ChannelError, match=r"reserve 1 MiB .* Lower runtime.capacity"):
+        link.reserve(1 << 18, 4)
 
 
 # Who goes

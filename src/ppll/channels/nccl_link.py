@@ -16,7 +16,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
@@ -26,7 +27,7 @@ from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from ppll.channels.group_link import FOREVER, SENDER, GroupLink
 from ppll.channels.memory import PROCESSOR
 from ppll.channels.side_stream import SideStream
-from ppll.errors import ChannelError, ChannelTimeout
+from ppll.errors import ChannelClosed, ChannelError, ChannelTimeout
 
 __all__ = ["NcclLink", "links_to"]
 
@@ -51,6 +52,7 @@ class NcclLink:
         self.side = SideStream(device, device)
         self._group = group
         self._peer = 1 - rank
+        self._is_given_up = False
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def reserve(self, slot_bytes: int, num_slots: int) -> list[Tensor]:
@@ -82,23 +84,39 @@ class NcclLink:
         event.record(torch.cuda.current_stream(self.device))
 
     def send(self, content: Tensor) -> Any:
-        """Queue a send behind the current stream; ``wait`` lets the then current one wait."""
-        return self._group.send([content], self._peer, 0)
+        """Queue a send behind the current stream; ``wait`` lets the then current one wait.
+
+        Raises:
+            ChannelClosed: The communicator was given up.
+            ChannelError: NCCL or CUDA cannot.
+        """
+        with self._explained("sent from"):
+            return self._group.send([content], self._peer, 0)
 
     def receive(self, content: Tensor, freed: torch.cuda.Event) -> torch.cuda.Event:
         """Queue a receive behind an event; the one that comes back is over when it is.
 
-        It is also over when the communicator was given up.
+        It is also over when the communicator was given up; errors are those of ``send``.
         """
         filled = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(self._stream):
+        with self._explained("received on"), torch.cuda.stream(self._stream):
             freed.wait(self._stream)
             self._group.recv([content], self._peer, 0).wait()
             filled.record(self._stream)
         return filled
 
+    @contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if self._is_given_up:
+                raise ChannelClosed("the other end is gone.") from None
+            raise ChannelError(f"a message cannot be {what} {self.device}: {error}") from error
+
     def give_up(self) -> None:
         """End whatever is on its way; may be called twice."""
+        self._is_given_up = True
         _within(_ABORT_S, self._group.abort)
 
 
