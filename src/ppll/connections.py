@@ -174,8 +174,8 @@ class _Joints:
         ends |= {edge.key: self._connect(edge) for edge in here if edge.sender == self._rank}
         for end in listening:
             end.accept(_CONNECT_TIMEOUT_S)
-        # In the order of ranks, so that no circle of processes waits for each other.
-        ends |= {edge.key: self._reach(edge) for edge in edges if edge not in here}
+        away = sorted((edge for edge in edges if edge not in here), key=_turn)
+        ends |= {edge.key: self._reach(edge) for edge in away}
         return {edge.key: ends[edge.key] for edge in edges}
 
     def _is_here(self, edge: Edge) -> bool:
@@ -233,8 +233,17 @@ class _Joints:
         )
 
     def _closed_at_last(self, end: End) -> End:
-        self._stack.callback(end.close)
+        self._stack.enter_context(end)
         return end
+
+
+def _turn(edge: Edge) -> tuple[int, int, int]:
+    """When an edge is connected: all ranks have one order, so none wait for each other in a circle.
+
+    Every other edge of a chain comes first, so that a long one takes no longer.
+    """
+    first, second = sorted((edge.sender, edge.receiver))
+    return first % 2, first, second
 
 
 def _loader(job: Job, rank: int, blueprint: Blueprint, ending: Ending, stack: ExitStack) -> Inbox:

@@ -84,6 +84,10 @@ class ChannelClosed(ChannelError):
     """The other end of the channel is gone."""
 
 
+class TransportError(ChannelError):
+    """What carries a channel's bytes fails, as it also does when the other end dies."""
+
+
 class ChannelTimeout(ChannelError):
     """The other end of the channel did not move in time."""
 

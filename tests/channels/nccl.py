@@ -20,11 +20,6 @@ GPU = torch.device("cpu", 0)
 """The processor by another name, which passes for a GPU here."""
 
 
-class Work:
-    def wait(self) -> None:
-        """Streams that do everything at once have nothing to wait for."""
-
-
 class Side:
     stream = None
 
@@ -71,16 +66,18 @@ class StandIn:
     def record(self, event: None) -> None:
         pass
 
-    def send(self, content: Tensor) -> Work:
+    def send(self, content: Tensor) -> None:
         self._wire.put(content.clone())
-        return Work()
 
     def receive(self, content: Tensor, freed: None) -> Filled:
         return Filled(self._wire, content)
 
-    def give_up(self) -> None:
+    def give_up(self, after_s: float = 0.0) -> None:
         self.is_given_up.set()
         self._wire.put(None)
+
+    def close(self) -> None:
+        pass
 
 
 _wires: dict[bytes, SimpleQueue[Tensor | None]] = {}

@@ -84,9 +84,13 @@ def send_over_network(folder: Path, num_messages: int, end: End) -> None:
     _end(end)
 
 
-def receive_over_network(folder: Path, num_messages: int, end: End) -> None:
+def receive_over_network(
+    folder: Path, num_messages: int, end: End, device: torch.device = PROCESSOR
+) -> None:
     """Receive messages without releasing any, then exit or wait to be killed."""
-    receiver = reach(folder, GroupReceiveEnd, num_messages)
+    if device != PROCESSOR:
+        _stand_in_for_nccl()
+    receiver = reach(folder, GroupReceiveEnd, max(num_messages, 1), device)
     for _ in range(num_messages):
         receiver.recv(PATIENCE_S)
     (folder / "received").touch()
@@ -101,18 +105,24 @@ def send_from_gpu(folder: Path, num_messages: int) -> None:
     signal.pause()
 
 
-def announce_over_network(folder: Path) -> None:
+def announce_over_network(folder: Path, end: End) -> None:
     """Send a mark, then a message whose tensors never come, and another mark."""
+    _stand_in_for_nccl()
+    sender = reach(folder, GroupSendEnd, 3, torch.device("cpu", 0))
+    for sequence in range(3):
+        message = numbered(sequence)
+        sender.send(message if sequence == 1 else message.without(["features"]), PATIENCE_S)
+    if end == "exit":
+        sender.close(patience_s=0)  # what was said goes out first
+    _end(end)
+
+
+def _stand_in_for_nccl() -> None:
     import pytest
 
     from tests.channels import nccl
 
     nccl.stand_in(pytest.MonkeyPatch())
-    sender = reach(folder, GroupSendEnd, 3, nccl.GPU)
-    for sequence in range(3):
-        message = numbered(sequence)
-        sender.send(message if sequence == 1 else message.without(["features"]), PATIENCE_S)
-    signal.pause()
 
 
 def _end(end: End) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +23,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributed import HashStore
 
-from ppll.channels import nccl_link, nccl_slots
-from ppll.channels.group_link import RECEIVER, SENDER
+from ppll.channels import group_receive, group_send, nccl_link, nccl_slots
+from ppll.channels.group_link import FOREVER, RECEIVER, SENDER
 from ppll.channels.layout import layout_of
 from ppll.channels.memory import PROCESSOR
 from ppll.channels.nccl_slots import NcclReceiveSlots
 from ppll.channels.process_group import GroupReceiveEnd, GroupSendEnd
-from ppll.errors import ChannelClosed, ChannelError, ChannelTimeout
+from ppll.errors import ChannelClosed, ChannelError, ChannelTimeout, TransportError
 from tests.channels import nccl, peers
 from tests.channels.conftest import Start
 from tests.channels.devices import Event, Pair
 from tests.channels.peers import LAYOUT, numbered, reach
+from tests.channels.test_contract import through
 
 WAIT_S = peers.PATIENCE_S
 SLOT_BYTES = 256
@@ -165,6 +169,7 @@ class Torch:
             "Event": lambda **_: self,
             "current_stream": lambda device: "current",
             "stream": self._on,
+            "device": lambda device: nullcontext(),
             "synchronize": lambda device: self.calls.append("synchronize"),
         }.items():
             monkeypatch.setattr(torch.cuda, name, stand_in)
@@ -196,6 +201,9 @@ class Torch:
     def abort(self) -> None:
         self.calls.append("abort")
 
+    def synchronize(self) -> None:
+        self.calls.append("stream synchronize")
+
 
 def test_links_queue_on_the_right_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = Torch(monkeypatch)
@@ -206,6 +214,7 @@ def test_links_queue_on_the_right_streams(monkeypatch: pytest.MonkeyPatch) -> No
     link.receive(slot[:8], freed)
     link.send(slot[:4])
     link.give_up()
+    link.close()
     assert fake.calls == [
         "synchronize",
         "record on current",
@@ -228,6 +237,88 @@ def test_errors_of_nccl_are_named_unless_the_other_end_is_gone(
         kind, message = ChannelClosed, "the other end is gone"
     with pytest.raises(kind, match=message):
         link.send(torch.zeros(4, dtype=torch.uint8))
+
+
+def test_nothing_is_given_up_under_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL frees what the call still uses."""
+    fake = Torch(monkeypatch)
+    link = nccl_link.NcclLink(fake, SENDER, nccl.GPU)
+    calls, may_return = threading.Event(), threading.Event()
+
+    def send(*_: object) -> None:
+        calls.set()
+        may_return.wait()
+        fake.calls.append("sent")
+
+    monkeypatch.setattr(fake, "send", send)
+    monkeypatch.setattr(nccl_link, "_CALL_S", WAIT_S)
+    with ThreadPoolExecutor() as pool:
+        sending = pool.submit(link.send, torch.zeros(4, dtype=torch.uint8))
+        assert calls.wait(WAIT_S)
+        link.give_up()
+        may_return.set()
+        sending.result(WAIT_S)
+    link.close()
+    assert fake.calls == ["sent", "abort"]
+    with pytest.raises(ChannelClosed, match="the other end is gone"):
+        link.send(torch.zeros(4, dtype=torch.uint8))
+
+
+def test_a_call_that_hangs_is_given_up_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Torch(monkeypatch)
+    link = nccl_link.NcclLink(fake, SENDER, nccl.GPU)
+    monkeypatch.setattr(nccl_link, "_CALL_S", 0.01)
+    with link._calling:
+        link.give_up()
+        link.close()
+    assert fake.calls == ["abort"]
+
+
+def test_a_communicator_that_does_not_end_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def abort() -> None:
+        raise RuntimeError("ncclInternalError")
+
+    fake = Torch(monkeypatch)
+    monkeypatch.setattr(fake, "abort", abort)
+    link = nccl_link.NcclLink(fake, SENDER, nccl.GPU)
+    link.give_up()
+    link.close()
+    assert caplog.messages == ["NCCL cannot end a connection: ncclInternalError"]
+
+
+@pytest.mark.parametrize(("rank", "call"), [(SENDER, "send"), (RECEIVER, "receive")])
+def test_torch_makes_a_communicator_and_leaves_the_rest_to_us(
+    rank: int, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = Torch(monkeypatch)
+    made: list[tuple[int, int, timedelta]] = []
+    own = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
+    monkeypatch.setenv(own, "1")
+
+    class Nccl(Torch):
+        class Options:
+            _timeout = timedelta()
+
+        def __init__(self, store: object, rank: int, size: int, options: Options) -> None:
+            assert {os.environ[name] for name in nccl_link._TORCHS_OWN} == {"0"}
+            assert own in nccl_link._TORCHS_OWN
+            made.append((rank, size, options._timeout))
+            vars(self).update(vars(fake))
+
+    monkeypatch.setattr(torch.distributed, "ProcessGroupNCCL", Nccl, raising=False)
+    for name in nccl_link._TORCHS_OWN:
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: fake)
+    group = nccl_link._communicator(HashStore(), rank, nccl.GPU)
+    assert isinstance(group, Nccl)
+    assert made == [(rank, 2, FOREVER)]
+    assert fake.calls == [
+        f"{call} 1 with {1 - rank} on current",
+        "wait on current",
+        "stream synchronize",
+    ]
 
 
 def test_memory_that_a_gpu_has_not_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,18 +367,51 @@ def test_features_stay_on_the_gpu_and_ends_leave_no_thread() -> None:
     assert all(end._slots._link.is_given_up.is_set() for end in (sender, receiver))  # type: ignore[attr-defined]
 
 
-@pytest.mark.usefixtures("stand_in")
-def test_last_messages_that_do_not_come_are_not_waited_for_long(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(nccl.StandIn, "send", lambda self, content: nccl.Work())
-    monkeypatch.setattr(nccl_slots, "_FINISH_S", 0.01)
+@pytest.fixture
+def held_back(stand_in: None, monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
+    """What lets a sent message arrive, of each."""
+    release: list[Callable[[], None]] = []
+
+    def send(self: nccl.StandIn, content: Tensor) -> None:
+        release.append(partial(self._wire.put, content.clone()))
+
+    monkeypatch.setattr(nccl.StandIn, "send", send)
+    return release
+
+
+def has_left(end: GroupSendEnd | GroupReceiveEnd) -> bool:
+    """Whether its other end has answered."""
+    assert end._group._thread is not None
+    return not end._group._thread.is_alive()
+
+
+def test_a_clean_end_waits_for_what_is_on_its_way(held_back: list[Callable[[], None]]) -> None:
     sender, receiver = ends()
     sender.send(numbered(0), WAIT_S)
-    sender.close()
+    sender.send(numbered(1).without(["features"]), WAIT_S)
+    sender.close(patience_s=0.01)  # its process is still there
+    assert not has_left(sender)
+    assert not receiver.ready()
+    held_back[0]()
+    assert torch.equal(receiver.recv(WAIT_S).features, numbered(0).features)
+    assert receiver.recv(WAIT_S).sequence == 1
     with pytest.raises(ChannelClosed, match="the sender is gone"):
         receiver.recv(WAIT_S)
     receiver.close()
+    assert has_left(receiver)
+
+
+def test_a_receiver_that_closes_early_waits_for_no_message(
+    held_back: list[Callable[[], None]],
+) -> None:
+    sender, receiver = ends()
+    sender.send(numbered(0), WAIT_S)
+    receiver.close()
+    assert has_left(receiver)
+    with pytest.raises(ChannelClosed, match="the receiver is gone"):
+        sender.send(numbered(1), WAIT_S)
+    sender.close()
+    assert has_left(sender)
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -300,8 +424,79 @@ def test_a_gpu_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     sender.send(numbered(0), WAIT_S)
     with pytest.raises(ChannelError, match=r"cannot be received on cpu:0: CUDA error: an illegal"):
         receiver.recv(WAIT_S)
-    sender.close()
     receiver.close()
+    assert has_left(receiver)
+    sender.close()
+    assert has_left(sender)
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("call", ["send", "receive"])
+def test_an_error_of_nccl_is_told_where_nobody_is_gone(
+    call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise TransportError(f"{call}: ncclSystemError")
+
+    monkeypatch.setattr(nccl.StandIn, call, fail)
+    for module in (group_send, group_receive):
+        monkeypatch.setattr(module, "NOTICE_S", 0.01)
+    sender, receiver = ends()
+    with pytest.raises(TransportError, match=f"{call}: ncclSystemError"):
+        through((sender, receiver), numbered(0))
+    sender.close(patience_s=0)
+    receiver.close()
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_an_error_of_nccl_is_not_told_where_the_receiver_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        closing.append(pool.submit(receiver.close))
+        raise TransportError("send: ncclRemoteError")
+
+    closing: list[Any] = []
+    monkeypatch.setattr(nccl.StandIn, "send", fail)
+    sender, receiver = ends()
+    with ThreadPoolExecutor() as pool:
+        with pytest.raises(ChannelClosed, match="the receiver is gone"):
+            sender.send(numbered(0), WAIT_S)
+        closing[0].result(WAIT_S)
+    sender.close()
+
+
+@pytest.mark.processes
+def test_an_error_of_nccl_is_not_told_where_the_sender_has_died(
+    start: Start, tmp_path: Path, stand_in: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = start(peers.announce_over_network, tmp_path, "exit")
+
+    def fail(*_: object) -> None:
+        process.join()
+        raise TransportError("receive: ncclRemoteError")
+
+    monkeypatch.setattr(nccl.StandIn, "receive", fail)
+    receiver = reach(tmp_path, GroupReceiveEnd, 3, nccl.GPU)
+    arrived: list[int] = []
+    with pytest.raises(ChannelClosed, match="the sender is gone"):
+        arrived.extend(message.sequence for message in iter(lambda: receiver.recv(WAIT_S), None))
+    assert arrived in ([], [0])
+    receiver.close()
+
+
+@pytest.mark.processes
+def test_a_killed_receiver_is_seen_and_the_gpu_let_go(
+    start: Start, tmp_path: Path, stand_in: None
+) -> None:
+    process = start(peers.receive_over_network, tmp_path, 0, "wait", nccl.GPU)
+    sender = reach(tmp_path, GroupSendEnd, 1, nccl.GPU)
+    sender.send(numbered(0), WAIT_S)
+    process.kill()
+    with pytest.raises(ChannelClosed, match="the receiver is gone"):
+        sender.send(numbered(1), WAIT_S)
+    assert sender._slots._link.is_given_up.wait(WAIT_S)  # type: ignore[attr-defined]
+    sender.close()
 
 
 @pytest.mark.processes
@@ -309,7 +504,7 @@ def test_what_a_killed_sender_has_only_announced_never_arrives(
     start: Start, tmp_path: Path, stand_in: None
 ) -> None:
     """Not even in the slot that giving up leaves behind, nor the mark that came after it."""
-    process = start(peers.announce_over_network, tmp_path)
+    process = start(peers.announce_over_network, tmp_path, "wait")
     receiver = reach(tmp_path, GroupReceiveEnd, 3, nccl.GPU)
     while receiver.fill < 3:
         time.sleep(0.001)
@@ -317,7 +512,8 @@ def test_what_a_killed_sender_has_only_announced_never_arrives(
     process.kill()
     with pytest.raises(ChannelClosed, match="the sender is gone"):
         receiver.recv(WAIT_S)
-    assert receiver._slots._link.is_given_up.wait(WAIT_S)  # type: ignore[attr-defined]
+    assert receiver._slots._link.is_given_up.is_set()  # type: ignore[attr-defined]
+    receiver._slots._thread.join(WAIT_S)  # type: ignore[attr-defined]
     with pytest.raises(ChannelClosed, match="the sender is gone"):
         receiver.recv(WAIT_S)
     receiver.close()

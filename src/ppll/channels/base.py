@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 
@@ -80,6 +80,12 @@ class _End(ABC):
     @abstractmethod
     def close(self) -> None:
         """Let go of everything; the other end sees ``ChannelClosed``. May be called twice."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self.close()
 
     @property
     @abstractmethod

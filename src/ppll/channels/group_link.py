@@ -34,6 +34,8 @@ __all__ = [
     "FOREVER",
     "HEADER",
     "LARGE",
+    "LEAVE_S",
+    "NOTICE_S",
     "RECEIVER",
     "RELEASED",
     "SENDER",
@@ -49,8 +51,10 @@ END: Final = b"PEND"
 FOREVER: Final = timedelta(days=3650)
 _GREETING: Final = 15  # a tag that no channel uses
 _GREETING_BYTES: Final = 32
-_LEAVE_S: Final = 5.0
+LEAVE_S: Final = 5.0
 """How long an end that closes waits for the other's answer."""
+NOTICE_S: Final = 1.0
+"""Within this a death that NCCL has noticed is seen on the connection as well."""
 
 
 class GroupLink:
@@ -146,26 +150,31 @@ class GroupLink:
     def listen(self, hear: Callable[[], None], give_up: Callable[[], None]) -> None:
         """Call ``hear``, which waits for the other end, in a thread until that has gone.
 
-        Then call ``give_up`` there.
+        Then ``give_up`` is called there, before others see that it has gone.
         """
         self._thread = threading.Thread(
             target=self._hear_all, args=(hear, give_up), name="channel", daemon=True
         )
         self._thread.start()
 
-    def leave(self, say_so: Callable[[], None]) -> None:
+    def leave(self, say_so: Callable[[], None], patience_s: float = LEAVE_S) -> None:
         """Say that this end closes, and wait a while until the other has answered."""
         if not self.is_gone:
             with contextlib.suppress(ChannelClosed):
                 say_so()
         if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(_LEAVE_S)
+            self._thread.join(patience_s)
 
     def fail(self, error: ChannelError) -> None:
-        """Say why this end cannot go on."""
-        self.error = error
-        self.is_gone = True
+        """Say why this end cannot go on, unless it was said before."""
+        self.error = self.error or error
         self.changed.set()
+
+    def is_gone_within(self, timeout_s: float) -> bool:
+        """Whether the other end is gone, now or before the time is over."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        return self.is_gone
 
     def _hear_all(self, hear: Callable[[], None], give_up: Callable[[], None]) -> None:
         try:
@@ -174,10 +183,10 @@ class GroupLink:
         except (RuntimeError, ChannelClosed):
             pass
         except ChannelError as error:
-            self.error = error
+            self.fail(error)
+        give_up()
         self.is_gone = True
         self.changed.set()
-        give_up()
 
     def wait_for_change(self, timeout_s: float | None) -> None:
         """Block until the other end was heard or the time is over."""

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import deque
+from datetime import timedelta
 from functools import partial
 from typing import Final, TypeAlias
 
 import torch
+from torch import Tensor
 from torch.distributed import Store  # type: ignore[attr-defined]
 
 from ppll.channels.base import ReceiveEnd, SlotLayout
-from ppll.channels.group_link import CLOSING, CREDIT, END, HEADER, LARGE, RECEIVER, RELEASED
+from ppll.channels.group_link import (
+    CLOSING,
+    CREDIT,
+    END,
+    HEADER,
+    LARGE,
+    NOTICE_S,
+    RECEIVER,
+    RELEASED,
+)
 from ppll.channels.header import HEADER_BYTES, Header, unpack_header
 from ppll.channels.memory import PROCESSOR, Slots
 from ppll.channels.nccl_link import links_to
 from ppll.channels.nccl_slots import NcclReceiveSlots
 from ppll.channels.network_slots import GlooReceiveSlots, ReceiveSlots
-from ppll.errors import ChannelClosed, ProtocolError
+from ppll.errors import ChannelClosed, ProtocolError, TransportError
 from ppll.message import Message
 
 __all__ = ["GroupReceiveEnd"]
@@ -61,6 +73,7 @@ class GroupReceiveEnd(ReceiveEnd):
         self._places: deque[_Place] = deque()  # of the messages in use, oldest first
         self._num_heard = self._num_filled = self._num_announced = self._num_released = 0
         self._open = True
+        self._has_ended = False
         self._group, nccl = links_to(store, name, RECEIVER, address, timeout_s, device)
         self._slots: ReceiveSlots = (
             NcclReceiveSlots(nccl, layout.slot_bytes, capacity, self._group.fail)
@@ -78,17 +91,29 @@ class GroupReceiveEnd(ReceiveEnd):
         buffer = self._headers[self._num_heard % len(self._headers)]
         self._num_heard += 1
         packed = buffer.numpy().tobytes()
-        if packed.startswith(END):
-            self._slots.finish()
-            self._group.is_gone = True  # Who hears the answer may count on it.
-            self._say(CLOSING)
-            raise ChannelClosed("the sender closes.")
         buffer.zero_()
+        if packed.startswith(END):
+            self._hear_end(buffer)
+            return
         self._posted.append(self._group.post(buffer, HEADER))
         header = unpack_header(memoryview(packed))
         self._check(header)
         self._num_announced += 1
         self._expect(header)
+
+    def _hear_end(self, buffer: Tensor) -> None:
+        """The sender closes: answer when all has come, and wait for it to have heard that."""
+        if self._has_ended or not self._open:
+            raise ChannelClosed("the sender closes.")
+        self._has_ended = True
+        self._posted.append(self._group.post(buffer, HEADER))
+        self._slots.pass_on(self._answer_end)
+
+    def _answer_end(self) -> None:
+        self._group.is_gone = True  # Who hears the answer may count on it.
+        self._group.changed.set()
+        with contextlib.suppress(ChannelClosed):
+            self._say(CLOSING)
 
     def _check(self, header: Header) -> None:
         extent, slot_bytes = header.layout.extent_bytes, self._slots.slot_bytes
@@ -111,9 +136,24 @@ class GroupReceiveEnd(ReceiveEnd):
             index = self._num_filled % self.capacity
             self._num_filled += 1
             then = partial(self._arrive, header, (self._slots, index))
-            self._slots.expect(index, header.layout.extent_bytes, then)
+            try:
+                self._slots.expect(index, header.layout.extent_bytes, then)
+            except TransportError:
+                if self._is_sender_gone():
+                    raise ChannelClosed("the sender is gone.") from None
+                raise
         else:
             self._slots.pass_on(partial(self._arrive, header, (self._slots, -1)))
+
+    def _is_sender_gone(self) -> bool:
+        """Whether the connection breaks soon; this end cannot go on in any case."""
+        deadline = time.monotonic() + NOTICE_S
+        try:
+            for posted in self._posted:  # some headers may have come before that
+                posted.wait(timedelta(seconds=max(0.001, deadline - time.monotonic())))
+        except RuntimeError:
+            return time.monotonic() < deadline
+        return False
 
     def _arrive(self, header: Header, place: _Place) -> None:
         self._arrived.append((header, place))
@@ -164,4 +204,5 @@ class GroupReceiveEnd(ReceiveEnd):
         if self._open:
             self._open = False
             self._group.leave(lambda: self._say(CLOSING))
+            self._slots.close()
             self._places.clear()

@@ -9,18 +9,28 @@ import torch
 from torch.distributed import Store  # type: ignore[attr-defined]
 
 from ppll.channels.base import SendEnd, SlotLayout
-from ppll.channels.group_link import CLOSING, CREDIT, END, HEADER, LARGE, SENDER
+from ppll.channels.group_link import (
+    CLOSING,
+    CREDIT,
+    END,
+    HEADER,
+    LARGE,
+    LEAVE_S,
+    NOTICE_S,
+    SENDER,
+)
 from ppll.channels.header import HEADER_BYTES, header_bytes, pack_header
 from ppll.channels.layout import Layout, layout_of
 from ppll.channels.memory import PROCESSOR, Slots
 from ppll.channels.nccl_link import links_to
 from ppll.channels.nccl_slots import NcclSendSlots
 from ppll.channels.network_slots import GlooSendSlots, SendSlots
-from ppll.errors import ChannelClosed
+from ppll.errors import ChannelClosed, TransportError
 from ppll.message import Message
 
 __all__ = ["GroupSendEnd"]
 
+_FAILING_PATIENCE_S: Final = 0.5
 _THIS_CLOSED: Final = "this end of the channel is closed."
 
 
@@ -114,7 +124,9 @@ class GroupSendEnd(SendEnd):
             elif layout.extent_bytes:
                 self._slots.send(self._num_slots % self.capacity, layout, message.tensors)
                 self._num_slots += 1
-        except ChannelClosed:
+        except (ChannelClosed, TransportError) as error:
+            if isinstance(error, TransportError) and not self._group.is_gone_within(NOTICE_S):
+                raise
             raise ChannelClosed("the receiver is gone.") from None
         self.statistics.transport_bytes += len(header) + layout.extent_bytes
 
@@ -133,8 +145,13 @@ class GroupSendEnd(SendEnd):
         """Messages that are sent and not yet released."""
         return self._num_sent - self._num_credits
 
-    def close(self) -> None:
+    def close(self, patience_s: float = LEAVE_S) -> None:
         """Send nothing more; wait a while until the receiver's end has what was sent."""
         if self._open:
             self._open = False
-            self._group.leave(self._say_end)
+            self._group.leave(self._say_end, patience_s)
+            self._slots.close()
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        # Who fails must say so soon.
+        self.close(_FAILING_PATIENCE_S if kind is not None else LEAVE_S)

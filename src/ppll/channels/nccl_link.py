@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -27,15 +28,25 @@ from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from ppll.channels.group_link import FOREVER, SENDER, GroupLink
 from ppll.channels.memory import PROCESSOR
 from ppll.channels.side_stream import SideStream
-from ppll.errors import ChannelClosed, ChannelError, ChannelTimeout
+from ppll.errors import ChannelClosed, ChannelError, ChannelTimeout, TransportError
 
 __all__ = ["NcclLink", "links_to"]
 
 _log = logging.getLogger(__name__)
 
-_ABORT_S: Final = 5.0
-"""How long giving a communicator up may keep who leaves; it may never end (NVIDIA/nccl#1777)."""
+_CALL_S: Final = 1.0
+_END_S: Final = 5.0
 _WAY_OUT: Final = 'runtime.transport = "shared" takes the hosts\' memory and gloo instead.'
+
+
+_TORCHS_OWN: Final = (
+    *("TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_RETHROW_CUDA_ERRORS"),
+    *("TORCH_NCCL_DUMP_ON_TIMEOUT", "TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC"),
+    *("TORCH_NCCL_ENABLE_MONITORING", "TORCH_NCCL_BLOCKING_WAIT"),
+)
+"""What torch does by itself when NCCL or CUDA fails, or seems to: it ends this process before that
+could say why, waits, gives a communicator up behind our back, or leaves a note in the agents' store
+that ends the next start."""
 
 
 class NcclLink:
@@ -53,6 +64,8 @@ class NcclLink:
         self._group = group
         self._peer = 1 - rank
         self._is_given_up = False
+        self._calling = threading.Lock()
+        self._ending: threading.Thread | None = None
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def reserve(self, slot_bytes: int, num_slots: int) -> list[Tensor]:
@@ -83,15 +96,15 @@ class NcclLink:
         """Let an event be over when what the caller has queued so far is."""
         event.record(torch.cuda.current_stream(self.device))
 
-    def send(self, content: Tensor) -> Any:
-        """Queue a send behind the current stream; ``wait`` lets the then current one wait.
+    def send(self, content: Tensor) -> None:
+        """Queue a send behind the current stream.
 
         Raises:
             ChannelClosed: The communicator was given up.
-            ChannelError: NCCL or CUDA cannot.
+            TransportError: NCCL or CUDA cannot.
         """
         with self._explained("sent from"):
-            return self._group.send([content], self._peer, 0)
+            self._group.send([content], self._peer, 0)
 
     def receive(self, content: Tensor, freed: torch.cuda.Event) -> torch.cuda.Event:
         """Queue a receive behind an event; the one that comes back is over when it is.
@@ -99,7 +112,8 @@ class NcclLink:
         It is also over when the communicator was given up; errors are those of ``send``.
         """
         filled = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-        with self._explained("received on"), torch.cuda.stream(self._stream):
+        on_device = torch.cuda.device(self.device)  # torch would go back to another GPU
+        with self._explained("received on"), on_device, torch.cuda.stream(self._stream):
             freed.wait(self._stream)
             self._group.recv([content], self._peer, 0).wait()
             filled.record(self._stream)
@@ -107,17 +121,40 @@ class NcclLink:
 
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:
+        """Call NCCL inside, which frees what it is called with when it is given up meanwhile."""
+        with self._calling:
             if self._is_given_up:
-                raise ChannelClosed("the other end is gone.") from None
-            raise ChannelError(f"a message cannot be {what} {self.device}: {error}") from error
+                raise ChannelClosed("the other end is gone.")
+            try:
+                yield
+            except RuntimeError as error:
+                raise TransportError(
+                    f"a message cannot be {what} {self.device}: {error}"
+                ) from error
 
-    def give_up(self) -> None:
-        """End whatever is on its way; may be called twice."""
+    def give_up(self, after_s: float = 0.0) -> None:
+        """End whatever is on its way, in a thread; it may never end (NVIDIA/nccl#1777)."""
         self._is_given_up = True
-        _within(_ABORT_S, self._group.abort)
+        self._ending = threading.Thread(
+            target=self._end, args=(after_s,), name="nccl-end", daemon=True
+        )
+        self._ending.start()
+
+    def _end(self, after_s: float) -> None:
+        time.sleep(after_s)
+        has_lock = self._calling.acquire(timeout=_CALL_S)  # a call may hang as well
+        try:
+            self._group.abort()
+        except RuntimeError as error:
+            _log.warning("NCCL cannot end a connection: %s", error)
+        finally:
+            if has_lock:
+                self._calling.release()
+
+    def close(self) -> None:
+        """Wait a while until that has ended, if anything was given up."""
+        if self._ending is not None:
+            self._ending.join(_END_S)
 
 
 def connect(store: Store, name: str, rank: int, device: torch.device, timeout_s: float) -> NcclLink:
@@ -148,8 +185,7 @@ def connect(store: Store, name: str, rank: int, device: torch.device, timeout_s:
 
 def _communicator(store: Store, rank: int, device: torch.device) -> Any:
     """A process group of two whose communicator is there, which torch makes when it is used."""
-    # Else torch ends this process when the other's has ended, and it could not say why.
-    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+    os.environ.update(dict.fromkeys(_TORCHS_OWN, "0"))
     nccl: Any = distributed.ProcessGroupNCCL
     options = nccl.Options()
     options._timeout = FOREVER

@@ -19,11 +19,11 @@ from torch import Tensor
 from ppll.channels.layout import Layout
 from ppll.channels.memory import SlotTensors
 from ppll.channels.side_stream import Side, SideCopies
-from ppll.errors import ChannelError
+from ppll.errors import ChannelError, TransportError
 
 __all__ = ["Link", "NcclReceiveSlots", "NcclSendSlots"]
 
-_FINISH_S: Final = 5.0
+_GRACE_S: Final = 0.5
 
 
 class Link(Protocol):
@@ -50,16 +50,18 @@ class Link(Protocol):
     def record(self, event: Any) -> None:
         """Let an event be over when what the caller has queued so far is."""
 
-    def send(self, content: Tensor) -> Any:
-        """Queue a send behind the current stream; ``wait`` lets the then current one wait."""
-        ...
+    def send(self, content: Tensor) -> None:
+        """Queue a send behind the current stream."""
 
     def receive(self, content: Tensor, freed: Any) -> Any:
         """Queue a receive behind an event; the one that comes back is over when it is."""
         ...
 
-    def give_up(self) -> None:
-        """End whatever is on its way."""
+    def give_up(self, after_s: float = 0.0) -> None:
+        """End whatever is on its way, in a thread."""
+
+    def close(self) -> None:
+        """Wait a while until that has ended, if anything was given up."""
 
 
 class NcclSendSlots(SlotTensors):
@@ -79,17 +81,17 @@ class NcclSendSlots(SlotTensors):
         self.source = link.device
         self._link = link
         self._copies = SideCopies(link.side)
-        self._sent: list[Any] = [None] * num_slots
 
     @torch.no_grad()
     def send(self, index: int, layout: Layout, tensors: Mapping[str, Tensor]) -> None:
-        """Copy tensors into a slot and send that, some time; they are kept until ``flush``."""
+        """Copy tensors into a slot and send that, some time; they are kept until ``flush``.
+
+        What was sent from the slot before has arrived: the credit for it has come.
+        """
         with self._copies.of(tensors):
-            if self._sent[index] is not None:
-                self._sent[index].wait()
             for field in layout.fields:
                 self._copy(self._view(index, field), tensors[field.name])
-            self._sent[index] = self._link.send(self.raw(index)[: layout.extent_bytes])
+            self._link.send(self.raw(index)[: layout.extent_bytes])
 
     def _copy(self, target: Tensor, source: Tensor) -> None:
         target.copy_(source, non_blocking=True)
@@ -99,8 +101,17 @@ class NcclSendSlots(SlotTensors):
         self._copies.flush()
 
     def give_up(self) -> None:
-        """End what is on its way."""
-        self._link.give_up()
+        """End what is on its way.
+
+        A receiver that lives must have noticed by itself: what a sender cuts short may look as if
+        it had come.
+        """
+        self._link.give_up(after_s=_GRACE_S)
+
+    def close(self) -> None:
+        """Wait a while until what was given up has ended, and let go of the slots."""
+        self._link.close()
+        super().close()
 
 
 class NcclReceiveSlots(SlotTensors):
@@ -149,20 +160,19 @@ class NcclReceiveSlots(SlotTensors):
                 then()
         except RuntimeError as error:
             self._fail(
-                ChannelError(f"a message cannot be received on {self._link.device}: {error}")
+                TransportError(f"a message cannot be received on {self._link.device}: {error}")
             )
 
     def give_back(self, index: int) -> None:
         """Let a slot be filled again when what the caller has queued so far is done."""
         self._link.record(self._freed[index])
 
-    def finish(self) -> None:
-        """Wait a while for what is expected; nothing more is."""
-        self._expected.put(None)
-        self._thread.join(_FINISH_S)
-
     def give_up(self) -> None:
         """Hand on nothing that has not come yet, and end what is on its way."""
         self._is_given_up = True
         self._link.give_up()
         self._expected.put(None)
+
+    def close(self) -> None:
+        """Wait a while until what was given up has ended; tensors in use stay valid."""
+        self._link.close()

@@ -40,6 +40,9 @@ class SendSlots(Protocol):
     def give_up(self) -> None:
         """End what is on its way: the other end is gone."""
 
+    def close(self) -> None:
+        """Wait a while until what was given up has ended."""
+
 
 class ReceiveSlots(Protocol):
     """A receiver's slots."""
@@ -65,11 +68,11 @@ class ReceiveSlots(Protocol):
     def give_back(self, index: int) -> None:
         """Say that a slot is no longer read, before the sender is told."""
 
-    def finish(self) -> None:
-        """Wait a while for what is expected; nothing more is."""
-
     def give_up(self) -> None:
         """Expect nothing more: the other end is gone."""
+
+    def close(self) -> None:
+        """Wait a while until what was given up has ended."""
 
 
 class GlooSendSlots:
@@ -101,6 +104,9 @@ class GlooSendSlots:
 
     def give_up(self) -> None:
         """The connection has ended what was on its way."""
+
+    def close(self) -> None:
+        """Nothing has to end."""
 
 
 class GlooReceiveSlots:
@@ -136,8 +142,8 @@ class GlooReceiveSlots:
         """Let it be filled again."""
         self._posted.append(self._post(index))
 
-    def finish(self) -> None:
-        """Everything has come."""
-
     def give_up(self) -> None:
         """The connection has ended what was on its way."""
+
+    def close(self) -> None:
+        """Nothing has to end."""
