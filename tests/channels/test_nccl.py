@@ -363,7 +363,7 @@ def test_features_stay_on_the_gpu_and_ends_leave_no_thread() -> None:
     deadline = time.monotonic() + WAIT_S
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.001)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
     assert all(end._slots._link.is_given_up.is_set() for end in (sender, receiver))  # type: ignore[attr-defined]
 
 
@@ -470,9 +470,10 @@ def test_an_error_of_nccl_is_not_told_where_the_receiver_is_gone(
 def test_an_error_of_nccl_is_not_told_where_the_sender_has_died(
     start: Start, tmp_path: Path, stand_in: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process = start(peers.announce_over_network, tmp_path, "exit")
+    process = start(peers.announce_over_network, tmp_path)
 
     def fail(*_: object) -> None:
+        process.kill()
         process.join()
         raise TransportError("receive: ncclRemoteError")
 
@@ -504,7 +505,7 @@ def test_what_a_killed_sender_has_only_announced_never_arrives(
     start: Start, tmp_path: Path, stand_in: None
 ) -> None:
     """Not even in the slot that giving up leaves behind, nor the mark that came after it."""
-    process = start(peers.announce_over_network, tmp_path, "wait")
+    process = start(peers.announce_over_network, tmp_path)
     receiver = reach(tmp_path, GroupReceiveEnd, 3, nccl.GPU)
     while receiver.fill < 3:
         time.sleep(0.001)
