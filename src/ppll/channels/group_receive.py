@@ -150,7 +150,9 @@ class GroupReceiveEnd(ReceiveEnd):
         deadline = time.monotonic() + NOTICE_S
         try:
             for posted in self._posted:  # some headers may have come before that
-                posted.wait(timedelta(seconds=max(0.001, deadline - time.monotonic())))
+                # Gloo rounds down: a wait that times out must end after the deadline.
+                left_s = max(0.0, deadline - time.monotonic())
+                posted.wait(timedelta(seconds=left_s + 0.01))
         except RuntimeError:
             return time.monotonic() < deadline
         return False
