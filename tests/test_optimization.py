@@ -151,6 +151,7 @@ ALL = {"linear.weight", "linear.bias", "norm.weight", "norm.bias", "embedding.we
     [
         ({"name": "sgd"}, ALL),
         ({"name": "adamw"}, {"linear.weight"}),
+        ({"name": "adam"}, ALL),
         ({"name": "adamw", "decay_all": True}, ALL),
         ({"name": "sgd", "decay_all": False}, {"linear.weight"}),
     ],
@@ -177,7 +178,27 @@ def step(module: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> No
     optimizer.step()
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        ({"name": "sgd"}, torch.optim.SGD),
+        ({"name": "sgd", "momentum": 0, "nesterov": False}, torch.optim.SGD),
+        ({"name": "adam"}, torch.optim.Adam),
+        ({"name": "adamw"}, torch.optim.AdamW),
+    ],
+)
+def test_states_are_as_many_as_said(
+    config: dict[str, Any], kind: type[torch.optim.Optimizer]
+) -> None:
+    module, made = nn.Linear(3, 2), OptimizerConfig(**config)
+    optimizer = build_optimizer(made, 0, [module])
+    assert type(optimizer) is kind
+    step(module, optimizer, 0)
+    kept = [v for _, v in named_state(optimizer, module.named_parameters()) if v.ndim]
+    assert len(kept) == 2 * made.num_states
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
 @pytest.mark.parametrize("fused", [None, False, True])
 def test_restored_state_goes_on_bit_for_bit(name: str, fused: bool | None) -> None:
     config = OptimizerConfig(name=name, lr=0.1, fused=fused)

@@ -150,8 +150,8 @@ class BlockOverride(Section):
 class OptimizerConfig(Section):
     """How a block's parameters are updated; every block has an optimizer of its own."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
-    """Torch's SGD or AdamW."""
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    """Torch's SGD, Adam or AdamW."""
     lr: Positive = 0.1
     """Highest learning rate."""
     momentum: Share = 0.9
@@ -159,11 +159,11 @@ class OptimizerConfig(Section):
     nesterov: bool = True
     """SGD only."""
     betas: tuple[Share, Share] = (0.9, 0.999)
-    """AdamW only."""
+    """Adam and AdamW only."""
     weight_decay: NonNegative = 5e-4
-    """SGD adds it to the gradient, AdamW takes it from the parameters."""
+    """SGD and Adam add it to the gradient, AdamW takes it from the parameters."""
     decay_all: bool | None = None
-    """Decay norms, biases and embeddings too; by default SGD does and AdamW does not."""
+    """Decay norms, biases and embeddings too; by default SGD and Adam do, AdamW does not."""
     fused: bool | None = None
     """One kernel for the whole update of a block; by default torch chooses. The bits differ."""
     clip_norm: Positive | None = None
@@ -176,6 +176,11 @@ class OptimizerConfig(Section):
         if self.name == "sgd" and self.nesterov and self.momentum == 0:
             raise ValueError("optimizer.nesterov needs optimizer.momentum above 0")
         return self
+
+    @property
+    def num_states(self) -> int:
+        """Tensors that it keeps for every parameter, of the parameter's size."""
+        return int(self.momentum > 0) if self.name == "sgd" else 2
 
 
 class ScheduleOverride(Section):
