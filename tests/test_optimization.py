@@ -41,6 +41,60 @@ def test_constant_stays_after_the_warm_up() -> None:
     assert factors(5, 2, name="constant", warmup_epochs=1.5) == [0.333333, 0.666667, 1, 1, 1]
 
 
+def test_multistep_falls_after_its_milestones_as_torchs_does() -> None:
+    values = factors(12, 2, name="multistep", milestones=[2, 4, 4.5], gamma=0.5)
+    assert values == [1] * 4 + [0.5] * 4 + [0.25] + [0.125] * 3
+    parameter = nn.Parameter(torch.zeros(()))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    torchs = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 3], gamma=0.1)
+    expected = []
+    for _ in range(5):
+        expected += 2 * [round(optimizer.param_groups[0]["lr"], 6)]
+        optimizer.step()
+        torchs.step()
+    assert factors(10, 2, name="multistep", milestones=[1, 3]) == expected
+
+
+def test_multistep_warms_up_first() -> None:
+    values = factors(6, 2, name="multistep", milestones=[2], warmup_epochs=1)
+    assert values == [0.5, 1, 1, 1, 0.1, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"name": "multistep"}, r"schedule.name = \"multistep\" needs the epochs"),
+        ({"milestones": [2]}, r'found "cosine": set schedule.name = "multistep"'),
+        ({"name": "multistep", "milestones": [4, 2]}, r"= \[4.0, 2.0\]: give each epoch once"),
+        ({"name": "multistep", "milestones": [2, 2]}, "give each epoch once"),
+        ({"name": "multistep", "milestones": [0]}, "greater than 0"),
+        ({"blocks": {1: {"name": "multistep"}}}, r"give schedule.blocks.1.milestones"),
+        (
+            {
+                "name": "multistep",
+                "milestones": [2],
+                "blocks": {0: {"name": "constant", "milestones": [3]}},
+            },
+            r'schedule.blocks.0.milestones are .* found "constant"',
+        ),
+    ],
+)
+def test_milestones_and_the_schedule_must_fit(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ScheduleConfig(**config)
+
+
+def test_a_block_may_have_other_milestones_or_none() -> None:
+    overrides = {0: {"milestones": [1]}, 1: {"name": "constant"}}
+    config = ScheduleConfig(name="multistep", milestones=[2], blocks=overrides)
+    rates = [
+        [round(Schedule(config.of_block(i), 3, 1).factor(step), 6) for step in (1, 2, 3)]
+        for i in range(3)
+    ]
+    assert rates == [[1, 0.1, 0.1], [1, 1, 1], [1, 1, 0.1]]
+    assert not config.knows_end(3)
+
+
 def test_a_block_may_have_a_schedule_of_its_own() -> None:
     """The second warms up for two of three epochs, the third stays, the others are the usual."""
     overrides = {1: {"warmup_epochs": 2}, 2: {"name": "constant"}}
@@ -97,6 +151,7 @@ ALL = {"linear.weight", "linear.bias", "norm.weight", "norm.bias", "embedding.we
     [
         ({"name": "sgd"}, ALL),
         ({"name": "adamw"}, {"linear.weight"}),
+        ({"name": "adam"}, ALL),
         ({"name": "adamw", "decay_all": True}, ALL),
         ({"name": "sgd", "decay_all": False}, {"linear.weight"}),
     ],
@@ -123,7 +178,27 @@ def step(module: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> No
     optimizer.step()
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        ({"name": "sgd"}, torch.optim.SGD),
+        ({"name": "sgd", "momentum": 0, "nesterov": False}, torch.optim.SGD),
+        ({"name": "adam"}, torch.optim.Adam),
+        ({"name": "adamw"}, torch.optim.AdamW),
+    ],
+)
+def test_states_are_as_many_as_said(
+    config: dict[str, Any], kind: type[torch.optim.Optimizer]
+) -> None:
+    module, made = nn.Linear(3, 2), OptimizerConfig(**config)
+    optimizer = build_optimizer(made, 0, [module])
+    assert type(optimizer) is kind
+    step(module, optimizer, 0)
+    kept = [v for _, v in named_state(optimizer, module.named_parameters()) if v.ndim]
+    assert len(kept) == 2 * made.num_states
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
 @pytest.mark.parametrize("fused", [None, False, True])
 def test_restored_state_goes_on_bit_for_bit(name: str, fused: bool | None) -> None:
     config = OptimizerConfig(name=name, lr=0.1, fused=fused)

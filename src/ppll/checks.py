@@ -154,9 +154,7 @@ def check_disk(blueprint: Blueprint, folder: RunFolder) -> None:
 
 def checkpoint_bytes(blueprint: Blueprint) -> int:
     """Size of one checkpoint: parameters and buffers, and the optimizer's tensors and averages."""
-    config = blueprint.recipe.optimizer
-    states = 2 if config.name == "adamw" else int(config.momentum > 0)
-    states += int(blueprint.recipe.train.ema > 0)
+    states = blueprint.recipe.optimizer.num_states + int(blueprint.recipe.train.ema > 0)
     outlines = [blueprint.outline(index) for index in range(blueprint.num_blocks)]
     weights = sum(t.nbytes for outline in outlines for _, t in outline.named_tensors())
     trained = sum(p.nbytes for o in outlines for _, p in o.named_parameters() if p.requires_grad)

@@ -31,7 +31,8 @@ __all__ += [
 ]
 __all__ += ["TrackConfig", "TrainConfig"]
 
-Curve = Literal["cosine", "constant"]
+Curve = Literal["cosine", "constant", "multistep"]
+Milestones = tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...]
 DataHome = Literal["auto", "host", "device"]
 Replicas = Annotated[int, Field(ge=1, le=32)]
 
@@ -149,8 +150,8 @@ class BlockOverride(Section):
 class OptimizerConfig(Section):
     """How a block's parameters are updated; every block has an optimizer of its own."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
-    """Torch's SGD or AdamW."""
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    """Torch's SGD, Adam or AdamW."""
     lr: Positive = 0.1
     """Highest learning rate."""
     momentum: Share = 0.9
@@ -158,11 +159,11 @@ class OptimizerConfig(Section):
     nesterov: bool = True
     """SGD only."""
     betas: tuple[Share, Share] = (0.9, 0.999)
-    """AdamW only."""
+    """Adam and AdamW only."""
     weight_decay: NonNegative = 5e-4
-    """SGD adds it to the gradient, AdamW takes it from the parameters."""
+    """SGD and Adam add it to the gradient, AdamW takes it from the parameters."""
     decay_all: bool | None = None
-    """Decay norms, biases and embeddings too; by default SGD does and AdamW does not."""
+    """Decay norms, biases and embeddings too; by default SGD and Adam do, AdamW does not."""
     fused: bool | None = None
     """One kernel for the whole update of a block; by default torch chooses. The bits differ."""
     clip_norm: Positive | None = None
@@ -176,6 +177,11 @@ class OptimizerConfig(Section):
             raise ValueError("optimizer.nesterov needs optimizer.momentum above 0")
         return self
 
+    @property
+    def num_states(self) -> int:
+        """Tensors that it keeps for every parameter, of the parameter's size."""
+        return int(self.momentum > 0) if self.name == "sgd" else 2
+
 
 class ScheduleOverride(Section):
     """What one block's schedule does differently."""
@@ -186,19 +192,51 @@ class ScheduleOverride(Section):
     """As above."""
     final_factor: Factor | None = None
     """As above."""
+    milestones: Milestones | None = None
+    """As above."""
+    gamma: Factor | None = None
+    """As above."""
 
 
 class ScheduleConfig(Section):
     """How the learning rate changes from step to step; a function of the step alone."""
 
     name: Curve = "cosine"
-    """Down to ``final_factor`` along half a cosine, or the same to the end."""
+    """Down to ``final_factor`` along half a cosine, the same to the end, or down after each of the
+    ``milestones``."""
     warmup_epochs: NonNegative = 0.0
     """Epochs (or parts of one) in which the learning rate rises from zero on a line."""
     final_factor: Factor = 0.0
     """Learning rate at the end as a share of the highest; cosine only."""
+    milestones: Milestones = ()
+    """Epochs (or parts of one), each later than the one before, after which the learning rate is
+    multiplied by ``gamma``; multistep only."""
+    gamma: Factor = 0.1
+    """What it is multiplied by; multistep only."""
     blocks: dict[int, ScheduleOverride] = Field(default={})
     """Overrides by block index, such as ``blocks.0.warmup_epochs = 5``."""
+
+    @pydantic.model_validator(mode="after")
+    def _has_its_milestones(self) -> Self:
+        for index, schedule in [(None, self), *((i, self.of_block(i)) for i in self.blocks)]:
+            place = "schedule" if index is None else f"schedule.blocks.{index}"
+            if list(schedule.milestones) != sorted(set(schedule.milestones)):
+                raise ValueError(
+                    f"{place}.milestones = {list(schedule.milestones)}: give each epoch once, the "
+                    f"earliest first"
+                )
+            if schedule.name == "multistep" and not schedule.milestones:
+                raise ValueError(
+                    f'{place}.name = "multistep" needs the epochs after which the learning rate '
+                    f"falls: give {place}.milestones, such as [100, 150]"
+                )
+            own = schedule.milestones if index is None else self.blocks[index].milestones
+            if own and schedule.name != "multistep":
+                raise ValueError(
+                    f'{place}.milestones are of the multistep schedule, found "{schedule.name}": '
+                    f'set {place}.name = "multistep", or leave them out'
+                )
+        return self
 
     def knows_end(self, num_blocks: int) -> bool:
         """Whether the learning rate of a step depends on how many follow, in any block."""

@@ -47,6 +47,9 @@ class Schedule:
             return step / warmup
         if self.config.name == "constant":
             return 1.0
+        if self.config.name == "multistep":
+            passed = (m for m in self.config.milestones if step > m * self.steps_per_epoch)
+            return math.prod(self.config.gamma for _ in passed)
         progress = (step - max(1.0, warmup)) / max(1.0, self.num_steps - warmup)
         low = self.config.final_factor
         return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
@@ -61,7 +64,8 @@ def build_optimizer(
     """The optimizer of one block, over the trainable parameters of its modules.
 
     Norms, biases and embeddings are not decayed by AdamW, as its users expect, and are by SGD, as
-    the literature of CIFAR ResNets has it; ``optimizer.decay_all`` chooses otherwise. Where one
+    the literature of CIFAR ResNets has it, and Adam, whose decay is part of the gradient in the
+    same way; ``optimizer.decay_all`` chooses otherwise. Where one
     kernel updates a block on a GPU, it reads the learning rate from there, so that the update can
     be recorded.
     """
@@ -70,14 +74,15 @@ def build_optimizer(
     decay = config.weight_decay
     if override is not None and override.weight_decay is not None:
         decay = override.weight_decay
-    decay_all = config.name == "sgd" if config.decay_all is None else config.decay_all
+    decay_all = config.name != "adamw" if config.decay_all is None else config.decay_all
     groups = _parameter_groups(modules, decay, decay_all)
     on_gpu = bool(config.fused) and device is not None and device.type == "cuda"
     rate = torch.tensor(lr, device=device) if on_gpu else lr
     if config.name == "sgd":
         momentum, nesterov = config.momentum, config.nesterov
         return optim.SGD(groups, lr=rate, momentum=momentum, nesterov=nesterov, fused=config.fused)
-    return optim.AdamW(groups, lr=rate, betas=config.betas, fused=config.fused, capturable=on_gpu)
+    kind = optim.Adam if config.name == "adam" else optim.AdamW
+    return kind(groups, lr=rate, betas=config.betas, fused=config.fused, capturable=on_gpu)
 
 
 def _parameter_groups(

@@ -17,7 +17,7 @@ from ppll.planning.costs import Costs
 from ppll.simulation.line_times import exposed_s, line_bytes, slots_bytes
 from ppll.simulation.links import Link, StageTimes
 
-__all__ = ["BlockTable", "PlannedBlock", "memory_bytes", "optimizer_states", "stage_times"]
+__all__ = ["BlockTable", "PlannedBlock", "memory_bytes", "stage_times"]
 
 _WHOLE_LAYERS: Final = 3
 """Most that ``fully_shard`` holds of layers in a backward pass, in sizes of their parameters: a
@@ -142,13 +142,6 @@ def stage_times(blocks: Sequence[PlannedBlock]) -> StageTimes:
     return StageTimes(before_send_s, last.after_send_s, last.features_bytes)
 
 
-def optimizer_states(recipe: Recipe) -> int:
-    """Tensors that the optimizer keeps for every parameter."""
-    if recipe.optimizer.name == "adamw":
-        return 2
-    return int(recipe.optimizer.momentum > 0)
-
-
 def memory_bytes(recipe: Recipe, blocks: Sequence[PlannedBlock], before: int = 1) -> int:
     """What a process holds: parameters, gradients, optimizer state and averages, the largest
     block's activations, the slots before it, what it joins, and what its replicas add up.
@@ -173,7 +166,7 @@ def memory_bytes(recipe: Recipe, blocks: Sequence[PlannedBlock], before: int = 1
 
 def _copies(recipe: Recipe) -> int:
     """Tensors of every parameter's size: itself, its gradient, optimizer state and average."""
-    return 2 + optimizer_states(recipe) + int(recipe.train.ema > 0)
+    return 2 + recipe.optimizer.num_states + int(recipe.train.ema > 0)
 
 
 def _bytes_of_shares(recipe: Recipe, blocks: Sequence[PlannedBlock]) -> int:

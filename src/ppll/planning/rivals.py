@@ -11,7 +11,7 @@ from ppll.errors import PpllError
 from ppll.planning.balance import BlockCost, best_partition
 from ppll.planning.costs import Costs
 from ppll.planning.plan import Plan
-from ppll.planning.planned import memory_bytes, optimizer_states
+from ppll.planning.planned import memory_bytes
 from ppll.simulation.actions import chunks_of_ranks
 from ppll.simulation.pipeline_work import PipelineWork
 from ppll.simulation.schedules import CHUNKS_A_RANK, Prediction, predict
@@ -165,7 +165,7 @@ def _memory(
     prediction: Prediction,
 ) -> int:
     """Of the fullest rank; it holds so many micro-batches' activations at once."""
-    copies = 2 + optimizer_states(plan.recipe)
+    copies = 2 + plan.recipe.optimizer.num_states
     samples = plan.recipe.train.accumulate  # of messages
     layers = plan.costs.layers
     dealt: Sequence[Sequence[int]] = ((0,),) * num_ranks
