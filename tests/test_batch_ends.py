@@ -79,6 +79,19 @@ def test_who_asks_late_is_told_the_same(monkeypatch: pytest.MonkeyPatch) -> None
     assert list(ends.times_s()) == pytest.approx([1002.0])
 
 
+def test_a_long_run_does_not_collect_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Gpu(monkeypatch)
+    monkeypatch.setattr("ppll.batch_ends._MOST_EVENTS", 3)
+    ends = BatchEnds(torch.device("cuda", 0))
+    waits = []
+    for passed_s in range(11, 18):
+        gpu.line_s = passed_s
+        ends.note()
+        waits.append(gpu.num_waits)
+    assert waits == [0, 0, 2, 2, 2, 4, 4]
+    assert list(ends.times_s()) == pytest.approx([1001.0 + i for i in range(7)])
+
+
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_a_run_writes_one_time_a_batch(accumulate: int, tmp_path: Path) -> None:
     settings = ["track.batch_ends=true", f"train.accumulate={accumulate}"]

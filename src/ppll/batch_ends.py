@@ -12,12 +12,16 @@ import time
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import torch
 
 from ppll.durable import write_whole
 
 __all__ = ["BatchEnds", "read_ends"]
+
+_MOST_EVENTS: Final = 1000
+"""They are asked after so many at the latest, so that long runs do not collect them."""
 
 
 class BatchEnds:
@@ -34,23 +38,30 @@ class BatchEnds:
 
     def note(self) -> None:
         """All work of a batch has been handed to the device."""
-        if self._device.type == "cuda":
-            self._events.append(_recorded())
-        else:
+        if self._device.type != "cuda":
             self._times_s.append(time.monotonic())
+            return
+        self._events.append(_recorded())
+        if len(self._events) == _MOST_EVENTS:
+            self._settle()
 
     def times_s(self) -> array[float]:
         """When every batch had ended, in seconds of the machine's monotonic clock.
 
         Waits until they all have.
         """
-        if not self._events:
-            return self._times_s
+        if self._events:
+            self._settle()
+        return self._times_s
+
+    def _settle(self) -> None:
+        """Wait for the device, and ask how long ago each event was."""
         torch.cuda.synchronize(self._device)
         now = _recorded()
         now.synchronize()
         now_s = time.monotonic()
-        return array("d", (now_s - event.elapsed_time(now) / 1e3 for event in self._events))
+        self._times_s.extend(now_s - event.elapsed_time(now) / 1e3 for event in self._events)
+        self._events.clear()
 
     def write(self, path: Path) -> None:
         """Write the times for ``read_ends``."""

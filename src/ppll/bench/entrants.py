@@ -33,7 +33,7 @@ from ppll.trainer import Trainer
 __all__ = ["Race"]
 
 _LINK: Final = Link(bandwidth_bytes_s=5e9, latency_s=50e-6)
-"""Between two processes of one machine; balanced cuts ask for it."""
+"""Between two processors of one machine; balanced cuts ask for it."""
 _TIMEOUT_S: Final = 7 * 24 * 3600.0
 _TARGET_BYTES: Final = 8
 
@@ -192,7 +192,9 @@ class Race:
         costs = costs or _measured(recipe)
         costs.check_recipe(recipe)
         if recipe.split.cuts == "balanced":
-            cuts = list(balanced_cuts(recipe, costs, _LINK))
+            # Between GPUs nothing was measured, so cuts are balanced as rivals' are: without.
+            link = _LINK if "cpu" in _devices(recipe) else Link()
+            cuts = list(balanced_cuts(recipe, costs, link))
             recipe = recipe.with_settings([f"split.cuts={cuts}"])
         facts = facts_of(prepare(load_dataset(recipe.data), recipe.data))
         blueprint = draw_blueprint(recipe, facts, None)

@@ -143,7 +143,11 @@ def bench_compare(
     costs: CostsFile = None,
     json: Json = None,
 ) -> None:
-    """Train for real by PPLL and its rivals, side by side."""
+    """Train for real by PPLL and its rivals, side by side, on the recipe's devices.
+
+    These are the GPUs that there are, else processors; --set runtime.devices=cpu chooses. A rival
+    needs a GPU for each of its ranks; what cannot take part is left out, and said.
+    """
     from ppll.bench.compare import SYSTEMS, compare, summary
     from ppll.decoding_view import decoding_shown
 
