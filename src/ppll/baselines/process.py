@@ -156,8 +156,8 @@ def run(assignment: Assignment, rank: int, monitor: Monitor, kept: list[object])
     """
     device = assignment.work.devices(assignment.layout)[rank]
     report = RankReport(base_memory_bytes=peak_memory_bytes(device))
+    part = assignment.work.part(assignment.layout, rank)
     with _group(assignment, rank):
-        part = assignment.work.part(assignment.layout, rank)
         runner = _runner(assignment.layout, part, rank)
         kept += [part, runner]
         _train(assignment, rank, part, runner, monitor, report)

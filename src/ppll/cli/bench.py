@@ -145,8 +145,7 @@ def bench_compare(
 ) -> None:
     """Train for real by PPLL and its rivals, side by side, on the recipe's devices.
 
-    These are the GPUs that there are, else processors; --set runtime.devices=cpu chooses. A rival
-    needs a GPU for each of its ranks; what cannot take part is left out, and said.
+    On GPUs a rival needs one for each of its ranks; what cannot take part is left out, and said.
     """
     from ppll.bench.compare import SYSTEMS, compare, summary
     from ppll.decoding_view import decoding_shown
