@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,12 +12,15 @@ import torch
 from torch import distributed as dist
 
 from ppll import fork_server
-from ppll.baselines import SYSTEMS, EmulatedWork, Layout, RecipeWork, run_baseline
+from ppll.baselines import SYSTEMS, EmulatedWork, Layout, RecipeWork, feed, run_baseline
 from ppll.baselines.backends import backend_of
+from ppll.baselines.feed import Feed
 from ppll.baselines.losses import Losses
-from ppll.baselines.process import _is_aftermath
+from ppll.baselines.process import Assignment, _group, _is_aftermath
 from ppll.config import Recipe
 from ppll.errors import RecipeError
+from ppll.message import Message
+from ppll.prefetch import Prefetcher
 from tests.baselines.test_training import recipe
 
 
@@ -97,6 +102,54 @@ def test_a_rank_computes_where_the_stage_of_its_number_does(
     assert list(RecipeWork(on("cpu")).devices(layout)) == devices("cpu", "cpu")
     emulated = EmulatedWork.even(2, forward_s=0.01, backward_s=0.02)
     assert list(emulated.devices(layout)) == devices("cpu", "cpu")
+
+
+@pytest.mark.usefixtures("with_nccl")
+@pytest.mark.parametrize(
+    ("names", "backend", "device_id"),
+    [(("cuda:0", "cuda:1"), "nccl", torch.device("cuda:1")), (("cpu", "cpu"), "gloo", None)],
+)
+def test_ranks_meet_by_what_their_devices_choose(
+    names: tuple[str, ...],
+    backend: str,
+    device_id: torch.device | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv(f"{backend.upper()}_SOCKET_IFNAME", "another")
+    met: dict[str, Any] = {}
+    monkeypatch.setattr(dist, "init_process_group", lambda name, **how: met.update(how, name=name))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    layout = Layout(SYSTEMS["ddp"], 2, 1, 2)
+    assignment = Assignment(RecipeWork(on(*names)), layout, tmp_path, 60.0, interface="eth7")
+    with _group(assignment, 1):
+        assert (met["name"], met["device_id"], met["rank"]) == (backend, device_id, 1)
+        assert os.environ[f"{backend.upper()}_SOCKET_IFNAME"] == "eth7"
+
+
+def test_batches_come_to_the_device_of_who_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data set lies where PPLL's first stage would have it, but only for who reads inputs."""
+    homes, inboxes = [], []
+
+    def home_of(_data: object, wanted: str, device: torch.device) -> torch.device:
+        homes.append((wanted, str(device)))
+        return torch.device("cpu")
+
+    def inbox(messages: Iterator[Message], capacity: int, device: torch.device) -> Prefetcher:
+        inboxes.append((capacity, str(device)))
+        return Prefetcher(messages, capacity)
+
+    monkeypatch.setattr(feed, "home_of", home_of)
+    monkeypatch.setattr(feed, "Prefetcher", inbox)
+    work = recipe("vit").with_settings(["runtime.data=device", "runtime.capacity=3"])
+    layout = Layout(SYSTEMS["1f1b"], 3, 4, 2)
+    for rank in range(3):
+        batches = list(Feed(work, layout, rank, torch.device("cuda", rank)).batches())
+        read = [(batch.inputs is not None, batch.targets is not None) for batch in batches]
+        assert read == [(rank == 0, rank == 2)] * 2
+    assert homes == [("device", "cuda:0")]
+    assert inboxes == [(3, "cuda:0"), (3, "cuda:2")]
 
 
 class Checked:
