@@ -165,7 +165,7 @@ SWITCHES = {
     *("data.drop_last", "data.flip", "optimizer.nesterov", "optimizer.decay_all"),
     *("train.deterministic", "train.compile", "train.tf32", "train.channels_last"),
     *("optimizer.fused", "track.tensorboard", "train.cuda_graphs", "runtime.concurrent_blocks"),
-    *("split.untie", "train.activation_checkpointing"),
+    *("split.untie", "train.activation_checkpointing", "track.batch_ends"),
 }
 KEYS = {f"{s}.{k}" for s, section in Recipe() for k in type(section).model_fields}
 

@@ -12,8 +12,9 @@ from ppll.errors import RecipeError
 from ppll.placement import mesh_of
 from ppll.recipe_text import shown
 from ppll.sections import RuntimeConfig
+from ppll.status import resident_peak_bytes
 
-__all__ = ["check_devices", "describe_device", "device_of"]
+__all__ = ["check_devices", "describe_device", "device_of", "peak_memory_bytes"]
 
 _NAME: Final = re.compile(r"auto|cpu|cuda(:\d+)?")
 
@@ -82,3 +83,11 @@ def _check(name: str, num_gpus: int) -> None:
 def describe_device(device: torch.device, processor: str) -> str:
     """What a device is called: the GPU's name, or the processor's."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else processor
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory that this process has had: of a GPU what torch had allocated there, else resident
+    memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resident_peak_bytes()

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ppll.batch_ends import BatchEnds
 from ppll.blocks.averages import averages_in
 from ppll.blocks.block import Block
 from ppll.blocks.blueprint import Blueprint
@@ -21,7 +22,7 @@ from ppll.checkpoints.reader import TensorReader
 from ppll.checkpoints.resume import training_sections
 from ppll.checkpoints.saving import Saver, SaveRules
 from ppll.connections import connect
-from ppll.devices import device_of
+from ppll.devices import device_of, peak_memory_bytes
 from ppll.errors import ModelError
 from ppll.job import Job, RankResult
 from ppll.metrics import MetricsFile
@@ -32,7 +33,7 @@ from ppll.numerics import set_numerics
 from ppll.replicas.adding import Adder
 from ppll.replicas.exchange import Exchange
 from ppll.replicas.line import Line
-from ppll.status import Monitor, resident_peak_bytes
+from ppll.status import Monitor
 from ppll.tracing.spans import Tracer, Windows
 from ppll.worker import Worker, drain
 from ppll.world import World
@@ -81,6 +82,7 @@ def run_rank(
             stack.callback(metrics.close)
         if not job.evaluates_only:
             _record(job, rank, blueprint, monitor, stack)
+        batch_ends = BatchEnds(device) if job.recipe.track.batch_ends else None
         worker = Worker(
             blocks,
             ends,
@@ -89,9 +91,12 @@ def run_rank(
             monitor=monitor,
             log_every_steps=job.recipe.runtime.log_every_steps,
             streams=streams,
+            batch_ends=batch_ends,
         )
         with streams.home():
             drain(worker.run())
+            if batch_ends is not None:
+                batch_ends.write(job.folder.batch_ends(rank))
         return _result(worker, device)
 
 
@@ -226,15 +231,8 @@ def _result(worker: Worker, device: torch.device) -> RankResult:
         seconds=worker.monitor.elapsed_s,
         evaluation_s=worker.evaluation_s,
         busy_fraction=worker.monitor.busy_fraction(),
-        peak_memory_bytes=_peak_memory_bytes(device),
+        peak_memory_bytes=peak_memory_bytes(device),
         training_peak_bytes=worker.monitor.training_peak_bytes,
         exits=worker.exits,
         digests=tuple(tensor_digest(name, tensor) for name, tensor in tensors),
     )
-
-
-def _peak_memory_bytes(device: torch.device) -> int:
-    """Most memory this process has had: on a GPU the device's, else resident memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resident_peak_bytes()

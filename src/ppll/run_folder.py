@@ -197,6 +197,10 @@ class RunFolder:
         """Every rank's spans, merged into the timeline at the end."""
         return self.path / "traces"
 
+    def batch_ends(self, rank: int) -> Path:
+        """When a rank's batches had ended, where ``track.batch_ends`` asks for it."""
+        return self.traces / f"ends-{rank}.json"
+
     @property
     def timeline(self) -> Path:
         """All ranks' spans on one clock, to be opened in Perfetto."""

@@ -370,3 +370,6 @@ class TrackConfig(Section):
     """Batches at the start and at the end of which every rank's spans are recorded; 0 is off."""
     tensorboard: bool = False
     """Also write the metrics as event files for TensorBoard, into the run folder."""
+    batch_ends: bool = False
+    """Also write when each rank's device had done each batch, into ``traces/ends-N.json``: seconds
+    of the machine's monotonic clock."""

@@ -184,7 +184,7 @@ class Monitor:
         self.recorder: Recorder | None = None
         self._waited_s = 0.0
         self.training_peak_bytes = 0
-        """Most memory of the process before it first saved anything."""
+        """Most memory of the rank before it first saved anything."""
         self._status = _beginning()
         self.page.write(self._status)
 
@@ -211,9 +211,9 @@ class Monitor:
         """Change other fields of the page; it shows them from the next ``enter`` on."""
         self._status = self._status._replace(**fields)  # type: ignore[arg-type]
 
-    def note_peak(self) -> None:
-        """Take note of the process's memory so far, before it saves for the first time."""
-        self.training_peak_bytes = self.training_peak_bytes or resident_peak_bytes()
+    def note_peak(self, num_bytes: int) -> None:
+        """Take note of the rank's memory so far, before it saves for the first time."""
+        self.training_peak_bytes = self.training_peak_bytes or num_bytes
 
     @property
     def status(self) -> Status:

@@ -23,11 +23,13 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from ppll.batch_ends import BatchEnds
 from ppll.blocks.block import Block
 from ppll.blocks.slow import SlowParameters
 from ppll.blocks.streams import Streams
 from ppll.channels.base import Inbox
 from ppll.checkpoints.saving import Saver
+from ppll.devices import peak_memory_bytes
 from ppll.ends import PARAMETERS, Ends, SlowInbox, Waiting
 from ppll.errors import ProtocolError
 from ppll.message import Kind, Message, canonical
@@ -48,6 +50,7 @@ class Worker:
         monitor: Is told what the worker does.
         log_every_steps: Training metrics are written after so many batches.
         streams: Where the blocks compute; one after the other without.
+        batch_ends: Takes down when the last block has updated after each batch.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Worker:
         monitor: Monitor | None = None,
         log_every_steps: int = 50,
         streams: Streams | None = None,
+        batch_ends: BatchEnds | None = None,
     ) -> None:
         self.blocks = tuple(blocks)
         self._device = self.blocks[0].device
@@ -79,6 +83,7 @@ class Worker:
         self._metrics = metrics
         self._log_every_steps = log_every_steps
         self._streams = streams or Streams()
+        self._batch_ends = batch_ends
         self._num_learned = 0
 
     def run(self) -> Iterator[Waiting]:
@@ -156,6 +161,8 @@ class Worker:
             slow = block.slow.take()
         self.monitor.enter(Activity.LEARN, block=block.index)
         own = block.learn(late, slow)
+        if self._batch_ends is not None and block is self.blocks[-1] and message.ends_batch:
+            self._batch_ends.note()
         yield from self._publish(block, message)
         if block is self.blocks[-1] and self._ends.late_outbox is not None:
             part = self._side_message(message, own)
@@ -228,7 +235,7 @@ class Worker:
             case Kind.CHECKPOINT:
                 # What was counted up to here must not be lost with a start that ends later.
                 self._write_training(message)
-                self.monitor.note_peak()
+                self.monitor.note_peak(peak_memory_bytes(self._device))
                 if self._saver is not None:
                     self.monitor.enter(Activity.SAVE, step=message.step)
                     self._saver.save(message.step, self.blocks)

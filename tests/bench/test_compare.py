@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from ppll.bench.compare import CompareRow, compare, summary
-from ppll.bench.steady import Marks
+from ppll.bench.entrants import EndToEnd, Race
 from ppll.config import Recipe
+from ppll.devices import check_devices
 from ppll.errors import RecipeError
-from ppll.status import Activity, Status
+from ppll.planning.view import show_comparison
 from tests.faults import recipe
 
 pytestmark = pytest.mark.processes
@@ -33,7 +37,7 @@ def vit(**train: Any) -> Recipe:
 
 
 def run(*systems: str, **options: Any) -> list[CompareRow]:
-    options = {"repeats": 1, "num_batches": 300, "warm_up": 2, "accumulate": (2,), **options}
+    options = {"repeats": 1, "num_batches": 5, "warm_up": 2, "accumulate": (2,), **options}
     return compare(vit(), 2, systems, microbatches=(2, 4), **options)
 
 
@@ -70,6 +74,7 @@ def test_rivals_stand_beside_it_and_what_they_cannot_do_is_said() -> None:
         ("zero-bubble", 2, 4),
     ]
     assert all(row.accuracy is not None and row.rates[0] > 0 for row in rows)
+    assert [row.devices for row in rows] == [("cpu",) * row.stages for row in rows]
     assert notes == []
 
 
@@ -117,7 +122,8 @@ def test_what_cannot_be_compared_is_refused(arguments: dict[str, Any], message: 
 
 
 def row(system: str, stages: int, rate: float, pieces: int = 1, **more: Any) -> CompareRow:
-    return CompareRow(system, stages, pieces, (rate,), (1,), (0,), **more)
+    devices = more.pop("devices", ("cpu",) * stages)
+    return CompareRow(system, stages, pieces, devices, (rate,), (1,), (0,), **more)
 
 
 def test_the_summary_says_who_is_ahead_and_by_how_much() -> None:
@@ -145,32 +151,87 @@ def test_the_summary_says_who_is_ahead_and_by_how_much() -> None:
 
 
 def test_what_differs_by_less_than_the_repeats_is_noise() -> None:
-    ours = CompareRow("ppll", 2, 1, (99.0, 103.0, 102.0), (1,), (0,))
-    rival = CompareRow("ddp", 2, 1, (100.0, 100.0, 100.0), (1,), (0,))
+    ours, rival = row("ppll", 2, 0.0), row("ddp", 2, 0.0)
+    ours = replace(ours, rates=(99.0, 103.0, 102.0))
+    rival = replace(rival, rates=(100.0, 100.0, 100.0))
     words = "as fast as its best rival, ddp, within the noise: 1.02 times (0.99 to 1.03)."
     assert summary([ours, rival]) == f"It is {words}"
 
 
-@pytest.mark.parametrize("sees", [lambda i: True, lambda i: i % 3 != 1, lambda i: i in (9, 24, 33)])
-def test_a_rate_is_taken_between_equal_points_of_the_loop(sees: Any) -> None:
-    """Two messages of four samples a batch; the second takes twice as long: 3 s a batch."""
-    marks = Marks(2, 18, 8)
-    for i in range(40):
-        since = 3.0 * (i // 2) + (i % 2)
-        if sees(i):
-            marks([Status(Activity.LEARN, since, 1, i // 2 + 1, 0, 4 * i, 0, 0, 0.0, 0.0)])
-    assert marks.samples_per_second() == pytest.approx(8 / 3)
+GPUS = ("cuda:0", "cuda:1")
 
 
-def test_a_comparison_needs_enough_to_see() -> None:
-    marks = Marks(2, 18, 8)
-    with pytest.raises(RecipeError, match="too few batches were seen"):
-        marks.samples_per_second()
-    marks([Status(Activity.LEARN, 30.0, 1, 5, 0, 40, 0, 0, 0.0, 0.0)])
-    with pytest.raises(RecipeError, match="too few batches were seen"):
-        marks.samples_per_second()
+def test_of_gpus_the_summary_says_only_what_was_seen() -> None:
+    """Hosts do not wait for GPUs, so busy shares are left out; launches count beside auxiliary
+    networks; memory is the GPU's."""
+    rows = [
+        row("ppll", 2, 180.0, speedups=(1.8,), devices=GPUS),
+        row("ppll", 2, 144.0, 2, speedups=(1.44,), devices=GPUS),
+        row("sequential", 1, 100.0, devices=GPUS[:1]),
+        row("backprop", 1, 200.0, devices=GPUS[:1]),
+        row("1f1b", 2, 90.0, 2, devices=GPUS),
+    ]
+    assert summary(rows) == (
+        "ppll trains 1.80 times as fast as one stage. "
+        "It is 0.90 times as fast as its best rival, backprop. "
+        "On one device local learning takes 2.00 times as long as backprop. "
+        "The best pipeline, 1f1b with 2 micro-batches, trains 0.45 times as fast as backprop on "
+        "one device: its bubble, small pieces and transport take the rest. "
+        "In 2 pieces a batch PPLL has 0.80 of its speed in 1. "
+        "In 2 pieces a batch its fullest rank takes 0 MiB of its GPU, that of 1f1b 0 MiB."
+    )
 
 
-def test_a_comparison_is_on_processors() -> None:
-    with pytest.raises(RecipeError, match=r"rivals compute on processors only"):
+def test_stages_that_share_a_gpu_are_not_passed_off_as_several() -> None:
+    shared = row("ppll", 2, 180.0, speedups=(1.8,), devices=("cuda:0", "cuda:0"))
+    assert "as one stage. Of its stages, 2 share 1 GPU(s)." in summary([shared])
+
+
+def test_a_table_says_where_each_ran_and_compares_memory_of_a_kind() -> None:
+    rows = [row("ppll", 2, 1.0, devices=GPUS), row("backprop", 1, 1.0, devices=GPUS[:1])]
+    text = shown(rows)
+    assert "peak on GPU" in text
+    assert "cuda:0,1" in text
+    assert "peak memory" in shown([row("ddp", 2, 1.0)])
+    mixed = shown([row("ppll", 3, 1.0, devices=("cuda:0", "cpu", "cuda:1"))])
+    assert "cpu cuda:0,1" in mixed
+    assert mixed.count("MiB") == 1  # what is sent; not the largest of different memories
+
+
+def shown(rows: list[CompareRow]) -> str:
+    console = Console(width=120, file=io.StringIO())
+    show_comparison(console, rows)
+    assert isinstance(console.file, io.StringIO)
+    return " ".join(console.file.getvalue().split())
+
+
+def test_rivals_that_cannot_share_a_gpu_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one GPU there is still PPLL, which can, beside backprop."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    race = Race(gpu_recipe("cuda"), *[None] * 2, 3, 2, 3, 1)  # type: ignore[arg-type]
+    notes: list[str] = []
+    rivals = race.entrants(["backprop", "ddp"], (2,), (), notes.append)
+    assert [(r.system, r.devices) for r in rivals] == [("backprop", ("cuda:0",))]
+    assert notes[0].startswith("ddp is left out: ddp would have ranks 0 and 1 on cuda:0, but NCCL")
+
+
+def test_whoever_has_fewer_processes_takes_the_first_devices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    race = Race(gpu_recipe(["cuda:1", "cuda:0"]), *[None] * 2, 3, 2, 3, 1)  # type: ignore[arg-type]
+    assert EndToEnd(race, "ddp", 2, 1).devices == ("cuda:1", "cuda:0")
+    assert EndToEnd(race, "backprop", 1, 1).devices == ("cuda:1",)
+    check_devices(race.recipe_on(1))
+
+
+def gpu_recipe(devices: object) -> Recipe:
+    return Recipe.from_dict({**vit().model_dump(), "runtime": {"devices": devices, "stages": 2}})
+
+
+def test_devices_that_are_not_there_are_refused_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(RecipeError, match=r"asks this machine for 'cuda'\. Of GPUs it has none"):
         compare(recipe(devices="cuda"), 2, ("ddp",))

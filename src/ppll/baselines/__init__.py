@@ -1,8 +1,9 @@
 """Shelf of rivals: end-to-end training of the same model on the same batches, and what it costs.
 
 Plain backpropagation, ``DistributedDataParallel`` and the schedules of
-``torch.distributed.pipelining``, in real processes over gloo, set up as torch's documentation
-recommends. Each makes the update of plain backpropagation; they differ in time, memory and traffic.
+``torch.distributed.pipelining``, in real processes over gloo or, on GPUs, NCCL, set up as torch's
+documentation recommends. Each makes the update of plain backpropagation; they differ in time,
+memory and traffic.
 
 ::
 

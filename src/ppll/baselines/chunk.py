@@ -1,4 +1,4 @@
-"""What a rank of a rival computes with: consecutive layers whose ends gloo can send."""
+"""What a rank of a rival computes with: consecutive layers whose ends can be sent."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ppll.config import Recipe
 __all__ = ["Chunk", "autocast"]
 
 
-def autocast(recipe: Recipe) -> AbstractContextManager[None]:
-    """Where the recipe's precision holds."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=recipe.train.precision == "bf16")
+def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[None]:
+    """Where the recipe's precision holds on a device."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16")
 
 
 class Chunk(nn.Module):
@@ -34,14 +34,14 @@ class Chunk(nn.Module):
         """The features behind the last layer."""
         if not self._is_first:
             features = _DenseGradient.apply(features)  # type: ignore[no-untyped-call]
-        with autocast(self._recipe):
+        with autocast(self._recipe, features.device):
             features = self.layers(features)
-        # Gloo sends dense tensors only, and torch cuts outputs off their graph in place.
+        # Gloo and NCCL send dense tensors only, and torch cuts outputs off their graph in place.
         return features.clone() if features._is_view() else features.contiguous()
 
 
 class _DenseGradient(torch.autograd.Function):
-    """The identity; its gradient is dense, so that gloo can send it."""
+    """The identity; its gradient is dense, so that it can be sent."""
 
     @staticmethod
     def forward(_ctx: Any, features: Tensor) -> Tensor:

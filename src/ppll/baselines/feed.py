@@ -10,15 +10,19 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ppll.baselines.systems import Layout
 from ppll.baselines.work import Batch
+from ppll.channels.base import ReceiveEnd
 from ppll.config import Recipe
 from ppll.data import Loader, PreparedData, load_dataset, prepare
+from ppll.data.home import home_of
 from ppll.errors import ChannelClosed, RecipeError
 from ppll.losses.classification import mixed_targets
 from ppll.message import FEATURES, MIX, OTHER_TARGETS, TARGETS, Kind, Message
+from ppll.on_demand import OnDemand
 from ppll.prefetch import Prefetcher
 
 __all__ = ["Feed", "check_batches"]
@@ -53,17 +57,19 @@ def _meets_short_batch(data: PreparedData, layout: Layout) -> bool:
 
 @dataclass(frozen=True)
 class Feed:
-    """What one rank reads of every batch, made ahead of time by a thread.
+    """What one rank reads of every batch, made where and when PPLL's first stage would make it.
 
     Attributes:
         recipe: Names the data and the seed.
         layout: The rival.
         rank: Who reads.
+        device: Where the rank computes.
     """
 
     recipe: Recipe
     layout: Layout
     rank: int
+    device: torch.device
 
     def batches(self) -> Iterator[Batch]:
         """The rank's part of every batch, in order."""
@@ -72,20 +78,29 @@ class Feed:
             for _ in range(self.layout.num_batches):
                 yield Batch()
             return
-        prefetcher = Prefetcher(self._messages(), self.recipe.runtime.capacity)
+        inbox = self._inbox()
         try:
             with suppress(ChannelClosed):
                 while True:
-                    message = prefetcher.recv()
+                    message = inbox.recv()
                     inputs = message.tensors.get(FEATURES)
                     targets = message.targets if reads_targets else None
                     yield Batch(inputs, targets)
-                    prefetcher.release(message)
+                    inbox.release(message)
         finally:
-            prefetcher.close()
+            inbox.close()
 
-    def _messages(self) -> Iterator[Message]:
+    def _inbox(self) -> ReceiveEnd:
         loader, slices, index = self._loader()
+        runtime = self.recipe.runtime
+        if self.layout.reads_inputs(self.rank):  # else a data set of them would take the room
+            loader.move_to(home_of(loader.data, runtime.data, self.device))
+        messages = self._messages(loader, slices, index)
+        if loader.device.type == "cuda":
+            return OnDemand(messages)
+        return Prefetcher(messages, runtime.capacity, self.device)
+
+    def _messages(self, loader: Loader, slices: int, index: int) -> Iterator[Message]:
         steps_per_epoch = loader.steps_per_epoch // slices
         targets_only = not self.layout.reads_inputs(self.rank)
         for step in range(1, self.layout.num_batches + 1):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,11 +21,12 @@ class Runner(Protocol):
         """Bytes of all tensors handed to the transport so far."""
         ...
 
-    def step(self, batch: Batch) -> float | None:
+    def step(self, batch: Batch) -> Tensor | None:
         """Leave the gradients of a batch's mean loss in the parameters.
 
         Returns:
-            The loss, where this rank knows it.
+            The loss (scalar, without history), where this rank knows it; on its device, so that
+            nobody has to wait for it.
         """
         ...
 
@@ -42,13 +44,14 @@ class Backprop:
         self._part = part
         self._model: nn.Module = nn.Sequential(*part.chunks.values())
 
-    def step(self, batch: Batch) -> float | None:
+    def step(self, batch: Batch) -> Tensor | None:
         """Forward and backward of the whole batch, or of this replica's slice."""
         assert batch.inputs is not None
         assert batch.targets is not None
         loss = self._part.loss(self._model(batch.inputs), batch.targets)
         loss.backward()  # type: ignore[no-untyped-call]
-        return loss.item()
+        with torch.no_grad():
+            return loss.clone()
 
 
 class Replicas(Backprop):
@@ -68,9 +71,12 @@ class Replicas(Backprop):
         if rank == 0:
             shared += self._model.buffers()  # sent to the others before every forward
         self._bytes_a_step = sum(tensor.nbytes for tensor in shared)
-        self._model = DistributedDataParallel(self._model, gradient_as_bucket_view=True)
+        gpu = [part.device] if part.device.type == "cuda" else None
+        self._model = DistributedDataParallel(
+            self._model, device_ids=gpu, gradient_as_bucket_view=True
+        )
 
-    def step(self, batch: Batch) -> float | None:
+    def step(self, batch: Batch) -> Tensor | None:
         """Gradients of the whole batch, from this replica's slice and all others'."""
         self.bytes_sent += self._bytes_a_step
         return super().step(batch)

@@ -62,12 +62,13 @@ class Pipeline:
         """Bytes of all features and gradients handed to the transport so far."""
         return sum(stage.bytes_sent for stage in self._stages)
 
-    def step(self, batch: Batch) -> float | None:
+    def step(self, batch: Batch) -> Tensor | None:
         """All micro-batches forward and backward, in the schedule's order."""
         inputs = (batch.inputs,) if self._reads_inputs else ()
         losses: list[Tensor] = []
         self._schedule.step(*inputs, target=batch.targets, losses=losses, return_outputs=False)
-        return torch.stack(losses).mean().item() if losses else None
+        with torch.no_grad():
+            return torch.stack(losses).mean() if losses else None
 
 
 def _stage(part: Part, layout: Layout, chunk: int) -> _CountingStage:
@@ -80,7 +81,7 @@ def _stage(part: Part, layout: Layout, chunk: int) -> _CountingStage:
         part.chunks[chunk],
         chunk,
         layout.num_chunks,
-        torch.device("cpu"),
+        part.device,
         input_args=inputs.requires_grad_(chunk > 0),
         output_args=outputs.requires_grad_(),
     )

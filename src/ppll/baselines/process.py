@@ -7,7 +7,6 @@ import faulthandler
 import mmap
 import multiprocessing
 import os
-import resource
 import shutil
 import signal
 import sys
@@ -25,9 +24,13 @@ from typing import Final, NoReturn
 import safetensors.torch
 from torch import distributed as dist
 
+from ppll.baselines.backends import backend_of
 from ppll.baselines.loops import Backprop, Replicas, Runner
+from ppll.baselines.losses import Losses
 from ppll.baselines.systems import Layout
 from ppll.baselines.work import Part, Workload
+from ppll.batch_ends import BatchEnds
+from ppll.devices import peak_memory_bytes
 from ppll.launching.failure import Failure
 from ppll.status import Activity, Monitor, StatusPage
 from ppll.testing import Fault
@@ -78,12 +81,13 @@ class RankReport:
 
     Attributes:
         start_s: When all ranks were ready, by the machine's monotonic clock.
-        end_s: When the rank had updated after each batch.
+        end_s: When its device had updated after each batch.
         losses: Mean loss of every batch, where the rank knows it.
         bytes_sent: Bytes of tensors handed to the transport, of all batches.
         processor_s: Seconds of processor time from ``start_s`` to the end, kernel included.
-        base_memory_bytes: Most memory the process had before it built anything.
-        peak_memory_bytes: Most memory it had at all.
+        base_memory_bytes: Most memory the process had before it built anything; of a GPU, what
+            torch had allocated there.
+        peak_memory_bytes: Most memory it had at all, of the same kind.
         weights: What ``safetensors`` makes of the trained weights.
         gradients: And of the last batch's gradients.
     """
@@ -150,14 +154,15 @@ def run(assignment: Assignment, rank: int, monitor: Monitor, kept: list[object])
         monitor: Where the rank says what it does.
         kept: Gets what is not torn down before the caller lets go of it.
     """
-    report = RankReport(base_memory_bytes=_most_memory_bytes())
+    device = assignment.work.devices(assignment.layout)[rank]
+    report = RankReport(base_memory_bytes=peak_memory_bytes(device))
+    part = assignment.work.part(assignment.layout, rank)
     with _group(assignment, rank):
-        part = assignment.work.part(assignment.layout, rank)
         runner = _runner(assignment.layout, part, rank)
         kept += [part, runner]
         _train(assignment, rank, part, runner, monitor, report)
         report.bytes_sent = runner.bytes_sent
-        report.peak_memory_bytes = _most_memory_bytes()
+        report.peak_memory_bytes = peak_memory_bytes(device)
         if assignment.keeps_weights:
             report.weights = safetensors.torch.save(part.weights())
         _meet()
@@ -174,6 +179,7 @@ def _train(
 ) -> None:
     """The loop: gradients of a batch, then an update."""
     layout, fault = assignment.layout, assignment.fault
+    losses, ends = Losses(part), BatchEnds(part.device)
     _meet()
     report.start_s, processor_s = time.monotonic(), time.process_time()
     for step, batch in enumerate(part.batches(), 1):
@@ -182,13 +188,15 @@ def _train(
             fault.strike()
         loss = runner.step(batch)
         if loss is not None:
-            part.check(loss)
-            report.losses.append(loss)
+            losses.add(loss)
         if assignment.keeps_gradients and step == layout.num_batches:
             report.gradients = safetensors.torch.save(part.gradients())
         part.update(step)
-        report.end_s.append(time.monotonic())
+        ends.note()
+    report.end_s = ends.times_s()
     report.processor_s = time.process_time() - processor_s
+    losses.look()
+    report.losses = losses.values
     monitor.enter(Activity.FINISH)
 
 
@@ -207,18 +215,22 @@ def _runner(layout: Layout, part: Part, rank: int) -> Runner:
 
 @contextlib.contextmanager
 def _group(assignment: Assignment, rank: int) -> Iterator[None]:
-    """All ranks connected by gloo, if there are several."""
-    if assignment.layout.num_ranks == 1:
+    """All ranks connected, if there are several."""
+    layout = assignment.layout
+    devices = assignment.work.devices(layout)
+    backend = backend_of(layout.system.name, devices)
+    if backend is None:
         yield
         return
     loopback = "lo0" if sys.platform == "darwin" else "lo"
-    os.environ["GLOO_SOCKET_IFNAME"] = assignment.interface or loopback
+    os.environ[f"{backend.upper()}_SOCKET_IFNAME"] = assignment.interface or loopback
     dist.init_process_group(
-        "gloo",
+        backend,
         init_method=f"file://{assignment.folder}/meeting",
         rank=rank,
-        world_size=assignment.layout.num_ranks,
+        world_size=layout.num_ranks,
         timeout=timedelta(seconds=assignment.timeout_s),
+        device_id=devices[rank] if backend == "nccl" else None,
     )
     yield
     dist.destroy_process_group()
@@ -232,12 +244,8 @@ def _meet() -> None:
 
 def _is_aftermath(error: BaseException) -> bool:
     """Whether the transport failed, which it does when another rank is gone."""
-    return "gloo/transport" in str(error)
-
-
-def _most_memory_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    is_of_nccl = isinstance(error, dist.DistBackendError)
+    return is_of_nccl or "gloo/transport" in str(error)
 
 
 def _follow_parent(folder: Path) -> None:

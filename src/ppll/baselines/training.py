@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from ppll.baselines.backends import backend_of
 from ppll.baselines.chunk import Chunk, autocast
 from ppll.baselines.feed import Feed, check_batches
 from ppll.baselines.systems import Layout
@@ -29,6 +30,7 @@ from ppll.config import Recipe
 from ppll.data import load_batches, load_dataset, prepare
 from ppll.data.preparation import facts_of
 from ppll.data_facts import DataFacts
+from ppll.devices import check_devices, device_of
 from ppll.errors import RecipeError
 from ppll.job import draw_blueprint
 from ppll.losses.classification import cross_entropy, num_correct
@@ -37,6 +39,7 @@ from ppll.models.empty import with_memory
 from ppll.models.libraries import is_of_library
 from ppll.models.names import qualified
 from ppll.models.network import Network
+from ppll.numerics import set_numerics
 from ppll.randomness import fold
 from ppll.sections import MethodConfig, SplitConfig
 
@@ -49,10 +52,11 @@ _CPU = torch.device("cpu")
 class RecipeWork(Workload):
     """What a recipe says, trained end to end.
 
-    The sections ``split``, ``method`` and ``runtime`` do not matter to a rival, nor do overrides
-    of optimizer and schedule for single blocks. Batch norm sees a micro-batch where PPLL sees a
-    batch, and dropout draws other masks; without both a rival's updates are those of plain
-    backpropagation.
+    The sections ``split`` and ``method`` do not matter to a rival, nor do overrides of optimizer
+    and schedule for single blocks. Of ``runtime``, ``devices``, ``data`` and ``capacity`` do, and
+    on GPUs ``log_every_steps``, after which losses are looked at. Batch norm sees a micro-batch
+    where PPLL sees a batch, and dropout draws other masks; without both a rival's updates are those
+    of plain backpropagation.
 
     Attributes:
         recipe: The recipe.
@@ -71,6 +75,7 @@ class RecipeWork(Workload):
     def prepared(self, layout: Layout) -> Self:
         """A copy that knows the data and the network's shapes."""
         _check_recipe(self.recipe)
+        self._check_devices(layout)
         data = prepare(load_dataset(self.recipe.data), self.recipe.data)
         check_batches(self.recipe, data, layout)
         facts = facts_of(data)
@@ -82,7 +87,16 @@ class RecipeWork(Workload):
                 f"ask for fewer, or raise train.epochs or train.max_steps."
             )
         work.ranges(blueprint.network, layout)
-        return replace(work, shapes=blueprint.shapes, dtypes=_dtypes(blueprint))
+        dtypes = _dtypes(blueprint, self.devices(layout)[0])
+        return replace(work, shapes=blueprint.shapes, dtypes=dtypes)
+
+    def devices(self, layout: Layout) -> tuple[torch.device, ...]:
+        """What every rank computes on: ``runtime.devices``, as the stage of that number would."""
+        return tuple(device_of(self.recipe.runtime, rank) for rank in range(layout.num_ranks))
+
+    def _check_devices(self, layout: Layout) -> None:
+        check_devices(self.recipe.with_settings([f"runtime.stages={layout.num_ranks}"]))
+        backend_of(layout.system.name, self.devices(layout))
 
     def part(self, layout: Layout, rank: int) -> Part:
         """The rank's layers with their first values, its optimizer and its data."""
@@ -143,6 +157,8 @@ def _check_recipe(recipe: Recipe) -> None:
         raise RecipeError("train.replicas: a comparison is of one pipeline; set it to 1.")
     if recipe.train.compile:
         raise RecipeError("train.compile: rivals run uncompiled; set it to false.")
+    if recipe.train.cuda_graphs:
+        raise RecipeError("train.cuda_graphs: rivals record no graphs; set it to false.")
     if recipe.train.channels_last:
         raise RecipeError(
             "train.channels_last: the transport of a rival keeps no memory order; set it to false."
@@ -158,16 +174,18 @@ def _check_recipe(recipe: Recipe) -> None:
         )
 
 
-def _dtypes(blueprint: Blueprint) -> tuple[torch.dtype, ...]:
-    """Type of every layer's output, found by a trial run where it is not plain."""
+def _dtypes(blueprint: Blueprint, device: torch.device) -> tuple[torch.dtype, ...]:
+    """Type of every layer's output, found by a trial run where it is not plain: what runs in which
+    type depends on the device."""
     if blueprint.recipe.train.precision == "float32":
         return (torch.float32,) * len(blueprint.network.layers)
     dtypes = []
-    features = torch.zeros((1, *blueprint.input_shape(0)), dtype=blueprint.input_dtype)
+    shape = (1, *blueprint.input_shape(0))
+    features = torch.zeros(shape, dtype=blueprint.input_dtype, device=device)
     with torch.no_grad(), torch.random.fork_rng(devices=()):
         for layer in blueprint.network.layers:
-            module = with_memory(copy.deepcopy(layer.module), _CPU).eval()
-            with autocast(blueprint.recipe):
+            module = with_memory(copy.deepcopy(layer.module), device).eval()
+            with autocast(blueprint.recipe, device):
                 features = module(features)
             dtypes.append(features.dtype)
     return tuple(dtypes)
@@ -178,7 +196,10 @@ class _RecipePart(Part):
 
     def __init__(self, work: RecipeWork, layout: Layout, rank: int) -> None:
         recipe = work.recipe.without_overrides()
-        torch.set_num_threads(recipe.train.threads_per_stage)
+        self.device = work.devices(layout)[rank]
+        set_numerics(recipe.train, self.device)
+        if self.device.type == "cuda":
+            self.looks_every = recipe.runtime.log_every_steps
         torch.manual_seed(fold(recipe.train.seed, "baseline", rank) & 0xFFFFFFFF)
         self._work, self._layout = work, layout
         self._blueprint = work.blueprint()
@@ -191,7 +212,7 @@ class _RecipePart(Part):
         steps = self._blueprint.num_steps, self._blueprint.steps_per_epoch
         self._schedule = Schedule(recipe.schedule, *steps)
         self._loss = partial(cross_entropy, label_smoothing=recipe.train.label_smoothing)
-        self._feed = Feed(recipe, layout, rank)
+        self._feed = Feed(recipe, layout, rank, self.device)
 
     def batches(self) -> Iterator[Batch]:
         """The recipe's batches, or what the rank needs of them."""
@@ -212,17 +233,19 @@ class _RecipePart(Part):
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The recipe's loss."""
-        with autocast(self._work.recipe):
+        with autocast(self._work.recipe, self.device):
             return self._loss(outputs, targets)
 
-    def check(self, loss: float) -> None:
+    def check(self, loss: float, step: int) -> None:
         """Stop the run where the recipe says so.
 
         Raises:
             NonFiniteLoss: The loss is infinite or not a number.
         """
         if self._work.recipe.train.on_nonfinite == "stop" and not math.isfinite(loss):
-            raise NonFiniteLoss(f"the loss is {loss}: lower optimizer.lr or clip gradients.")
+            raise NonFiniteLoss(
+                f"the loss is {loss} in batch {step}: lower optimizer.lr or clip gradients."
+            )
 
     def update(self, step: int) -> None:
         """Clip by the norm over all ranks, set the learning rate, update, clear the gradients."""
@@ -237,7 +260,8 @@ class _RecipePart(Part):
     def _clip(self, clip_norm: float) -> None:
         norm = nn.utils.get_total_norm(p.grad for p in self._parameters if p.grad is not None)
         if self._layout.system.kind == "pipeline":
-            squared = norm.square().reshape(1)
+            # A rank without parameters has a norm on the processor.
+            squared = norm.square().reshape(1).to(self.device)
             dist.all_reduce(squared)
             norm = squared.sqrt().squeeze()
         nn.utils.clip_grads_with_norm_(self._parameters, clip_norm, norm)
@@ -259,7 +283,7 @@ class _RecipePart(Part):
         for layer in (self._blueprint.network.layers[i] for i in self._ranges[index]):
             seed = self._work.recipe.train.seed
             layers[layer.name] = self._blueprint.network.with_first_values(layer, seed)
-        return Chunk(layers, self._work.recipe, is_first=index == 0)
+        return Chunk(layers, self._work.recipe, is_first=index == 0).to(self.device)
 
     def _named_layers(self) -> Iterator[tuple[str, nn.Module]]:
         for chunk in self.chunks.values():
@@ -284,7 +308,7 @@ def accuracy_of(recipe: Recipe, weights: Mapping[str, Tensor]) -> float:
     model = with_memory(network.as_module(), _CPU).eval()
     model.load_state_dict(dict(weights))
     correct = samples = 0
-    with torch.no_grad(), autocast(recipe):
+    with torch.no_grad(), autocast(recipe, _CPU):
         for batch in batches.evaluation_batches("test"):
             correct += int(num_correct(model(batch[FEATURES]), batch[TARGETS]))
             samples += batch[TARGETS].numel()

@@ -10,13 +10,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
 
+import torch
 from torch import Tensor, nn
 
 from ppll.baselines.systems import Layout
 
 __all__ = ["Batch", "Part", "Workload"]
+
+_PROCESSOR: Final = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +41,13 @@ class Part(ABC):
     Attributes:
         chunks: Modules by the position of the chunk in the network, in forward order; each takes
             one tensor and returns one that is dense and no view.
+        device: What it computes on.
+        looks_every: After how many batches somebody looks at their losses.
     """
 
     chunks: Mapping[int, nn.Module]
+    device: torch.device = _PROCESSOR
+    looks_every: int = 1
 
     @abstractmethod
     def batches(self) -> Iterator[Batch]:
@@ -59,8 +66,8 @@ class Part(ABC):
         """Use and clear the gradients of batch number ``step``, from 1."""
 
     @abstractmethod
-    def check(self, loss: float) -> None:
-        """Refuse to go on from a loss that no update should be made from."""
+    def check(self, loss: float, step: int) -> None:
+        """Refuse to go on from a batch's loss that no update should be made from."""
 
     def weights(self) -> dict[str, Tensor]:
         """Parameters and buffers by their name in the whole network."""
@@ -81,6 +88,10 @@ class Workload(ABC):
         Raises:
             UsageError: It cannot be run so.
         """
+
+    def devices(self, layout: Layout) -> tuple[torch.device, ...]:
+        """What every rank computes on: processors, unless the work knows better."""
+        return (_PROCESSOR,) * layout.num_ranks
 
     @abstractmethod
     def part(self, layout: Layout, rank: int) -> Part:

@@ -1,16 +1,16 @@
-"""Real training on the processors that there are: PPLL and its rivals on the same batches.
+"""Real training on the recipe's devices: PPLL and its rivals on the same batches.
 
-All systems train the recipe's network, in processes of their own, with the recipe's threads each.
-They take turns, so a ratio is taken within a repeat and what else the machine does meets all alike.
+All systems train the recipe's network, in processes of their own, with the recipe's threads each;
+process number r computes on the device of stage r (``runtime.devices``), whatever the system. They
+take turns, so a ratio is taken within a repeat and what else the machine does meets all alike.
 PPLL goes through ``ppll.Trainer`` and has the recipe's cuts; rivals go through ``run_baseline`` and
 have cuts that are balanced for training end to end. No epoch ends in a short batch.
 
-Rates are those of steady state. A rival's counts from its last rank's last update of the warm-up to
-its last rank's last update; PPLL's is the last stage's between two times at which it was at the
-same point of its loop. Status pages hold the exact time since when a stage is at what it does; the
-launcher reads them twenty times a second, and the two readings farthest apart are taken. Besides
-the warm-up come as many batches before them as channels hold, while the pipeline fills, and as many
-after them, since then the stages in front have nothing left to do.
+Rates are those of steady state: from the last update of the warm-up to the last one that counts,
+of a rival's last rank and of PPLL's last stage, both as ``BatchEnds`` has them: by the device's own
+clock where that is a GPU, for which no host waits. Besides the warm-up come as many batches before
+them as channels hold, while PPLL's pipeline fills, and as many after them, since then the stages in
+front have nothing left to do.
 """
 
 from __future__ import annotations
@@ -41,15 +41,17 @@ class CompareRow:
         system: Its name.
         stages: Processes that train.
         microbatches: Pieces that a batch travels in; ``train.accumulate`` of PPLL.
+        devices: What each rank computes on, such as ``"cpu"`` or ``"cuda:0"``.
         rates: Samples a second in steady state, of every repeat.
         speedups: The same by that of one stage in the same repeat; empty where that was not run.
         peak_memory_bytes: Of each rank, the most memory that training took in any repeat; nothing
-            is saved before that.
+            is saved before that. On a processor it is the process's; on a GPU what torch had
+            allocated there, without its reserve and what CUDA and NCCL take.
         base_memory_bytes: Of each rank, what of it was there before it built anything, if known.
         bytes_sent: Of each rank, for a batch: features and targets, or features and gradients, or
             the gradients of parameters.
         busy_fraction: Of each stage, the share of time in which it did not wait for another;
-            PPLL only.
+            PPLL on processors only.
         accuracy: Share of test samples that the final output gets right after training.
         weights_sha256: Of the timed run's weights, the same on every placement; PPLL only.
     """
@@ -57,6 +59,7 @@ class CompareRow:
     system: str
     stages: int
     microbatches: int
+    devices: tuple[str, ...]
     rates: tuple[float, ...]
     peak_memory_bytes: tuple[int, ...]
     bytes_sent: tuple[int, ...]
@@ -70,6 +73,16 @@ class CompareRow:
     def name(self) -> str:
         """The system and in how many pieces it takes a batch."""
         return name_of(self.system, self.microbatches)
+
+    @property
+    def gpus(self) -> list[str]:
+        """The GPUs of the ranks that are on one, in order of rank."""
+        return [device for device in self.devices if device != "cpu"]
+
+    @property
+    def is_on_gpus(self) -> bool:
+        """Whether all ranks are."""
+        return len(self.gpus) == self.stages
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON; of rates and speed-ups also the median, the least and the most."""
@@ -148,9 +161,8 @@ def _is_one(entrant: Entrant) -> bool:
 
 
 def _row(entrant: Entrant) -> CompareRow:
-    return CompareRow(
-        entrant.system, entrant.stages, entrant.microbatches, (), (), entrant.bytes_sent
-    )
+    of = (entrant.system, entrant.stages, entrant.microbatches, entrant.devices)
+    return CompareRow(*of, (), (), entrant.bytes_sent)
 
 
 def _joined(row: CompareRow, timing: Timing, alone: float | None) -> CompareRow:
@@ -184,6 +196,8 @@ def _beside_one_stage(best: CompareRow) -> Iterator[str]:
         return
     gain = statistics.median(best.speedups)
     yield f"{best.name} trains {gain:.2f} times as fast as one stage{_spread(best.speedups)}."
+    if (num := len(set(best.gpus))) < len(best.gpus):
+        yield f"Of its stages, {len(best.gpus)} share {num} GPU(s)."
     if best.busy_fraction and best.stages > 1:
         busy = " and ".join(f"{share:.0%}" for share in best.busy_fraction)
         bound = sum(best.busy_fraction) / max(best.busy_fraction)
@@ -211,10 +225,9 @@ def _reasons(ours: Sequence[CompareRow], rows: Sequence[CompareRow]) -> Iterator
     plain, alone = _only(rows, "backprop"), _only(rows, "sequential")
     if plain and alone:
         share = statistics.median(_ratios(plain, alone))
-        yield (
-            f"On one device local learning takes {share:.2f} times as long as backprop: auxiliary "
-            f"networks, less what short backward passes save."
-        )
+        why = ": auxiliary networks, less what short backward passes save"
+        why *= not alone.is_on_gpus  # there launches count, too
+        yield f"On one device local learning takes {share:.2f} times as long as backprop{why}."
     pipelines = [r for r in rows if r.system in RIVALS and RIVALS[r.system].kind == "pipeline"]
     if plain and pipelines:
         pipeline = max(pipelines, key=_rate)
@@ -237,7 +250,8 @@ def _memory(ours: Sequence[CompareRow], rows: Sequence[CompareRow]) -> Iterator[
         row = max(shared, key=_pieces)
         num = _pieces(row)
         own, other = (f"{max(r.peak_memory_bytes) / 2**20:,.0f} MiB" for r in (row, others[num]))
-        yield f"In {num} pieces a batch its fullest rank takes {own}, that of 1f1b {other}."
+        of = " of its GPU" * row.is_on_gpus
+        yield f"In {num} pieces a batch its fullest rank takes {own}{of}, that of 1f1b {other}."
 
 
 def _only(rows: Sequence[CompareRow], system: str) -> CompareRow | None:

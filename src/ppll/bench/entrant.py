@@ -18,10 +18,10 @@ class Timing:
 
     Attributes:
         rate: Samples a second in steady state.
-        peak_memory_bytes: Of each rank.
+        peak_memory_bytes: Of each rank; on a GPU what torch had allocated there.
         base_memory_bytes: Of each rank, before it built anything, where it is known.
         bytes_sent: Of each rank for a batch, where it was counted.
-        busy_fraction: Of each stage; PPLL only.
+        busy_fraction: Of each stage; PPLL on processors only.
         weights_sha256: PPLL only.
     """
 
@@ -46,12 +46,14 @@ class Entrant(ABC):
         system: Its name.
         stages: Processes that train.
         microbatches: Pieces that a batch travels in.
+        devices: What each computes on, such as ``"cpu"`` or ``"cuda:0"``.
         bytes_sent: Of each rank for a batch, where it is known beforehand.
     """
 
     system: str
     stages: int
     microbatches: int
+    devices: tuple[str, ...]
     bytes_sent: tuple[int, ...] = ()
 
     @property

@@ -9,27 +9,31 @@ from math import prod
 from pathlib import Path
 from typing import Final, Self
 
+import torch
+
 from ppll.baselines import RecipeWork, accuracy_of, run_baseline, system_named
 from ppll.baselines.systems import Layout
+from ppll.batch_ends import read_ends
 from ppll.bench.entrant import LOCAL, Entrant, Timing
-from ppll.bench.steady import Marks
 from ppll.blocks.blueprint import Blueprint
 from ppll.config import Recipe
 from ppll.data import load_dataset, prepare
 from ppll.data.preparation import facts_of
+from ppll.devices import check_devices, device_of
 from ppll.errors import RecipeError, UsageError
 from ppll.job import draw_blueprint
 from ppll.planning.costs import Costs
 from ppll.planning.measuring import measure
 from ppll.planning.plan import balanced_cuts
 from ppll.planning.rivals import end_to_end_cuts
+from ppll.run_folder import RunFolder
 from ppll.simulation.simulate import Link
 from ppll.trainer import Trainer
 
 __all__ = ["Race"]
 
 _LINK: Final = Link(bandwidth_bytes_s=5e9, latency_s=50e-6)
-"""Between two processes of one machine; balanced cuts ask for it."""
+"""Between two processors of one machine; balanced cuts ask for it."""
 _TIMEOUT_S: Final = 7 * 24 * 3600.0
 _TARGET_BYTES: Final = 8
 
@@ -40,12 +44,13 @@ class Local(Entrant):
     def __init__(self, race: Race, system: str, stages: int, accumulate: int) -> None:
         self.system, self.stages, self.microbatches = system, stages, accumulate
         self._race = race
+        self.devices = _devices(race.recipe_on(stages))
         self.bytes_sent = _bytes_sent(race, stages)
 
     @property
     def _recipe(self) -> Recipe:
-        settings = [f"runtime.stages={self.stages}", f"train.accumulate={self.microbatches}"]
-        return self._race.recipe.with_settings(settings)
+        settings = [f"train.accumulate={self.microbatches}"]
+        return self._race.recipe_on(self.stages).with_settings(settings)
 
     def check(self) -> None:
         """See that there is nothing in the way; nothing is started."""
@@ -58,17 +63,20 @@ class Local(Entrant):
         margin = self._recipe.runtime.capacity * self._race.num_stages + 1
         first = self._race.warm_up + margin
         last = first + self._race.num_batches
-        recipe = self._recipe.with_settings([f"train.max_steps={last + margin}"])
-        marks = Marks(first, last, recipe.data.batch_size)
+        settings = [f"train.max_steps={last + margin}", "track.batch_ends=true"]
+        recipe = self._recipe.with_settings(settings)
         with tempfile.TemporaryDirectory(prefix="ppll-compare-") as folder:
             # With a restart allowed, one stage has a process of its own, as all others have.
             restarts = int(self.stages == 1)
             out = Path(folder) / "run"
-            result = Trainer(recipe, out=out, watch=marks, max_restarts=restarts).fit()
+            result = Trainer(recipe, out=out, max_restarts=restarts).fit()
+            ends_s = read_ends(RunFolder(out).batch_ends(self.stages - 1))
+        num_samples = self._race.num_batches * recipe.data.batch_size
         return Timing(
-            marks.samples_per_second(),
+            num_samples / (ends_s[last - 1] - ends_s[first - 1]),
             result.training_peak_bytes,  # rivals save nothing
-            busy_fraction=result.busy_fraction,
+            # The host of a GPU does not wait for it, so its waits say something else.
+            busy_fraction=result.busy_fraction if set(self.devices) == {"cpu"} else None,
             weights_sha256=result.weights_sha256,
         )
 
@@ -87,6 +95,8 @@ class EndToEnd(Entrant):
     def __init__(self, race: Race, system: str, ranks: int, microbatches: int) -> None:
         self.system, self.stages, self.microbatches = system, ranks, microbatches
         self._race = race
+        self._recipe = race.recipe_on(ranks)
+        self.devices = _devices(self._recipe)
 
     def _work(self, recipe: Recipe) -> RecipeWork:
         chunks = system_named(self.system).chunks_per_rank * self.stages
@@ -98,14 +108,14 @@ class EndToEnd(Entrant):
         num_batches = self._race.warm_up + self._race.num_batches
         system = system_named(self.system)
         layout = Layout(system, self.stages, self.microbatches, num_batches, self._race.warm_up)
-        self._work(self._race.recipe).prepared(layout)
+        self._work(self._recipe).prepared(layout)
 
     def timed(self) -> Timing:
         """Train as many batches as are timed, and those of the warm-up."""
         race = self._race
         result = run_baseline(
             self.system,
-            self._work(race.recipe),
+            self._work(self._recipe),
             num_ranks=self.stages,
             num_microbatches=self.microbatches,
             num_batches=race.warm_up + race.num_batches,
@@ -122,7 +132,7 @@ class EndToEnd(Entrant):
 
     def accuracy(self, epochs: int) -> float:
         """Train for so many epochs; share of test samples that the final output gets right."""
-        recipe = self._race.recipe.with_settings([f"train.epochs={epochs}"])
+        recipe = self._recipe.with_settings([f"train.epochs={epochs}"])
         result = run_baseline(
             self.system,
             self._work(recipe),
@@ -172,20 +182,19 @@ class Race:
         """
         if recipe.most_replicas > 1:
             raise RecipeError("train.replicas: a comparison is of one pipeline; set it to 1.")
-        if recipe.runtime.devices not in ("auto", "cpu"):
-            raise RecipeError(
-                f"runtime.devices = {recipe.runtime.devices!r}: rivals compute on processors only, "
-                f'so a comparison does; set it to "cpu".'
-            )
         blocks = max(recipe.split.blocks, num_stages)
         settings = ["train.evaluate_every=0", "data.drop_last=true", "train.accumulate=1"]
-        settings += [f"split.blocks={blocks}", f"train.epochs={10**6}", "runtime.devices=cpu"]
+        settings += [f"split.blocks={blocks}", f"train.epochs={10**6}"]
+        settings += [f"runtime.stages={num_stages}"]
         train = recipe.train.model_copy(update={"max_steps": None})
         recipe = recipe.model_copy(update={"train": train}).with_settings(settings)
-        costs = costs or measure(recipe)
+        check_devices(recipe)
+        costs = costs or _measured(recipe)
         costs.check_recipe(recipe)
         if recipe.split.cuts == "balanced":
-            cuts = list(balanced_cuts(recipe, costs, _LINK))
+            # Between GPUs nothing was measured, so cuts are balanced as rivals' are: without.
+            link = _LINK if "cpu" in _devices(recipe) else Link()
+            cuts = list(balanced_cuts(recipe, costs, link))
             recipe = recipe.with_settings([f"split.cuts={cuts}"])
         facts = facts_of(prepare(load_dataset(recipe.data), recipe.data))
         blueprint = draw_blueprint(recipe, facts, None)
@@ -217,9 +226,31 @@ class Race:
         for count in dict.fromkeys(microbatches) if kind == "pipeline" else (1,):
             yield EndToEnd(self, system, ranks, count)
 
+    def recipe_on(self, num_ranks: int) -> Recipe:
+        """The recipe for so many processes: the first of those whose devices it names."""
+        recipe = self.recipe.with_settings([f"runtime.stages={num_ranks}"])
+        if isinstance(recipe.runtime.devices, str):
+            return recipe
+        devices = recipe.runtime.devices[:num_ranks]
+        runtime = recipe.runtime.model_copy(update={"devices": devices})
+        return recipe.model_copy(update={"runtime": runtime})
+
     def end_to_end_cuts(self, num_chunks: int) -> tuple[int, ...]:
         """Cuts that are balanced for a rival."""
         return end_to_end_cuts(self.costs, num_chunks)
+
+
+def _measured(recipe: Recipe) -> Costs:
+    costs = measure(recipe)
+    # What this process has of a GPU's memory, those that take part do not have.
+    torch.cuda.empty_cache()
+    return costs
+
+
+def _devices(recipe: Recipe) -> tuple[str, ...]:
+    """Of every process."""
+    runtime = recipe.runtime
+    return tuple(str(device_of(runtime, rank)) for rank in range(runtime.stages))
 
 
 def _able(entrants: Iterable[Entrant], noted: Callable[[str], None]) -> Iterator[Entrant]:

@@ -143,7 +143,10 @@ def bench_compare(
     costs: CostsFile = None,
     json: Json = None,
 ) -> None:
-    """Train for real by PPLL and its rivals, side by side."""
+    """Train for real by PPLL and its rivals, side by side, on the recipe's devices.
+
+    On GPUs a rival needs one for each of its ranks; what cannot take part is left out, and said.
+    """
     from ppll.bench.compare import SYSTEMS, compare, summary
     from ppll.decoding_view import decoding_shown
 

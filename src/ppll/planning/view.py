@@ -88,7 +88,8 @@ def _link(plan: Plan) -> str:
 
 def show_comparison(console: Console, rows: Sequence[CompareRow]) -> None:
     """Print what was measured of every system."""
-    names = "system|ranks|pieces|samples/s|over one stage|peak memory|sent a batch|accuracy"
+    memory = "peak on GPU" if all(row.is_on_gpus for row in rows) else "peak memory"
+    names = f"system|ranks|device|pieces|samples/s|over one stage|{memory}|sent a batch|accuracy"
     cells = []
     for row in rows:
         tree = row.to_dict()
@@ -96,15 +97,28 @@ def show_comparison(console: Console, rows: Sequence[CompareRow]) -> None:
             [
                 row.system,
                 str(row.stages),
+                _devices(row),
                 str(row.microbatches),
                 f"{tree['samples_per_second']:,.1f}",
                 f"{tree['speedup']:.2f}x" if tree["speedup"] else "",
-                _size(max(row.peak_memory_bytes)),
+                _peak(row),
                 _size(sum(row.bytes_sent)),
                 f"{row.accuracy:.2%}" if row.accuracy is not None else "",
             ]
         )
-    print_table(console, names.split("|"), cells, left=("system",))
+    print_table(console, names.split("|"), cells, left=("system", "device"))
+
+
+def _devices(row: CompareRow) -> str:
+    """Processors, or the number of every rank's GPU: "cpu", "cuda:0,1"."""
+    numbers = ",".join(device.removeprefix("cuda:") for device in row.gpus)
+    return " ".join(["cpu"] * ("cpu" in row.devices) + [f"cuda:{numbers}"] * bool(numbers))
+
+
+def _peak(row: CompareRow) -> str:
+    """Of the fullest rank; memory of processors and of GPUs does not compare."""
+    is_of_a_kind = not row.gpus or row.is_on_gpus
+    return _size(max(row.peak_memory_bytes)) if is_of_a_kind else ""
 
 
 def _show_blocks(console: Console, plan: Plan) -> None:
