@@ -59,6 +59,8 @@ def run_rank(
     """
     device = device_of(job.recipe.runtime, rank)
     set_numerics(job.recipe.train, device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # another run of this process may have been here
     blueprint = job.blueprint()
     with ExitStack() as stack:
         if job.recipe.train.compile:

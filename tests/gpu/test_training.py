@@ -118,3 +118,9 @@ def test_costs_are_measured_there() -> None:
     costs = measure(recipe(devices="cuda"), repeats=2)
     assert costs.device == torch.cuda.get_device_name(0)
     assert all(layer.forward_s > 0 for layer in costs.layers)
+
+
+def test_peak_memory_is_that_of_the_run_alone(tmp_path: Path) -> None:
+    """Both runs are of this process."""
+    large, small = (fit(tmp_path / size, f"model.width={size}") for size in ("64", "4"))
+    assert small.peak_memory_bytes[0] < large.peak_memory_bytes[0]
