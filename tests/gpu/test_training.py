@@ -124,3 +124,11 @@ def test_peak_memory_is_that_of_the_run_alone(tmp_path: Path) -> None:
     """Both runs are of this process."""
     large, small = (fit(tmp_path / size, f"model.width={size}") for size in ("64", "4"))
     assert small.peak_memory_bytes[0] < large.peak_memory_bytes[0]
+
+
+def test_a_run_leaves_generators_and_the_current_gpu_as_they_were(tmp_path: Path) -> None:
+    torch.cuda.manual_seed(7)
+    before = torch.cuda.get_rng_state(), torch.cuda.current_device()
+    fit(tmp_path / "run", "train.cuda_graphs=true", "train.epochs=4")
+    assert torch.equal(torch.cuda.get_rng_state(), before[0])
+    assert torch.cuda.current_device() == before[1]
