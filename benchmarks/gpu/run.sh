@@ -41,7 +41,7 @@ part() { # NAME SECONDS COMMAND...
     echo "== $name: $((SECONDS - start)) s"
 }
 
-part tests 170 "$PYTHON" -m pytest -q -m gpu tests/gpu -p no:cacheprovider
+part tests 185 "$PYTHON" -m pytest -q -m gpu tests/gpu -p no:cacheprovider
 part costs 150 "$PYTHON" -m benchmarks.gpu.costs --device "$device" "${tiny[@]}" "${costs[@]}" \
     --batch-sizes "${sizes[@]}" --seconds 90 --out "$out" --json "$out/costs.json"
 part training 200 "$PYTHON" -m benchmarks.gpu.training --device "$device" "${tiny[@]}" \
