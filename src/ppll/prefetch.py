@@ -37,8 +37,9 @@ class Prefetcher(ReceiveEnd):
         self, messages: Iterator[Message], capacity: int, device: torch.device | None = None
     ) -> None:
         super().__init__(capacity)
-        is_gpu = device is not None and device.type == "cuda"
-        self._copies = CopiesAhead.to(device, capacity) if device is not None and is_gpu else None
+        self._copies: CopiesAhead | None = None
+        if device is not None and device.type == "cuda":
+            self._copies = CopiesAhead.to(device, capacity)
         self._made: deque[Message] = deque()
         self._num_in_use = 0
         self._end: BaseException | None = None  # why nothing follows
