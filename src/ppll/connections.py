@@ -155,7 +155,7 @@ def _edges_to(job: Job, blueprint: Blueprint, stage: int, block: int) -> Iterato
 class _Joints:
     """Makes a rank's ends: in shared memory between processes of one host, else over a network.
 
-    The shared memory is the receiver's GPU's where both ranks compute on one.
+    Where both ranks compute on GPUs, messages pass between those.
     """
 
     def __init__(self, job: Job, rank: int, world: World | None, stack: ExitStack) -> None:
@@ -184,7 +184,7 @@ class _Joints:
         return self._world is None or self._world.is_here(other)
 
     def _device(self, edge: Edge) -> torch.device:
-        """Where messages of an edge on this host leave this rank, or arrive."""
+        """Where messages of an edge leave this rank, or arrive."""
         runtime = self._job.recipe.runtime
         on_gpus = all(device_of(runtime, r).type == "cuda" for r in (edge.sender, edge.receiver))
         # What goes beside the features is made, or kept, on the processor.
@@ -228,6 +228,7 @@ class _Joints:
                 edge.capacity,
                 address=self._world.address,
                 timeout_s=_CONNECT_TIMEOUT_S,
+                device=self._device(edge),
             )
         )
 

@@ -276,8 +276,8 @@ class RuntimeConfig(Section):
     capacity: Annotated[int, Field(ge=1, le=64)] = 4
     """Messages that a channel holds before its sender waits."""
     transport: Literal["auto", "shared"] = "auto"
-    """``"auto"``: features pass between GPUs of a host through their memory, else through the
-    host's or a network; ``"shared"``: through the host's also between GPUs."""
+    """``"auto"``: features pass from GPU to GPU, between hosts by NCCL, else through the host's
+    memory; ``"shared"``: through the host's also between GPUs, between hosts by gloo."""
     devices: str | tuple[str, ...] = "auto"
     """``"auto"``: GPUs where there are some; ``"cpu"``; ``"cuda"`` or ``"cuda:0"``; or one device a
     stage, replica after replica."""

@@ -11,6 +11,7 @@ import torch
 from torch.distributed import FileStore
 
 from ppll.channels.base import SlotLayout
+from ppll.channels.memory import PROCESSOR
 from ppll.channels.process_group import GroupReceiveEnd, GroupSendEnd
 from ppll.channels.shared import SharedReceiveEnd, SharedSendEnd
 from ppll.message import Kind, Message
@@ -66,10 +67,12 @@ def double(upstream: Path, downstream: Path) -> None:
     receiver.close()
 
 
-def reach(folder: Path, kind: type[NetworkEnd], capacity: int) -> NetworkEnd:
+def reach(
+    folder: Path, kind: type[NetworkEnd], capacity: int, device: torch.device = PROCESSOR
+) -> NetworkEnd:
     """An end of a channel over a network, which this machine is alone in."""
-    store = FileStore(str(folder / "store"), 2)
-    return kind(store, "edge", LAYOUT, capacity, address="127.0.0.1", timeout_s=PATIENCE_S)
+    store, where = FileStore(str(folder / "store"), 2), {"address": "127.0.0.1", "device": device}
+    return kind(store, "edge", LAYOUT, capacity, timeout_s=PATIENCE_S, **where)
 
 
 def send_over_network(folder: Path, num_messages: int, end: End) -> None:
@@ -88,6 +91,28 @@ def receive_over_network(folder: Path, num_messages: int, end: End) -> None:
         receiver.recv(PATIENCE_S)
     (folder / "received").touch()
     _end(end)
+
+
+def send_from_gpu(folder: Path, num_messages: int) -> None:
+    """Send messages from the first GPU, and wait to be killed."""
+    sender = reach(folder, GroupSendEnd, 3, torch.device("cuda", 0))
+    for sequence in range(num_messages):
+        sender.send(numbered(sequence).on(sender.device), PATIENCE_S)
+    signal.pause()
+
+
+def announce_over_network(folder: Path) -> None:
+    """Send a mark, then a message whose tensors never come, and another mark."""
+    import pytest
+
+    from tests.channels import nccl
+
+    nccl.stand_in(pytest.MonkeyPatch())
+    sender = reach(folder, GroupSendEnd, 3, nccl.GPU)
+    for sequence in range(3):
+        message = numbered(sequence)
+        sender.send(message if sequence == 1 else message.without(["features"]), PATIENCE_S)
+    signal.pause()
 
 
 def _end(end: End) -> None:

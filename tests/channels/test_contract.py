@@ -17,10 +17,12 @@ from torch.distributed import HashStore
 
 from ppll.channels.base import ReceiveEnd, SendEnd, SlotLayout
 from ppll.channels.local import local_channel
+from ppll.channels.memory import PROCESSOR
 from ppll.channels.process_group import GroupReceiveEnd, GroupSendEnd
 from ppll.channels.shared import SharedReceiveEnd, SharedSendEnd
 from ppll.errors import ChannelClosed, ChannelError, ChannelTimeout, ProtocolError
 from ppll.message import ALIGNMENT, Kind, Message
+from tests.channels import nccl
 
 WAIT_S = 20.0  # what nobody waits for unless something is broken
 SECRET = bytes(32)
@@ -41,14 +43,31 @@ def open_shared(path: Path, capacity: int, layout: SlotLayout, poison: bool) -> 
 
 
 def open_group(path: Path, capacity: int, layout: SlotLayout, poison: bool) -> Ends:
-    store, where = HashStore(), {"address": "127.0.0.1", "timeout_s": WAIT_S}
+    return open_between_hosts(PROCESSOR, capacity, layout, poison)
+
+
+def open_nccl(path: Path, capacity: int, layout: SlotLayout, poison: bool) -> Ends:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        nccl.stand_in(monkeypatch)
+        return open_between_hosts(nccl.GPU, capacity, layout, poison)
+
+
+def open_between_hosts(
+    device: torch.device, capacity: int, layout: SlotLayout, poison: bool
+) -> Ends:
+    store, where = HashStore(), {"address": "127.0.0.1", "timeout_s": WAIT_S, "device": device}
     with ThreadPoolExecutor() as pool:
         sender = pool.submit(GroupSendEnd, store, "edge", layout, capacity, **where)
         receiver = GroupReceiveEnd(store, "edge", layout, capacity, poison=poison, **where)
         return sender.result(WAIT_S), receiver
 
 
-TRANSPORTS = {"local": open_local, "shared": open_shared, "process_group": open_group}
+TRANSPORTS = {
+    "local": open_local,
+    "shared": open_shared,
+    "process_group": open_group,
+    "nccl": open_nccl,
+}
 
 
 @pytest.fixture(params=TRANSPORTS)

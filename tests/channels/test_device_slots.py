@@ -106,10 +106,10 @@ def test_tensors_are_kept_until_they_are_flushed() -> None:
     device = Device(SLOT_BYTES, 2)
     layout = layout_of({"features": torch.zeros(8)})
     device.sender.write(0, layout, {"features": torch.ones(8)})
-    assert device.sender._copied is not None
+    assert device.sender._copies._copied is not None
     assert not device.sender.is_idle()
     device.sender.flush()
-    assert device.sender._copied is None
+    assert device.sender._copies._copied is None
     device.finish(random.Random(0))
     assert device.sender.is_idle()
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from ppll.channels.cuda_runtime import HANDLE_BYTES, DeviceMemory, Unshareable
 from ppll.channels.layout import Layout
 from ppll.channels.memory import PROCESSOR, SlotTensors
-from ppll.channels.side_stream import SideStream
+from ppll.channels.side_stream import Side, SideCopies, SideStream
 from ppll.errors import ProtocolError
 
 __all__ = [
@@ -37,7 +37,6 @@ __all__ = [
     "ReceiverSlots",
     "Ring",
     "SenderSlots",
-    "Side",
     "open_slots",
     "reserve_slots",
 ]
@@ -57,26 +56,6 @@ class Event(Protocol):
 
     def query(self) -> bool:
         """Whether it is over; also where it was never recorded."""
-        ...
-
-
-class Side(Protocol):
-    """A stream beside the caller's, which copies."""
-
-    @property
-    def stream(self) -> Any:
-        """On which events are recorded and waited for."""
-        ...
-
-    def behind_caller(self) -> Any:
-        """A context in which work goes to the side stream, behind what the caller has queued."""
-        ...
-
-    def hold_caller(self) -> None:
-        """Let what the caller queues from now on wait for the side stream."""
-
-    def is_over(self) -> bool:
-        """Whether everything on it is done."""
         ...
 
 
@@ -192,14 +171,12 @@ class SenderSlots(_RingSlots):
         super().__init__(ring, slot_bytes)
         self.source = source
         self._side = side
-        self._copied: Mapping[str, Tensor] | None = None
+        self._copies = SideCopies(side)
 
     @torch.no_grad()
     def write(self, index: int, layout: Layout, tensors: Mapping[str, Tensor]) -> None:
         """Copy tensors into a slot, some time; they are kept until ``flush``."""
-        self.flush()
-        self._copied = tensors
-        with self._side.behind_caller():
+        with self._copies.of(tensors):
             self._freed[index].wait(self._side.stream)
             for field in layout.fields:
                 self._copy(self._view(index, field), tensors[field.name])
@@ -209,21 +186,15 @@ class SenderSlots(_RingSlots):
         target.copy_(source, non_blocking=True)
 
     def flush(self) -> None:
-        """What the caller queues from now on comes after the copy, so it may change the source.
-
-        Sources are kept until then instead of told to the allocator (``record_stream``): they go
-        back to it in the order of streams, so memory does not grow with how far the host is ahead.
-        """
-        if self._copied is not None:
-            self._side.hold_caller()
-            self._copied = None
+        """What the caller queues from now on comes after the copy, so it may change the source."""
+        self._copies.flush()
 
     def _are_over(self) -> bool:
         return self._side.is_over()
 
     def close(self) -> None:
         """Let go of the slots."""
-        self._copied = None
+        self._copies.forget()
         super().close()
 
 

@@ -27,10 +27,26 @@ from torch.distributed import (  # type: ignore[attr-defined]
 
 from ppll.errors import ChannelClosed, ChannelError, ChannelTimeout
 
-__all__ = ["RECEIVER", "SENDER", "GroupLink"]
+__all__ = [
+    "CLOSING",
+    "CREDIT",
+    "END",
+    "FOREVER",
+    "HEADER",
+    "LARGE",
+    "RECEIVER",
+    "RELEASED",
+    "SENDER",
+    "SLOT",
+    "GroupLink",
+]
 
 SENDER, RECEIVER = 0, 1  # ranks of the two ends in their group
-_FOREVER: Final = timedelta(days=3650)
+HEADER, SLOT, LARGE, CREDIT = range(4)  # tags
+RELEASED, CLOSING = 1, 2  # what a credit's byte says
+END: Final = b"PEND"
+"""In the place of a header: the sender closes."""
+FOREVER: Final = timedelta(days=3650)
 _GREETING: Final = 15  # a tag that no channel uses
 _GREETING_BYTES: Final = 32
 _LEAVE_S: Final = 5.0
@@ -46,6 +62,7 @@ class GroupLink:
         rank: ``SENDER`` or ``RECEIVER``.
         address: Of this host, as the other one reaches it; gloo's choice without.
         timeout_s: Seconds to wait for the other end to come.
+        offers: What this end could use beside, for ``is_agreed``.
 
     Raises:
         ChannelTimeout: It did not come in time.
@@ -53,7 +70,14 @@ class GroupLink:
     """
 
     def __init__(
-        self, store: Store, name: str, rank: int, address: str | None, timeout_s: float
+        self,
+        store: Store,
+        name: str,
+        rank: int,
+        address: str | None,
+        timeout_s: float,
+        *,
+        offers: str = "",
     ) -> None:
         self._peer = 1 - rank
         self._works: deque[Work] = deque(maxlen=256)  # keeps what is being sent alive
@@ -62,11 +86,12 @@ class GroupLink:
         self.error: ChannelError | None = None
         """Why this end cannot go on, where it is not that the other has gone."""
         self._thread: threading.Thread | None = None
-        store = PrefixStore(name, store)
-        _meet(store, name, rank, timeout_s)
+        store = self.store = PrefixStore(name, store)
+        self.is_agreed = _meet(store, name, rank, timeout_s, offers) == offers
+        """Whether the other end offers the same."""
         gloo: Any = ProcessGroupGloo  # Torch says nothing of its types.
         options = gloo._Options()
-        options._timeout = _FOREVER
+        options._timeout = FOREVER
         where = {"hostname": address} if address else {}
         try:
             options._devices = [gloo.create_device(**where)]
@@ -118,10 +143,13 @@ class GroupLink:
             raise ChannelClosed("the other end is gone.") from None
         return work
 
-    def listen(self, hear: Callable[[], None]) -> None:
-        """Call ``hear``, which waits for the other end, in a thread until that has gone."""
+    def listen(self, hear: Callable[[], None], give_up: Callable[[], None]) -> None:
+        """Call ``hear``, which waits for the other end, in a thread until that has gone.
+
+        Then call ``give_up`` there.
+        """
         self._thread = threading.Thread(
-            target=self._hear_all, args=(hear,), name="channel", daemon=True
+            target=self._hear_all, args=(hear, give_up), name="channel", daemon=True
         )
         self._thread.start()
 
@@ -133,7 +161,13 @@ class GroupLink:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(_LEAVE_S)
 
-    def _hear_all(self, hear: Callable[[], None]) -> None:
+    def fail(self, error: ChannelError) -> None:
+        """Say why this end cannot go on."""
+        self.error = error
+        self.is_gone = True
+        self.changed.set()
+
+    def _hear_all(self, hear: Callable[[], None], give_up: Callable[[], None]) -> None:
         try:
             while True:
                 hear()
@@ -143,6 +177,7 @@ class GroupLink:
             self.error = error
         self.is_gone = True
         self.changed.set()
+        give_up()
 
     def wait_for_change(self, timeout_s: float | None) -> None:
         """Block until the other end was heard or the time is over."""
@@ -160,12 +195,13 @@ def _strange(name: str) -> str:
     return f"who has connected to channel {name!r} is not its other end"
 
 
-def _meet(store: Store, name: str, rank: int, timeout_s: float) -> None:
-    """Wait until both ends are there: a group that connects waits for ever."""
-    store.set(f"end-{rank}", "there")
+def _meet(store: Store, name: str, rank: int, timeout_s: float, offers: str) -> str:
+    """Wait until both ends are there, as a group that connects waits for ever; what is offered."""
+    store.set(f"end-{rank}", offers)
     try:
         store.wait([f"end-{1 - rank}"], timedelta(seconds=timeout_s))
     except RuntimeError as error:
         raise ChannelTimeout(
             f"nobody came to the other end of channel {name!r} within {timeout_s:g} s ({error})."
         ) from None
+    return store.get(f"end-{1 - rank}").decode(errors="replace")

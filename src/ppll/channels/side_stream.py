@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
-__all__ = ["SideStream"]
+__all__ = ["Side", "SideCopies", "SideStream"]
+
+
+class Side(Protocol):
+    """A stream beside the caller's, which copies."""
+
+    @property
+    def stream(self) -> Any:
+        """On which events are recorded and waited for."""
+        ...
+
+    def behind_caller(self) -> Any:
+        """A context in which work goes to the side stream, behind what the caller has queued."""
+        ...
+
+    def hold_caller(self) -> None:
+        """Let what the caller queues from now on wait for the side stream."""
+
+    def is_over(self) -> bool:
+        """Whether everything on it is done."""
+        ...
 
 
 class SideStream:
@@ -43,3 +65,37 @@ class SideStream:
     def is_over(self) -> bool:
         """Whether everything on it is done."""
         return self._copying.query() and self.stream.query()
+
+
+class SideCopies:
+    """Copies of a caller's tensors, some time, on a side stream.
+
+    Args:
+        side: The stream.
+    """
+
+    def __init__(self, side: Side) -> None:
+        self._side = side
+        self._copied: Mapping[str, Tensor] | None = None
+
+    @contextmanager
+    def of(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        """A context in which copies of tensors are queued; they are kept until ``flush``."""
+        self.flush()
+        self._copied = tensors
+        with self._side.behind_caller():
+            yield
+
+    def flush(self) -> None:
+        """What the caller queues from now on comes after the copies, so it may change the source.
+
+        Sources are kept until then instead of told to the allocator (``record_stream``): they go
+        back to it in the order of streams, so memory does not grow with how far the host is ahead.
+        """
+        if self._copied is not None:
+            self._side.hold_caller()
+            self._copied = None
+
+    def forget(self) -> None:
+        """Let go of what was copied: nobody reads the copies any more."""
+        self._copied = None
