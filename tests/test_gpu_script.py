@@ -47,7 +47,8 @@ def test_it_measures_everything_and_writes_it_down(tmp_path: Path) -> None:
     messages = json.loads((out / "channel.json").read_text())["rows"]
     assert [row["way"] for row in messages] == ["device", "host"]
     loader = json.loads((out / "loader.json").read_text())["rows"]
-    assert [row["path"] for row in loader] == ["host, waiting", "host, pinned", "device"] * 3
+    paths = ["host, waiting", "host, in order", "host, pinned", "device"]
+    assert [row["path"] for row in loader] == paths * 3
     assert all(row["samples_per_second"]["median"] > 0 for row in loader)
 
 

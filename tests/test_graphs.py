@@ -32,10 +32,20 @@ class Again:
 
 
 class Unable:
-    """Fails as CUDA does when something looks at the device."""
+    """Fails as CUDA does when something looks at the device: so does the end of the recording."""
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+
+class Full:
+    """Has no memory left."""
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
 def make_blocks(recorder: Any, **settings: Any) -> list[Block]:
@@ -137,6 +147,16 @@ def test_what_cannot_be_recorded_is_named() -> None:
         block.forward(replace(message, step=step))
         block.learn()
     with pytest.raises(ModelError, match=r"block 0 cannot be recorded .*\(operation not permitted"):
+        block.forward(replace(message, step=4))
+
+
+def test_memory_that_is_not_there_hinders_nothing_else() -> None:
+    block, _ = make_blocks(Full())
+    (message,) = messages(6)
+    for step in range(1, 4):
+        block.forward(replace(message, step=step))
+        block.learn()
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
         block.forward(replace(message, step=4))
 
 

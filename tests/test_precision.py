@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -220,6 +221,27 @@ def test_tf32_is_set_in_the_rank_and_put_back(tf32: bool) -> None:
         set_numerics(TrainConfig(tf32=tf32), torch.device("cpu"))
         assert (cuda.allow_tf32, cudnn.allow_tf32) == (tf32, tf32)
     assert (cuda.allow_tf32, cudnn.allow_tf32) == before
+
+
+def test_generators_of_gpus_and_the_current_one_are_put_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Lists stand for two GPUs that are in use."""
+    states, entered = ["first", "second"], list[int]()
+    fakes = {
+        "is_initialized": lambda: True,
+        "device_count": lambda: 2,
+        "current_device": lambda: 1,
+        "get_rng_state": states.__getitem__,
+        "set_rng_state": lambda state, device: states.__setitem__(device, state),
+        "device": lambda index: nullcontext(entered.append(index)),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    with torch_as_new():
+        states[:] = "others", "others"
+    assert states == ["first", "second"]
+    assert entered == [1]
 
 
 def test_tf32_changes_nothing_on_processors_and_is_recorded(tmp_path: Path) -> None:

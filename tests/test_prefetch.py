@@ -187,26 +187,3 @@ def test_thread_computes_with_as_many_threads_as_its_maker() -> None:
     inbox.recv(5)
     inbox.close()
     assert found == [torch.get_num_threads()]
-
-
-def test_for_a_gpu_the_thread_pins_and_who_receives_copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The meta device stands for a GPU."""
-    calls: list[tuple[str, bool]] = []
-    gpu, copied = torch.device("cuda", 0), Message.on
-
-    def pin(tensor: torch.Tensor) -> torch.Tensor:
-        calls.append(("pin", threading.current_thread().name == "ppll-prefetch"))
-        return tensor
-
-    def copy(self: Message, device: torch.device, *, waits: bool = True) -> Message:
-        assert (device, waits) == (gpu, False)
-        calls.append(("copy", threading.current_thread().name == "ppll-prefetch"))
-        return copied(self, torch.device("meta"), waits=waits)
-
-    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
-    monkeypatch.setattr(Message, "on", copy)
-    made = Message(kind=Kind.TRAIN, sequence=0, step=1, tensors={"features": torch.zeros(2)})
-    inbox = Prefetcher(iter([made]), 1, gpu)
-    assert inbox.recv(5).features.device.type == "meta"
-    assert calls == [("pin", True), ("copy", False)]
-    inbox.close()

@@ -56,6 +56,11 @@ def test_a_slow_loader_is_named() -> None:
     (text,) = advice(hungry, hungry)
     assert text.startswith("Stage 0 waits for data 50% of the time")
     assert "runtime.capacity, now 4" in text
+    assert "GPU" not in text
+    (text,) = advice(hungry, hungry, num_cores=None)
+    assert text.endswith(
+        "If its GPU is busy all the time, it waits for that: then nothing is amiss."
+    )
 
 
 def test_more_stages_than_processors_are_named() -> None:

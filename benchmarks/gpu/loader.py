@@ -3,9 +3,12 @@
 Method: 50,000 random colour images of 32 x 32 in bytes, cropped (4) and mirrored, in batches on the
 device. ``host, waiting`` makes a batch on the processor, then copies it and waits. ``host, pinned``
 is ``runtime.data = "host"``: a thread makes batches ahead in page-locked memory, and copies are
-queued. ``device`` is ``runtime.data = "device"``: the data set lies there and batches are made
-there. A repeat is so many batches, over as many epochs as that takes, between two readings of the
-clock, the device idle at both. On a processor nothing is page-locked or copied.
+queued on a stream of their own. ``host, in order`` is the same, but who receives a batch queues its
+copy in front of the work on it. ``device`` is ``runtime.data = "device"``: the data set lies there
+and batches are made there. With ``--cycles`` the GPU works for so long on every batch, on one
+multiprocessor: what copies cost beside the work and in front of it. A repeat is so many batches,
+over as many epochs as that takes, between two readings of the clock, the device idle at both. On a
+processor nothing is page-locked or copied, and there is no work.
 
 Run from the repository's root: ``python -m benchmarks.gpu.loader --device cuda``
 """
@@ -14,9 +17,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +31,7 @@ from ppll.data import Dataset, Loader, PreparedData, prepare
 from ppll.devices import check_devices, device_of
 from ppll.message import Kind, Message
 from ppll.on_demand import OnDemand
+from ppll.planning.pieces import clock
 from ppll.prefetch import Prefetcher
 from ppll.sections import DataConfig, RuntimeConfig
 
@@ -65,6 +69,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=50_000, help="of the data set")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 1024])
     parser.add_argument("--batches", type=int, default=40, help="of a repeat")
+    parser.add_argument("--cycles", type=int, default=0, help="of a GPU, of work on every batch")
     return parser.parse_args()
 
 
@@ -81,6 +86,12 @@ def _waiting(loader: Loader, device: torch.device) -> Inbox:
     return OnDemand(message.on(device) for message in _stream(loader))
 
 
+def _in_order(loader: Loader, device: torch.device) -> Inbox:
+    """Batches that are still in page-locked memory when they are received."""
+    stream = _stream(loader)
+    return Prefetcher((m.pinned() for m in stream) if _is_gpu(device) else stream, CAPACITY)
+
+
 def _pinned(loader: Loader, device: torch.device) -> Inbox:
     return Prefetcher(_stream(loader), CAPACITY, device)
 
@@ -92,9 +103,14 @@ def _there(loader: Loader, device: torch.device) -> Inbox:
 
 PATHS: dict[str, Callable[[Loader, torch.device], Inbox]] = {
     "host, waiting": _waiting,
+    "host, in order": _in_order,
     "host, pinned": _pinned,
     "device": _there,
 }
+
+
+def _is_gpu(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 def _stream(loader: Loader) -> Iterator[Message]:
@@ -110,20 +126,21 @@ def _rates(
     with ExitStack() as stack:
         inbox = PATHS[path](Loader(data, seed=0), device)
         stack.callback(inbox.close)
-        _take(inbox, WARM_UP, device)
-        seconds = [_take(inbox, options.batches, device) for _ in range(options.repeats)]
+        take = partial(_take, inbox, device=device, cycles=options.cycles)
+        take(WARM_UP)
+        seconds = [take(options.batches) for _ in range(options.repeats)]
     return Spread.of([options.batches * data.config.batch_size / s for s in seconds])
 
 
-def _take(inbox: Inbox, number: int, device: torch.device) -> float:
-    """Seconds that so many batches take."""
-    start = time.perf_counter()
+def _take(inbox: Inbox, number: int, *, device: torch.device, cycles: int) -> float:
+    """Seconds that so many batches take, with the work on each."""
+    start = clock(device)
     for _ in range(number):
-        message = inbox.recv()
+        message = inbox.recv().on(device, waits=False)
+        if cycles and _is_gpu(device):
+            torch.cuda._sleep(cycles)
         inbox.release(message)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    return clock(device) - start
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ part ranks 100 "$PYTHON" -m benchmarks.gpu.ranks --device "$device" "${tiny[@]}"
     --json "$out/ranks.json"
 part channel 60 "$PYTHON" -m benchmarks.gpu.channel --device "$device" "${tiny[@]}" \
     "${channel[@]}" --json "$out/channel.json"
-part loader 60 "$PYTHON" -m benchmarks.gpu.loader --device "$device" "${loader[@]}" \
+part loader 80 "$PYTHON" -m benchmarks.gpu.loader --device "$device" "${loader[@]}" \
     --batch-sizes "${sizes[@]}" --json "$out/loader.json"
 for recipe in "$out"/*.toml; do
     name="$(basename "$recipe" .toml)"

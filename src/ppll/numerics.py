@@ -45,6 +45,7 @@ def torch_as_new() -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
         torch.set_float32_matmul_precision("highest")
         with (
+            _gpus_as_they_were(),
             torch.random.fork_rng(devices=[]),
             torch.enable_grad(),
             torch.autocast("cpu", enabled=False),
@@ -58,3 +59,16 @@ def torch_as_new() -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
         torch.set_default_dtype(dtype)
         torch.set_num_threads(num_threads)
+
+
+@contextmanager
+def _gpus_as_they_were() -> Iterator[None]:
+    """Generators of GPUs and the current one are afterwards as before, if anybody used them."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        yield
+        return
+    with (
+        torch.random.fork_rng(devices=range(torch.cuda.device_count())),
+        torch.cuda.device(torch.cuda.current_device()),
+    ):
+        yield

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from ppll.channels.base import ReceiveEnd
+from ppll.copies_ahead import CopiesAhead
 from ppll.errors import ChannelClosed
 from ppll.message import Message
 
@@ -29,14 +30,16 @@ class Prefetcher(ReceiveEnd):
         messages: Makes the messages; only the thread touches it.
         capacity: Most messages that wait or are in use, at least 1.
         device: Where messages are received. For a GPU the thread puts them into page-locked
-            memory, and the copy is queued in the stream of who receives, who does not wait for it.
+            memory and queues the copy on a stream of its own, beside the work of who receives.
     """
 
     def __init__(
         self, messages: Iterator[Message], capacity: int, device: torch.device | None = None
     ) -> None:
         super().__init__(capacity)
-        self._gpu = device if device is not None and device.type == "cuda" else None
+        self._copies: CopiesAhead | None = None
+        if device is not None and device.type == "cuda":
+            self._copies = CopiesAhead.to(device, capacity)
         self._made: deque[Message] = deque()
         self._num_in_use = 0
         self._end: BaseException | None = None  # why nothing follows
@@ -81,9 +84,13 @@ class Prefetcher(ReceiveEnd):
         with self._changed:
             self._num_in_use += 1
             message = self._made.popleft()
-        return message if self._gpu is None else message.on(self._gpu, waits=False)
+        if self._copies is not None:
+            self._copies.arrive()
+        return message
 
     def _give_back(self) -> None:
+        if self._copies is not None:
+            self._copies.leave()
         with self._changed:
             self._num_in_use -= 1
             self._changed.notify_all()
@@ -92,7 +99,7 @@ class Prefetcher(ReceiveEnd):
         try:
             while self._wait_for_room():
                 message = next(messages)
-                self._put(message if self._gpu is None else message.pinned())
+                self._put(message if self._copies is None else self._copies.start(message))
         except StopIteration:
             self._finish(ChannelClosed("the stream of messages has ended."))
         except BaseException as error:

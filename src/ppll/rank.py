@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -60,6 +61,8 @@ def run_rank(
     """
     device = device_of(job.recipe.runtime, rank)
     set_numerics(job.recipe.train, device)
+    if device.type == "cuda":
+        _forget_others(device)
     blueprint = job.blueprint()
     with ExitStack() as stack:
         if job.recipe.train.compile:
@@ -98,6 +101,12 @@ def run_rank(
             if batch_ends is not None:
                 batch_ends.write(job.folder.batch_ends(rank))
         return _result(worker, device)
+
+
+def _forget_others(device: torch.device) -> None:
+    """What runs of this process before this one took of a GPU is no part of its peak memory."""
+    gc.collect()  # Recorded blocks refer to themselves.
+    torch.cuda.reset_peak_memory_stats(device)
 
 
 def build_blocks(

@@ -179,7 +179,7 @@ def _describe_gpus(count: int) -> Verdict:
     if pairs:
         parts.append(f"no peer access from {', '.join(apart)}" if apart else "peer access for all")
     advice = "nvidia-smi topo -m shows what lies between them."
-    return _warn_if(bool(apart), f"{'; '.join(parts)} (not used for training yet)", advice)
+    return _warn_if(bool(apart), "; ".join(parts), advice)
 
 
 # --- what connects processes -------------------------------------------------------------------

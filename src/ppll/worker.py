@@ -101,9 +101,6 @@ class Worker:
                 self.monitor.start_clock()
             self.last_message = message
             yield from self._handle(message)
-            if self._outbox is not None:
-                # What is being copied may be a view of the slot that is given back.
-                self._outbox.flush()
             self._inbox.release(message)
         self.monitor.enter(Activity.FINISH)
 
@@ -140,6 +137,10 @@ class Worker:
                 else:
                     self.monitor.enter(Activity.EVALUATE, block=block.index)
                     block.evaluate()
+                if block is self.blocks[-1] and self._outbox is not None:
+                    # What is being copied may be a view of the slot that is given back. Where
+                    # blocks overlap it is not, and only this one's stream waits for the copy.
+                    self._outbox.flush()
         if trains:
             self._num_learned += 1
             self.monitor.num_samples += message.targets.shape[0]

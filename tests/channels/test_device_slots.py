@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import random
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,10 +116,14 @@ def test_tensors_are_kept_until_they_are_flushed() -> None:
 
 def test_memory_that_may_still_be_used_is_left_to_the_end_of_the_process() -> None:
     device = Device(SLOT_BYTES, 2)
-    device.sender.abandon()
+    event = weakref.ref(device.receiver._filled[0])
+    device.receiver.abandon()
     assert device.memory.is_abandoned
-    device.sender.close()
-    device.sender.abandon()  # nothing is left to do
+    device.receiver.close()
+    device.receiver.abandon()  # nothing is left to do
+    del device
+    gc.collect()
+    assert event() is not None  # whoever opened it may wait for it
 
 
 def test_gpu_that_has_failed_is_not_idle_and_hides_no_first_cause(

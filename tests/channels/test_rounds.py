@@ -23,15 +23,16 @@ def expect_done(process: BaseProcess, log: Path, timeout_s: float) -> None:
 
 
 def run_rounds(
-    start: Start, folder: Path, logs: Path, num_rounds: int, device: str, timeout_s: float
+    start: Start, folder: Path, logs: Path, num_rounds: int, devices: tuple[str, str]
 ) -> None:
+    """Rounds from one device to another, or the same."""
     sides = {"sender": rounds.send_rounds, "receiver": rounds.receive_rounds}
     processes = {
         name: start(rounds.told, logs / name, side, folder, num_rounds, device)
-        for name, side in sides.items()
+        for (name, side), device in zip(sides.items(), devices, strict=True)
     }
     for name in ("receiver", "sender"):
-        expect_done(processes[name], logs / name, timeout_s)
+        expect_done(processes[name], logs / name, 60)
 
 
 def see_death(start: Start, path: Path, logs: Path, victim: str, end: End, device: str) -> None:
@@ -57,7 +58,7 @@ def wait_for(*files: Path, unless: Path) -> None:
 
 @pytest.mark.processes
 def test_thirty_rounds(start: Start, folder: Path, tmp_path: Path) -> None:
-    run_rounds(start, folder, tmp_path, 30, "cpu", 60)
+    run_rounds(start, folder, tmp_path, 30, ("cpu", "cpu"))
 
 
 @pytest.mark.processes

@@ -29,6 +29,8 @@ pytestmark = [
     pytest.mark.timeout(100),
 ]
 
+needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+
 Ends = tuple[SharedSendEnd, SharedReceiveEnd]
 
 # Every test of the contract runs here, too, with the fixture below: in one process, which opens
@@ -49,11 +51,11 @@ def open_channel(
 ) -> Iterator[OpenChannel]:
     opened: list[SendEnd | ReceiveEnd] = []
 
-    def open_channel(capacity: int = 2, slot_bytes: int = 4096, poison: bool = False) -> Ends:
+    def open_channel(
+        capacity: int = 2, slot_bytes: int = 4096, poison: bool = False, to: Any = device
+    ) -> Ends:
         path, layout = next(paths), SlotLayout({"features": slot_bytes})
-        receiver = SharedReceiveEnd.listen(
-            path, layout, capacity, SECRET, poison=poison, device=device
-        )
+        receiver = SharedReceiveEnd.listen(path, layout, capacity, SECRET, poison=poison, device=to)
         opened.append(receiver)
         sender = SharedSendEnd.connect(path, SECRET, WAIT_S, device=device)
         opened.insert(0, sender)
@@ -102,9 +104,10 @@ def test_no_host_waits_for_the_gpu(open_channel: Any) -> None:
     assert kept[:, 0].tolist() == [1, 2, 3, 4]
 
 
-def test_message_waits_for_what_the_sender_still_computes(open_channel: Any) -> None:
+@pytest.mark.parametrize("to", ["cuda:0", pytest.param("cuda:1", marks=needs_two)])
+def test_message_waits_for_what_the_sender_still_computes(open_channel: Any, to: str) -> None:
     """On the GPU: the host has long gone on, and the source is overwritten at once."""
-    sender, receiver = open_channel(slot_bytes=4 << 20)
+    sender, receiver = open_channel(slot_bytes=4 << 20, to=torch.device(to))
     features = torch.zeros(1 << 20)
     for sequence in range(20):
         torch.cuda._sleep(2_000_000)  # cycles
@@ -117,9 +120,10 @@ def test_message_waits_for_what_the_sender_still_computes(open_channel: Any) -> 
         receiver.release(message)
 
 
-def test_slot_is_not_filled_while_the_receiver_still_reads(open_channel: Any) -> None:
-    sender, receiver = open_channel(capacity=1, slot_bytes=4 << 20)
-    receiving = torch.cuda.Stream()
+@pytest.mark.parametrize("to", ["cuda:0", pytest.param("cuda:1", marks=needs_two)])
+def test_slot_is_not_filled_while_the_receiver_still_reads(open_channel: Any, to: str) -> None:
+    sender, receiver = open_channel(capacity=1, slot_bytes=4 << 20, to=torch.device(to))
+    receiving = torch.cuda.Stream(to)
     sums = []
     for sequence in range(20):
         features = torch.full((1 << 20,), float(sequence))
@@ -154,7 +158,13 @@ def test_memory_is_given_back(open_channel: Any, device: torch.device) -> None:
 
 @pytest.mark.processes
 def test_a_thousand_rounds(start: Start, folder: Path, tmp_path: Path) -> None:
-    run_rounds(start, folder, tmp_path, 1000, "cuda:0", 60)
+    run_rounds(start, folder, tmp_path, 1000, ("cuda:0", "cuda:0"))
+
+
+@pytest.mark.processes
+@needs_two
+def test_rounds_from_one_gpu_to_another(start: Start, folder: Path, tmp_path: Path) -> None:
+    run_rounds(start, folder, tmp_path, 200, ("cuda:0", "cuda:1"))
 
 
 @pytest.mark.processes

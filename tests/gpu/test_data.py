@@ -115,7 +115,62 @@ def test_what_is_made_ahead_arrives_whole_and_nobody_waits() -> None:
     torch.testing.assert_close(torch.stack(sums).cpu(), torch.stack(expected))
 
 
-@pytest.mark.parametrize("settings", [[], ["data.randaugment=5", "data.cutmix=1.0"]], ids=" ".join)
+def whole_numbers(number: int) -> Iterator[Message]:
+    """Messages that are made at once, of 4 MiB each, full of their own number."""
+    for sequence in range(number):
+        tensors = {"features": torch.full((1 << 20,), float(sequence))}
+        yield Message(kind=Kind.TRAIN, sequence=sequence, step=sequence + 1, tensors=tensors)
+
+
+def test_the_next_batch_is_copied_beside_the_work_on_this_one() -> None:
+    """It is there, for a stream that waits for nobody, while the receiver's works for seconds."""
+    working, watching = torch.cuda.current_stream(GPU), torch.cuda.Stream(GPU)
+    inbox = Prefetcher(whole_numbers(6), 2, GPU)
+
+    def is_there(number: int) -> bool:
+        with torch.cuda.stream(watching):
+            return bool(message.features.eq(number).all())
+
+    for number in range(4):  # to load kernels and to reserve memory may be to wait
+        message = inbox.recv(20)
+        working.synchronize()
+        assert is_there(number)
+        inbox.release(message)
+    inbox.recv(20)
+    torch.cuda._sleep(5_000_000_000)  # cycles
+    message = inbox.recv(20)
+    while not is_there(5) and not working.query():
+        pass
+    assert not working.query()
+    inbox.close()
+
+
+def test_memory_is_used_again_behind_the_work_alone() -> None:
+    """The host is far ahead, and no more messages than may be in use have memory all the same."""
+    before = torch.cuda.memory_allocated(GPU)
+    torch.cuda.reset_peak_memory_stats(GPU)
+    inbox, found = Prefetcher(whole_numbers(80), 2, GPU), []
+    for number in range(80):
+        message = inbox.recv(20)
+        for _ in range(2):
+            torch.cuda._sleep(1_000_000)
+            found.append(message.features.eq(number).all())
+        inbox.release(message)
+    inbox.close()
+    assert torch.stack(found).all()
+    # Two, the one that was released last, and a quarter of one for what is compared.
+    assert torch.cuda.max_memory_allocated(GPU) - before < 4 * (4 << 20)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        ["data.randaugment=5", "data.cutmix=1.0"],
+        ["train.cuda_graphs=true", "runtime.concurrent_blocks=true", "train.epochs=4"],
+    ],
+    ids=" ".join,
+)
 def test_a_run_ends_the_same_wherever_its_data_lie(settings: list[str], tmp_path: Path) -> None:
     results = []
     for place in ("host", "device"):

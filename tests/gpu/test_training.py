@@ -118,3 +118,18 @@ def test_costs_are_measured_there() -> None:
     costs = measure(recipe(devices="cuda"), repeats=2)
     assert costs.device == torch.cuda.get_device_name(0)
     assert all(layer.forward_s > 0 for layer in costs.layers)
+
+
+def test_peak_memory_is_that_of_the_run_alone(tmp_path: Path) -> None:
+    """Both runs are of this process, and graphs keep their memory."""
+    settings = ["train.cuda_graphs=true", "train.epochs=4"]
+    large, small = (fit(tmp_path / n, f"model.width={n}", *settings) for n in ("64", "4"))
+    assert small.peak_memory_bytes[0] < large.peak_memory_bytes[0]
+
+
+def test_a_run_leaves_generators_and_the_current_gpu_as_they_were(tmp_path: Path) -> None:
+    torch.cuda.manual_seed(7)
+    before = torch.cuda.get_rng_state(), torch.cuda.current_device()
+    fit(tmp_path / "run", "train.cuda_graphs=true", "train.epochs=4")
+    assert torch.equal(torch.cuda.get_rng_state(), before[0])
+    assert torch.cuda.current_device() == before[1]

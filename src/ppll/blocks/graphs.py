@@ -114,8 +114,11 @@ class RecordedBlock(Block):
     def _record(self, work: Callable[[], None]) -> Callable[[], None]:
         try:
             return self._recorder.record(work)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
+            # To end what could not be recorded fails as well, and says nothing of the cause.
+            reason = str(error.__context__ or error).partition("\n")[0]
             raise ModelError(
                 f"block {self.index} cannot be recorded as a CUDA graph ({reason}): nothing in "
                 f"layers, auxiliary network and loss may look at values on the device or copy "

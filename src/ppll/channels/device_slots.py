@@ -94,6 +94,10 @@ class Ring:
         return [self.memory.tensor(i * slot_bytes, slot_bytes) for i in range(len(self.filled))]
 
 
+_left: list[Ring] = []
+"""What other processes may still use: an event that ends here is undefined there."""
+
+
 class _RingSlots(SlotTensors):
     def __init__(self, ring: Ring, slot_bytes: int) -> None:
         super().__init__(ring.cut(slot_bytes), slot_bytes)
@@ -112,9 +116,10 @@ class _RingSlots(SlotTensors):
         raise NotImplementedError
 
     def abandon(self) -> None:
-        """Leave the memory to the end of the process: the other end may still use it."""
+        """Leave memory and events to the end of the process: the other end may still use them."""
         if self._ring is not None:
             self._ring.memory.abandon()
+            _left.append(self._ring)
 
     def close(self) -> None:
         """Let go of the slots."""

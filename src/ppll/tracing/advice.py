@@ -18,6 +18,7 @@ _CROWDED: Final = 0.8
 _INTERRUPTED: Final = 0.6
 _MANY_SAVES: Final = 0.05
 _LARGEST_CAPACITY: Final = 64
+_OR_FOR_A_GPU: Final = " If its GPU is busy all the time, it waits for that: then nothing is amiss."
 
 
 def working_cores(environment: Mapping[str, Any]) -> int | None:
@@ -37,18 +38,19 @@ def advise(
             stage's processor waits for them.
         checkpoint: When the run is saved; without, as a recipe that does not say.
     """
-    advice = [*_on_data(summary), *_on_crowding(summary, num_cores)]
+    advice = [*_on_data(summary, num_cores), *_on_crowding(summary, num_cores)]
     advice += _on_stages(summary, num_cores) if not advice else []
     return [*advice, *_on_checkpoints(summary, checkpoint or CheckpointConfig())]
 
 
-def _on_data(summary: Summary) -> Iterator[str]:
+def _on_data(summary: Summary, num_cores: int | None) -> Iterator[str]:
     first = summary.stages[0]  # stage 0, unless that one left nothing behind
     if first.stage == 0 and first.receive_wait > _LONG_WAIT and first.send_wait < _SHORT_WAIT:
         yield (
             f"Stage 0 waits for data {first.receive_wait:.0%} of the time, and so do all behind "
             f"it: make batches further ahead (runtime.capacity, now {first.capacity}), or make "
             f"them cheaper (fewer operations of augmentation under data)."
+            f"{'' if num_cores else _OR_FOR_A_GPU}"
         )
 
 
