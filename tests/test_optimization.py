@@ -41,60 +41,6 @@ def test_constant_stays_after_the_warm_up() -> None:
     assert factors(5, 2, name="constant", warmup_epochs=1.5) == [0.333333, 0.666667, 1, 1, 1]
 
 
-def test_multistep_falls_after_its_milestones_as_torchs_does() -> None:
-    values = factors(12, 2, name="multistep", milestones=[2, 4, 4.5], gamma=0.5)
-    assert values == [1] * 4 + [0.5] * 4 + [0.25] + [0.125] * 3
-    parameter = nn.Parameter(torch.zeros(()))
-    optimizer = torch.optim.SGD([parameter], lr=1.0)
-    torchs = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 3], gamma=0.1)
-    expected = []
-    for _ in range(5):
-        expected += 2 * [round(optimizer.param_groups[0]["lr"], 6)]
-        optimizer.step()
-        torchs.step()
-    assert factors(10, 2, name="multistep", milestones=[1, 3]) == expected
-
-
-def test_multistep_warms_up_first() -> None:
-    values = factors(6, 2, name="multistep", milestones=[2], warmup_epochs=1)
-    assert values == [0.5, 1, 1, 1, 0.1, 0.1]
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ({"name": "multistep"}, r"schedule.name = \"multistep\" needs the epochs"),
-        ({"milestones": [2]}, r'found "cosine": set schedule.name = "multistep"'),
-        ({"name": "multistep", "milestones": [4, 2]}, r"= \[4.0, 2.0\]: give each epoch once"),
-        ({"name": "multistep", "milestones": [2, 2]}, "give each epoch once"),
-        ({"name": "multistep", "milestones": [0]}, "greater than 0"),
-        ({"blocks": {1: {"name": "multistep"}}}, r"give schedule.blocks.1.milestones"),
-        (
-            {
-                "name": "multistep",
-                "milestones": [2],
-                "blocks": {0: {"name": "constant", "milestones": [3]}},
-            },
-            r'schedule.blocks.0.milestones are .* found "constant"',
-        ),
-    ],
-)
-def test_milestones_and_the_schedule_must_fit(config: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ScheduleConfig(**config)
-
-
-def test_a_block_may_have_other_milestones_or_none() -> None:
-    overrides = {0: {"milestones": [1]}, 1: {"name": "constant"}}
-    config = ScheduleConfig(name="multistep", milestones=[2], blocks=overrides)
-    rates = [
-        [round(Schedule(config.of_block(i), 3, 1).factor(step), 6) for step in (1, 2, 3)]
-        for i in range(3)
-    ]
-    assert rates == [[1, 0.1, 0.1], [1, 1, 1], [1, 1, 0.1]]
-    assert not config.knows_end(3)
-
-
 def test_a_block_may_have_a_schedule_of_its_own() -> None:
     """The second warms up for two of three epochs, the third stays, the others are the usual."""
     overrides = {1: {"warmup_epochs": 2}, 2: {"name": "constant"}}

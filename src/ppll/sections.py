@@ -31,8 +31,7 @@ __all__ += [
 ]
 __all__ += ["TrackConfig", "TrainConfig"]
 
-Curve = Literal["cosine", "constant", "multistep"]
-Milestones = tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...]
+Curve = Literal["cosine", "constant"]
 DataHome = Literal["auto", "host", "device"]
 Replicas = Annotated[int, Field(ge=1, le=32)]
 
@@ -192,51 +191,19 @@ class ScheduleOverride(Section):
     """As above."""
     final_factor: Factor | None = None
     """As above."""
-    milestones: Milestones | None = None
-    """As above."""
-    gamma: Factor | None = None
-    """As above."""
 
 
 class ScheduleConfig(Section):
     """How the learning rate changes from step to step; a function of the step alone."""
 
     name: Curve = "cosine"
-    """Down to ``final_factor`` along half a cosine, the same to the end, or down after each of the
-    ``milestones``."""
+    """Down to ``final_factor`` along half a cosine, or the same to the end."""
     warmup_epochs: NonNegative = 0.0
     """Epochs (or parts of one) in which the learning rate rises from zero on a line."""
     final_factor: Factor = 0.0
     """Learning rate at the end as a share of the highest; cosine only."""
-    milestones: Milestones = ()
-    """Epochs (or parts of one), each later than the one before, after which the learning rate is
-    multiplied by ``gamma``; multistep only."""
-    gamma: Factor = 0.1
-    """What it is multiplied by; multistep only."""
     blocks: dict[int, ScheduleOverride] = Field(default={})
     """Overrides by block index, such as ``blocks.0.warmup_epochs = 5``."""
-
-    @pydantic.model_validator(mode="after")
-    def _has_its_milestones(self) -> Self:
-        for index, schedule in [(None, self), *((i, self.of_block(i)) for i in self.blocks)]:
-            place = "schedule" if index is None else f"schedule.blocks.{index}"
-            if list(schedule.milestones) != sorted(set(schedule.milestones)):
-                raise ValueError(
-                    f"{place}.milestones = {list(schedule.milestones)}: give each epoch once, the "
-                    f"earliest first"
-                )
-            if schedule.name == "multistep" and not schedule.milestones:
-                raise ValueError(
-                    f'{place}.name = "multistep" needs the epochs after which the learning rate '
-                    f"falls: give {place}.milestones, such as [100, 150]"
-                )
-            own = schedule.milestones if index is None else self.blocks[index].milestones
-            if own and schedule.name != "multistep":
-                raise ValueError(
-                    f'{place}.milestones are of the multistep schedule, found "{schedule.name}": '
-                    f'set {place}.name = "multistep", or leave them out'
-                )
-        return self
 
     def knows_end(self, num_blocks: int) -> bool:
         """Whether the learning rate of a step depends on how many follow, in any block."""

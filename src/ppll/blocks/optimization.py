@@ -47,9 +47,6 @@ class Schedule:
             return step / warmup
         if self.config.name == "constant":
             return 1.0
-        if self.config.name == "multistep":
-            passed = (m for m in self.config.milestones if step > m * self.steps_per_epoch)
-            return math.prod(self.config.gamma for _ in passed)
         progress = (step - max(1.0, warmup)) / max(1.0, self.num_steps - warmup)
         low = self.config.final_factor
         return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
