@@ -192,6 +192,27 @@ def test_another_cut_keeps_layers_and_the_auxiliaries_that_match(
     assert "auxiliary.stage1_1 is not in the checkpoint and starts with first values" in caplog.text
 
 
+def test_what_has_changed_since_the_checkpoint_is_not_asked_of_it(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    broken(out, 4)
+    before = ppll.evaluate(out)
+    with injected(Fault(0, 5, "LEARN")), pytest.raises(WorkerError):
+        fit(out, "split.blocks=3", resume=True, allow_change=["split"])
+    assert "blocks = 3" in (out / "config.toml").read_text()
+    assert ppll.evaluate(out).exit_accuracy == before.exit_accuracy
+    assert ppll.evaluate_exits(out).exit_accuracy == before.exit_accuracy
+    assert len(ppll.load(out).blocks) == 4
+
+
+def test_a_run_at_its_end_takes_no_change_that_is_still_to_be_learned(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    fit(out, "train.epochs=1")
+    before = {path: path.read_bytes() for path in out.glob("*.*")}
+    with pytest.raises(RecipeError, match=r"at its end .*auxiliary\.stage1_1.*train\.epochs"):
+        fit(out, "train.epochs=1", "split.blocks=3", resume=True, allow_change=["split"])
+    assert {path: path.read_bytes() for path in out.glob("*.*")} == before
+
+
 def test_another_optimizer_starts_without_state(tmp_path: Path) -> None:
     out = tmp_path / "run"
     broken(out, 5)

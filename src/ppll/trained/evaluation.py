@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from ppll.checkpoints.manifest import Manifest
 from ppll.checkpoints.recovery import find
+from ppll.checkpoints.resume import as_saved
 from ppll.config import Recipe
 from ppll.data import Dataset, load_dataset, prepare
 from ppll.data.preparation import facts_of
@@ -45,7 +45,7 @@ def evaluate(
     """
     folder, recipe = _open(run)
     found = find(folder, best=best)
-    recipe = _as_saved(recipe, found.reader.manifest)
+    recipe = as_saved(recipe, found.reader.manifest.recipe)
     # Replicas share training batches only; a batch of an evaluation stays as large as it was.
     settings = ["train.replicas=1", "runtime.sharding=none"]
     settings += [f"data.eval_batch_size={recipe.eval_batch_size}", f"runtime.stages={stages}"]
@@ -115,12 +115,6 @@ def _open(run: str | Path) -> tuple[RunFolder, Recipe]:
             f"ppll.load(run, model=...)."
         )
     return folder, recipe
-
-
-def _as_saved(recipe: Recipe, manifest: Manifest) -> Recipe:
-    """The recipe with averages where the checkpoint has some; the run may have changed since."""
-    decay = manifest.recipe.get("train", {}).get("ema", recipe.train.ema)
-    return recipe.with_settings([f"train.ema={decay}"])
 
 
 def _load_data(folder: RunFolder, recipe: Recipe) -> Dataset:

@@ -18,6 +18,7 @@ from ppll.blocks.blueprint import Blueprint
 from ppll.blocks.lean import FeaturesType, as_received
 from ppll.blocks.modules import BlockModules
 from ppll.checkpoints.recovery import find
+from ppll.checkpoints.resume import as_saved
 from ppll.config import Recipe
 from ppll.data.augmentation import Normalisation
 from ppll.data.loader import IMAGE
@@ -199,8 +200,9 @@ def load(
             if model is None
             else f"the network of {run} is known, {recipe.model.name!r}: leave model out."
         )
-    blueprint = _blueprint(recipe, facts, model)
     found = find(folder, best=best)
+    recipe = as_saved(recipe, found.reader.manifest.recipe)
+    blueprint = _blueprint(recipe, facts, model)
     blocks = [blueprint.build_modules(i, torch.device("cpu")) for i in range(blueprint.num_blocks)]
     saved = found.reader.averaged_weights()
     for block in blocks:
