@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import torch
 from torch import nn
 
 import ppll
-from ppll.errors import ModelError, RunFolderError
+from ppll.errors import ModelError, RunFolderError, UsageError
 from ppll.models import models
 from tests.faults import recipe
 from tests.test_resuming import OWN, own_data, own_model
@@ -103,6 +105,18 @@ def test_a_file_that_cannot_be_written_is_refused(
     with pytest.raises(RunFolderError, match=message):
         ppll.export(trained, tmp_path / name)
     assert (tmp_path / "there.safetensors").stat().st_size == 0
+
+
+def test_a_full_disk_is_named(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UsageError, match=r"cannot write .*model\.safetensors: No space left"):
+        ppll.export(trained, tmp_path / "model.safetensors")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_model_of_one_s_own_is_exported_and_loaded(tmp_path: Path) -> None:

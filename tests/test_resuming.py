@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -190,6 +192,26 @@ def test_another_cut_keeps_layers_and_the_auxiliaries_that_match(
     assert entry["changed"][0] == "split.blocks (was 4, is 3)"
     assert entry["fresh"] == ["auxiliary.stage1_1"]
     assert "auxiliary.stage1_1 is not in the checkpoint and starts with first values" in caplog.text
+
+
+def test_a_failure_says_how_to_go_on(tmp_path: Path) -> None:
+    with injected(Fault(0, 4)), pytest.raises(WorkerError) as failed:
+        fit(tmp_path / "run")
+    (note,) = failed.value.__notes__
+    assert note.startswith(f"Its newest checkpoint is in {tmp_path / 'run'}. ")
+    assert "--resume" in note
+
+
+def test_a_full_disk_hides_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("ppll.metrics.write_whole", full)
+    with injected(Fault(0, 4)), pytest.raises(WorkerError, match="block 0"):
+        fit(tmp_path / "run")
+    assert "no metrics.jsonl, its rows lie in" in caplog.text
 
 
 def test_what_has_changed_since_the_checkpoint_is_not_asked_of_it(tmp_path: Path) -> None:

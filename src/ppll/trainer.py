@@ -25,7 +25,7 @@ from ppll.data.dataset import check_dataset
 from ppll.data.preparation import PreparedData, facts_of
 from ppll.data_facts import DataFacts
 from ppll.decoding_view import decoding_shown
-from ppll.errors import Interrupted
+from ppll.errors import Interrupted, WorkerError
 from ppll.hosts.run import Hosts
 from ppll.interrupts import Interrupts
 from ppll.job import Job, RankResult, draw_blueprint, given_network, named_network
@@ -302,7 +302,11 @@ class Trainer:
         # A run in this process is ended by the second signal, if the first does not suffice.
         stays_here = beginning.job.mesh.size == 1 and not self._max_restarts
         with Interrupts(most=1 if stays_here else None) as interrupts:
-            return run_with_restarts(beginning, interrupts, watch, self._max_restarts)
+            try:
+                return run_with_restarts(beginning, interrupts, watch, self._max_restarts)
+            except WorkerError as error:
+                error.add_note(f"Its newest checkpoint is {_kept_in(beginning.job.folder)}")
+                raise
 
     def _follow(self) -> Result:
         """Carry out a stage of the run that the first process begins."""
@@ -318,13 +322,17 @@ class Trainer:
             result = self._hosts.part(result)
         assert result is not None  # only another process's result is heard first
         if result.step < self.blueprint.num_steps:  # A run ends before only if a signal came.
-            raise Interrupted(
-                f"interrupted at step {result.step}; saved in {job.folder.path}. The same with "
-                f"--resume and this --out goes on (resume=True and out=... in Python)."
-            )
+            raise Interrupted(f"interrupted at step {result.step}; saved {_kept_in(job.folder)}")
         if self._own_network is not None:
             put_back(step_folder(job.folder.checkpoints, result.step), self._own_network)
         return result
+
+
+def _kept_in(folder: RunFolder) -> str:
+    return (
+        f"in {folder.path}. The same with --resume and this --out goes on (resume=True and out=... "
+        f"in Python)."
+    )
 
 
 def _as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path, *, own_model: bool) -> Recipe:
