@@ -101,6 +101,12 @@ def test_what_cannot_be_is_refused_by_name(kind: str) -> None:
         Recipe.from_dict(tree)
 
 
+@pytest.mark.parametrize("tree", [None, 3, ["train"]])
+def test_what_is_no_table_is_refused(tree: Any) -> None:
+    with pytest.raises(RecipeError, match="give sections of keys"):
+        Recipe.from_dict(tree)
+
+
 def test_a_recipe_does_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Recipe().train.epochs = 3  # type: ignore[misc]

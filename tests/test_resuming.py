@@ -25,6 +25,7 @@ from ppll.errors import (
     PpllError,
     RecipeError,
     RunFolderError,
+    UsageError,
     WorkerError,
 )
 from ppll.testing import FAULT_VARIABLE, Fault
@@ -192,6 +193,11 @@ def test_another_cut_keeps_layers_and_the_auxiliaries_that_match(
     assert entry["changed"][0] == "split.blocks (was 4, is 3)"
     assert entry["fresh"] == ["auxiliary.stage1_1"]
     assert "auxiliary.stage1_1 is not in the checkpoint and starts with first values" in caplog.text
+
+
+def test_to_resume_needs_to_know_where() -> None:
+    with pytest.raises(UsageError, match=r"resume=True needs out="):
+        ppll.Trainer(recipe(), resume=True)
 
 
 def test_a_failure_says_how_to_go_on(tmp_path: Path) -> None:

@@ -158,6 +158,14 @@ class RunFolder:
         _write_json(self.result, result)
 
     @property
+    def to_go_on(self) -> str:
+        """Where the run lies and what to do to go on with it, as the end of a sentence."""
+        return (
+            f"{self.path}. The same with --resume and this --out goes on (resume=True and out=... "
+            f"in Python)."
+        )
+
+    @property
     def config(self) -> Path:
         """The whole recipe, defaults included."""
         return self.path / "config.toml"

@@ -263,7 +263,8 @@ class Blueprint:
         return BlockModules(tuple(self.network.layers[i] for i in layers), auxiliary, context)
 
     def _auxiliary(self, site: BlockSite) -> nn.Module:
-        made, index = self.method.build_auxiliary(site), site.block_index
+        index = site.block_index
+        made: object = self.method.build_auxiliary(site)  # of a user's own it may be anything
         if not isinstance(made, nn.Module):
             name = self.recipe.method.name
             raise ModelError(
