@@ -93,6 +93,16 @@ class ModelConfig(NamedSection):
     """A network; ``ppll models`` lists them."""
     weights: UsablePath | None = None
     """Start from these values: a run folder, or a file of ``ppll export``."""
+    fresh: tuple[str, ...] = ()
+    """Layers that begin with first values all the same, such as ``["head"]`` for other classes."""
+
+    @pydantic.model_validator(mode="after")
+    def _fresh_beside_weights(self) -> Self:
+        if self.fresh and self.weights is None:
+            raise ValueError(
+                "model.fresh is for what model.weights is not to give: set model.weights, too."
+            )
+        return self
 
 
 class SplitConfig(Section):

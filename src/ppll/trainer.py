@@ -232,7 +232,7 @@ class Trainer:
         checkpoints = RunFolder(self._out.absolute()).checkpoints
         if self._resumes and newest_whole(checkpoints) is not None:
             return None  # First values do not matter.
-        return read_weights(source, self.blueprint.network)
+        return read_weights(source, self.blueprint.network, self.recipe.model.fresh)
 
     def _beginning(self, folder: RunFolder) -> Beginning:
         return Beginning(

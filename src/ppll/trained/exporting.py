@@ -52,7 +52,7 @@ def export(run: str | Path, to: str | Path, *, best: bool = False) -> int:
     model = folder.read_recipe().model
     about = {
         "step": found.step,
-        "model": model.model_dump(mode="json", exclude={"weights"}),
+        "model": model.model_dump(mode="json", exclude={"weights", "fresh"}),
         "data": dataclasses.asdict(folder.read_facts()),
     }
     weights = found.reader.averaged_weights()
