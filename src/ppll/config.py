@@ -24,13 +24,12 @@ from ppll.sections import (
     DataConfig,
     MethodConfig,
     ModelConfig,
-    OptimizerConfig,
     RuntimeConfig,
-    ScheduleConfig,
     SplitConfig,
     TrackConfig,
     TrainConfig,
 )
+from ppll.update_sections import OptimizerConfig, ScheduleConfig
 
 __all__ = ["Recipe"]
 
