@@ -255,6 +255,12 @@ def test_recipes_in_a_circle_are_each_named_once(tmp_path: Path) -> None:
         load_recipe(tmp_path / "a.toml")
 
 
+def test_who_extends_what_is_not_there_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('extends = "digits-resnets"')
+    with pytest.raises(RecipeError, match=r"^\S*a\.toml: extends: unknown recipe 'digits-resnets'"):
+        load_recipe(tmp_path / "a.toml")
+
+
 def test_a_recipe_file_is_read_and_named_in_errors(tmp_path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text("[train]\nepochs = 7\n")

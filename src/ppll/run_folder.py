@@ -115,7 +115,7 @@ class RunFolder:
         if self.config.exists():
             raise RunFolderError(
                 f"{self.path} already holds a run: choose another folder with --out, go on with "
-                f"this run with --resume, or remove this one."
+                f"this run with --resume (out=..., resume=True in Python), or remove this one."
             )
         found = "holds files that are no run's" if self.path.is_dir() else "is a file"
         raise RunFolderError(

@@ -22,6 +22,13 @@ def labels(*values: int) -> torch.Tensor:
     return torch.tensor(values)
 
 
+def test_a_data_set_is_shown_without_its_values() -> None:
+    part = (torch.zeros(4, 1, 8, 8), torch.tensor([0, 1, 0, 1]))
+    shown = repr(Dataset.from_arrays(train=part, test=part))
+    split = "Split(float32 of shape (4, 1, 8, 8), targets int64 of shape (4,))"
+    assert shown.startswith(f"Dataset(train={split}, test={split}, num_classes=2")
+
+
 def test_users_arrays_become_float32_and_int64() -> None:
     x, y = np.ones((3, 5)), np.array([0, 1, 2], np.int16)
     dataset = Dataset.from_arrays(train=(x, y), test=(x, y))

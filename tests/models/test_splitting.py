@@ -290,6 +290,10 @@ def test_a_plain_row_of_activations_in_place_leaves_inputs_alone() -> None:
     assert "inplace" in repr(block[1])  # What follows in the layer is its own business.
 
 
+def test_a_model_in_another_precision_is_told_so() -> None:
+    refused(Plain().double(), r"cannot read a batch .*parameters in float32, by model\.float\(\)")
+
+
 def test_a_model_without_a_row_is_refused() -> None:
     class Lonely(nn.Module):
         def __init__(self) -> None:

@@ -46,6 +46,9 @@ class Split:
     targets: Tensor
     groups: Tensor | None = None
 
+    def __repr__(self) -> str:
+        return f"Split({_describe(self.inputs)}, targets {_describe(self.targets)})"
+
     def __post_init__(self) -> None:
         if self.groups is not None and self.groups.shape != self.inputs.shape[:1]:
             raise DataError(

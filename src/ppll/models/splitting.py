@@ -162,14 +162,21 @@ def _logits(model: nn.Module, sample: Tensor) -> Tensor:
     except Exception as error:
         raise ModelError(
             f"the {type(model).__name__} cannot read a batch of shape {tuple(sample.shape)} "
-            f"({sample.dtype}): {type(error).__name__}: {error!s:.200}. Give it data of the shape "
-            f"that it was built for, or build it for this one."
+            f"({sample.dtype}): {type(error).__name__}: {error!s:.200}. {_how_it_reads(model)}"
         ) from error
     logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor):
         found = type(logits).__name__
         raise cannot_cut(model, f"its forward returns a {found}, not one tensor of logits")
     return logits
+
+
+def _how_it_reads(model: nn.Module) -> str:
+    """What to do about a model that does not read the data."""
+    types = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if types - {torch.float32}:
+        return "Give it with parameters in float32, by model.float()."
+    return "Give it data of the shape that it was built for, or build it for this one."
 
 
 def _check_whole(model: nn.Module, network: Network) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from ppll.config import Recipe
 from ppll.durable import write_asked
-from ppll.errors import RecipeError
+from ppll.errors import RecipeError, UsageError
 from ppll.planning.costs import Costs
 from ppll.planning.plan import Plan, draw_plan
 from ppll.reports.charts import Series, colour, legend, line_chart
@@ -68,6 +68,8 @@ def write_report(runs: Sequence[Path], target: Path, costs: Path | None = None) 
         UsageError: A folder is no run, the costs are of no run's recipe, or the file cannot be
             written.
     """
+    if target.suffix not in (".html", ".htm"):
+        raise UsageError(f"{target}: the page is HTML; give such a name, as in report.html.")
     reports = [read_run(path) for path in runs]
     plans = _plans(reports, costs)
     page = draw_page(reports, plans)
