@@ -18,7 +18,7 @@ from ppll.claim import LOCK_NAME
 from ppll.config import Recipe
 from ppll.data_facts import DataFacts
 from ppll.durable import open_plain, write_whole
-from ppll.environment import describe_environment
+from ppll.environment import code_digest, describe_environment
 from ppll.errors import RecipeError, RunFolderError, first_problem
 from ppll.json_lines import read_rows
 from ppll.recipe_text import read_toml
@@ -32,7 +32,7 @@ _FACTS = pydantic.TypeAdapter(DataFacts)
 _STUDY = "study.json"
 """In the folder of a study, whose runs lie below."""
 _MOST_LISTED = 3
-_COUNTS = ("processor", "cpu_capability", "gpus")
+_COUNTS = ("processor", "cpu_capability", "gpus", "method_sha256")
 """Of the environment, what the bits depend on besides torch."""
 
 
@@ -64,6 +64,9 @@ class RunFolder:
             What was otherwise when it was written last, as far as bits depend on it.
         """
         environment = describe_environment()
+        module, is_own, _ = recipe.method.name.partition(":")
+        if is_own:
+            environment["method_sha256"] = code_digest(module)
         differences = _differences(self.read_environment(), environment)
         write_whole(self.config, recipe.to_toml().encode())
         _write_json(self.environment, environment)
@@ -286,6 +289,6 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What the bits of a run depend on and has changed, in words."""
     if not before:
         return []
-    pairs = {key: (before.get(key), now.get(key)) for key in _COUNTS}
+    pairs = {key: (before[key], now.get(key)) for key in _COUNTS if key in before}
     pairs["torch"] = tuple(e.get("packages", {}).get("torch") for e in (before, now))
     return [f"{key} was {old!r}, is {new!r}" for key, (old, new) in pairs.items() if old != new]
