@@ -38,6 +38,15 @@ def test_users_arrays_become_float32_and_int64() -> None:
     assert dataset.mean is dataset.std is None
 
 
+@pytest.mark.parametrize(("shape", "warns"), [((16, 16, 3), True), ((3, 16, 16), False)])
+def test_channels_that_seem_to_be_last_are_pointed_at(
+    shape: tuple[int, ...], warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    part = (torch.zeros(2, *shape, dtype=torch.uint8), labels(0, 1))
+    Dataset.from_arrays(train=part, test=part)
+    assert ("give inputs.transpose(0, 3, 1, 2)" in caplog.text) is warns
+
+
 def test_numpy_and_torch_give_the_same() -> None:
     x, y = images(), labels(0, 1, 2, 1)
     first = Dataset.from_arrays(train=(x, y), test=(x, y))
