@@ -98,6 +98,7 @@ def test_options_are_checked_and_converted() -> None:
         ("own_package.methods:Mine:Mine", 'write "module:Class"'),
         ("__main__:Mine", "another process has another __main__"),
         ("own_package.methods.Mine", 'such as "own_package.methods:Mine"'),
+        ("dgl:weight", r"dgl is a method of the shelf: .* dgl:KEY=VALUE"),
         ("own_packages:Mine", "No module named 'own_packages'.*PYTHONPATH"),
         ("own_modul:Mine", r"'own_modul'\. Did you mean 'own_module'\?"),
         ("nothing_like_it:Mine", r"'nothing_like_it'\. Install its package"),

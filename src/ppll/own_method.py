@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ppll.errors import PpllError, RecipeError, unknown_name
-from ppll.methods import Method
+from ppll.methods import Method, methods
 from ppll.registry import Registry
 
 __all__ = ["blamed", "build_own_method", "is_own_method"]
@@ -123,6 +123,11 @@ def _how_to_import(module_name: str, error: BaseException) -> str:
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
     if not missing or not f"{module_name}.".startswith(f"{missing}."):
         return f"Mend that: {what}"
+    if module_name in {entry.name for entry in methods}:
+        return (
+            f"{module_name} is a method of the shelf: its options are method.KEY=VALUE, in a study "
+            f"{module_name}:KEY=VALUE."
+        )
     if Path(f"{missing}.py").is_file() or Path(missing).is_dir():
         return (
             f"It lies in this folder, where Python does not look: put PYTHONPATH=. before the "
@@ -139,11 +144,11 @@ def _how_to_import(module_name: str, error: BaseException) -> str:
 def _no_method(module: object, module_name: str, class_name: str) -> str:
     """Why what was found is no class to build a method from, and which ones the module has."""
     classes = inspect.getmembers(module, inspect.isclass)
-    methods = [n for n, cls in classes if issubclass(cls, Method) and cls is not Method]
+    found = [n for n, cls in classes if issubclass(cls, Method) and cls is not Method]
     if class_name not in vars(module):
-        return unknown_name(f"class of module {module_name!r}", class_name, methods or ["(none)"])
+        return unknown_name(f"class of module {module_name!r}", class_name, found or ["(none)"])
     abstract = sorted(getattr(getattr(module, class_name), "__abstractmethods__", ()))
-    lacks = f" with {', '.join(abstract)}()" if class_name in methods else ""
+    lacks = f" with {', '.join(abstract)}()" if class_name in found else ""
     return (
         f"{module_name}:{class_name} is no method of local learning: it must be a subclass of "
         f"ppll.methods.Method{lacks}."
