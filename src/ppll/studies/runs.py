@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from ppll.blocks.blueprint import build_method
+from ppll.checkpoints.resume import changes, training_sections
 from ppll.config import Recipe
 from ppll.errors import RecipeError, UsageError
 from ppll.recipe_files import load_recipe
-from ppll.checkpoints.resume import changes, training_sections
 from ppll.run_folder import RunFolder
 from ppll.sections import MethodConfig
 
