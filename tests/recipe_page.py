@@ -145,7 +145,8 @@ def of_entry(entry: Entry[Any], shelf: list[Entry[Any]]) -> Iterator[tuple[str, 
     )
     for option, default in entry.options.items():
         # A network of a fixed size says nothing of what it shares with the one of any size.
-        found = [e.meanings[option] for e in (entry, *shelf) if option in e.meanings]
+        alike = [e for e in shelf if e.build.__module__ == entry.build.__module__]
+        found = [e.meanings[option] for e in (entry, *alike) if option in e.meanings]
         given = "must be given" if default is ... else shown(default)
         meaning = found[0].replace("``", "`")
         yield (f"`{entry.name}`", f"`{option}`", allowed(hints[option]), given, meaning)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import ppll
+from ppll.callbacks import check_callbacks
 from ppll.errors import UsageError, WorkerError
 from ppll.testing import FAULT_VARIABLE, Fault
 from tests.test_cli_looking import RECIPE, command
@@ -91,6 +92,11 @@ def test_after_a_restart_no_row_comes_twice(
     monkeypatch.setenv(FAULT_VARIABLE, Fault(0, 4, generation=0).to_environment()[FAULT_VARIABLE])
     fit(tmp_path / "run", notes, stages=2, max_restarts=1)
     assert in_order(notes.rows) == in_order(list(written(tmp_path / "run")))
+
+
+def test_one_callback_is_no_list_of_them() -> None:
+    with pytest.raises(UsageError, match=r"callbacks is <built-in function print>: give a list"):
+        check_callbacks(print)  # type: ignore[arg-type]
 
 
 def test_a_resumed_run_tells_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

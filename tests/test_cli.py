@@ -440,6 +440,7 @@ def test_a_plan_of_unlike_replicas(tmp_path: Path, monkeypatch, capsys) -> None:
         (["--set=model.width=8"], "measured for model.width = 4"),
         (["--write=new"], "a recipe is a .toml file"),
         (["--processes=0"], "greater than or equal to 1"),
+        (["--costs=/proc/costs.json"], "cannot write /proc/costs.json: No such file"),
         (["--write=nowhere/new.toml"], "cannot write nowhere/new.toml: No such file"),
         (["--processes=4", "--stages=2"], "--processes chooses the stages"),
         (["--set=train.replicas=[2, 1, 1, 1]", "--stages=1"], "ask for 2 to 4 stages"),
@@ -495,6 +496,13 @@ def test_the_doctor_says_what_a_machine_can_do(monkeypatch, capsys) -> None:
         "advice": "get some",
     }
     assert "none [left]\n        get some" in run_here(monkeypatch, capsys, "doctor")[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_what_saves_nothing_with_a_word(number: int, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("ppll.doctor.examine", lambda: signal.raise_signal(number))
+    code, _, err = run_here(monkeypatch, capsys, "doctor")
+    assert (code, err) == (130, "Interrupted: stopped at once.\n")
 
 
 @pytest.mark.parametrize("command", ["methods", "models", "datasets", "recipes", "env"])

@@ -101,6 +101,12 @@ def test_what_cannot_be_is_refused_by_name(kind: str) -> None:
         Recipe.from_dict(tree)
 
 
+@pytest.mark.parametrize("tree", [None, 3, ["train"]])
+def test_what_is_no_table_is_refused(tree: Any) -> None:
+    with pytest.raises(RecipeError, match="give sections of keys"):
+        Recipe.from_dict(tree)
+
+
 def test_a_recipe_does_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Recipe().train.epochs = 3  # type: ignore[misc]
@@ -246,6 +252,12 @@ def test_recipes_in_a_circle_are_each_named_once(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text('extends = "b.toml"')
     (tmp_path / "b.toml").write_text('extends = "b.toml"')
     with pytest.raises(RecipeError, match=r"^\S*b\.toml extends \S*b\.toml: that is a circle"):
+        load_recipe(tmp_path / "a.toml")
+
+
+def test_who_extends_what_is_not_there_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('extends = "digits-resnets"')
+    with pytest.raises(RecipeError, match=r"^\S*a\.toml: extends: unknown recipe 'digits-resnets'"):
         load_recipe(tmp_path / "a.toml")
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import ppll
 from ppll.blocks.modules import BlockModules
 from ppll.data_facts import DataFacts
-from ppll.errors import DataError, UsageError
+from ppll.errors import DataError, ModelError, UsageError
 from ppll.methods import methods
 from ppll.models.network import Layer
 from ppll.trained.exits import measure_exits
@@ -274,6 +274,10 @@ def test_a_network_of_one_s_own_is_measured_from_python(tmp_path: Path) -> None:
     network = ppll.load(run, model=own_model())
     report = ppll.measure_exits(network, data.test.inputs, data.test.targets, batch_size=10)
     assert list(report.exit_accuracy) == said_by_training(run)[0]
+    assert ppll.evaluate_exits(run, model=own_model()).exit_accuracy == report.exit_accuracy
+    assert ppll.evaluate(run, model=own_model()).exit_accuracy == report.exit_accuracy
+    with pytest.raises(ModelError, match="was given from Python"):
+        ppll.evaluate(run)
 
 
 def test_logits_are_float32_whatever_the_precision(tmp_path: Path) -> None:
@@ -383,6 +387,6 @@ def test_runs_that_cannot_be_asked_have_exit_code_2(
     said = {
         "no run": "there is no run folder",
         "no checkpoint": "no whole checkpoint",
-        "own network": "ppll.load(run, model=...)",
+        "own network": "give the same model=... to ppll.load, ppll.evaluate or",
     }
     assert said[what] in err

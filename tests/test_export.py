@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import torch
 from torch import nn
 
 import ppll
-from ppll.errors import ModelError, RunFolderError
+from ppll.errors import ModelError, RecipeError, RunFolderError, UsageError
 from ppll.models import models
 from tests.faults import recipe
 from tests.test_resuming import OWN, own_data, own_model
@@ -105,6 +107,18 @@ def test_a_file_that_cannot_be_written_is_refused(
     assert (tmp_path / "there.safetensors").stat().st_size == 0
 
 
+def test_a_full_disk_is_named(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UsageError, match=r"cannot write .*model\.safetensors: No space left"):
+        ppll.export(trained, tmp_path / "model.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_model_of_one_s_own_is_exported_and_loaded(tmp_path: Path) -> None:
     run, target = tmp_path / "run", tmp_path / "model.safetensors"
     model = own_model()
@@ -171,6 +185,33 @@ def test_weights_of_another_network_are_refused(setting: str, message: str, tmp_
     with pytest.raises(ModelError, match=message):
         ppll.Trainer(recipe().with_settings(settings), out=tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_head_for_other_classes_begins_with_first_values(tmp_path: Path) -> None:
+    ppll.Trainer(recipe(), out=tmp_path / "run").fit()
+    start = [f"model.weights={tmp_path / 'run'}", "data.num_classes=7", "train.max_steps=1"]
+    still = ["optimizer.lr=1e-30", "optimizer.weight_decay=0"]
+    other = recipe().with_settings([*start, *still])
+    with pytest.raises(ModelError, match=r'anew with what does not fit: model\.fresh = \["head"\]'):
+        ppll.Trainer(other, out=tmp_path / "other")
+    ppll.Trainer(other.with_settings(['model.fresh=["head"]']), out=tmp_path / "other").fit()
+    before, now = (
+        dict(ppll.load(tmp_path / n).blocks.named_parameters()) for n in ("run", "other")
+    )
+    fitting = [name for name in before if now[name].shape == before[name].shape]
+    assert len(fitting) == len(before) - 2
+    assert all(torch.equal(before[name], now[name]) for name in fitting)
+
+
+def test_an_unknown_layer_cannot_be_fresh(tmp_path: Path) -> None:
+    ppll.Trainer(recipe(), out=tmp_path / "run").fit()
+    settings = [f"model.weights={tmp_path / 'run'}", 'model.fresh=["haed"]']
+    with pytest.raises(
+        ModelError, match=r"unknown layer in model\.fresh 'haed'\. Did you .*'head'"
+    ):
+        ppll.Trainer(recipe().with_settings(settings), out=tmp_path / "other")
+    with pytest.raises(RecipeError, match=r"set model\.weights, too"):
+        recipe().with_settings(['model.fresh=["head"]'])
 
 
 @pytest.mark.parametrize("name", ["model.pt", "nothing.safetensors", "noise.safetensors"])

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from ppll.blocks.optimization import Schedule, build_optimizer, named_state, restore_state
-from ppll.sections import OptimizerConfig, ScheduleConfig
+from ppll.config import Recipe
+from ppll.errors import RecipeError
+from ppll.update_sections import OptimizerConfig, ScheduleConfig
 from tests.interleaving import digest, small_recipe, train_interleaved
 from tests.test_resuming import broken, fit, same_result
 
@@ -39,6 +41,52 @@ def test_final_factor_is_where_the_cosine_ends() -> None:
 def test_constant_stays_after_the_warm_up() -> None:
     assert factors(5, 2, name="constant") == [1] * 5
     assert factors(5, 2, name="constant", warmup_epochs=1.5) == [0.333333, 0.666667, 1, 1, 1]
+
+
+def test_multistep_falls_as_torchs_does() -> None:
+    config = {"name": "multistep", "milestones": [1, 3], "gamma": 0.2}
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    torch_s = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 3], gamma=0.2)
+    wanted = []
+    for _ in range(4):  # epochs of two steps
+        wanted += torch_s.get_last_lr() * 2
+        optimizer.step()
+        torch_s.step()
+    assert factors(8, 2, **config) == pytest.approx(wanted)
+    assert factors(8, 2, **config, warmup_epochs=1)[:3] == pytest.approx([0.5, 1, 0.2])
+    assert not ScheduleConfig(**config).knows_end(4)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ({"name": "multistep"}, r'"multistep" needs schedule\.milestones'),
+        ({"milestones": [3, 1]}, r"must ascend, found \[3\.0, 1\.0\]"),
+        ({"name": "multistep", "milestones": [2, 2]}, "must ascend"),
+        ({"milestones": [2]}, r'are for "multistep", found "cosine": set schedule\.name'),
+        (
+            {"blocks": {1: {"name": "multistep"}}},
+            r'"multistep" needs schedule\.blocks\.1\.milestones',
+        ),
+        (
+            {"blocks": {0: {"name": "constant", "milestones": [3]}}},
+            r'schedule\.blocks\.0\.milestones are for "multistep", found "constant"',
+        ),
+    ],
+)
+def test_milestones_must_fit_the_schedule(schedule: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Recipe.from_dict({"schedule": schedule})
+
+
+def test_a_block_may_have_other_milestones_or_none() -> None:
+    overrides = {0: {"milestones": [1]}, 1: {"name": "constant"}}
+    config = ScheduleConfig(name="multistep", milestones=[2], blocks=overrides)
+    rates = [
+        [round(Schedule(config.of_block(i), 3, 1).factor(step), 6) for step in (1, 2, 3)]
+        for i in range(3)
+    ]
+    assert rates == [[1, 0.1, 0.1], [1, 1, 1], [1, 1, 0.1]]
 
 
 def test_a_block_may_have_a_schedule_of_its_own() -> None:

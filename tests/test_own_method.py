@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 
+import ppll
 from ppll.blocks.blueprint import build_method
 from ppll.cli.app import main
-from ppll.errors import RecipeError
+from ppll.errors import RecipeError, UsageError
 from ppll.own_method import build_own_method, is_own_method
 from tests.interleaving import small_recipe
 
 MODULE = """
 from __future__ import annotations
 from typing import TYPE_CHECKING
+from torch import nn
 from ppll.methods.base import Method
 from ppll.methods.greedy import Greedy
 
@@ -36,6 +38,18 @@ class Untyped(Greedy):
 
 class Unfinished(Method):
     pass
+
+class Without(Greedy):
+    def build_auxiliary(self, site):
+        pass
+
+class Failing(Greedy):
+    def build_auxiliary(self, site):
+        return nn.Linear(site.shape[0], site.num_classes)
+
+class Lazy(Greedy):
+    def build_auxiliary(self, site):
+        return nn.Sequential(nn.Flatten(), nn.LazyLinear(site.num_classes))
 
 class Other:
     pass
@@ -78,10 +92,13 @@ def test_options_are_checked_and_converted() -> None:
         ("own_package.methods:", 'write "module:Class"'),
         (":Mine", 'write "module:Class"'),
         ("own_package..methods:Mine", 'write "module:Class"'),
+        ("own_module.py:Mine", 'such as "own_module:Mine"'),
+        ("folder/methods.py:Mine", 'such as "methods:Mine"'),
         ("../evil:Mine", 'write "module:Class"'),
         ("own_package.methods:Mine:Mine", 'write "module:Class"'),
         ("__main__:Mine", "another process has another __main__"),
         ("own_package.methods.Mine", 'such as "own_package.methods:Mine"'),
+        ("dgl:weight", r"dgl is a method of the shelf: .* dgl:KEY=VALUE"),
         ("own_packages:Mine", "No module named 'own_packages'.*PYTHONPATH"),
         ("own_modul:Mine", r"'own_modul'\. Did you mean 'own_module'\?"),
         ("nothing_like_it:Mine", r"'nothing_like_it'\. Install its package"),
@@ -125,6 +142,20 @@ def test_a_module_in_the_working_folder_is_pointed_at(
 def test_options_that_cannot_be_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         build_own_method("own_package.methods:Mine", options)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Without", r"build_auxiliary of own_package\.methods:Without returned None for block 0"),
+        ("Failing", r"fails in what it builds for block 0: AttributeError: .*methods\.py, line \d"),
+        ("Lazy", r"of block 0 has a LazyLinear.*site\.feature_shape"),
+    ],
+)
+def test_an_auxiliary_network_that_cannot_be_is_refused(name: str, message: str) -> None:
+    recipe = small_recipe(method=f"own_package.methods:{name}")
+    with pytest.raises(UsageError, match=message):
+        ppll.Trainer(recipe).check()
 
 
 @pytest.mark.parametrize("name", ["own_packages:Mine", "own_package.methods:Other"])

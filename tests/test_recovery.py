@@ -92,3 +92,11 @@ def test_one_launcher_at_a_time(tmp_path: Path) -> None:
         pytest.fail("both may train")
     with locked(tmp_path):
         pass
+
+
+def test_a_run_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    with (
+        pytest.raises(RunFolderError, match=r"cannot write into .*gone: No such file"),
+        locked(tmp_path / "gone"),
+    ):
+        pytest.fail("it is not there")

@@ -156,6 +156,8 @@ def test_what_cannot_be_reported_is_said(run: Path, tmp_path: Path) -> None:
         write_report([tmp_path], tmp_path / "page.html")
     with pytest.raises(UsageError, match="cannot write"):
         write_report([run], tmp_path / "no" / "page.html")
+    with pytest.raises(UsageError, match=r"page\.pdf: the page is HTML"):
+        write_report([run], tmp_path / "page.pdf")
     edit(run / "result.json", step="many")
     with pytest.raises(RunFolderError, match=r"cannot read .*result\.json"):
         write_report([run], tmp_path / "page.html")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +25,7 @@ from ppll.errors import (
     PpllError,
     RecipeError,
     RunFolderError,
+    UsageError,
     WorkerError,
 )
 from ppll.testing import FAULT_VARIABLE, Fault
@@ -190,6 +193,52 @@ def test_another_cut_keeps_layers_and_the_auxiliaries_that_match(
     assert entry["changed"][0] == "split.blocks (was 4, is 3)"
     assert entry["fresh"] == ["auxiliary.stage1_1"]
     assert "auxiliary.stage1_1 is not in the checkpoint and starts with first values" in caplog.text
+
+
+def test_to_resume_needs_to_know_where() -> None:
+    with pytest.raises(UsageError, match=r"resume=True needs out="):
+        ppll.Trainer(recipe(), resume=True)
+
+
+def test_a_failure_says_how_to_go_on(tmp_path: Path) -> None:
+    with injected(Fault(0, 4)), pytest.raises(WorkerError) as failed:
+        fit(tmp_path / "run")
+    (note,) = failed.value.__notes__
+    assert note.startswith(f"Its newest checkpoint is in {tmp_path / 'run'}. ")
+    assert "--resume" in note
+
+
+def test_a_full_disk_hides_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("ppll.metrics.write_whole", full)
+    with injected(Fault(0, 4)), pytest.raises(WorkerError, match="block 0"):
+        fit(tmp_path / "run")
+    assert "no metrics.jsonl, its rows lie in" in caplog.text
+
+
+def test_what_has_changed_since_the_checkpoint_is_not_asked_of_it(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    broken(out, 4)
+    before = ppll.evaluate(out)
+    with injected(Fault(0, 5, "LEARN")), pytest.raises(WorkerError):
+        fit(out, "split.blocks=3", resume=True, allow_change=["split"])
+    assert "blocks = 3" in (out / "config.toml").read_text()
+    assert ppll.evaluate(out).exit_accuracy == before.exit_accuracy
+    assert ppll.evaluate_exits(out).exit_accuracy == before.exit_accuracy
+    assert len(ppll.load(out).blocks) == 4
+
+
+def test_a_run_at_its_end_takes_no_change_that_is_still_to_be_learned(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    fit(out, "train.epochs=1")
+    before = {path: path.read_bytes() for path in out.glob("*.*")}
+    with pytest.raises(RecipeError, match=r"at its end .*auxiliary\.stage1_1.*train\.epochs"):
+        fit(out, "train.epochs=1", "split.blocks=3", resume=True, allow_change=["split"])
+    assert {path: path.read_bytes() for path in out.glob("*.*")} == before
 
 
 def test_another_optimizer_starts_without_state(tmp_path: Path) -> None:

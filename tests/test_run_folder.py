@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import sys
+import types
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -29,7 +33,9 @@ def test_a_new_folder_says_what_the_run_is(tmp_path: Path) -> None:
     assert folder == made
     assert folder.read_recipe() == RECIPE
     assert folder.read_facts() == FACTS
-    assert {"python", "packages"} <= set(json.loads(folder.environment.read_text()))
+    environment = json.loads(folder.environment.read_text())
+    assert environment["packages"]["pillow"] == metadata.version("pillow")
+    assert "method_sha256" not in environment
     assert folder.checkpoints.is_dir()
     assert folder.logs.is_dir()
 
@@ -55,6 +61,23 @@ def test_a_folder_with_nothing_in_it_may_be_used(tmp_path: Path) -> None:
     folder = RunFolder.make(tmp_path)
     (tmp_path / "lock").write_text("1")  # as of a start that was killed at once
     folder.check_free()
+
+
+def test_other_code_of_an_own_method_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("mine")
+    module.__file__ = str(tmp_path / "mine.py")
+    monkeypatch.setitem(sys.modules, "mine", module)
+    recipe = RECIPE.with_settings(["method.name=mine:Mine"])
+    folder = RunFolder.make(tmp_path / "run")
+    (tmp_path / "mine.py").write_text("first")
+    assert folder.describe(recipe, FACTS) == folder.describe(recipe, FACTS) == []
+    (tmp_path / "mine.py").write_text("second")
+    (changed,) = folder.describe(recipe, FACTS)
+    digest = hashlib.sha256(b"second").hexdigest()
+    assert changed.startswith("method_sha256 was ")
+    assert changed.endswith(f"is '{digest}'")
 
 
 def test_another_environment_is_noticed(tmp_path: Path) -> None:

@@ -24,9 +24,9 @@ from ppll.errors import RecipeError, WorkerError
 from ppll.message import Kind, Message
 from ppll.replicas.adding import Adder
 from ppll.replicas.sharding import Replicas, Shares, replica_mesh
-from ppll.sections import OptimizerConfig
 from ppll.status import Monitor, Status
 from ppll.testing import FAULT_VARIABLE, Fault
+from ppll.update_sections import OptimizerConfig
 from tests.interleaving import MadeUpBatches, blueprint_of, small_recipe
 from tests.namespaces import Network, outputs
 from tests.test_hosts import train, two_hosts, weights

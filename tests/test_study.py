@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -22,9 +23,10 @@ from ppll.errors import RunFolderError, UsageError
 from ppll.run_folder import RunFolder
 from ppll.studies import process as study_process
 from ppll.studies import study
+from ppll.studies.exports import as_csv, as_latex
 from ppll.studies.outcome import Outcome
 from ppll.studies.picture import draw_picture
-from ppll.studies.runs import StudyRun, list_runs, split_methods
+from ppll.studies.runs import StudyRun, left_out, list_runs, split_methods
 from ppll.studies.table import Row, Spread, draw_rows, markdown, short_cells
 from ppll.testing import Fault
 
@@ -229,6 +231,35 @@ def test_the_table_says_what_is_missing(monkeypatch) -> None:
     assert dict(zip(names, dgl, strict=True))["exits"] == "50.0 -"
 
 
+def test_runs_are_lines_of_csv(monkeypatch) -> None:
+    found = {"backprop": [outcome(0, 0.9)], "dgl": [None, outcome(1, 0.7, (0.5, None))]}
+    lines = list(csv.DictReader(as_csv(rows_of(monkeypatch, found)).splitlines()))
+    assert [(line["method"], line["seed"]) for line in lines] == [("backprop", "0"), ("dgl", "1")]
+    assert [lines[1][f"exit_{index}"] for index in range(2)] == ["0.5", ""]
+    assert lines[0]["exit_0"] == ""
+    assert float(lines[1]["test_accuracy"]) == 0.7
+    assert lines[1]["run_folder"] == "r/m/seed-1"
+
+
+def test_the_table_is_latex(monkeypatch) -> None:
+    found = {"dgl": [outcome(0, 0.9, (0.5,)), outcome(1, 0.8, (0.5,))]}
+    (row,) = rows_of(monkeypatch, found)
+    begin, _, names, _, line, *_, end = as_latex([replace(row, method="a_b:c=1")]).splitlines()
+    assert begin == r"\begin{tabular}{llrrrrrrrr}"
+    assert names.startswith("recipe & method & final output & to backprop & exit 0 & ")
+    assert line.startswith(r"mine & a\_b:c=1 & 85.00 $\pm$ 7.07 &  & 50.00 $\pm$ 0.00 & ")
+    assert line.count("&") == names.count("&") == 9
+    assert end == r"\end{tabular}"
+
+
+def test_runs_that_the_tables_leave_out_are_named(tmp_path: Path) -> None:
+    runs = list_runs(["digits-resnet"], ["dgl"], 1, [], tmp_path)
+    for name in ("dgl/seed-0", "dgl/seed-1", "greedy/seed-0"):
+        (tmp_path / "digits-resnet" / name).mkdir(parents=True)
+        (tmp_path / "digits-resnet" / name / "config.toml").touch()
+    assert left_out(runs, tmp_path) == ["digits-resnet/greedy"]
+
+
 def test_a_picture_is_drawn_of_whatever_there_is(tmp_path: Path, monkeypatch) -> None:
     found = {"backprop": [outcome(0, 0.9), outcome(1, 0.8)], "dgl": [outcome(0, 0.7, (0.5, None))]}
     rows = rows_of(monkeypatch, {**found, "greedy": [None]})
@@ -269,7 +300,9 @@ def test_a_study_trains_everything_once(tmp_path: Path, monkeypatch, capsys) -> 
             assert run["epoch_seconds"] == pytest.approx(result["train_seconds"] * 5 / 7)
     assert "| digits-resnet | dgl |" in (out / "study.md").read_text()
     assert (out / "study.png").read_bytes().startswith(b"\x89PNG")
-    assert "study.json, study.md, study.png and all runs" in " ".join(printed.split())
+    assert "study.json, study.md, study.csv, study.tex, study.png and all runs" in " ".join(
+        printed.split()
+    )
 
     # Once more: all is there. Without matplotlib there is no picture, and somebody says so.
     monkeypatch.setattr(subprocess, "Popen", no_process)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ppll.config import Recipe
-from ppll.sections import OptimizerConfig, ScheduleConfig
+from ppll.update_sections import OptimizerConfig, ScheduleConfig
 
 PAGE = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)

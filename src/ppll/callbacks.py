@@ -73,8 +73,10 @@ def check_callbacks(callbacks: Sequence[object]) -> list[Callback]:
     """Callbacks, functions wrapped into some.
 
     Raises:
-        UsageError: Something is neither.
+        UsageError: Something is neither, or they are no list.
     """
+    if not isinstance(callbacks, Sequence):
+        raise UsageError(f"callbacks is {callbacks!r}: give a list of them.")
     return [_as_callback(callback) for callback in callbacks]
 
 

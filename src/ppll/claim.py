@@ -28,9 +28,13 @@ def locked(run: Path) -> Iterator[None]:
     """Hold a run's folder, so that no other launcher trains in it.
 
     Raises:
-        RunFolderError: Another one does.
+        RunFolderError: Another one does, or nothing can be written there.
     """
-    with (run / LOCK_NAME).open("a+", encoding="utf-8", errors="replace") as file:
+    try:
+        file = (run / LOCK_NAME).open("a+", encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise RunFolderError(f"cannot write into {run}: {error.strerror}.") from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -24,13 +24,12 @@ from ppll.sections import (
     DataConfig,
     MethodConfig,
     ModelConfig,
-    OptimizerConfig,
     RuntimeConfig,
-    ScheduleConfig,
     SplitConfig,
     TrackConfig,
     TrainConfig,
 )
+from ppll.update_sections import OptimizerConfig, ScheduleConfig
 
 __all__ = ["Recipe"]
 
@@ -244,6 +243,11 @@ class Recipe(Section):
         Raises:
             RecipeError: A key is unknown or a value is not allowed.
         """
+        if not isinstance(tree, Mapping):
+            raise RecipeError(
+                f"a recipe is {tree!r}: give sections of keys, as in {{'train': {{'epochs': 3}}}}, "
+                f"a recipe file, or the name of a shipped one."
+            )
         tree = {name: without_none(section) for name, section in tree.items()}
         check_plain({k: v for k, v in tree.items() if not isinstance(v, Section)})
         try:

@@ -9,7 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["make_folder", "open_plain", "open_regular", "write_whole"]
+from ppll.errors import UsageError
+
+__all__ = ["make_folder", "open_plain", "open_regular", "write_asked", "write_whole"]
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -30,6 +32,18 @@ def write_whole(path: Path, content: bytes) -> None:
             temporary.unlink()
         raise
     _sync_folder(path.parent)
+
+
+def write_asked(path: Path, content: bytes) -> None:
+    """Write a file whole that the user has named.
+
+    Raises:
+        UsageError: It cannot be written.
+    """
+    try:
+        write_whole(path, content)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}.") from None
 
 
 def open_plain(path: Path) -> BinaryIO:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import sys
@@ -9,9 +10,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["describe_environment", "describe_processor"]
+__all__ = ["code_digest", "describe_environment", "describe_processor"]
 
-_PACKAGES = ("ppll", "torch", "numpy", "pydantic", "safetensors", "scikit-learn", "datasets")
+_PACKAGES = (
+    *("ppll", "torch", "numpy", "pydantic", "safetensors"),
+    *("scikit-learn", "datasets", "pyarrow", "pillow"),
+    *("timm", "torchvision", "transformers"),
+)
 
 
 def describe_environment() -> dict[str, Any]:
@@ -37,6 +42,12 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def code_digest(module: str) -> str | None:
+    """SHA-256 of the file that an imported module was read from; none where there is none."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
 
 
 def describe_processor() -> str:

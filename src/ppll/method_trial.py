@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-import traceback
 
 import torch
 from torch import Tensor
@@ -14,10 +12,8 @@ from ppll.blocks.blueprint import Blueprint
 from ppll.checkpoints.first_values import first_values
 from ppll.data import Loader, PreparedData
 from ppll.devices import device_of
-from ppll.errors import Interrupted, PpllError, RecipeError
 from ppll.message import MIX, OTHER_TARGETS, Kind, Message
-from ppll.methods import Method
-from ppll.own_method import is_own_method
+from ppll.own_method import blamed, is_own_method
 
 __all__ = ["try_method"]
 
@@ -49,15 +45,13 @@ def try_method(blueprint: Blueprint, data: PreparedData) -> None:
     with torch.random.fork_rng(devices=()):
         for index in range(blueprint.num_blocks):
             block = _first_block(blueprint, index)
-            try:
+            with blamed(
+                recipe.method.name, blueprint.method, f"in block {index} on the first batch"
+            ):
                 train = block.forward(train)
                 late = block.learn(late, _slow(blueprint, block))
                 evaluate = block.forward(evaluate)
                 block.evaluate()
-            except (PpllError, Interrupted):
-                raise
-            except Exception as error:
-                raise _refused(blueprint, index, error) from error
 
 
 def _messages(blueprint: Blueprint, data: PreparedData) -> tuple[Message, Message]:
@@ -85,17 +79,3 @@ def _slow(blueprint: Blueprint, block: Block) -> Tensor | None:
         return None
     layer = blueprint.layer_read_by(block.index)
     return torch.zeros(sum(p.numel() for p in layer.module.parameters()))
-
-
-def _refused(blueprint: Blueprint, index: int, error: Exception) -> RecipeError:
-    return RecipeError(
-        f"method.name = {blueprint.recipe.method.name!r} fails in block {index} on the first "
-        f"batch: {type(error).__name__}: {error}{_place(blueprint.method, error)}. Mend the class."
-    )
-
-
-def _place(method: Method, error: Exception) -> str:
-    """Where in the method's module it happened, as far as that is known."""
-    file = getattr(sys.modules.get(type(method).__module__), "__file__", None)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
-    return f" ({file}, line {frames[-1].lineno})" if frames else ""

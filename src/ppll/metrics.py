@@ -6,6 +6,7 @@ A block counts on its device; the numbers leave it in bulk, when they are writte
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from ppll.json_lines import read_rows
 from ppll.losses.classification import num_correct
 
 __all__ = ["Counts", "MetricsFile", "Tally", "cut_back", "is_before", "merge_metrics"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -119,11 +122,15 @@ class MetricsFile:
 def merge_metrics(parts: Path, target: Path) -> None:
     """Merge the ranks' files of a folder into one, ordered by step and block.
 
-    A line that a killed process left unfinished is passed over.
+    A line that a killed process left unfinished is passed over. Where the disk is full, that is
+    logged: it is no reason to lose a run, or the word of what else it has broken.
     """
     rows = [row for part in sorted(parts.glob("*.jsonl")) for row in read_rows(part)]
     rows.sort(key=lambda row: (row.get("step", 0), row.get("block", -1)))
-    _write_rows(target, rows)
+    try:
+        _write_rows(target, rows)
+    except OSError as error:
+        _log.warning("no %s, its rows lie in %s: %s", target.name, parts, error)
 
 
 def cut_back(parts: Path, step: int) -> None:

@@ -54,6 +54,10 @@ def _recipe_tree(recipe: str | Path, extended_by: tuple[str, ...] = ()) -> dict[
         raise RecipeError(f"{' extends '.join(chain)}: those are more than {_LONGEST_CHAIN}.")
     try:
         tree = read_toml(_recipe_text(recipe))
+    except RecipeError as error:
+        raise RecipeError(
+            f"{extended_by[-1]}: extends: {error}" if extended_by else error
+        ) from None
     except ValueError as error:
         raise RecipeError(f"{recipe} is not TOML: {error}.{_what_it_is(recipe)}") from None
     if "extends" not in tree:

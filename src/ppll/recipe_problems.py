@@ -10,7 +10,7 @@ import pydantic_core
 from ppll.errors import unknown_name
 from ppll.recipe_text import shown
 from ppll.section import Section
-from ppll.sections import BlockOverride, ScheduleOverride
+from ppll.update_sections import BlockOverride, ScheduleOverride
 
 __all__ = ["explain"]
 

@@ -131,7 +131,8 @@ def _converted(entry: Entry[Any], options: Mapping[str, Any], section: str) -> d
         checked = schema(**options)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        # Behind an option pydantic names the alternative that did not fit; numbers are of items.
+        key = ".".join(str(p) for i, p in enumerate(first["loc"]) if i == 0 or isinstance(p, int))
         if first["type"] == "missing":
             raise RecipeError(_must_be_given(entry, key, section)) from None
         raise RecipeError(

@@ -18,7 +18,7 @@ from ppll.claim import LOCK_NAME
 from ppll.config import Recipe
 from ppll.data_facts import DataFacts
 from ppll.durable import open_plain, write_whole
-from ppll.environment import describe_environment
+from ppll.environment import code_digest, describe_environment
 from ppll.errors import RecipeError, RunFolderError, first_problem
 from ppll.json_lines import read_rows
 from ppll.recipe_text import read_toml
@@ -32,7 +32,7 @@ _FACTS = pydantic.TypeAdapter(DataFacts)
 _STUDY = "study.json"
 """In the folder of a study, whose runs lie below."""
 _MOST_LISTED = 3
-_COUNTS = ("processor", "cpu_capability", "gpus")
+_COUNTS = ("processor", "cpu_capability", "gpus", "method_sha256")
 """Of the environment, what the bits depend on besides torch."""
 
 
@@ -64,6 +64,9 @@ class RunFolder:
             What was otherwise when it was written last, as far as bits depend on it.
         """
         environment = describe_environment()
+        module, is_own, _ = recipe.method.name.partition(":")
+        if is_own:
+            environment["method_sha256"] = code_digest(module)
         differences = _differences(self.read_environment(), environment)
         write_whole(self.config, recipe.to_toml().encode())
         _write_json(self.environment, environment)
@@ -115,7 +118,7 @@ class RunFolder:
         if self.config.exists():
             raise RunFolderError(
                 f"{self.path} already holds a run: choose another folder with --out, go on with "
-                f"this run with --resume, or remove this one."
+                f"this run with --resume (out=..., resume=True in Python), or remove this one."
             )
         found = "holds files that are no run's" if self.path.is_dir() else "is a file"
         raise RunFolderError(
@@ -156,6 +159,14 @@ class RunFolder:
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write ``result.json``."""
         _write_json(self.result, result)
+
+    @property
+    def to_go_on(self) -> str:
+        """Where the run lies and what to do to go on with it, as the end of a sentence."""
+        return (
+            f"{self.path}. The same with --resume and this --out goes on (resume=True and out=... "
+            f"in Python)."
+        )
 
     @property
     def config(self) -> Path:
@@ -282,6 +293,6 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What the bits of a run depend on and has changed, in words."""
     if not before:
         return []
-    pairs = {key: (before.get(key), now.get(key)) for key in _COUNTS}
+    pairs = {key: (before[key], now.get(key)) for key in _COUNTS if key in before}
     pairs["torch"] = tuple(e.get("packages", {}).get("torch") for e in (before, now))
     return [f"{key} was {old!r}, is {new!r}" for key, (old, new) in pairs.items() if old != new]

@@ -10,7 +10,6 @@ from pydantic import Field
 from ppll.recipe_text import shown
 from ppll.section import (
     Count,
-    Factor,
     NamedSection,
     NonNegative,
     Number,
@@ -20,18 +19,9 @@ from ppll.section import (
     UsablePath,
 )
 
-__all__ = ["BlockOverride", "CheckpointConfig", "DataConfig", "MethodConfig", "ModelConfig"]
-__all__ += [
-    "DataHome",
-    "OptimizerConfig",
-    "RuntimeConfig",
-    "ScheduleConfig",
-    "ScheduleOverride",
-    "SplitConfig",
-]
-__all__ += ["TrackConfig", "TrainConfig"]
+__all__ = ["CheckpointConfig", "DataConfig", "DataHome", "MethodConfig", "ModelConfig"]
+__all__ += ["RuntimeConfig", "SplitConfig", "TrackConfig", "TrainConfig"]
 
-Curve = Literal["cosine", "constant"]
 DataHome = Literal["auto", "host", "device"]
 Replicas = Annotated[int, Field(ge=1, le=32)]
 
@@ -93,6 +83,16 @@ class ModelConfig(NamedSection):
     """A network; ``ppll models`` lists them."""
     weights: UsablePath | None = None
     """Start from these values: a run folder, or a file of ``ppll export``."""
+    fresh: tuple[str, ...] = ()
+    """Layers that begin with first values all the same, such as ``["head"]`` for other classes."""
+
+    @pydantic.model_validator(mode="after")
+    def _fresh_beside_weights(self) -> Self:
+        if self.fresh and self.weights is None:
+            raise ValueError(
+                "model.fresh is for what model.weights is not to give: set model.weights, too."
+            )
+        return self
 
 
 class SplitConfig(Section):
@@ -135,84 +135,6 @@ class MethodConfig(NamedSection):
     lag: Count | None = None
     """Training messages by which parameters of a later block are behind, where a method reads
     some; by default the method's own."""
-
-
-class BlockOverride(Section):
-    """What one block's optimizer does differently."""
-
-    lr: Positive | None = None
-    """Highest learning rate."""
-    weight_decay: NonNegative | None = None
-    """As above."""
-
-
-class OptimizerConfig(Section):
-    """How a block's parameters are updated; every block has an optimizer of its own."""
-
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
-    """Torch's SGD, Adam or AdamW."""
-    lr: Positive = 0.1
-    """Highest learning rate."""
-    momentum: Share = 0.9
-    """SGD only."""
-    nesterov: bool = True
-    """SGD only."""
-    betas: tuple[Share, Share] = (0.9, 0.999)
-    """Adam and AdamW only."""
-    weight_decay: NonNegative = 5e-4
-    """SGD and Adam add it to the gradient, AdamW takes it from the parameters."""
-    decay_all: bool | None = None
-    """Decay norms, biases and embeddings too; by default SGD and Adam do, AdamW does not."""
-    fused: bool | None = None
-    """One kernel for the whole update of a block; by default torch chooses. The bits differ."""
-    clip_norm: Positive | None = None
-    """Largest norm of a block's gradient; longer ones are scaled down."""
-    blocks: dict[int, BlockOverride] = Field(default={})
-    """Overrides by block index, such as ``blocks.0.lr = 0.05``."""
-
-    @pydantic.model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> Self:
-        if self.name == "sgd" and self.nesterov and self.momentum == 0:
-            raise ValueError("optimizer.nesterov needs optimizer.momentum above 0")
-        return self
-
-    @property
-    def num_states(self) -> int:
-        """Tensors that it keeps for every parameter, of the parameter's size."""
-        return int(self.momentum > 0) if self.name == "sgd" else 2
-
-
-class ScheduleOverride(Section):
-    """What one block's schedule does differently."""
-
-    name: Curve | None = None
-    """As above."""
-    warmup_epochs: NonNegative | None = None
-    """As above."""
-    final_factor: Factor | None = None
-    """As above."""
-
-
-class ScheduleConfig(Section):
-    """How the learning rate changes from step to step; a function of the step alone."""
-
-    name: Curve = "cosine"
-    """Down to ``final_factor`` along half a cosine, or the same to the end."""
-    warmup_epochs: NonNegative = 0.0
-    """Epochs (or parts of one) in which the learning rate rises from zero on a line."""
-    final_factor: Factor = 0.0
-    """Learning rate at the end as a share of the highest; cosine only."""
-    blocks: dict[int, ScheduleOverride] = Field(default={})
-    """Overrides by block index, such as ``blocks.0.warmup_epochs = 5``."""
-
-    def knows_end(self, num_blocks: int) -> bool:
-        """Whether the learning rate of a step depends on how many follow, in any block."""
-        return any(self.of_block(index).name == "cosine" for index in range(num_blocks))
-
-    def of_block(self, block_index: int) -> Self:
-        """One block's schedule, its overrides applied."""
-        override = self.blocks.get(block_index, ScheduleOverride())
-        return self.model_copy(update=override.model_dump(exclude_none=True))
 
 
 class TrainConfig(Section):

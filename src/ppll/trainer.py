@@ -25,7 +25,7 @@ from ppll.data.dataset import check_dataset
 from ppll.data.preparation import PreparedData, facts_of
 from ppll.data_facts import DataFacts
 from ppll.decoding_view import decoding_shown
-from ppll.errors import Interrupted
+from ppll.errors import Interrupted, UsageError, WorkerError
 from ppll.hosts.run import Hosts
 from ppll.interrupts import Interrupts
 from ppll.job import Job, RankResult, draw_blueprint, given_network, named_network
@@ -104,6 +104,8 @@ class Trainer:
         callbacks: Sequence[CallbackLike] = (),
     ) -> None:
         refuse_import()
+        if resume and out is None:
+            raise UsageError("resume=True needs out=...: the folder of the run to go on with.")
         name = name or (str(recipe) if isinstance(recipe, str | Path) else "run")
         self.recipe = _as_recipe(recipe, own_model=model is not None)
         self._own_network = None if model is None else plain_row(model)
@@ -230,7 +232,7 @@ class Trainer:
         checkpoints = RunFolder(self._out.absolute()).checkpoints
         if self._resumes and newest_whole(checkpoints) is not None:
             return None  # First values do not matter.
-        return read_weights(source, self.blueprint.network)
+        return read_weights(source, self.blueprint.network, self.recipe.model.fresh)
 
     def _beginning(self, folder: RunFolder) -> Beginning:
         return Beginning(
@@ -302,7 +304,11 @@ class Trainer:
         # A run in this process is ended by the second signal, if the first does not suffice.
         stays_here = beginning.job.mesh.size == 1 and not self._max_restarts
         with Interrupts(most=1 if stays_here else None) as interrupts:
-            return run_with_restarts(beginning, interrupts, watch, self._max_restarts)
+            try:
+                return run_with_restarts(beginning, interrupts, watch, self._max_restarts)
+            except WorkerError as error:
+                error.add_note(f"Its newest checkpoint is in {beginning.job.folder.to_go_on}")
+                raise
 
     def _follow(self) -> Result:
         """Carry out a stage of the run that the first process begins."""
@@ -318,10 +324,7 @@ class Trainer:
             result = self._hosts.part(result)
         assert result is not None  # only another process's result is heard first
         if result.step < self.blueprint.num_steps:  # A run ends before only if a signal came.
-            raise Interrupted(
-                f"interrupted at step {result.step}; saved in {job.folder.path}. The same with "
-                f"--resume and this --out goes on (resume=True and out=... in Python)."
-            )
+            raise Interrupted(f"interrupted at step {result.step}; saved in {job.folder.to_go_on}")
         if self._own_network is not None:
             put_back(step_folder(job.folder.checkpoints, result.step), self._own_network)
         return result

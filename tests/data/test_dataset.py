@@ -22,6 +22,13 @@ def labels(*values: int) -> torch.Tensor:
     return torch.tensor(values)
 
 
+def test_a_data_set_is_shown_without_its_values() -> None:
+    part = (torch.zeros(4, 1, 8, 8), torch.tensor([0, 1, 0, 1]))
+    shown = repr(Dataset.from_arrays(train=part, test=part))
+    split = "Split(float32 of shape (4, 1, 8, 8), targets int64 of shape (4,))"
+    assert shown.startswith(f"Dataset(train={split}, test={split}, num_classes=2")
+
+
 def test_users_arrays_become_float32_and_int64() -> None:
     x, y = np.ones((3, 5)), np.array([0, 1, 2], np.int16)
     dataset = Dataset.from_arrays(train=(x, y), test=(x, y))
@@ -29,6 +36,15 @@ def test_users_arrays_become_float32_and_int64() -> None:
     assert dataset.train.targets.dtype == torch.int64
     assert (dataset.num_classes, dataset.input_shape) == (3, (5,))
     assert dataset.mean is dataset.std is None
+
+
+@pytest.mark.parametrize(("shape", "warns"), [((16, 16, 3), True), ((3, 16, 16), False)])
+def test_channels_that_seem_to_be_last_are_pointed_at(
+    shape: tuple[int, ...], warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    part = (torch.zeros(2, *shape, dtype=torch.uint8), labels(0, 1))
+    Dataset.from_arrays(train=part, test=part)
+    assert ("give inputs.transpose(0, 3, 1, 2)" in caplog.text) is warns
 
 
 def test_numpy_and_torch_give_the_same() -> None:

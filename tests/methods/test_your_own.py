@@ -18,7 +18,7 @@ from ppll.blocks.block import Block
 from ppll.cli.app import main
 from ppll.config import Recipe
 from ppll.data import load_dataset
-from ppll.errors import RecipeError, WorkerError
+from ppll.errors import ModelError, RecipeError, WorkerError
 from ppll.testing import Fault
 from tests.faults import injected, recipe
 from tests.interleaving import NETWORKS, digest, small_recipe
@@ -27,20 +27,32 @@ from tests.test_resuming import OWN, own_data, own_model
 
 PAGE = (Path(__file__).parents[2] / "docs/methods/your-own.md").read_text(encoding="utf-8")
 NAME = "decorrelated:Decorrelated"
+MODULES = ("decorrelated", "pooled")
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where ``decorrelated.py`` lies as the page shows it; found by Python until the test ends."""
+    """Where the modules lie as the page shows them; found by Python until the test ends."""
     monkeypatch.setenv("PPLL_CACHE", str(tmp_path / "cache"))
     home = tmp_path / "my-methods"
     home.mkdir()
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-    (home / "decorrelated.py").write_text(code, encoding="utf-8")
+    codes = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
     monkeypatch.syspath_prepend(home)
-    monkeypatch.delitem(sys.modules, "decorrelated", raising=False)
+    for module, code in zip(MODULES, codes, strict=True):
+        (home / f"{module}.py").write_text(code, encoding="utf-8")
+        monkeypatch.delitem(sys.modules, module, raising=False)
     yield home
-    sys.modules.pop("decorrelated", None)
+    for module in MODULES:
+        sys.modules.pop(module, None)
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_auxiliary_network_of_the_page_is_one_like_others() -> None:
+    base = small_recipe("resnet", "pooled:Pooled").with_settings(["method.hidden=8"])
+    blocks_after_a_step(base)
+    assert same_bits_everywhere(base)
+    with pytest.raises(ModelError, match=r"pooled reads maps"):
+        blocks_after_a_step(small_recipe("vit", "pooled:Pooled"))
 
 
 def own(**changes: str) -> Recipe:

@@ -265,8 +265,33 @@ def test_parameters_that_the_forward_leaves_out_are_refused() -> None:
 
 
 def test_a_layer_that_changes_its_input_in_place_is_refused() -> None:
+    class Doubling(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return inputs.mul_(2)
+
+    layers = [nn.Linear(8, 8), Doubling(), nn.Linear(8, 8), nn.Tanh()]
+    refused(Plain(layers), r"\(Doubling\) changes its input in place")
+
+
+def test_an_activation_in_place_is_told_to_leave_its_input_alone() -> None:
     layers = [nn.Linear(8, 8), nn.ReLU(inplace=True), nn.Linear(8, 8), nn.ReLU(inplace=True)]
-    refused(Plain(layers), r"layer 'body_layers_1' \(ReLU\) changes its input in place")
+    ppll.split(Plain(layers), SAMPLE)  # It refuses what changes its input, or computes otherwise.
+    assert repr(layers[1]) == "ReLU()"
+
+
+def test_a_plain_row_of_activations_in_place_leaves_inputs_alone() -> None:
+    block = nn.Sequential(nn.Sequential(nn.ReLU(inplace=True)), nn.SiLU(inplace=True))
+    row = [nn.Linear(6, 8), block, nn.Dropout(inplace=True), nn.Linear(8, 3)]
+    features = SAMPLE
+    for layer in ppll.split(nn.Sequential(*row), SAMPLE).layers:
+        before = features.clone()
+        given, features = features, layer.module(features)
+        assert torch.equal(given, before)
+    assert "inplace" in repr(block[1])  # What follows in the layer is its own business.
+
+
+def test_a_model_in_another_precision_is_told_so() -> None:
+    refused(Plain().double(), r"cannot read a batch .*parameters in float32, by model\.float\(\)")
 
 
 def test_a_model_without_a_row_is_refused() -> None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ppll.blocks.block import Block
 from ppll.blocks.graphs import RecordedBlock, Recorder
@@ -27,7 +29,7 @@ from ppll.models.empty import with_memory, without_values
 from ppll.models.network import Layer, Network
 from ppll.models.trial import tried
 from ppll.numerics import autocast_dtype
-from ppll.own_method import build_own_method, is_own_method
+from ppll.own_method import blamed, build_own_method, is_own_method
 from ppll.placement import place, place_alike
 from ppll.sections import SplitConfig, TrainConfig
 
@@ -254,10 +256,28 @@ class Blueprint:
 
     def _segment(self, site: BlockSite, layers: range) -> BlockModules:
         has_auxiliary = self.method.has_auxiliary and not site.is_last
-        with without_values():
-            auxiliary = self.method.build_auxiliary(site) if has_auxiliary else None
+        where = f"in what it builds for block {site.block_index}"
+        with without_values(), blamed(self.recipe.method.name, self.method, where):
+            auxiliary = self._auxiliary(site) if has_auxiliary else None
             context = self.method.build_context(site) if site.block_index else None
         return BlockModules(tuple(self.network.layers[i] for i in layers), auxiliary, context)
+
+    def _auxiliary(self, site: BlockSite) -> nn.Module:
+        index = site.block_index
+        made: object = self.method.build_auxiliary(site)  # of a user's own it may be anything
+        if not isinstance(made, nn.Module):
+            name = self.recipe.method.name
+            raise ModelError(
+                f"build_auxiliary of {name} returned {made!r} for block {index}: return an "
+                f"nn.Module."
+            )
+        for part in made.modules():
+            if any(is_lazy(parameter) for parameter in part.parameters(recurse=False)):
+                raise ModelError(
+                    f"the auxiliary network of block {index} has a {type(part).__name__}, which "
+                    f"has no shape yet: build it from site.feature_shape, {site.feature_shape}."
+                )
+        return made
 
 
 def _input_dtype(holds_tokens: bool) -> torch.dtype:

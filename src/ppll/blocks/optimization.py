@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from ppll.memory_layout import like
-from ppll.sections import OptimizerConfig, ScheduleConfig
+from ppll.update_sections import OptimizerConfig, ScheduleConfig
 
 __all__ = ["Schedule", "build_optimizer", "named_state", "restore_state"]
 
@@ -47,6 +47,9 @@ class Schedule:
             return step / warmup
         if self.config.name == "constant":
             return 1.0
+        if self.config.name == "multistep":
+            passed = [m for m in self.config.milestones if step > m * self.steps_per_epoch]
+            return float(self.config.gamma ** len(passed))
         progress = (step - max(1.0, warmup)) / max(1.0, self.num_steps - warmup)
         low = self.config.final_factor
         return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

@@ -14,7 +14,7 @@ from typing import Any, Final
 from ppll.config import Recipe
 from ppll.errors import RecipeError, unknown_name
 
-__all__ = ["Change", "Tree", "changes", "refuse_changes", "same_validation"]
+__all__ = ["Change", "Tree", "as_saved", "changes", "refuse_changes", "same_validation"]
 __all__ += ["training_sections"]
 
 _SECTIONS: Final = ("data", "model", "split", "method", "optimizer", "schedule", "train")
@@ -54,6 +54,20 @@ def training_sections(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """The part of a recipe that changes the result, ready for JSON."""
     tree = recipe.model_dump(mode="json")
     return {section: tree[section] for section in _SECTIONS}
+
+
+def as_saved(recipe: Recipe, saved: Tree) -> Recipe:
+    """A run's recipe with what its checkpoint was trained by; the run may have changed since.
+
+    The data stays, which may have moved, and all blocks are on one stage.
+
+    Args:
+        recipe: What the run folder says.
+        saved: The training sections of the checkpoint.
+    """
+    tree = recipe.model_dump(mode="json")
+    trained = {section: keys for section, keys in saved.items() if section != "data"}
+    return Recipe.from_dict({**tree, **trained, "runtime": {**tree["runtime"], "stages": 1}})
 
 
 def changes(before: Tree, now: Tree) -> list[Change]:

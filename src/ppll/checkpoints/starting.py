@@ -94,12 +94,16 @@ def find_beginning(beginning: Beginning) -> Recovered | None:
         return None
     found = newest_whole(beginning.job.folder.checkpoints)
     if found is not None:
-        _check_same_run(found.reader.manifest, beginning)
+        allowed = _check_same_run(found.reader.manifest, beginning)
         _check_same_model(found, beginning)
+        _check_learns(found, beginning)
+        for change in allowed:
+            _log.warning("the run goes on with another %s", change)
     return found
 
 
-def _check_same_run(manifest: Manifest, beginning: Beginning) -> None:
+def _check_same_run(manifest: Manifest, beginning: Beginning) -> list[Change]:
+    """The changes that are allowed; others are refused."""
     recipe, per_epoch = beginning.job.recipe, beginning.job.facts.steps_per_epoch
     found = changes(manifest.recipe, training_sections(recipe))
     if manifest.step > recipe.num_steps(per_epoch):
@@ -110,8 +114,18 @@ def _check_same_run(manifest: Manifest, beginning: Beginning) -> None:
         )
     has_other_length = _num_steps(manifest, per_epoch) != recipe.num_steps(per_epoch)
     length_matters = beginning.blueprint.knows_end and has_other_length
-    for change in refuse_changes(found, beginning.allowed, length_matters=length_matters):
-        _log.warning("the run goes on with another %s", change)
+    return refuse_changes(found, beginning.allowed, length_matters=length_matters)
+
+
+def _check_learns(found: Recovered, beginning: Beginning) -> None:
+    """Refuse changes after which modules would be left with first values."""
+    fresh = _fresh_modules(beginning, found)
+    if fresh and found.step == beginning.blueprint.num_steps:
+        raise RecipeError(
+            f"the run is at its end (step {found.step}), but would have first values in "
+            f"{', '.join(fresh)}, which nothing would train: give it the old values, or more to "
+            f"train (train.epochs, train.max_steps)."
+        )
 
 
 def _check_same_model(found: Recovered, beginning: Beginning) -> None:

@@ -33,7 +33,7 @@ from ppll.cli.options import (
 from ppll.cli.plan import plan_recipe
 from ppll.cli.study import study_recipes
 from ppll.errors import Interrupted, PpllError, UsageError
-from ppll.interrupts import leaving_at_once
+from ppll.interrupts import Interrupts, leaving_at_once
 from ppll.torchrun import is_first_process, speaks_for_its_host, started_by_torchrun
 
 __all__ = ["app", "main"]
@@ -258,13 +258,12 @@ def main() -> NoReturn:
     """Run the command and leave: 0 done, 1 the run failed, 2 it cannot be, 130 interrupted."""
     sys.argv[1:] = with_json_printed(sys.argv[1:])
     try:
-        app()  # ends in SystemExit, with code 2 for a command line that cannot be
+        with Interrupts(most=0):  # Typer would end without a word.
+            app()  # ends in SystemExit, with code 2 for a command line that cannot be
     except UsageError as error:
         _fail(error, 2)
     except Interrupted as error:
         _fail(error, 130)
-    except KeyboardInterrupt:
-        _fail(Interrupted("stopped at once."), 130)
     except PpllError as error:
         _fail(error, 1)
     sys.exit(0)
@@ -272,5 +271,6 @@ def main() -> NoReturn:
 
 def _fail(error: PpllError, code: int) -> NoReturn:
     if speaks_for_its_host():
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        notes = "".join(f"{note}\n" for note in getattr(error, "__notes__", ()))
+        sys.stderr.write(f"{type(error).__name__}: {error}\n{notes}")
     sys.exit(code)

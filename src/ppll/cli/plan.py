@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from ppll.cli.options import Json, RecipeArgument, Settings, Stages, give_json, load
+from ppll.durable import write_asked
 from ppll.errors import RecipeError, UsageError
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def plan_recipe(
             show_choices(console, choices)
         _note_cores(console, plan)
     if write is not None:
-        _write(write, planned)
+        write_asked(write, planned.to_toml().encode())
         Console(stderr=True).print(f"wrote {write}", highlight=False, soft_wrap=True)
 
 
@@ -138,13 +139,6 @@ def _check_target(file: Path) -> None:
         raise UsageError(f"--write {file}: a recipe is a .toml file; give such a name.")
     if file.exists():
         raise UsageError(f"--write {file}: it exists already. Choose another name, or remove it.")
-
-
-def _write(file: Path, recipe: Recipe) -> None:
-    try:
-        file.write_text(recipe.to_toml(), encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write {file}: {error.strerror}.") from None
 
 
 def link_of(bandwidth: float, latency: float) -> Link:

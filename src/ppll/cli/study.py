@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ppll.studies.table import Row
 
 __all__ = ["study_recipes"]
+
+_ENDINGS: Final = ("json", "md", "csv", "tex", "png")
 
 
 def study_recipes(
@@ -78,7 +80,7 @@ def study_recipes(
         rows = _write(runs, out)
         _draw(rows, out / "study.png", console)
     if not give_json(json, _tree(rows)):
-        _show(rows, out)
+        _show(rows, runs, out)
     if failures:
         listed = "\n".join(failures)
         sys.stderr.write(f"{len(failures)} of {len(runs)} runs failed:\n{listed}\n")
@@ -118,15 +120,17 @@ def _tree(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _write(runs: Sequence[StudyRun], out: Path) -> list[Row]:
-    """Write what is known so far as JSON and Markdown."""
+    """Write what is known so far, for people and programs."""
     from ppll.durable import write_whole
+    from ppll.studies.exports import as_csv, as_latex
     from ppll.studies.table import draw_rows, markdown
 
     rows = draw_rows(runs)
     tree = _tree(rows)
     give_json(out / "study.json", tree)
-    text = markdown(rows, tree["command"], tree["environment"])
-    write_whole(out / "study.md", text.encode())
+    table = markdown(rows, tree["command"], tree["environment"])
+    for ending, text in (("md", table), ("csv", as_csv(rows)), ("tex", as_latex(rows))):
+        write_whole(out / f"study.{ending}", text.encode())
     return rows
 
 
@@ -143,11 +147,18 @@ def _draw(rows: Sequence[Row], path: Path, console: Console) -> None:
     draw_picture(rows, path)
 
 
-def _show(rows: Sequence[Row], out: Path) -> None:
+def _show(rows: Sequence[Row], runs: Sequence[StudyRun], out: Path) -> None:
+    from ppll.studies.runs import left_out
     from ppll.studies.table import short_cells
 
     names, *lines = short_cells(rows)
     console = Console()
     print_table(console, names, lines, left=("recipe", "method", "exits"))
-    files = [n for n in ("study.json", "study.md", "study.png") if (out / n).exists()]
+    files = [f.name for e in _ENDINGS if (f := out / f"study.{e}").exists()]
     console.print(f"{out}: {', '.join(files)} and all runs", highlight=False, soft_wrap=True)
+    if others := left_out(runs, out):
+        _note(
+            console,
+            f"Not in these tables, since this command does not ask for them: {', '.join(others)}. "
+            f"Name them, too, to have all in one; what is trained is not trained again.",
+        )

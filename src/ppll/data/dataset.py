@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import numbers
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from ppll.durable import write_whole
 from ppll.errors import DataError
 
 __all__ = ["Dataset", "Split", "check_dataset"]
+
+_log = logging.getLogger(__name__)
 
 _SHAPES = "uint8 images (N, C, H, W) or float32 of any shape (N, ...)"
 _TOKENS = (torch.uint8, torch.int32, torch.int64)
@@ -45,6 +48,9 @@ class Split:
     inputs: Tensor
     targets: Tensor
     groups: Tensor | None = None
+
+    def __repr__(self) -> str:
+        return f"Split({_describe(self.inputs)}, targets {_describe(self.targets)})"
 
     def __post_init__(self) -> None:
         if self.groups is not None and self.groups.shape != self.inputs.shape[:1]:
@@ -171,6 +177,7 @@ class Dataset:
             DataError: The arrays do not fit together, or a part is no pair of them.
         """
         train_split, test_split = _as_split("train", train), _as_split("test", test)
+        _warn_of_order(train_split.inputs)
         if num_classes is None:
             num_classes = 1 + max(int(part.targets.max()) for part in (train_split, test_split))
         mean = std = None
@@ -263,6 +270,17 @@ def check_dataset(data: object) -> Dataset | None:
         f"ppll.Dataset.from_arrays(train=(inputs, targets), test=(inputs, targets)), or name a "
         f"data set of the shelf as data.name in the recipe."
     )
+
+
+def _warn_of_order(inputs: Tensor) -> None:
+    """Images with their channels last would be trained on as narrow ones of many channels."""
+    if inputs.dim() == 4 and inputs.shape[3] in (1, 3) and inputs.shape[1] > 4:
+        _log.warning(
+            "train samples are %s, as if channels were last, but images are (N, C, H, W): unless "
+            "they have %d channels, give inputs.transpose(0, 3, 1, 2), a tensor's permute",
+            _describe(inputs),
+            inputs.shape[1],
+        )
 
 
 def _describe(tensor: Tensor) -> str:

@@ -57,7 +57,21 @@ def plain_row(model: Model) -> Network | None:
         return model
     if isinstance(model, nn.Module) and type(model).forward is not nn.Sequential.forward:
         return None
-    return Network.from_modules(model)
+    return _out_of_place(Network.from_modules(model))
+
+
+def _out_of_place(network: Network) -> Network:
+    """Tell layers that begin with an activation in place to leave their input as it is.
+
+    It may be another block's memory; what they compute stays the same.
+    """
+    for layer in network.layers:
+        module: nn.Module | None = layer.module
+        while isinstance(module, nn.Sequential):
+            module = next(iter(module), None)
+        if getattr(module, "inplace", None) is True:
+            module.inplace = False  # type: ignore[union-attr]
+    return network
 
 
 def split(model: Model, sample: Tensor, *, untie: bool = True) -> Network:
@@ -66,7 +80,8 @@ def split(model: Model, sample: Tensor, *, untie: bool = True) -> Network:
     A plain ``nn.Sequential`` or a list of modules is a row already. In other models the row is
     found: vision transformers and residual networks of timm and torchvision, causal language models
     of Hugging Face, and what is built like them. The layers are the model's own modules, so it
-    holds the trained values after training.
+    holds the trained values after training. Those that begin with an activation in place are told
+    to leave their input as it is.
 
     Args:
         model: On the CPU.
@@ -84,7 +99,8 @@ def split(model: Model, sample: Tensor, *, untie: bool = True) -> Network:
     _untie(model, allowed=untie)
     with _evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=()):
         expected = _logits(model, sample)
-        network = causal_row(model, sample) if is_causal_lm(model) else graph_row(model)
+        row = causal_row(model, sample) if is_causal_lm(model) else graph_row(model)
+        network = _out_of_place(row)
         _check_whole(model, network)
         _check_same(model, network, sample, expected)
     return network
@@ -146,14 +162,21 @@ def _logits(model: nn.Module, sample: Tensor) -> Tensor:
     except Exception as error:
         raise ModelError(
             f"the {type(model).__name__} cannot read a batch of shape {tuple(sample.shape)} "
-            f"({sample.dtype}): {type(error).__name__}: {error!s:.200}. Give it data of the shape "
-            f"that it was built for, or build it for this one."
+            f"({sample.dtype}): {type(error).__name__}: {error!s:.200}. {_how_it_reads(model)}"
         ) from error
     logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor):
         found = type(logits).__name__
         raise cannot_cut(model, f"its forward returns a {found}, not one tensor of logits")
     return logits
+
+
+def _how_it_reads(model: nn.Module) -> str:
+    """What to do about a model that does not read the data."""
+    types = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if types - {torch.float32}:
+        return "Give it with parameters in float32, by model.float()."
+    return "Give it data of the shape that it was built for, or build it for this one."
 
 
 def _check_whole(model: nn.Module, network: Network) -> None:

@@ -19,7 +19,7 @@ import pydantic
 
 from ppll.checkpoints.resume import training_sections
 from ppll.config import Recipe
-from ppll.durable import write_whole
+from ppll.durable import write_asked
 from ppll.errors import RecipeError
 from ppll.smallest_message import check_smallest_message
 
@@ -206,8 +206,12 @@ class Costs(_Measured):
             ) from None
 
     def write(self, path: Path) -> None:
-        """Write everything as JSON."""
-        write_whole(path, self.model_dump_json(indent=1).encode())
+        """Write everything as JSON.
+
+        Raises:
+            UsageError: It cannot be written.
+        """
+        write_asked(path, self.model_dump_json(indent=1).encode())
 
     def knows_samples_of(self, recipe: Recipe) -> bool:
         """Whether the samples of a recipe's epoch are known, and not only those of another's."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ppll.config import Recipe
-from ppll.durable import write_whole
+from ppll.durable import write_asked
 from ppll.errors import RecipeError, UsageError
 from ppll.planning.costs import Costs
 from ppll.planning.plan import Plan, draw_plan
@@ -68,13 +68,12 @@ def write_report(runs: Sequence[Path], target: Path, costs: Path | None = None) 
         UsageError: A folder is no run, the costs are of no run's recipe, or the file cannot be
             written.
     """
+    if target.suffix not in (".html", ".htm"):
+        raise UsageError(f"{target}: the page is HTML; give such a name, as in report.html.")
     reports = [read_run(path) for path in runs]
     plans = _plans(reports, costs)
     page = draw_page(reports, plans)
-    try:
-        write_whole(target, page.encode("utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot write {target}: {error.strerror}.") from None
+    write_asked(target, page.encode("utf-8"))
 
 
 def draw_page(runs: Sequence[RunReport], plans: Sequence[Plan | str | None]) -> str:

@@ -17,9 +17,9 @@ from pathlib import Path
 from ppll.config import Recipe
 from ppll.durable import write_whole
 from ppll.errors import Interrupted, PpllError
-from ppll.trained.evaluation import evaluate_exits
 from ppll.run_folder import RunFolder
 from ppll.studies.outcome import exits_path, is_trained
+from ppll.trained.evaluation import evaluate_exits
 from ppll.trainer import Trainer
 
 __all__ = ["complete", "main"]

@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from ppll.blocks.blueprint import build_method
+from ppll.checkpoints.resume import changes, training_sections
 from ppll.config import Recipe
 from ppll.errors import RecipeError, UsageError
 from ppll.recipe_files import load_recipe
-from ppll.checkpoints.resume import changes, training_sections
 from ppll.run_folder import RunFolder
 from ppll.sections import MethodConfig
 
 __all__ = [
     "StudyRun",
     "check_same_recipe",
+    "left_out",
     "list_runs",
     "split_methods",
 ]
@@ -152,6 +153,13 @@ def list_runs(
 
 def _run_path(out: Path, recipe: str, method: str, seed: int) -> Path:
     return out.absolute() / recipe / _folder_name(method) / f"seed-{seed}"
+
+
+def left_out(runs: Sequence[StudyRun], out: Path) -> list[str]:
+    """Recipes and methods that a study's folder has runs of, besides those of ``runs``."""
+    asked = {run.folder.path.parent for run in runs}
+    found = {config.parent.parent for config in out.absolute().glob("*/*/seed-*/config.toml")}
+    return sorted(str(folder.relative_to(out.absolute())) for folder in found - asked)
 
 
 def _folder_name(method: str) -> str:

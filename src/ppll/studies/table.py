@@ -10,7 +10,7 @@ from typing import Any, Final, Self
 from ppll.studies.outcome import Outcome, read_outcome
 from ppll.studies.runs import StudyRun
 
-__all__ = ["Row", "Spread", "draw_rows", "markdown", "short_cells"]
+__all__ = ["Row", "Spread", "draw_rows", "full_cells", "markdown", "short_cells"]
 
 _CONTROL: Final = "backprop"
 _MIB: Final = 2**20
@@ -140,7 +140,7 @@ def short_cells(rows: Sequence[Row]) -> list[list[str]]:
     return [[r, *line] for r, line in zip(recipes, lines, strict=True)] if several else lines
 
 
-def _cells(rows: Sequence[Row]) -> list[list[str]]:
+def full_cells(rows: Sequence[Row]) -> list[list[str]]:
     """The same with everything."""
     num_exits = max((len(row.exit_accuracy) for row in rows), default=1) - 1
     exits = [f"exit {index}" for index in range(num_exits)]
@@ -185,7 +185,7 @@ def _percent(spread: Spread | None) -> str:
 
 def markdown(rows: Sequence[Row], command: Sequence[str], environment: Mapping[str, Any]) -> str:
     """The table with what it says and where it was measured."""
-    names, *lines = _cells(rows)
+    names, *lines = full_cells(rows)
     rules = ["---", "---", *["---:"] * (len(names) - 2)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in (names, rules, *lines))
     missing = [

@@ -8,28 +8,33 @@ from pathlib import Path
 
 import torch
 
-from ppll.checkpoints.manifest import Manifest
+from ppll.checkpoints.first_values import skeleton_of
 from ppll.checkpoints.recovery import find
+from ppll.checkpoints.resume import as_saved
 from ppll.config import Recipe
 from ppll.data import Dataset, load_dataset, prepare
 from ppll.data.preparation import facts_of
-from ppll.errors import RunFolderError
 from ppll.interrupts import Interrupts
-from ppll.job import Job, draw_blueprint
+from ppll.job import Job
 from ppll.launching.launch import Watcher
 from ppll.launching.restarts import carry_out
 from ppll.losses.classification import cross_entropy
-from ppll.models import OWN_MODEL
+from ppll.models.splitting import Model
 from ppll.result import Result, merge_results
 from ppll.run_folder import RunFolder
 from ppll.trained.exits import THRESHOLDS, ExitReport, check_thresholds, measure_exits
-from ppll.trained.inference import load
+from ppll.trained.inference import blueprint_of, check_given, load
 
 __all__ = ["evaluate", "evaluate_exits"]
 
 
 def evaluate(
-    run: str | Path, stages: int = 1, watch: Watcher | None = None, *, best: bool = False
+    run: str | Path,
+    stages: int = 1,
+    watch: Watcher | None = None,
+    *,
+    model: Model | None = None,
+    best: bool = False,
 ) -> Result:
     """Evaluate every exit of a run's newest checkpoint.
 
@@ -37,21 +42,23 @@ def evaluate(
         run: A run folder.
         stages: Processes that share the blocks.
         watch: Is shown every stage's status a few times a second.
+        model: The network, where it was given from Python; it is not changed.
         best: Take the checkpoint with the best validation accuracy instead of the newest.
 
     Raises:
-        RunFolderError: It is no run, has no such checkpoint, or its network was given from Python.
+        RunFolderError: It is no run, or has no such checkpoint.
+        ModelError: ``model`` is missing, is not wanted, or is another network.
         CheckpointError: All its checkpoints are damaged.
     """
-    folder, recipe = _open(run)
+    folder, recipe = _open(run, model)
     found = find(folder, best=best)
-    recipe = _as_saved(recipe, found.reader.manifest)
+    recipe = as_saved(recipe, found.reader.manifest.recipe)
     # Replicas share training batches only; a batch of an evaluation stays as large as it was.
     settings = ["train.replicas=1", "runtime.sharding=none"]
     settings += [f"data.eval_batch_size={recipe.eval_batch_size}", f"runtime.stages={stages}"]
     recipe = recipe.with_settings(settings)
     facts = facts_of(prepare(_load_data(folder, recipe), recipe.data))
-    blueprint = draw_blueprint(recipe, facts, None)
+    blueprint = blueprint_of(recipe, facts, model)
     blueprint.stage_blocks(stages)
     job = Job(
         recipe,
@@ -60,6 +67,7 @@ def evaluate(
         blueprint.shapes,
         stages,
         start_step=found.step,
+        skeleton=None if model is None else skeleton_of(blueprint.network, stages),
         user_data=folder.user_data.exists(),
         evaluates_only=True,
     )
@@ -68,7 +76,11 @@ def evaluate(
 
 
 def evaluate_exits(
-    run: str | Path, thresholds: Sequence[float] = THRESHOLDS, *, best: bool = False
+    run: str | Path,
+    thresholds: Sequence[float] = THRESHOLDS,
+    *,
+    model: Model | None = None,
+    best: bool = False,
 ) -> ExitReport:
     """What the exits of a run's newest checkpoint are worth, on the test set of its data.
 
@@ -78,20 +90,22 @@ def evaluate_exits(
     Args:
         run: A run folder.
         thresholds: Confidences at which a sample leaves, each above 0 and at most 1.
+        model: The network, where it was given from Python; it is not changed.
         best: Take the checkpoint with the best validation accuracy instead of the newest.
 
     Raises:
         UsageError: A threshold is not, or the data is missing or is not the run's.
-        RunFolderError: It is no run, has no checkpoint, or its network was given from Python.
+        RunFolderError: It is no run, or has no checkpoint.
+        ModelError: ``model`` is missing, is not wanted, or is another network.
         CheckpointError: All its checkpoints are damaged.
     """
     check_thresholds(thresholds)
-    folder, recipe = _open(run)
+    folder, recipe = _open(run, model)
     num_threads = torch.get_num_threads()
     torch.set_num_threads(recipe.train.threads_per_stage)
     try:
         with Interrupts(most=0):
-            network = load(run, best=best)
+            network = load(run, model=model, best=best)
             test = _load_data(folder, recipe).test
             return measure_exits(
                 network,
@@ -105,22 +119,12 @@ def evaluate_exits(
         torch.set_num_threads(num_threads)
 
 
-def _open(run: str | Path) -> tuple[RunFolder, Recipe]:
+def _open(run: str | Path, model: Model | None) -> tuple[RunFolder, Recipe]:
     """A run and its recipe; a network that is not known here is refused."""
     folder = RunFolder.open(Path(run))
     recipe = folder.read_recipe()
-    if recipe.model.name == OWN_MODEL:
-        raise RunFolderError(
-            f"the network of {run} was given from Python, so it is not known here: use "
-            f"ppll.load(run, model=...)."
-        )
+    check_given(run, recipe, model)
     return folder, recipe
-
-
-def _as_saved(recipe: Recipe, manifest: Manifest) -> Recipe:
-    """The recipe with averages where the checkpoint has some; the run may have changed since."""
-    decay = manifest.recipe.get("train", {}).get("ema", recipe.train.ema)
-    return recipe.with_settings([f"train.ema={decay}"])
 
 
 def _load_data(folder: RunFolder, recipe: Recipe) -> Dataset:

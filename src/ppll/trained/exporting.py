@@ -10,7 +10,7 @@ import safetensors.torch
 
 from ppll.blocks.modules import AUXILIARY
 from ppll.checkpoints.recovery import find
-from ppll.durable import write_whole
+from ppll.durable import write_asked
 from ppll.errors import RunFolderError
 from ppll.run_folder import RunFolder
 
@@ -37,6 +37,7 @@ def export(run: str | Path, to: str | Path, *, best: bool = False) -> int:
 
     Raises:
         RunFolderError: It is no run or has no such checkpoint, or the file is there or cannot be.
+        UsageError: The file cannot be written.
         CheckpointError: All its checkpoints are damaged.
     """
     target, folder = Path(to), RunFolder.open(Path(run))
@@ -51,12 +52,12 @@ def export(run: str | Path, to: str | Path, *, best: bool = False) -> int:
     model = folder.read_recipe().model
     about = {
         "step": found.step,
-        "model": model.model_dump(mode="json", exclude={"weights"}),
+        "model": model.model_dump(mode="json", exclude={"weights", "fresh"}),
         "data": dataclasses.asdict(folder.read_facts()),
     }
     weights = found.reader.averaged_weights()
     content = safetensors.torch.save({n: weights[n] for n in names}, {"ppll": json.dumps(about)})
-    write_whole(target, content)
+    write_asked(target, content)
     return found.step
 
 

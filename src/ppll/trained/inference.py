@@ -18,6 +18,7 @@ from ppll.blocks.blueprint import Blueprint
 from ppll.blocks.lean import FeaturesType, as_received
 from ppll.blocks.modules import BlockModules
 from ppll.checkpoints.recovery import find
+from ppll.checkpoints.resume import as_saved
 from ppll.config import Recipe
 from ppll.data.augmentation import Normalisation
 from ppll.data.loader import IMAGE
@@ -32,7 +33,7 @@ from ppll.models.splitting import Model
 from ppll.numerics import autocast_dtype
 from ppll.run_folder import RunFolder
 
-__all__ = ["BlockCompute", "TrainedNetwork", "load"]
+__all__ = ["BlockCompute", "TrainedNetwork", "blueprint_of", "check_given", "load"]
 
 
 @dataclass(frozen=True)
@@ -193,14 +194,10 @@ def load(
     """
     folder = RunFolder.open(Path(run))
     recipe, facts = folder.read_recipe(), folder.read_facts()
-    if (recipe.model.name == OWN_MODEL) != (model is not None):
-        raise ModelError(
-            f"the network of {run} was given from Python: give load the same model=..."
-            if model is None
-            else f"the network of {run} is known, {recipe.model.name!r}: leave model out."
-        )
-    blueprint = _blueprint(recipe, facts, model)
+    check_given(run, recipe, model)
     found = find(folder, best=best)
+    recipe = as_saved(recipe, found.reader.manifest.recipe)
+    blueprint = blueprint_of(recipe, facts, model)
     blocks = [blueprint.build_modules(i, torch.device("cpu")) for i in range(blueprint.num_blocks)]
     saved = found.reader.averaged_weights()
     for block in blocks:
@@ -216,8 +213,27 @@ def load(
     )
 
 
-def _blueprint(recipe: Recipe, facts: DataFacts, model: Model | None) -> Blueprint:
-    """The network cut as it was trained."""
+def check_given(run: str | Path, recipe: Recipe, model: Model | None) -> None:
+    """Refuse a run without the model that it needs, or with one that it does not.
+
+    Raises:
+        ModelError: ``model`` is missing or is not wanted.
+    """
+    if (recipe.model.name == OWN_MODEL) != (model is not None):
+        raise ModelError(
+            f"the network of {run} was given from Python, so it is not known here: give the same "
+            f"model=... to ppll.load, ppll.evaluate or ppll.evaluate_exits."
+            if model is None
+            else f"the network of {run} is known, {recipe.model.name!r}: leave model out."
+        )
+
+
+def blueprint_of(recipe: Recipe, facts: DataFacts, model: Model | None) -> Blueprint:
+    """The network cut as it was trained; a given model is not changed.
+
+    Raises:
+        ModelError: The model is another one.
+    """
     if model is None:
         return draw_blueprint(recipe, facts, None)
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import safetensors
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from ppll.blocks.modules import AUXILIARY, CONTEXT
 from ppll.checkpoints.recovery import newest_whole
-from ppll.errors import ModelError
+from ppll.errors import ModelError, unknown_name
 from ppll.models.lora import ADDED
 from ppll.models.network import Network
 from ppll.run_folder import RunFolder
@@ -20,21 +22,39 @@ __all__ = ["read_weights"]
 _MOST_NAMED = 5
 
 
-def read_weights(source: Path, network: Network) -> dict[str, Tensor]:
+def read_weights(source: Path, network: Network, fresh: Sequence[str] = ()) -> dict[str, Tensor]:
     """Parameters and buffers by name, of a run's newest checkpoint or a safetensors file.
 
     Where a run keeps averages of its parameters, these are read, as ``ppll export`` writes them.
 
     Auxiliary networks may differ from those of the run that is to come.
 
+    Args:
+        source: A run folder or a safetensors file.
+        network: What they are for.
+        fresh: Layers of it, or parts of some, that are left out.
+
     Raises:
         ModelError: It is neither, cannot be read, or is of another network: a tensor is missing,
-            has another shape or kind of numbers, is not finite, or belongs nowhere.
+            has another shape or kind of numbers, is not finite, or belongs nowhere. Or the network
+            has nothing that is called as in ``fresh``.
         CheckpointError: The run's checkpoints are damaged.
     """
-    weights = _read(source)
-    _check(source, weights, network)
+    _check_known(fresh, network)
+    weights = {n: t for n, t in _read(source).items() if not _lies_in(n, fresh)}
+    _check(source, weights, network, fresh)
     return weights
+
+
+def _check_known(fresh: Sequence[str], network: Network) -> None:
+    for path in fresh:
+        if not any(_lies_in(name, [path]) for name in network.state_dict()):
+            layers = [layer.path for layer in network.layers]
+            raise ModelError(unknown_name("layer in model.fresh", path, layers))
+
+
+def _lies_in(name: str, paths: Iterable[str]) -> bool:
+    return any(name == path or name.startswith(f"{path}.") for path in paths)
 
 
 def _read(source: Path) -> dict[str, Tensor]:
@@ -61,24 +81,37 @@ def _read_run(source: Path) -> dict[str, Tensor]:
     return found.reader.averaged_weights()
 
 
-def _check(source: Path, weights: dict[str, Tensor], network: Network) -> None:
-    wanted = network.state_dict()
-    extra = (f"{AUXILIARY}.", f"{CONTEXT}.")
-    found = {n: t for n, t in weights.items() if not n.startswith(extra)}
-    problems = [f"{n} is missing" for n in wanted if n not in found and not _is_added(n)]
-    problems += [
-        f"{n} {problem}"
+def _check(
+    source: Path, weights: dict[str, Tensor], network: Network, fresh: Sequence[str]
+) -> None:
+    wanted = {n: t for n, t in network.state_dict().items() if not _lies_in(n, fresh)}
+    found = {n: t for n, t in weights.items() if not _lies_in(n, (AUXILIARY, CONTEXT))}
+    problems = {n: "is missing" for n in wanted if n not in found and not _is_added(n)}
+    problems |= {
+        n: problem
         for n in wanted
         if n in found and (problem := _problem(found[n], wanted[n])) is not None
-    ]
+    }
     transient = network.named_tensors()
-    problems += [f"{n} belongs nowhere" for n in found if n not in wanted and n not in transient]
-    if problems:
-        more = f" and {len(problems) - _MOST_NAMED} more" if len(problems) > _MOST_NAMED else ""
+    nowhere = [n for n in found if n not in wanted and n not in transient]
+    if problems or nowhere:
+        listed = [f"{n} {text}" for n, text in problems.items()]
+        listed += [f"{n} belongs nowhere" for n in nowhere]
+        more = f" and {len(listed) - _MOST_NAMED} more" if len(listed) > _MOST_NAMED else ""
+        otherwise = "" if nowhere else _leave_out(problems, network, fresh)
         raise ModelError(
-            f"model.weights: {source} is of another network: {'; '.join(problems[:_MOST_NAMED])}"
-            f"{more}. Give model the options that it was trained with."
+            f"model.weights: {source} is of another network: {'; '.join(listed[:_MOST_NAMED])}"
+            f"{more}. Give model the options that it was trained with{otherwise}."
         )
+
+
+def _leave_out(names: Iterable[str], network: Network, fresh: Sequence[str]) -> str:
+    """How to start without the layers of these parameters, where others are left."""
+    names, paths = list(names), [layer.path for layer in network.layers]
+    unfit = [path for path in paths if any(_lies_in(name, [path]) for name in names)]
+    if len(unfit) == len(paths):
+        return ""
+    return f", or begin anew with what does not fit: model.fresh = {json.dumps([*fresh, *unfit])}"
 
 
 def _is_added(name: str) -> bool:

@@ -1,0 +1,56 @@
+"""A study's rows for other programs: every run as CSV, the table as LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from typing import Any, Final
+
+from ppll.studies.outcome import Outcome
+from ppll.studies.table import Row, full_cells
+
+__all__ = ["as_csv", "as_latex"]
+
+_COSTS: Final = (
+    *("epoch_seconds", "peak_memory_bytes", "num_stages"),
+    *("weights_sha256", "run_folder"),
+)
+_SPECIAL: Final = re.compile(r"[&%$#_{}]")
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """A line of names, then a line a finished run; accuracies from 0 to 1, sizes in bytes.
+
+    Exits are those before the final output; a run of fewer blocks leaves the others empty, as a
+    block does that makes no prediction.
+    """
+    num_exits = max((len(row.exit_accuracy) for row in rows), default=1) - 1
+    text = io.StringIO()
+    exits = [f"exit_{index}" for index in range(num_exits)]
+    names = ["recipe", "method", "seed", "test_accuracy", *exits, "average_accuracy"]
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow([*names, *_COSTS])
+    lines.writerows(_line(row, run, num_exits) for row in rows for run in row.runs)
+    return text.getvalue()
+
+
+def _line(row: Row, run: Outcome, num_exits: int) -> list[Any]:
+    exits = list(run.exit_accuracy[:-1])
+    exits += [None] * (num_exits - len(exits))
+    known = [row.recipe, row.method, run.seed, run.test_accuracy, *exits, run.average_accuracy]
+    return [*known, *(getattr(run, name) for name in _COSTS)]
+
+
+def as_latex(rows: Sequence[Row]) -> str:
+    """The table as a ``tabular`` with the rules of the package booktabs."""
+    names, *lines = full_cells(rows)
+    body = [_latex_line(names), r"\midrule", *map(_latex_line, lines)]
+    inner = "\n".join([r"\toprule", *body, r"\bottomrule"])
+    return f"\\begin{{tabular}}{{ll{'r' * (len(names) - 2)}}}\n{inner}\n\\end{{tabular}}\n"
+
+
+def _latex_line(cells: Sequence[str]) -> str:
+    escaped = [_SPECIAL.sub(r"\\\g<0>", cell).replace("±", r"$\pm$") for cell in cells]
+    return " & ".join(escaped) + r" \\"
