@@ -19,8 +19,6 @@ from ppll.errors import UsageError
 from ppll.recipe_files import load_recipe
 from ppll.testing import Fault
 
-pytestmark = pytest.mark.processes
-
 TINY = [
     *("--set", "data.name=synthetic", "--set", "data.shape=[1,8,8]"),
     *("--set", "data.num_train=45", "--set", "data.num_test=10"),
@@ -65,6 +63,7 @@ def session_of(process: Path) -> int | None:
     return None if state == "Z" else int(fields[2])
 
 
+@pytest.mark.processes
 def test_four_stages_print_the_hash_of_one(tmp_path: Path, environment: dict[str, str]) -> None:
     lines = set()
     for stages in ("1", "2", "4"):
@@ -79,6 +78,7 @@ def test_four_stages_print_the_hash_of_one(tmp_path: Path, environment: dict[str
     assert len(lines) == 1
 
 
+@pytest.mark.processes
 def test_a_failure_has_exit_code_1_and_one_message(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
@@ -89,6 +89,7 @@ def test_a_failure_has_exit_code_1_and_one_message(
     assert done.stderr.count("rank ") == 1
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("stages", ["1", "2"])
 def test_ctrl_c_saves_and_leaves_with_130(
     stages: str, tmp_path: Path, environment: dict[str, str]
@@ -124,6 +125,7 @@ def test_ctrl_c_saves_and_leaves_with_130(
     wait_until_gone(process.pid)
 
 
+@pytest.mark.processes
 def test_ctrl_c_while_it_starts_says_so_and_nothing_else(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
@@ -145,6 +147,7 @@ def test_ctrl_c_while_it_starts_says_so_and_nothing_else(
     assert list(tmp_path.glob("pymp-*")) == []
 
 
+@pytest.mark.processes
 def test_no_orphans_when_the_launcher_is_killed(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
@@ -173,6 +176,7 @@ def test_no_orphans_when_the_launcher_is_killed(
     wait_until_gone(process.pid)
 
 
+@pytest.mark.processes
 def test_eval_gives_the_accuracy_of_training(tmp_path: Path, environment: dict[str, str]) -> None:
     run = str(tmp_path / "run")
     args = ("train", "digits-resnet", "--quiet", "--out", run, "--set", "train.epochs=2", *TINY)
@@ -540,6 +544,7 @@ def test_dry_run_of_a_resume_checks_it(tmp_path: Path, monkeypatch, capsys) -> N
     assert (code, "no checkpoint is whole" in err) == (1, True)
 
 
+@pytest.mark.processes
 def test_help_needs_no_torch(environment: dict[str, str]) -> None:
     program = (
         "import sys; sys.argv = ['ppll', '--help']\n"
