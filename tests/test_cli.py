@@ -17,6 +17,7 @@ import pytest
 from ppll import fork_server, trainer, zoo
 from ppll.cli.app import main
 from ppll.errors import UsageError
+from ppll.planning.measuring import measure
 from ppll.recipe_files import load_recipe
 from ppll.testing import Fault
 
@@ -445,6 +446,14 @@ def test_a_plan_of_unlike_replicas(tmp_path: Path, monkeypatch, capsys) -> None:
     assert "Updates are not shared" in text
 
 
+@pytest.fixture(scope="module")
+def costs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Measured for the recipe that is planned here."""
+    file = tmp_path_factory.mktemp("plan") / "costs.json"
+    measure(load_recipe("digits-resnet", TINY[1::2]), repeats=1).write(file)
+    return file
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -462,10 +471,9 @@ def test_a_plan_of_unlike_replicas(tmp_path: Path, monkeypatch, capsys) -> None:
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(
-    args: list[str], message: str, tmp_path: Path, monkeypatch, capsys
+    args: list[str], message: str, costs: Path, monkeypatch, capsys
 ) -> None:
-    assert planned(tmp_path, monkeypatch, capsys)[0] == 0
-    code, _, err = planned(tmp_path, monkeypatch, capsys, *args)
+    code, _, err = planned(costs.parent, monkeypatch, capsys, *args)
     assert code == 2, err
     assert message in err
 
