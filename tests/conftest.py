@@ -1,7 +1,14 @@
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays: the garbage collector need not look at it again."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

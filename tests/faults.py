@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import itertools
 import os
+import re
 import sys
 import tempfile
 import time
@@ -140,14 +141,21 @@ def _shared_names() -> set[str]:
 
 
 def _is_of_others(name: str) -> bool:
-    """Whether another process of the machine than this one uses it, or had it a moment ago."""
-    if not Path("/dev/shm", name).exists():
+    """Whether another process of the machine than this one uses it, or had it a moment ago.
+
+    By its number: a semaphore is mapped under another name before it has its own.
+    """
+    file = Path("/dev/shm", name)
+    try:
+        number = file.stat().st_ino
+    except OSError:
         return True
+    used = re.compile(rf" {number} +/dev/shm/")
     for maps in Path("/proc").glob("[0-9]*/maps"):
         with suppress(OSError):
-            if maps.parent.name != str(os.getpid()) and name in maps.read_text():
+            if maps.parent.name != str(os.getpid()) and used.search(maps.read_text()):
                 return True
-    return False
+    return not file.exists()
 
 
 def _ranks() -> list[int]:

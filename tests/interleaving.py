@@ -22,6 +22,7 @@ from ppll.ends import Ends
 from ppll.job import DataFacts, draw_blueprint
 from ppll.message import FEATURES, TARGETS, Kind, Message
 from ppll.models.initialising import initialise
+from ppll.models.network import Network
 from ppll.stream import training_stream
 from ppll.worker import Worker
 
@@ -143,7 +144,19 @@ def small_recipe(
 
 
 def blueprint_of(recipe: Recipe, batches: MadeUpBatches) -> Blueprint:
-    return draw_blueprint(recipe, batches.facts, network=None)
+    return drawn(recipe, batches.facts)
+
+
+def drawn(recipe: Recipe, facts: DataFacts) -> Blueprint:
+    """A network is made and tried once for all tests of a process: no blueprint changes it."""
+    key = f"{recipe.model!r} {facts!r}"
+    if key not in _networks:
+        first = draw_blueprint(recipe, facts, network=None)
+        _networks[key] = (first.network, first.shapes)
+    return draw_blueprint(recipe, facts, *_networks[key])
+
+
+_networks: dict[str, tuple[Network, tuple[tuple[int, ...], ...]]] = {}
 
 
 def built_blocks(blueprint: Blueprint) -> list[Block]:

@@ -156,9 +156,12 @@ def test_a_skipped_batch_leaves_the_averages() -> None:
 @pytest.mark.parametrize("method", LOCAL)
 @pytest.mark.parametrize("network", ["resnet", "vit"])
 def test_the_same_bits_on_every_placement(method: str, network: str) -> None:
-    """The digest has the averages; so have the parameters that MAN sends not."""
+    """The digest has the averages; so have the parameters that MAN sends not.
+
+    All blocks on one stage and each on its own: what is between is tried of every method without.
+    """
     base = small_recipe(network, method, ema=0.9)
-    assert len({digest(train_interleaved(base, stages)) for stages in (1, 2, 4)}) == 1
+    assert len({digest(train_interleaved(base, stages)) for stages in (1, 4)}) == 1
 
 
 def fit(out: Path, *settings: str, resume: bool = False, **options: Any) -> ppll.Result:

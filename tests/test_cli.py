@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -13,13 +14,12 @@ from typing import Any
 
 import pytest
 
-from ppll import fork_server, trainer
+from ppll import fork_server, trainer, zoo
 from ppll.cli.app import main
 from ppll.errors import UsageError
+from ppll.planning.measuring import measure
 from ppll.recipe_files import load_recipe
 from ppll.testing import Fault
-
-pytestmark = pytest.mark.processes
 
 TINY = [
     *("--set", "data.name=synthetic", "--set", "data.shape=[1,8,8]"),
@@ -65,20 +65,24 @@ def session_of(process: Path) -> int | None:
     return None if state == "Z" else int(fields[2])
 
 
-def test_four_stages_print_the_hash_of_one(tmp_path: Path, environment: dict[str, str]) -> None:
+@pytest.mark.processes
+def test_four_stages_print_the_hash_of_one(
+    tmp_path: Path, environment: dict[str, str], monkeypatch, capsys
+) -> None:
+    monkeypatch.setenv("PPLL_CACHE", environment["PPLL_CACHE"])
+    args = ("train", "digits-resnet", "--set", "train.epochs=1", *TINY, "--out")
+    code, one, err = run_here(monkeypatch, capsys, *args, str(tmp_path / "one"))
+    assert code == 0, err
+    four = ppll(*args, str(tmp_path / "four"), "--stages", "4", env=environment).stdout
     lines = set()
-    for stages in ("1", "2", "4"):
-        out = ppll(
-            *("train", "digits-resnet", "--stages", stages, "--out", str(tmp_path / stages)),
-            *("--set", "train.epochs=1", *TINY),
-            env=environment,
-        ).stdout
+    for out in (one, four):
         lines.add(next(line for line in out.splitlines() if line.startswith("weights_sha256")))
         assert "busy share" in out
         assert "final output" in out
     assert len(lines) == 1
 
 
+@pytest.mark.processes
 def test_a_failure_has_exit_code_1_and_one_message(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
@@ -89,6 +93,7 @@ def test_a_failure_has_exit_code_1_and_one_message(
     assert done.stderr.count("rank ") == 1
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("stages", ["1", "2"])
 def test_ctrl_c_saves_and_leaves_with_130(
     stages: str, tmp_path: Path, environment: dict[str, str]
@@ -124,6 +129,7 @@ def test_ctrl_c_saves_and_leaves_with_130(
     wait_until_gone(process.pid)
 
 
+@pytest.mark.processes
 def test_ctrl_c_while_it_starts_says_so_and_nothing_else(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
@@ -145,6 +151,7 @@ def test_ctrl_c_while_it_starts_says_so_and_nothing_else(
     assert list(tmp_path.glob("pymp-*")) == []
 
 
+@pytest.mark.processes
 def test_no_orphans_when_the_launcher_is_killed(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
@@ -173,10 +180,15 @@ def test_no_orphans_when_the_launcher_is_killed(
     wait_until_gone(process.pid)
 
 
-def test_eval_gives_the_accuracy_of_training(tmp_path: Path, environment: dict[str, str]) -> None:
+@pytest.mark.processes
+def test_eval_gives_the_accuracy_of_training(
+    tmp_path: Path, environment: dict[str, str], monkeypatch, capsys
+) -> None:
+    monkeypatch.setenv("PPLL_CACHE", environment["PPLL_CACHE"])
     run = str(tmp_path / "run")
     args = ("train", "digits-resnet", "--quiet", "--out", run, "--set", "train.epochs=2", *TINY)
-    ppll(*args, env=environment)
+    code, _, err = run_here(monkeypatch, capsys, *args)
+    assert code == 0, err
     trained = json.loads((tmp_path / "run" / "result.json").read_text())
     evaluated = json.loads(ppll("eval", run, "--stages", "2", "--json", env=environment).stdout)
     for key in ("exit_accuracy", "test_accuracy", "weights_sha256", "step"):
@@ -434,6 +446,14 @@ def test_a_plan_of_unlike_replicas(tmp_path: Path, monkeypatch, capsys) -> None:
     assert "Updates are not shared" in text
 
 
+@pytest.fixture(scope="module")
+def costs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Measured for the recipe that is planned here."""
+    file = tmp_path_factory.mktemp("plan") / "costs.json"
+    measure(load_recipe("digits-resnet", TINY[1::2]), repeats=1).write(file)
+    return file
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -452,10 +472,9 @@ def test_a_plan_of_unlike_replicas(tmp_path: Path, monkeypatch, capsys) -> None:
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(
-    args: list[str], message: str, tmp_path: Path, monkeypatch, capsys
+    args: list[str], message: str, costs: Path, monkeypatch, capsys
 ) -> None:
-    assert planned(tmp_path, monkeypatch, capsys)[0] == 0
-    code, _, err = planned(tmp_path, monkeypatch, capsys, *args)
+    code, _, err = planned(costs.parent, monkeypatch, capsys, *args)
     assert code == 2, err
     assert message in err
 
@@ -507,6 +526,7 @@ def test_a_signal_ends_what_saves_nothing_with_a_word(number: int, monkeypatch, 
 
 @pytest.mark.parametrize("command", ["methods", "models", "datasets", "recipes", "env"])
 def test_lists_are_tables_and_json(command: str, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(zoo, "describe_methods", functools.cache(zoo.describe_methods))
     assert run_here(monkeypatch, capsys, command)[1]
     tree = json.loads(run_here(monkeypatch, capsys, command, "--json")[1])
     assert command == "env" or all("name" in row for row in tree["rows"])
@@ -548,6 +568,7 @@ def test_dry_run_of_a_resume_checks_it(tmp_path: Path, monkeypatch, capsys) -> N
     assert (code, "no checkpoint is whole" in err) == (1, True)
 
 
+@pytest.mark.processes
 def test_help_needs_no_torch(environment: dict[str, str]) -> None:
     program = (
         "import sys; sys.argv = ['ppll', '--help']\n"

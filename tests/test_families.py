@@ -27,7 +27,15 @@ from ppll.models import initialise
 from ppll.testing import Fault
 from tests.faults import injected
 from tests.interleaving import digest, interleave, make_workers
-from tests.libraries import FAMILIES, OWN, TORCHVISION_VIT, Family, environment, library
+from tests.libraries import (
+    FAMILIES,
+    OWN,
+    TORCHVISION_RESNET,
+    TORCHVISION_VIT,
+    Family,
+    environment,
+    library,
+)
 
 ALL = {**FAMILIES, "torchvision-vit": TORCHVISION_VIT, **OWN}
 
@@ -79,7 +87,9 @@ def trained_in_any_order(
     return digest(blocks)
 
 
-def test_four_stages_in_any_order_end_with_the_bits_of_one(family: Family) -> None:
+@pytest.mark.parametrize("name", [*ALL, "torchvision-resnet"])
+def test_four_stages_in_any_order_end_with_the_bits_of_one(name: str) -> None:
+    family = ALL.get(name, TORCHVISION_RESNET)
     expected = trained_in_any_order(family, 1, lambda num_able: 0)
     for seed in range(2):
         order = Random(seed)

@@ -91,7 +91,7 @@ def test_the_same_bits_on_every_placement(method: str, network: str, dtype: str)
         settings.append("method.context=R1E")
     base = small_recipe(network, method)
     lean = base.with_settings(settings)
-    digests = {digest(train_interleaved(lean, stages)) for stages in (1, 2, 4)}
+    digests = {digest(train_interleaved(lean, stages)) for stages in (1, 4)}
     assert len(digests) == 1
     assert digests != {digest(train_interleaved(base.with_settings(settings[1:]), 1))}
 

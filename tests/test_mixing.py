@@ -78,8 +78,9 @@ def test_a_share_of_one_is_the_loss_of_the_own_class() -> None:
 
 @pytest.mark.parametrize("method", LOCAL)
 def test_every_method_learns_the_other_class_on_any_placement(method: str) -> None:
+    """All blocks on one stage, and each on its own."""
     base = small_recipe("resnet", method)
-    runs = [train_interleaved(base, stages, batches=MixedBatches()) for stages in (1, 2, 4)]
+    runs = [train_interleaved(base, stages, batches=MixedBatches()) for stages in (1, 4)]
     assert len({digest(blocks) for blocks in runs}) == 1
     plain = train_interleaved(base, 1)
     same = [digest([a]) == digest([b]) for a, b in zip(runs[0], plain, strict=True)]

@@ -32,8 +32,7 @@ def sequential_digest(network: str, method: str, optimizer: str) -> str:
     return digest(train_interleaved(small_recipe(network, method, optimizer), num_stages=1))
 
 
-@pytest.mark.parametrize("capacity", [1, 2, 8])
-@pytest.mark.parametrize("num_stages", [2, 4])
+@pytest.mark.parametrize(("num_stages", "capacity"), [(2, 2), (4, 1), (4, 8)])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("method", LOCAL_METHODS)

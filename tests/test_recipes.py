@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from ppll.blocks.blueprint import Blueprint
-from ppll.job import DataFacts, draw_blueprint
+from ppll.job import DataFacts
 from ppll.recipe_files import load_recipe, shipped_recipes
+from tests.interleaving import drawn
 
 FACTS = {
     "digits": DataFacts((1, 8, 8), 10, 23),
@@ -18,10 +19,10 @@ FACTS = {
 }
 
 
-@pytest.fixture(params=sorted(shipped_recipes()))
+@pytest.fixture(scope="module", params=sorted(shipped_recipes()))
 def blueprint(request: pytest.FixtureRequest) -> Blueprint:
     recipe = load_recipe(request.param)
-    return draw_blueprint(recipe, FACTS[recipe.data.name], network=None)
+    return drawn(recipe, FACTS[recipe.data.name])
 
 
 def test_every_layer_is_in_exactly_one_block(blueprint: Blueprint) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import platform
@@ -37,7 +38,9 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
+@functools.cache
 def _version(package: str) -> str | None:
+    """As it was when this process first asked; every look lists all folders of packages."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -121,12 +122,7 @@ class Registry(Generic[T]):
 
 
 def _converted(entry: Entry[Any], options: Mapping[str, Any], section: str) -> dict[str, Any]:
-    hints = get_type_hints(entry.build.__init__ if inspect.isclass(entry.build) else entry.build)
-    fields: dict[str, Any] = {
-        p.name: (hints.get(p.name, Any), entry.options[p.name])
-        for p in _option_parameters(entry.build)
-    }
-    schema = pydantic.create_model(f"{entry.name} options", **fields)
+    schema = _schema(entry)
     try:
         checked = schema(**options)
     except pydantic.ValidationError as error:
@@ -138,7 +134,18 @@ def _converted(entry: Entry[Any], options: Mapping[str, Any], section: str) -> d
         raise RecipeError(
             f"{section}.{key}: {first['msg']} (found {first['input']!r}) for {entry.name!r}."
         ) from None
-    return {name: getattr(checked, name) for name in fields}
+    return {name: getattr(checked, name) for name in schema.model_fields}
+
+
+@functools.cache
+def _schema(entry: Entry[Any]) -> type[pydantic.BaseModel]:
+    """What checks an entry's options; kept, as making it takes much longer than using it."""
+    build = entry.build
+    hints = get_type_hints(build.__init__ if inspect.isclass(build) else build)
+    fields: dict[str, Any] = {
+        p.name: (hints.get(p.name, Any), entry.options[p.name]) for p in _option_parameters(build)
+    }
+    return pydantic.create_model(f"{entry.name} options", **fields)
 
 
 def _must_be_given(entry: Entry[Any], option: str, section: str) -> str:

@@ -101,7 +101,10 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
         _watched.extend(path for path in paths if os.path.isabs(path))
 
 
-sys.addaudithook(_audit)
+@pytest.fixture(scope="module", autouse=True)
+def _audited() -> None:
+    """From here on: no hook can be taken back, and it is called millions of times elsewhere."""
+    sys.addaudithook(_audit)
 
 
 @contextmanager

@@ -111,6 +111,7 @@ def test_options_that_cannot_be_are_refused(setting: str, message: str) -> None:
 def test_processes_give_the_same_bits_and_go_on_with_them(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """On two stages; on one, ``test_placements`` goes on with every method."""
     monkeypatch.setenv("PPLL_CACHE", str(tmp_path / "cache"))
     base = recipe().with_settings([f"method.name={method}"])
 
@@ -123,6 +124,3 @@ def test_processes_give_the_same_bits_and_go_on_with_them(
     with injected(Fault(2, 8)), pytest.raises(WorkerError):
         fit("broken", 4)
     assert fit("broken", 2, resume=True) == expected
-    with injected(Fault(0, 11)), pytest.raises(WorkerError):
-        fit("again", 4)
-    assert fit("again", 1, resume=True) == expected

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -84,13 +84,8 @@ def _test_names(
 
 
 def _files(folder: Path, only: Sequence[str], without: Sequence[str]) -> list[Path]:
-    found = sorted(folder.rglob("*.py"), key=lambda path: path.relative_to(folder).as_posix())
-    kept = []
-    for path in found:
-        first, *rest = path.relative_to(folder).parts
-        if not path.is_file() or (rest and first in without) or (only and first not in only):
-            continue
-        kept.append(path)
+    found = sorted(_found(folder, only, without), key=lambda p: p.relative_to(folder).as_posix())
+    kept = [path for path in found if path.is_file()]
     if not kept:
         raise DataError(
             f"data.name = 'stdlib-text': there is no Python source in {folder} with data.only = "
@@ -98,6 +93,18 @@ def _files(folder: Path, only: Sequence[str], without: Sequence[str]) -> list[Pa
             f"files in data.root."
         )
     return kept
+
+
+def _found(folder: Path, only: Sequence[str], without: Sequence[str]) -> Iterator[Path]:
+    """All that is called ``*.py``. What is left out is not looked into: the packages that are
+    installed beside the standard library may be a hundred times as many files."""
+    for path in folder.glob("*"):
+        if only and path.name not in only:
+            continue
+        if path.match("*.py"):
+            yield path
+        if path.name not in without and path.is_dir() and not path.is_symlink():
+            yield from path.rglob("*.py")
 
 
 def _bytes(file: Path) -> npt.NDArray[np.uint8]:
