@@ -21,8 +21,8 @@ def test_on_a_processor_a_batch_ends_when_the_host_comes_by(tmp_path: Path) -> N
         ends.note()
     times_s = [before_s, *ends.times_s(), time.monotonic()]
     assert times_s == sorted(times_s)
-    ends.write(tmp_path / "ends.json")
-    assert list(read_ends(tmp_path / "ends.json")) == times_s[1:-1]
+    ends.write(tmp_path / "ends.json", start_step=7)
+    assert read_ends(tmp_path / "ends.json") == dict(zip((8, 9, 10), times_s[1:-1], strict=True))
 
 
 class Gpu:
@@ -96,6 +96,15 @@ def test_a_long_run_does_not_collect_events(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_run_writes_one_time_a_batch(accumulate: int, tmp_path: Path) -> None:
     settings = ["track.batch_ends=true", f"train.accumulate={accumulate}"]
     result = ppll.Trainer(recipe().with_settings(settings), out=tmp_path / "run").fit()
-    times_s = list(read_ends(RunFolder(tmp_path / "run").batch_ends(0)))
-    assert len(times_s) == result.step
-    assert times_s == sorted(times_s)
+    ends_s = read_ends(RunFolder(tmp_path / "run").batch_ends(0))
+    assert list(ends_s) == list(range(1, result.step + 1))
+    assert list(ends_s.values()) == sorted(ends_s.values())
+
+
+def test_batch_ends_need_no_spans_and_stay_when_the_run_is_evaluated(tmp_path: Path) -> None:
+    settings = ["track.batch_ends=true", "track.trace_steps=0"]
+    ppll.Trainer(recipe().with_settings(settings), out=tmp_path / "run").fit()
+    file = RunFolder(tmp_path / "run").batch_ends(0)
+    before = file.read_bytes()
+    ppll.evaluate(tmp_path / "run")
+    assert file.read_bytes() == before

@@ -48,6 +48,16 @@ class Full:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
+class FullInside:
+    """Has no memory left while it records, and cannot end that either."""
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+
 def make_blocks(recorder: Any, **settings: Any) -> list[Block]:
     recipe = small_recipe(split_blocks=2, **settings)
     recipe = recipe.with_settings(["optimizer.fused=true"])
@@ -150,8 +160,9 @@ def test_what_cannot_be_recorded_is_named() -> None:
         block.forward(replace(message, step=4))
 
 
-def test_memory_that_is_not_there_hinders_nothing_else() -> None:
-    block, _ = make_blocks(Full())
+@pytest.mark.parametrize("recorder", [Full(), FullInside()])
+def test_memory_that_is_not_there_hinders_nothing_else(recorder: Any) -> None:
+    block, _ = make_blocks(recorder)
     (message,) = messages(6)
     for step in range(1, 4):
         block.forward(replace(message, step=step))

@@ -78,6 +78,19 @@ def test_rows_are_merged_by_step_and_block(tmp_path) -> None:
     assert [(row["step"], row["block"]) for row in merged] == [(1, 0), (1, 1), (2, 0), (2, 1)]
 
 
+def test_a_full_disk_leaves_no_metrics_of_an_earlier_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("ppll.metrics.write_whole", full)
+    target = tmp_path / "metrics.jsonl"
+    target.write_text("of an earlier start")
+    merge_metrics(tmp_path / "parts", target)
+    assert not target.exists()
+
+
 def test_a_resumed_run_appends_and_flushed_rows_can_be_read(tmp_path) -> None:
     path = tmp_path / "rank-0.jsonl"
     for step in (1, 2):

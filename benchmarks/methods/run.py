@@ -180,7 +180,7 @@ def _measure(entrant: Entrant, options: argparse.Namespace, out: Path) -> None:
     result = trainer.fit()
     ends_s = read_ends(RunFolder(out).batch_ends(STAGES - 1))
     first, last = options.drop, options.batches - options.drop
-    entrant.achieved_s.append((ends_s[last - 1] - ends_s[first - 1]) / (last - first))
+    entrant.achieved_s.append((ends_s[last] - ends_s[first]) / (last - first))
     entrant.busy.append(list(result.busy_fraction))
 
 

@@ -2,7 +2,8 @@
 
 A batch has ended when its update is done. On a processor that is when the host comes by. A host
 lines up the work of a GPU and goes on, many batches ahead, so its clock says nothing there: an
-event stands in the line behind each update, nobody waits, and what it says is asked for at last.
+event stands in the line behind each update, and what it says is asked for at last. Nobody waits
+for it, but once in a thousand batches.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import json
 import time
 from array import array
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -63,9 +63,11 @@ class BatchEnds:
         self._times_s.extend(now_s - event.elapsed_time(now) / 1e3 for event in self._events)
         self._events.clear()
 
-    def write(self, path: Path) -> None:
-        """Write the times for ``read_ends``."""
-        write_whole(path, json.dumps(self.times_s().tolist()).encode())
+    def write(self, path: Path, start_step: int) -> None:
+        """Write the times for ``read_ends``, given the training batches before the first."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"first_step": start_step + 1, "ends_s": self.times_s().tolist()}
+        write_whole(path, json.dumps(content).encode())
 
 
 def _recorded() -> torch.cuda.Event:
@@ -75,7 +77,7 @@ def _recorded() -> torch.cuda.Event:
     return event
 
 
-def read_ends(path: Path) -> Sequence[float]:
-    """When every batch of a rank had ended, in seconds."""
-    ends: list[float] = json.loads(path.read_text(encoding="utf-8"))
-    return ends
+def read_ends(path: Path) -> dict[int, float]:
+    """When every batch of a rank's last start had ended, in seconds, by step from 1."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return dict(enumerate(content["ends_s"], content["first_step"]))

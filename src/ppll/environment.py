@@ -50,7 +50,10 @@ def _version(package: str) -> str | None:
 def code_digest(module: str) -> str | None:
     """SHA-256 of the file that an imported module was read from; none where there is none."""
     file = getattr(sys.modules.get(module), "__file__", None)
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
+    try:
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
+    except OSError:
+        return None
 
 
 def describe_processor() -> str:

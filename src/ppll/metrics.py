@@ -130,6 +130,7 @@ def merge_metrics(parts: Path, target: Path) -> None:
     try:
         _write_rows(target, rows)
     except OSError as error:
+        target.unlink(missing_ok=True)  # that of an earlier start would be taken for it
         _log.warning("no %s, its rows lie in %s: %s", target.name, parts, error)
 
 

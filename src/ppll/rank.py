@@ -85,7 +85,8 @@ def run_rank(
             stack.callback(metrics.close)
         if not job.evaluates_only:
             _record(job, rank, blueprint, monitor, stack)
-        batch_ends = BatchEnds(device) if job.recipe.track.batch_ends else None
+        notes_ends = job.recipe.track.batch_ends and not job.evaluates_only
+        batch_ends = BatchEnds(device) if notes_ends else None
         worker = Worker(
             blocks,
             ends,
@@ -99,7 +100,7 @@ def run_rank(
         with streams.home():
             drain(worker.run())
             if batch_ends is not None:
-                batch_ends.write(job.folder.batch_ends(rank))
+                batch_ends.write(job.folder.batch_ends(rank), job.start_step)
         return _result(worker, device)
 
 

@@ -104,6 +104,11 @@ def test_a_rank_computes_where_the_stage_of_its_number_does(
     assert list(emulated.devices(layout)) == devices("cpu", "cpu")
 
 
+def test_a_rival_may_have_more_ranks_than_the_recipe_has_blocks() -> None:
+    work = RecipeWork(on("cpu")).prepared(Layout(SYSTEMS["ddp"], 8, 1, 2))
+    assert work.recipe.split.blocks < 8
+
+
 @pytest.mark.usefixtures("with_nccl")
 @pytest.mark.parametrize(
     ("names", "backend", "device_id"),

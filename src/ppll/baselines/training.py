@@ -95,7 +95,9 @@ class RecipeWork(Workload):
         return tuple(device_of(self.recipe.runtime, rank) for rank in range(layout.num_ranks))
 
     def _check_devices(self, layout: Layout) -> None:
-        check_devices(self.recipe.with_settings([f"runtime.stages={layout.num_ranks}"]))
+        # A rival may have more ranks than the recipe has blocks.
+        runtime = self.recipe.runtime.model_copy(update={"stages": layout.num_ranks})
+        check_devices(self.recipe.model_copy(update={"runtime": runtime}))
         backend_of(layout.system.name, self.devices(layout))
 
     def part(self, layout: Layout, rank: int) -> Part:

@@ -225,8 +225,9 @@ def _reasons(ours: Sequence[CompareRow], rows: Sequence[CompareRow]) -> Iterator
     plain, alone = _only(rows, "backprop"), _only(rows, "sequential")
     if plain and alone:
         share = statistics.median(_ratios(plain, alone))
-        why = ": auxiliary networks, less what short backward passes save"
-        why *= not alone.is_on_gpus  # there launches count, too
+        # On a GPU launches count, too.
+        losses = ": auxiliary networks, less what short backward passes save"
+        why = "" if alone.is_on_gpus else losses
         yield f"On one device local learning takes {share:.2f} times as long as backprop{why}."
     pipelines = [r for r in rows if r.system in RIVALS and RIVALS[r.system].kind == "pipeline"]
     if plain and pipelines:
@@ -250,7 +251,7 @@ def _memory(ours: Sequence[CompareRow], rows: Sequence[CompareRow]) -> Iterator[
         row = max(shared, key=_pieces)
         num = _pieces(row)
         own, other = (f"{max(r.peak_memory_bytes) / 2**20:,.0f} MiB" for r in (row, others[num]))
-        of = " of its GPU" * row.is_on_gpus
+        of = " of its GPU" if row.is_on_gpus else ""
         yield f"In {num} pieces a batch its fullest rank takes {own}{of}, that of 1f1b {other}."
 
 

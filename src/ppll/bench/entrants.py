@@ -20,7 +20,7 @@ from ppll.config import Recipe
 from ppll.data import load_dataset, prepare
 from ppll.data.preparation import facts_of
 from ppll.devices import check_devices, device_of
-from ppll.errors import RecipeError, UsageError
+from ppll.errors import RecipeError, UsageError, WorkerError
 from ppll.job import draw_blueprint
 from ppll.planning.costs import Costs
 from ppll.planning.measuring import measure
@@ -69,11 +69,17 @@ class Local(Entrant):
             # With a restart allowed, one stage has a process of its own, as all others have.
             restarts = int(self.stages == 1)
             out = Path(folder) / "run"
-            result = Trainer(recipe, out=out, max_restarts=restarts).fit()
+            try:
+                result = Trainer(recipe, out=out, max_restarts=restarts).fit()
+            except WorkerError as error:
+                error.__notes__ = []  # how to go on from a folder that will not be there
+                raise
             ends_s = read_ends(RunFolder(out).batch_ends(self.stages - 1))
+        if first not in ends_s:
+            raise RecipeError("a run broke and was started again, so it has no rate: measure anew.")
         num_samples = self._race.num_batches * recipe.data.batch_size
         return Timing(
-            num_samples / (ends_s[last - 1] - ends_s[first - 1]),
+            num_samples / (ends_s[last] - ends_s[first]),
             result.training_peak_bytes,  # rivals save nothing
             # The host of a GPU does not wait for it, so its waits say something else.
             busy_fraction=result.busy_fraction if set(self.devices) == {"cpu"} else None,

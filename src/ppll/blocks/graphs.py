@@ -118,6 +118,8 @@ class RecordedBlock(Block):
             raise
         except RuntimeError as error:
             # To end what could not be recorded fails as well, and says nothing of the cause.
+            if isinstance(error.__context__, torch.OutOfMemoryError):
+                raise error.__context__ from None
             reason = str(error.__context__ or error).partition("\n")[0]
             raise ModelError(
                 f"block {self.index} cannot be recorded as a CUDA graph ({reason}): nothing in "

@@ -277,7 +277,8 @@ def _warn_of_order(inputs: Tensor) -> None:
     if inputs.dim() == 4 and inputs.shape[3] in (1, 3) and inputs.shape[1] > 4:
         _log.warning(
             "train samples are %s, as if channels were last, but images are (N, C, H, W): unless "
-            "they have %d channels, give inputs.transpose(0, 3, 1, 2), a tensor's permute",
+            "they have %d channels, give inputs.transpose(0, 3, 1, 2) of NumPy, or "
+            "inputs.permute(0, 3, 1, 2) of torch",
             _describe(inputs),
             inputs.shape[1],
         )
