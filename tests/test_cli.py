@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import signal
@@ -525,6 +526,23 @@ def test_a_signal_ends_what_saves_nothing_with_a_word(number: int, monkeypatch, 
     monkeypatch.setattr("ppll.doctor.examine", lambda: signal.raise_signal(number))
     code, _, err = run_here(monkeypatch, capsys, "doctor")
     assert (code, err) == (130, "Interrupted: stopped at once.\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_an_image_is_decoded_is_not_put_down_to_the_image(
+    number: int, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    image = pytest.importorskip("PIL.Image")
+    for split, name in itertools.product(("train", "test"), ("cat", "dog")):
+        (tmp_path / split / name).mkdir(parents=True)
+        image.new("L", (8, 8)).save(tmp_path / split / name / "a.png")
+    monkeypatch.setattr(
+        "PIL.PngImagePlugin.PngImageFile.verify", lambda _: signal.raise_signal(number)
+    )
+    data = {"name": "image-folder", "root": tmp_path, "size": 8}
+    settings = [f"--set=data.{key}={value}" for key, value in data.items()]
+    code, _, err = run_here(monkeypatch, capsys, "plan", "digits-resnet", *settings)
+    assert (code, err.splitlines()[1:]) == (130, ["Interrupted: stopped at once."]), err
 
 
 @pytest.mark.parametrize("command", ["methods", "models", "datasets", "recipes", "env"])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ppll.config import Recipe
-from ppll.errors import ModelError, RecipeError
+from ppll.errors import Interrupted, ModelError, RecipeError
+from ppll.interrupts import Interrupts
 from ppll.planning.costs import Costs, ExitCosts, LayerCosts, measured_for
 from ppll.planning.plan import balanced_cuts, draw_plan
 from ppll.planning.rivals import predict_rivals, recommend
@@ -135,6 +137,21 @@ def test_rivals_stand_beside_it() -> None:
     assert rivals["gpipe"].idle == pytest.approx(3 / 11, abs=0.02)
     assert rivals["1f1b"].memory_bytes < rivals["gpipe"].memory_bytes
     assert rivals["sequential"].memory_bytes < rivals["backprop"].memory_bytes
+
+
+def test_a_signal_leaves_no_rival_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = recipe(blocks=2, cuts=[4])
+    plan = draw_plan(base, even_costs(base), 2, FREE)
+    tried: list[str] = []
+
+    def interrupted(system: str, *rest: object) -> None:
+        tried.append(system)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("ppll.planning.rivals.predict", interrupted)
+    with pytest.raises(Interrupted), Interrupts(most=0):
+        predict_rivals(plan)
+    assert len(tried) == 1
 
 
 def test_time_is_said_to_be_without_shares() -> None:

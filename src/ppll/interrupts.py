@@ -47,13 +47,24 @@ def leaving_at_once(leftover: Path | None = None) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+class _AtOnce(BaseException):
+    """A signal that is on its way out of ``Interrupts``.
+
+    Much of what runs inside catches every ``Exception``, ours and libraries', and would take it for
+    a damaged file or a network that cannot be built. Typer would end by a ``KeyboardInterrupt``
+    without a word.
+    """
+
+
 class Interrupts:
     """Counts the signals that arrive while the context is open, instead of dying of them.
 
     Args:
-        most: How many signals are counted; one more raises ``Interrupted`` where the main thread
-            is, for a run in this process that could not be ended otherwise. 0 is for what saves
-            nothing.
+        most: How many signals are counted; one more ends the context where the main thread is, for
+            a run in this process that could not be ended otherwise. 0 is for what saves nothing.
+
+    Raises:
+        Interrupted: On leaving the context, which more signals than ``most`` have ended.
 
     Outside the main thread, where Python cannot handle signals, it counts nothing.
     """
@@ -78,6 +89,9 @@ class Interrupts:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if isinstance(error, _AtOnce):
+            saves = "; nothing more was saved" if self._most else ""
+            raise Interrupted(f"stopped at once{saves}.") from None
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del number, frame
@@ -85,8 +99,7 @@ class Interrupts:
             raise self._error
         self.count += 1
         if self._most is not None and self.count > self._most:
-            saves = "; nothing more was saved" if self._most else ""
-            raise Interrupted(f"stopped at once{saves}.")
+            raise _AtOnce
 
     def abort(self, error: BaseException) -> None:
         """Raise ``error`` where the main thread is, from another thread.

@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 
-from ppll.errors import Interrupted, WorkerError
+from ppll.errors import WorkerError
 from ppll.interrupts import Interrupts
 from ppll.job import Job, RankResult
 from ppll.launching.failure import Failure
@@ -28,7 +28,6 @@ def run_here(job: Job, interrupts: Interrupts, watch: Watcher | None) -> RankRes
 
     Raises:
         WorkerError: It failed, or stood still for too long.
-        Interrupted: A second signal came.
     """
     page = StatusPage()
     monitor = injected_monitor(job.fault, job.generation, 0, Monitor(page))
@@ -38,7 +37,7 @@ def run_here(job: Job, interrupts: Interrupts, watch: Watcher | None) -> RankRes
     try:
         with torch_as_new():
             return run_rank(job, 0, monitor, lambda: interrupts.ends_early)
-    except (Interrupted, WorkerError):
+    except WorkerError:
         raise
     except Exception as error:
         failure = Failure.of(error, 0, monitor.status, time.monotonic())

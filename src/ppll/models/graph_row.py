@@ -16,7 +16,7 @@ from typing import Any, Final
 from torch import fx, nn
 from torch.fx.node import map_arg
 
-from ppll.errors import Interrupted, ModelError
+from ppll.errors import ModelError
 from ppll.models.network import Layer, Network
 from ppll.models.rows import Row, cannot_cut, find_row
 
@@ -77,8 +77,6 @@ def _traced(model: nn.Module, row: Row) -> fx.Graph:
 def _trace(model: nn.Module, row: Row) -> fx.Graph:
     try:
         graph = _Tracer(row.opened).trace(model)
-    except Interrupted:
-        raise
     except Exception as error:
         raise cannot_cut(
             model, f"its forward cannot be traced ({type(error).__name__}: {error!s:.200})"

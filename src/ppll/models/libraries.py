@@ -16,7 +16,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from ppll.errors import Interrupted, RecipeError, unknown_name
+from ppll.errors import RecipeError, unknown_name
 from ppll.models.options import image_shape, token_shape
 from ppll.randomness import fold
 
@@ -135,7 +135,7 @@ def build_of_library(
         with torch.random.fork_rng(devices=()):
             torch.default_generator.manual_seed(fold(seed, name) % 2**32)
             return LIBRARIES[library][0](request)
-    except (Interrupted, RecipeError):
+    except RecipeError:
         raise
     # What a library raises of a name or an option that it does not know is its own affair.
     except Exception as error:

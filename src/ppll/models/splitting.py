@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppll.errors import Interrupted, ModelError
+from ppll.errors import ModelError
 from ppll.models.causal_row import causal_row, is_causal_lm
 from ppll.models.graph_row import graph_row
 from ppll.models.network import Network
@@ -157,8 +157,6 @@ def _logits(model: nn.Module, sample: Tensor) -> Tensor:
     """What the model itself computes."""
     try:
         output = model(sample, use_cache=False) if is_causal_lm(model) else model(sample)
-    except Interrupted:
-        raise
     except Exception as error:
         raise ModelError(
             f"the {type(model).__name__} cannot read a batch of shape {tuple(sample.shape)} "

@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from ppll.errors import Interrupted, ModelError
+from ppll.errors import ModelError
 from ppll.models.empty import with_memory
 from ppll.models.network import Layer, Network
 from ppll.models.structures import MAX_BESIDE, Structure, problem_of, tensors_of
@@ -83,8 +83,6 @@ def output_of(layer: Layer, inputs: Any) -> Any:
     tensors = tensors_of(inputs)
     try:
         output = layer.module(inputs)
-    except Interrupted:
-        raise
     except Exception as error:
         shapes = ", ".join(str(tuple(tensor.shape[1:])) for tensor in tensors)
         raise ModelError(
