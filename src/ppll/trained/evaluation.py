@@ -53,10 +53,7 @@ def evaluate(
     folder, recipe = _open(run, model)
     found = find(folder, best=best)
     recipe = as_saved(recipe, found.reader.manifest.recipe)
-    # Replicas share training batches only; a batch of an evaluation stays as large as it was.
-    settings = ["train.replicas=1", "runtime.sharding=none"]
-    settings += [f"data.eval_batch_size={recipe.eval_batch_size}", f"runtime.stages={stages}"]
-    recipe = recipe.with_settings(settings)
+    recipe = recipe.with_settings([f"runtime.stages={stages}"])
     facts = facts_of(prepare(_load_data(folder, recipe), recipe.data))
     blueprint = blueprint_of(recipe, facts, model)
     blueprint.stage_blocks(stages)
