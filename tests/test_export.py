@@ -14,9 +14,11 @@ import torch
 from torch import nn
 
 import ppll
-from ppll.errors import ModelError, RecipeError, RunFolderError, UsageError
+from ppll.errors import ModelError, RecipeError, RunFolderError, UsageError, WorkerError
 from ppll.models import models
-from tests.faults import recipe
+from ppll.sections import ModelConfig
+from ppll.testing import Fault
+from tests.faults import injected, recipe
 from tests.test_resuming import OWN, own_data, own_model
 
 OPTIONS = {
@@ -61,6 +63,19 @@ def test_the_file_says_what_it_is(trained: Path, tmp_path: Path) -> None:
     assert about["step"] == 12
     assert about["model"]["name"] in OPTIONS
     assert about["data"]["input_shape"] == [1, 8, 8]
+
+
+def test_the_file_says_what_its_tensors_were_trained_as(tmp_path: Path) -> None:
+    run, target = tmp_path / "run", tmp_path / "model.safetensors"
+    vit = recipe().model_copy(update={"model": ModelConfig(name="vit", **OPTIONS["vit"])})
+    ppll.Trainer(vit.with_settings(["train.max_steps=1"]), out=run).fit()
+    other = vit.with_settings(["model.heads=4"])  # Tensors of the same shapes.
+    with injected(Fault(0, 2)), pytest.raises(WorkerError):
+        ppll.Trainer(other, out=run, resume=True, allow_change=["model", "train"]).fit()
+    assert ppll.load_recipe(run / "config.toml").model.options["heads"] == 4
+    assert ppll.export(run, target) == 1
+    with safetensors.safe_open(target, framework="pt") as file:
+        assert json.loads(file.metadata()["ppll"])["model"]["heads"] == 2
 
 
 def test_exits_are_as_accurate_as_training_said(trained: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ppll.checkpoints.resume import changes, refuse_changes, training_sections
+from ppll.checkpoints.resume import as_saved, changes, refuse_changes, training_sections
 from ppll.config import Recipe
 from ppll.errors import RecipeError
 
@@ -110,3 +110,25 @@ def test_a_longer_run_is_refused_where_the_schedule_knows_its_end() -> None:
 def test_a_key_that_does_not_exist_cannot_be_allowed() -> None:
     with pytest.raises(RecipeError, match=r"Did you mean 'split\.blocks'"):
         refuse_changes([], ["split.block"], length_matters=False)
+
+
+@pytest.mark.parametrize(
+    ("before", "since"),
+    [
+        ((), ("train.replicas=2", "runtime.sharding=fsdp")),
+        ((), ("train.cuda_graphs=true", "runtime.concurrent_blocks=true")),
+        (("train.accumulate=8",), ("train.accumulate=1", "data.batch_size=4")),
+        (("train.replicas=[1, 2, 2]",), ("train.replicas=1", "data.eval_batch_size=5")),
+    ],
+)
+def test_a_checkpoint_is_read_whatever_the_run_went_on_with(
+    before: tuple[str, ...], since: tuple[str, ...]
+) -> None:
+    first = Recipe.from_dict(BASE).with_settings(before)
+    now = first.with_settings([*since, "data.root=/elsewhere", "train.label_smoothing=0.1"])
+    read = as_saved(now, training_sections(first))
+    assert read.eval_batch_size == first.eval_batch_size
+    assert read.data.root == now.data.root
+    alone = first.train.model_copy(update={"replicas": 1, "accumulate": 1})
+    assert (read.model, read.split, read.train) == (first.model, first.split, alone)
+    assert not read.has_processes

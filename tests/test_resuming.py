@@ -222,13 +222,14 @@ def test_a_full_disk_hides_no_failure(
 
 def test_what_has_changed_since_the_checkpoint_is_not_asked_of_it(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    broken(out, 4)
-    before = ppll.evaluate(out)
+    broken(out, 4, "train.accumulate=5")
+    before, exits = ppll.evaluate(out), ppll.evaluate_exits(out)
+    since = ("split.blocks=3", "data.batch_size=4", "train.label_smoothing=0.1")
     with injected(Fault(0, 5, "LEARN")), pytest.raises(WorkerError):
-        fit(out, "split.blocks=3", resume=True, allow_change=["split"])
+        fit(out, *since, resume=True, allow_change=["split", "data.batch_size", "train"])
     assert "blocks = 3" in (out / "config.toml").read_text()
     assert ppll.evaluate(out).exit_accuracy == before.exit_accuracy
-    assert ppll.evaluate_exits(out).exit_accuracy == before.exit_accuracy
+    assert ppll.evaluate_exits(out).exit_loss == exits.exit_loss
     assert len(ppll.load(out).blocks) == 4
 
 

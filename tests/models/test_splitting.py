@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 import ppll
 from ppll.errors import ModelError
 from ppll.models import Network
-from ppll.models.splitting import sample_of
+from ppll.models.splitting import Model, sample_of
 
 SAMPLE = sample_of((6,))
 TOKENS = sample_of((5,), 7)
@@ -279,11 +280,14 @@ def test_an_activation_in_place_is_told_to_leave_its_input_alone() -> None:
     assert repr(layers[1]) == "ReLU()"
 
 
-def test_a_plain_row_of_activations_in_place_leaves_inputs_alone() -> None:
+@pytest.mark.parametrize("form", [list, lambda row: nn.Sequential(*row), Network.from_modules])
+def test_a_plain_row_of_activations_in_place_leaves_inputs_alone(
+    form: Callable[[list[nn.Module]], Model],
+) -> None:
     block = nn.Sequential(nn.Sequential(nn.ReLU(inplace=True)), nn.SiLU(inplace=True))
     row = [nn.Linear(6, 8), block, nn.Dropout(inplace=True), nn.Linear(8, 3)]
     features = SAMPLE
-    for layer in ppll.split(nn.Sequential(*row), SAMPLE).layers:
+    for layer in ppll.split(form(row), SAMPLE).layers:
         before = features.clone()
         given, features = features, layer.module(features)
         assert torch.equal(given, before)

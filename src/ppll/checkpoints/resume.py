@@ -59,15 +59,21 @@ def training_sections(recipe: Recipe) -> dict[str, dict[str, Any]]:
 def as_saved(recipe: Recipe, saved: Tree) -> Recipe:
     """A run's recipe with what its checkpoint was trained by; the run may have changed since.
 
-    The data stays, which may have moved, and all blocks are on one stage.
+    The data stays, which may have moved. One process reads, and neither shares nor parts batches;
+    those of an evaluation stay as large as they were.
 
     Args:
         recipe: What the run folder says.
         saved: The training sections of the checkpoint.
     """
-    tree = recipe.model_dump(mode="json")
-    trained = {section: keys for section, keys in saved.items() if section != "data"}
-    return Recipe.from_dict({**tree, **trained, "runtime": {**tree["runtime"], "stages": 1}})
+    tree, eval_batch_size = recipe.model_dump(mode="json"), Recipe.from_dict(saved).eval_batch_size
+    alone = {"stages": 1, "sharding": "none", "concurrent_blocks": False}
+    changed = {
+        "data": {**tree["data"], "eval_batch_size": eval_batch_size},
+        "train": {**saved["train"], "replicas": 1, "accumulate": 1},
+        "runtime": {**tree["runtime"], **alone},
+    }
+    return Recipe.from_dict({**tree, **saved, **changed})
 
 
 def changes(before: Tree, now: Tree) -> list[Change]:

@@ -54,7 +54,7 @@ def plain_row(model: Model) -> Network | None:
         ModelError: The layers cannot make a network.
     """
     if isinstance(model, Network):
-        return model
+        return _out_of_place(model)
     if isinstance(model, nn.Module) and type(model).forward is not nn.Sequential.forward:
         return None
     return _out_of_place(Network.from_modules(model))

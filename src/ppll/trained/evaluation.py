@@ -9,8 +9,6 @@ from pathlib import Path
 import torch
 
 from ppll.checkpoints.first_values import skeleton_of
-from ppll.checkpoints.recovery import find
-from ppll.checkpoints.resume import as_saved
 from ppll.config import Recipe
 from ppll.data import Dataset, load_dataset, prepare
 from ppll.data.preparation import facts_of
@@ -23,7 +21,7 @@ from ppll.models.splitting import Model
 from ppll.result import Result, merge_results
 from ppll.run_folder import RunFolder
 from ppll.trained.exits import THRESHOLDS, ExitReport, check_thresholds, measure_exits
-from ppll.trained.inference import blueprint_of, check_given, load
+from ppll.trained.inference import blueprint_of, network_of, open_checkpoint
 
 __all__ = ["evaluate", "evaluate_exits"]
 
@@ -50,13 +48,8 @@ def evaluate(
         ModelError: ``model`` is missing, is not wanted, or is another network.
         CheckpointError: All its checkpoints are damaged.
     """
-    folder, recipe = _open(run, model)
-    found = find(folder, best=best)
-    recipe = as_saved(recipe, found.reader.manifest.recipe)
-    # Replicas share training batches only; a batch of an evaluation stays as large as it was.
-    settings = ["train.replicas=1", "runtime.sharding=none"]
-    settings += [f"data.eval_batch_size={recipe.eval_batch_size}", f"runtime.stages={stages}"]
-    recipe = recipe.with_settings(settings)
+    folder, found, recipe = open_checkpoint(run, model, best=best)
+    recipe = recipe.with_settings([f"runtime.stages={stages}"])
     facts = facts_of(prepare(_load_data(folder, recipe), recipe.data))
     blueprint = blueprint_of(recipe, facts, model)
     blueprint.stage_blocks(stages)
@@ -100,12 +93,12 @@ def evaluate_exits(
         CheckpointError: All its checkpoints are damaged.
     """
     check_thresholds(thresholds)
-    folder, recipe = _open(run, model)
     num_threads = torch.get_num_threads()
-    torch.set_num_threads(recipe.train.threads_per_stage)
     try:
         with Interrupts(most=0):
-            network = load(run, model=model, best=best)
+            folder, found, recipe = open_checkpoint(run, model, best=best)
+            torch.set_num_threads(recipe.train.threads_per_stage)
+            network = network_of(found, recipe, folder.read_facts(), model)
             test = _load_data(folder, recipe).test
             return measure_exits(
                 network,
@@ -117,14 +110,6 @@ def evaluate_exits(
             )
     finally:
         torch.set_num_threads(num_threads)
-
-
-def _open(run: str | Path, model: Model | None) -> tuple[RunFolder, Recipe]:
-    """A run and its recipe; a network that is not known here is refused."""
-    folder = RunFolder.open(Path(run))
-    recipe = folder.read_recipe()
-    check_given(run, recipe, model)
-    return folder, recipe
 
 
 def _load_data(folder: RunFolder, recipe: Recipe) -> Dataset:

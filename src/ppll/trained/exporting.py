@@ -10,6 +10,7 @@ import safetensors.torch
 
 from ppll.blocks.modules import AUXILIARY
 from ppll.checkpoints.recovery import find
+from ppll.checkpoints.resume import as_saved
 from ppll.durable import write_asked
 from ppll.errors import RunFolderError
 from ppll.run_folder import RunFolder
@@ -49,7 +50,7 @@ def export(run: str | Path, to: str | Path, *, best: bool = False) -> int:
         for name, record in records.items()
         if record.persistent and not name.startswith(f"{AUXILIARY}.")
     ]
-    model = folder.read_recipe().model
+    model = as_saved(folder.read_recipe(), found.reader.manifest.recipe).model
     about = {
         "step": found.step,
         "model": model.model_dump(mode="json", exclude={"weights", "fresh"}),

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ppll.blocks.blueprint import Blueprint
 from ppll.blocks.lean import FeaturesType, as_received
 from ppll.blocks.modules import BlockModules
-from ppll.checkpoints.recovery import find
+from ppll.checkpoints.recovery import Recovered, find
 from ppll.checkpoints.resume import as_saved
 from ppll.config import Recipe
 from ppll.data.augmentation import Normalisation
@@ -33,7 +33,8 @@ from ppll.models.splitting import Model
 from ppll.numerics import autocast_dtype
 from ppll.run_folder import RunFolder
 
-__all__ = ["BlockCompute", "TrainedNetwork", "blueprint_of", "check_given", "load"]
+__all__ = ["BlockCompute", "TrainedNetwork", "blueprint_of", "load", "network_of"]
+__all__ += ["open_checkpoint"]
 
 
 @dataclass(frozen=True)
@@ -192,33 +193,58 @@ def load(
         ModelError: ``model`` is missing, is not wanted, or is another network.
         CheckpointError: All its checkpoints are damaged.
     """
+    folder, found, recipe = open_checkpoint(run, model, best=best)
+    return network_of(found, recipe, folder.read_facts(), model)
+
+
+def open_checkpoint(
+    run: str | Path, model: Model | None, *, best: bool
+) -> tuple[RunFolder, Recovered, Recipe]:
+    """A run, its newest checkpoint or the best, and the recipe that this is read by.
+
+    Raises:
+        RunFolderError: It is no run, or has no such checkpoint.
+        ModelError: ``model`` is missing or is not wanted.
+        CheckpointError: All its checkpoints are damaged.
+    """
     folder = RunFolder.open(Path(run))
-    recipe, facts = folder.read_recipe(), folder.read_facts()
-    check_given(run, recipe, model)
     found = find(folder, best=best)
-    recipe = as_saved(recipe, found.reader.manifest.recipe)
+    recipe = as_saved(folder.read_recipe(), found.reader.manifest.recipe)
+    _check_given(run, recipe, model)
+    return folder, found, recipe
+
+
+def network_of(
+    found: Recovered, recipe: Recipe, facts: DataFacts, model: Model | None
+) -> TrainedNetwork:
+    """The network of a checkpoint.
+
+    Args:
+        found: The checkpoint.
+        recipe: What it is read by.
+        facts: How inputs are normalised.
+        model: The network, where it was given from Python; it is not changed.
+
+    Raises:
+        ModelError: ``model`` is another network.
+    """
     blueprint = blueprint_of(recipe, facts, model)
     blocks = [blueprint.build_modules(i, torch.device("cpu")) for i in range(blueprint.num_blocks)]
     saved = found.reader.averaged_weights()
     for block in blocks:
         block.load(saved)
-    autocast = autocast_dtype(recipe.train)
     return TrainedNetwork(
         blocks,
         blueprint.method,
         facts,
         found.step,
-        autocast=autocast,
+        autocast=autocast_dtype(recipe.train),
         features_type=recipe.split.features_dtype,
     )
 
 
-def check_given(run: str | Path, recipe: Recipe, model: Model | None) -> None:
-    """Refuse a run without the model that it needs, or with one that it does not.
-
-    Raises:
-        ModelError: ``model`` is missing or is not wanted.
-    """
+def _check_given(run: str | Path, recipe: Recipe, model: Model | None) -> None:
+    """Refuse a run without the model that it needs, or with one that it does not."""
     if (recipe.model.name == OWN_MODEL) != (model is not None):
         raise ModelError(
             f"the network of {run} was given from Python, so it is not known here: give the same "
