@@ -69,13 +69,22 @@ class Network:
                 process.stdout.close()
 
     def kill(self, host: int) -> None:
-        """End everything that runs on a host, what is stopped or left alone included."""
+        """End everything that runs on a host, what is stopped or left alone included.
+
+        A process that is killed holds what it holds, such as a run's folder, a moment longer.
+        """
+        deadline = time.monotonic() + 10
+        while (running := self._running(host)) and time.monotonic() < deadline:
+            for pid in running:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
+
+    def _running(self, host: int) -> list[int]:
         listed = subprocess.run(
             ["ip", "netns", "pids", self._host(host)], capture_output=True, text=True
         )
-        for pid in listed.stdout.split():
-            with suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
+        return [int(pid) for pid in listed.stdout.split()]
 
     def address(self, host: int) -> str:
         return f"10.77.0.{host + 1}"
