@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -87,7 +88,7 @@ _numbers = itertools.count()
 def connect(store: Store, name: str, rank: int, device: torch.device, timeout_s: float) -> StandIn:
     """``nccl_link.connect`` between two ends in this process; nothing comes from another one."""
     if rank == SENDER:
-        number = str(next(_numbers)).encode()
+        number = f"{os.getpid()} {next(_numbers)}".encode()
         wire = _wires[number] = SimpleQueue()
         store.set("wire", number)
         return StandIn(wire)

@@ -288,6 +288,20 @@ def test_a_communicator_that_does_not_end_is_said(
     assert caplog.messages == ["NCCL cannot end a connection: ncclInternalError"]
 
 
+@pytest.mark.parametrize("has_ended", [False, True])
+def test_memory_stays_while_nccl_may_use_it(
+    has_ended: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nccl_link, "_left", [])
+    link = nccl_link.NcclLink(Torch(monkeypatch), RECEIVER, nccl.GPU)
+    (slot,) = link.reserve(256, 1)
+    if has_ended:
+        link.give_up()
+    link.close()
+    kept = [tensor is slot for left in nccl_link._left for tensor in left._slots]
+    assert kept == ([] if has_ended else [True])
+
+
 @pytest.mark.parametrize(("rank", "call"), [(SENDER, "send"), (RECEIVER, "receive")])
 def test_torch_makes_a_communicator_and_leaves_the_rest_to_us(
     rank: int, call: str, monkeypatch: pytest.MonkeyPatch

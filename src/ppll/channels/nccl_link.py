@@ -2,8 +2,8 @@
 
 ::
 
-    sender's stream ──features──┐               ┌─ flush: waits for the copy
-    side stream     wait sent ▶ └▶ copy ▶ send ═══╗
+    sender's stream ──features──┐          ┌─ flush: waits for the copy
+    side stream                 └▶ copy ▶ send ═══╗
                                                   ║ NCCL
     receiver's side stream       wait freed ▶ receive ▶ filled: a thread waits
 
@@ -38,7 +38,6 @@ _CALL_S: Final = 1.0
 _END_S: Final = 5.0
 _WAY_OUT: Final = 'runtime.transport = "shared" takes the hosts\' memory and gloo instead.'
 
-
 _TORCHS_OWN: Final = (
     *("TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_RETHROW_CUDA_ERRORS"),
     *("TORCH_NCCL_DUMP_ON_TIMEOUT", "TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC"),
@@ -47,6 +46,10 @@ _TORCHS_OWN: Final = (
 """What torch does by itself when NCCL or CUDA fails, or seems to: it ends this process before that
 could say why, waits, gives a communicator up behind our back, or leaves a note in the agents' store
 that ends the next start."""
+
+
+_left: list[NcclLink] = []
+"""What NCCL may still use."""
 
 
 class NcclLink:
@@ -66,6 +69,7 @@ class NcclLink:
         self._is_given_up = False
         self._calling = threading.Lock()
         self._ending: threading.Thread | None = None
+        self._slots: list[Tensor] = []  # for as long as NCCL may use them
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def reserve(self, slot_bytes: int, num_slots: int) -> list[Tensor]:
@@ -75,7 +79,7 @@ class NcclLink:
             ChannelError: There is not so much.
         """
         try:
-            slots = [
+            self._slots = [
                 torch.empty(slot_bytes, dtype=torch.uint8, device=self.device)
                 for _ in range(num_slots)
             ]
@@ -86,7 +90,7 @@ class NcclLink:
                 "data.batch_size."
             ) from None
         torch.cuda.synchronize(self.device)
-        return slots
+        return self._slots
 
     def event(self) -> torch.cuda.Event:
         """An event that is over."""
@@ -152,9 +156,11 @@ class NcclLink:
                 self._calling.release()
 
     def close(self) -> None:
-        """Wait a while until that has ended, if anything was given up."""
+        """Wait a while until that has ended; what has not keeps its memory to the process's end."""
         if self._ending is not None:
             self._ending.join(_END_S)
+        if self._ending is None or self._ending.is_alive():
+            _left.append(self)
 
 
 def connect(store: Store, name: str, rank: int, device: torch.device, timeout_s: float) -> NcclLink:
