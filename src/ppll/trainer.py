@@ -39,6 +39,7 @@ from ppll.models import OWN_MODEL
 from ppll.models.libraries import is_of_library
 from ppll.models.network import Network
 from ppll.models.splitting import Model, plain_row
+from ppll.optimizer_trial import try_optimizer
 from ppll.placement import mesh_of
 from ppll.recipe_files import load_recipe
 from ppll.result import Result, merge_results, read_result
@@ -144,6 +145,7 @@ class Trainer:
                 check_messages(self.blueprint, prepared)
                 check_disk(self.blueprint, RunFolder(self._out.absolute()))
                 try_method(self.blueprint, prepared)
+                try_optimizer(self.blueprint)
             self._trained = self._read_weights()
 
     def check(self) -> int:
