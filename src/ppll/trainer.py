@@ -17,7 +17,7 @@ from ppll.checkpoints.checkpoint import step_folder
 from ppll.checkpoints.first_values import put_back, skeleton_of
 from ppll.checkpoints.recovery import Recovered, newest_whole
 from ppll.checkpoints.starting import Beginning, begin, find_beginning, next_start
-from ppll.checks import check_disk, check_messages, check_recipe
+from ppll.checks import check_disk, check_layout, check_messages, check_recipe
 from ppll.claim import locked
 from ppll.config import Recipe
 from ppll.data import Dataset, load_dataset, prepare
@@ -143,6 +143,7 @@ class Trainer:
             self.blueprint.stage_blocks(self.recipe.runtime.stages)
             if prepared is not None:
                 check_messages(self.blueprint, prepared)
+                check_layout(self.blueprint)
                 check_disk(self.blueprint, RunFolder(self._out.absolute()))
                 try_method(self.blueprint, prepared)
                 try_optimizer(self.blueprint)
