@@ -473,6 +473,7 @@ def costs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--bandwidth=0"], "bandwidth"),
         (["--latency=-1"], "latency"),
         (["--set=split.blocks=99", "--set=split.cuts=balanced"], "blocks"),
+        (["--memory-limit=nan"], "--memory-limit is nan: give a finite number, at least 0"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(
@@ -488,6 +489,7 @@ def test_a_plan_that_cannot_be_is_refused(
     [
         (["--systems=ppl"], "Did you mean 'ppll'"),
         (["--forward-ms=-1"], "forward"),
+        (["--payload-mib=inf"], "--payload-mib is inf: give a finite number, at least 0"),
         (["--microbatches=4,x"], "cannot read '4,x'"),
         (["--systems=gpipe", "--microbatches=0"], "micro-batch"),
         (["--costs=nothing.json"], "cannot read the costs nothing.json"),
