@@ -82,6 +82,33 @@ def test_features_of_another_kind_are_refused(name: str, feature_shape: tuple[in
         build(name, feature_shape)
 
 
+# What is read of token rows
+
+
+@pytest.mark.parametrize("num_tokens", [9, 10])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_row_counts_where_samples_are_no_images(name: str, num_tokens: int) -> None:
+    """Ten rows of a sequence are no nine patches behind a class token."""
+    site = BlockSite(0, 2, (num_tokens, 4), (num_tokens, 12), 10)
+    assert rows_that_count(auxiliaries.build(name, {}, site), num_tokens) == {*range(num_tokens)}
+
+
+def test_the_linear_head_reads_the_class_token_where_there_is_one() -> None:
+    assert rows_that_count(build("linear", (65, 12)), 65) == {0}
+    assert rows_that_count(build("linear", (64, 12)), 64) == {*range(64)}
+    assert rows_that_count(build("linear", (66, 12)), 66) == {0}, "beside a token of another kind"
+
+
+def rows_that_count(auxiliary: nn.Module, num_tokens: int) -> set[int]:
+    """Tokens that the logits depend on."""
+    for parameter in auxiliary.parameters():
+        nn.init.normal_(parameter)
+    tokens = torch.randn(4, num_tokens, 12, requires_grad=True)
+    torch.autograd.backward(auxiliary.eval()(tokens).square().sum())
+    assert tokens.grad is not None
+    return {*tokens.grad.abs().sum((0, 2)).nonzero().flatten().tolist()}
+
+
 # The pooled linear head
 
 

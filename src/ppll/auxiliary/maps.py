@@ -146,12 +146,14 @@ def token_grid(num_tokens: int, input_shape: tuple[int, ...]) -> tuple[int, int]
 
     Args:
         num_tokens: T.
-        input_shape: (C, H, W) of the image; of anything else, the grid is a square.
+        input_shape: One sample's shape at the network's input; (C, H, W) of an image.
 
     Returns:
-        None where the tokens fill no grid of the image's proportions.
+        None where there is no image, or the tokens fill no grid of its proportions.
     """
-    height, width = input_shape[1:] if len(input_shape) == 3 else (1, 1)
+    if len(input_shape) != 3:
+        return None
+    _, height, width = input_shape
     for num_patches in (num_tokens, num_tokens - 1):
         rows = math.isqrt(num_patches * height // width)
         columns = num_patches // max(1, rows)
