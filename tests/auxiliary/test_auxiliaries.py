@@ -109,6 +109,22 @@ def rows_that_count(auxiliary: nn.Module, num_tokens: int) -> set[int]:
     return {*tokens.grad.abs().sum((0, 2)).nonzero().flatten().tolist()}
 
 
+# Maps with their channels last
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"projector"}))
+def test_maps_with_their_channels_last_are_refused(name: str) -> None:
+    """Read as (C, H, W) they would be averaged over a side and the channels."""
+    with pytest.raises(ModelError, match=r"look like maps \(H, W, C\)"):
+        build(name, (4, 4, 16))
+
+
+@pytest.mark.parametrize("features", [(4, 4, 4), (4, 3, 5), (4, 4, 8), (1, 1, 1)])
+def test_maps_of_other_proportions_are_read_as_they_are(features: tuple[int, ...]) -> None:
+    image = (3, features[1] * 2, features[2] * 2)
+    auxiliaries.build("linear", {}, BlockSite(0, 2, image, features, 10))
+
+
 # The pooled linear head
 
 

@@ -9,7 +9,7 @@ from math import prod
 
 from torch import Tensor, nn
 
-from ppll.auxiliary.features import unreadable
+from ppll.auxiliary.features import is_channels_last, unreadable
 from ppll.auxiliary.maps import token_grid
 from ppll.site import BlockSite
 
@@ -79,7 +79,7 @@ def linear(site: BlockSite) -> nn.Module:
     """
     num_classes = site.num_classes
     match site.feature_shape:
-        case (channels, _, _):
+        case (channels, _, _) if not is_channels_last(site):
             return MapHead(channels, num_classes)
         case (_, width) if site.holds_tokens:
             return EveryTokenHead(width, num_classes)
@@ -89,7 +89,7 @@ def linear(site: BlockSite) -> nn.Module:
             return MeanTokenHead(width, num_classes)
         case (width,):
             return nn.Linear(width, num_classes)
-    raise unreadable("linear", site.feature_shape)
+    raise unreadable("linear", site)
 
 
 def _has_class_token(num_tokens: int, input_shape: tuple[int, ...]) -> bool:
