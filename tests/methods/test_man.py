@@ -61,6 +61,13 @@ def test_the_first_values_replace_whatever_stood_there() -> None:
     assert torch.equal(followed(layer), theta)
 
 
+def test_what_is_frozen_in_the_network_is_learned_beside_it() -> None:
+    """As with low-rank additions: frozen, the layer would stay at random values."""
+    layer = MomentumLayer(nn.Linear(3, 3).requires_grad_(False), nn.Linear(3, 2), 0.9, scales=False)
+    assert all(p.requires_grad for p in layer.learned.parameters())
+    assert not any(p.requires_grad for p in layer.following.parameters())
+
+
 def test_a_batch_in_parts_moves_the_average_once() -> None:
     """Whatever a batch travels as, its blocks are updated once, and the average is of updates."""
     recipe = small_recipe(method="man", accumulate=3)
