@@ -7,6 +7,7 @@ changes nothing but time.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -260,7 +261,19 @@ class Blueprint:
         with without_values(), blamed(self.recipe.method.name, self.method, where):
             auxiliary = self._auxiliary(site) if has_auxiliary else None
             context = self.method.build_context(site) if site.block_index else None
+        for added in filter(None, (auxiliary, context)):
+            self._check_own(added, site.block_index)
         return BlockModules(tuple(self.network.layers[i] for i in layers), auxiliary, context)
+
+    def _check_own(self, added: nn.Module, block_index: int) -> None:
+        """Refuse what holds a layer of the network: it would be given memory without values."""
+        names = {id(tensor): name for name, tensor in self.network.named_tensors().items()}
+        for tensor in itertools.chain(added.parameters(), added.buffers()):
+            if name := names.get(id(tensor)):
+                raise ModelError(
+                    f"what {self.recipe.method.name} adds to block {block_index} holds {name!r} of "
+                    f"the network itself, which a block learns: put a copy into it (copy.deepcopy)."
+                )
 
     def _auxiliary(self, site: BlockSite) -> nn.Module:
         index = site.block_index
