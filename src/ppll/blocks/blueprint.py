@@ -115,8 +115,8 @@ class Blueprint:
 
         Raises:
             ModelError: The network cannot be cut so, or does not fit the data.
-            RecipeError: The method is unknown, has no such option, or trains all blocks as one
-                that have replicas of their own.
+            RecipeError: The method is unknown, has no such option, trains all blocks as one that
+                have replicas of their own, or has exits behind cuts where there is none.
         """
         method = build_method(recipe)
         split = SplitConfig(blocks=1) if method.end_to_end else recipe.split
@@ -124,6 +124,11 @@ class Blueprint:
             raise RecipeError(
                 f"train.replicas = {list(recipe.train.replicas)} is one number a block, but method "
                 f"{recipe.method.name!r} trains the whole network as one: give one number."
+            )
+        if method.end_to_end and method.has_auxiliary and recipe.split.blocks == 1:
+            raise RecipeError(
+                f"method {recipe.method.name!r} has an auxiliary network behind every cut, but "
+                f"split.blocks = 1 makes none: set it to 2 or more, or leave method.exits out."
             )
         ranges = block_ranges(network, split)
         if shapes is None:
