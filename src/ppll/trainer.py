@@ -16,7 +16,7 @@ from ppll.callbacks import CallbackLike, check_callbacks, followed
 from ppll.checkpoints.checkpoint import step_folder
 from ppll.checkpoints.first_values import put_back, skeleton_of
 from ppll.checkpoints.recovery import Recovered, newest_whole
-from ppll.checkpoints.starting import Beginning, begin, find_beginning, next_start
+from ppll.checkpoints.starting import Beginning, begin, find_beginning, kept_data, next_start
 from ppll.checks import check_disk, check_layout, check_messages, check_recipe
 from ppll.claim import locked
 from ppll.config import Recipe
@@ -72,7 +72,7 @@ class Trainer:
         model: Your own network: an ``nn.Sequential``, modules each of which feeds the next, or any
             model that ``ppll.split`` can cut. It starts from the values it has, and holds the
             trained ones after ``fit``.
-        data: Your own data.
+        data: Your own data; a run that goes on has what it was given before.
         out: The run folder; ``runs/<recipe>-<time>`` without, with a number if that is taken.
         name: What the default run folder is called after; by default the recipe.
         resume: Go on from the newest whole checkpoint in ``out``, if there is one.
@@ -130,6 +130,8 @@ class Trainer:
                 # Another start of the same by torchrun follows a failure.
                 self._generation = self._hosts.count_starts(self._out) if self._is_first else 0
                 resume = resume or self._generation > 0
+            if resume and self._own_data is None:
+                self._own_data = kept_data(RunFolder(self._out.absolute()), self._allowed)
             self._resumes = self._is_first and self._finds_run(resume)
             # What is quick to find out comes first: reading a data set may take a minute.
             check_recipe(self.recipe, own_model=model is not None)
