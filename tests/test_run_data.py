@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,19 @@ def test_images_that_have_changed_are_refused(pets: Path, tmp_path: Path) -> Non
 def test_images_may_move(pets: Path, tmp_path: Path) -> None:
     of_pets(pets, tmp_path / "run").fit()
     assert of_pets(pets.rename(tmp_path / "moved"), tmp_path / "run", epochs=3).fit().step == 6
+
+
+def test_a_run_is_evaluated_as_it_was_normalised_in_training(pets: Path, tmp_path: Path) -> None:
+    trained = of_pets(pets, tmp_path / "run").fit()
+    brighten(pets / "train")
+    assert ppll.evaluate(tmp_path / "run").exit_accuracy == trained.exit_accuracy
+    assert ppll.evaluate_exits(tmp_path / "run").exit_accuracy == trained.exit_accuracy
+
+
+def test_a_run_is_evaluated_on_no_other_classes(pets: Path, tmp_path: Path) -> None:
+    of_pets(pets, tmp_path / "run").fit()
+    for part in ("train", "test"):
+        shutil.copytree(pets / part / "a", pets / part / "c")
+    for evaluate in (ppll.evaluate, ppll.evaluate_exits):
+        with pytest.raises(DataError, match=r"in 2 classes, but its data has .* in 3 now"):
+            evaluate(tmp_path / "run")
