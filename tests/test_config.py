@@ -310,7 +310,7 @@ recipes = st.fixed_dictionaries(
     {
         "data": st.fixed_dictionaries(
             {"validation": st.integers(1, 99) | st.floats(0, 0.9), "name": texts},
-            optional={"train_limit": st.integers(1, 10**12)},
+            optional={"train_limit": st.integers(1, 10**12), "test_limit": st.integers(1, 9)},
         ),
         "model": st.dictionaries(names, options, max_size=3),
         "split": st.just({"blocks": 3, "cuts": [2, 5]}) | st.just({"blocks": 3}),

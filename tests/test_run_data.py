@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -130,3 +131,14 @@ def test_a_run_is_evaluated_on_no_other_classes(pets: Path, tmp_path: Path) -> N
     for evaluate in (ppll.evaluate, ppll.evaluate_exits):
         with pytest.raises(DataError, match=r"in 2 classes, but its data has .* in 3 now"):
             evaluate(tmp_path / "run")
+
+
+def test_a_limit_of_the_test_part_holds_wherever_a_run_is_tested(tmp_path: Path) -> None:
+    tree = {**RECIPE, "data": {"batch_size": 16, "test_limit": 5}, "train": {"epochs": 1}}
+    result = ppll.Trainer(tree, data=arrays(), out=tmp_path / "run").fit()
+    rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert {row["samples"] for row in rows if row["kind"] == "test"} == {5}
+    assert ppll.evaluate(tmp_path / "run").exit_accuracy == result.exit_accuracy
+    exits = ppll.evaluate_exits(tmp_path / "run")
+    assert (exits.num_samples, exits.exit_accuracy) == (5, result.exit_accuracy)
+    assert "test_limit = 5" in (tmp_path / "run" / "config.toml").read_text()

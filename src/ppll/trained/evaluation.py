@@ -108,7 +108,7 @@ def evaluate_exits(
             torch.set_num_threads(recipe.train.threads_per_stage)
             facts = folder.read_facts()
             network = network_of(found, recipe, facts, model)
-            test = _load_data(folder, recipe, facts).test
+            test = prepare(_load_data(folder, recipe, facts), recipe.data).dataset.test
             return measure_exits(
                 network,
                 test.inputs,
