@@ -1,10 +1,11 @@
 """Shelf of data sets, and the batches that are made of them.
 
-A builder takes the folder of local files, or none, and its options by keyword.
+A builder takes its options by keyword and, if it reads files, their folder or none as ``root``.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ __all__ = [
     "load_batches",
     "load_dataset",
     "prepare",
+    "reads_files",
 ]
 
 datasets: Registry[Dataset] = Registry("data set", "data")
@@ -52,7 +54,17 @@ def load_dataset(config: DataConfig) -> Dataset:
         RecipeError: The name or an option is unknown.
         DataError: Data is missing or damaged.
     """
-    return datasets.build(config.name, config.options, config.root)
+    files = [config.root] if reads_files(config.name) else []
+    return datasets.build(config.name, config.options, *files)
+
+
+def reads_files(name: str) -> bool:
+    """Whether a data set is read from files that a recipe may name by ``data.root``.
+
+    Raises:
+        RecipeError: The name is unknown.
+    """
+    return "root" in inspect.signature(datasets[name].build).parameters
 
 
 def load_batches(
