@@ -333,3 +333,15 @@ def test_toml_reads_back_to_an_equal_recipe(tree: dict[str, Any]) -> None:
     recipe = Recipe.from_dict(tree)
     assert read_back(recipe) == recipe
     assert Recipe.from_dict(recipe.model_dump(mode="json")) == recipe
+
+
+def test_a_home_folder_is_found_in_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    recipe = Recipe.from_dict({"data": {"root": "~/images"}, "model": {"weights": "~/a/run"}})
+    paths = recipe.with_absolute_paths()
+    assert (paths.data.root, paths.model.weights) == (
+        Path("/home/me/images"),
+        Path("/home/me/a/run"),
+    )
+    with pytest.raises(RecipeError, match=r"data\.root: ~ in a path .* '~nobody-here/images'"):
+        Recipe.from_dict({"data": {"root": "~nobody-here/images"}})

@@ -23,7 +23,13 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 def _usable(path: Path) -> Path:
     if "\0" in str(path):
         raise ValueError(f"no path holds a zero byte, found {str(path)!r}")
-    return path
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(
+            f"~ in a path stands for a home folder, but that of {str(path)!r} is not known: name "
+            f"the folder in full"
+        ) from None
 
 
 UsablePath = Annotated[Path, pydantic.AfterValidator(_usable)]
@@ -33,7 +39,7 @@ Factor = Annotated[float, Field(ge=0, le=1)]
 
 def _takes_bool(annotation: Any) -> bool:
     allowed = (annotation, *get_args(annotation))
-    return any(choice is bool or isinstance(choice, bool) for choice in allowed)
+    return any(choice in (bool, Any) or isinstance(choice, bool) for choice in allowed)
 
 
 class Section(pydantic.BaseModel):

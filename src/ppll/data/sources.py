@@ -65,7 +65,7 @@ def _arrays(published: PublishedSet, root: Path | None) -> Arrays:
 def _folders(name: str, root: Path | None) -> list[Path]:
     """Where local files may lie, the likeliest first."""
     if root is not None:
-        return [root.expanduser(), root.expanduser() / name]
+        return [root, root / name]
     if shared := os.environ.get("PPLL_DATA"):
         return [Path(shared) / name, Path(shared)]
     return []

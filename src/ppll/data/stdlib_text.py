@@ -58,7 +58,7 @@ def stdlib_text(
     for name, value in (("length", length), ("num_test", num_test)):
         if value < 1:
             raise DataError(f"data.{name} must be at least 1, found {value}.")
-    folder = Path(sysconfig.get_path("stdlib")) if root is None else root.expanduser()
+    folder = Path(sysconfig.get_path("stdlib")) if root is None else root
     files = _files(folder, only, (*_LEFT_OUT, *without))
     texts = {str(f.relative_to(folder).as_posix()): _bytes(f) for f in files}
     _check_fingerprint(texts, fingerprint)
