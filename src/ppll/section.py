@@ -10,7 +10,16 @@ from pydantic import Field
 
 from ppll.recipe_text import shown
 
-__all__ = ["Count", "Factor", "NamedSection", "NonNegative", "Number", "Positive", "Section"]
+__all__ = [
+    "Checked",
+    "Count",
+    "Factor",
+    "NamedSection",
+    "NonNegative",
+    "Number",
+    "Positive",
+    "Section",
+]
 __all__ += ["Share", "UsablePath"]
 
 Count = Annotated[int, Field(ge=1, lt=2**63)]
@@ -42,12 +51,8 @@ def _takes_bool(annotation: Any) -> bool:
     return any(choice in (bool, Any) or isinstance(choice, bool) for choice in allowed)
 
 
-class Section(pydantic.BaseModel):
-    """A frozen part of a recipe; unknown keys are refused."""
-
-    model_config = pydantic.ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
-    )
+class Checked(pydantic.BaseModel):
+    """Fields of which none takes true or false for a number."""
 
     @pydantic.field_validator("*", mode="before")
     @classmethod
@@ -59,6 +64,14 @@ class Section(pydantic.BaseModel):
             if not _takes_bool(cls.model_fields[info.field_name].annotation):
                 raise ValueError(f"must not be true or false, found {shown(value)}")
         return value
+
+
+class Section(Checked):
+    """A frozen part of a recipe; unknown keys are refused."""
+
+    model_config = pydantic.ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
+    )
 
 
 class NamedSection(Section):
