@@ -119,7 +119,7 @@ def _check_fingerprint(texts: dict[str, npt.NDArray[np.uint8]], wanted: str) -> 
     lines = [
         f"{hashlib.sha256(text.tobytes()).hexdigest()} {name}\n" for name, text in texts.items()
     ]
-    found = hashlib.sha256("".join(lines).encode()).hexdigest()
+    found = hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
     if not found.startswith(wanted.lower()):
         raise DataError(
             f"data.fingerprint = {wanted!r}, but the text here has {found[:16]!r}: it is that of "
