@@ -85,12 +85,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no checkpoint": ({"checkpoint": {"keep": 0}}, r'^checkpoint\.keep: .* or "best", found 0\.'),
     "keep": ({"checkpoint": {"keep": "last"}}, r"checkpoint\.keep: .* found 'last'"),
+    "part of a checkpoint": ({"checkpoint": {"keep": 2.5}}, r"^checkpoint\.keep: .*2\.5"),
+    "no share": ({"data": {"validation": "0.1.2"}}, r"^data\.validation: .*'0\.1\.2'"),
     "best of nothing": ({"checkpoint": {"keep": "best"}}, r"data\.validation is 0: keep some"),
     "randaugment": ({"data": {"randaugment": 11}}, r"^data\.randaugment: .*\(found 11\)"),
     "cutout": ({"data": {"cutout": -1}}, r"^data\.cutout: .*\(found -1\)"),
     "mixup": ({"data": {"mixup": float("inf")}}, r"^data\.mixup: inf is not a finite number"),
     "ema": ({"train": {"ema": 1.0}}, r"^train\.ema: .*less than 1 \(found 1\.0\)"),
-    "nesterov": ({"optimizer": {"momentum": 0}}, r"nesterov needs optimizer\.momentum above 0"),
+    "nesterov": (
+        {"optimizer": {"momentum": 0}},
+        r"needs optimizer\.momentum above 0: raise it, or",
+    ),
 }
 
 
