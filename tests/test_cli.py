@@ -307,6 +307,13 @@ def test_resume_needs_to_know_where(monkeypatch, capsys) -> None:
     assert "--resume needs --out" in err
 
 
+def test_a_change_is_allowed_only_of_a_run_that_goes_on(monkeypatch, capsys) -> None:
+    change = "--allow-change=train.seed"
+    code, _, err = run_here(monkeypatch, capsys, "train", "digits-resnet", *TINY, change)
+    assert code == 2
+    assert "--allow-change train.seed needs --resume" in err
+
+
 def test_a_run_goes_on_and_is_exported(
     tmp_path: Path, environment: dict[str, str], monkeypatch, capsys
 ) -> None:

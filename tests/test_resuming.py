@@ -200,6 +200,13 @@ def test_to_resume_needs_to_know_where() -> None:
         ppll.Trainer(recipe(), resume=True)
 
 
+def test_a_change_is_allowed_only_of_a_run_that_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"allow_change=\['train'\] needs resume=True"):
+        ppll.Trainer(recipe(), out=tmp_path / "run", allow_change=["train"])
+    with pytest.raises(UsageError, match="allow_change is 'train': give a list"):
+        ppll.Trainer(recipe(), out=tmp_path / "run", resume=True, allow_change="train")
+
+
 def test_a_failure_says_how_to_go_on(tmp_path: Path) -> None:
     with injected(Fault(0, 4)), pytest.raises(WorkerError) as failed:
         fit(tmp_path / "run")
