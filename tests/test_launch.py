@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import ppll
 from ppll import fork_server
 from ppll.config import Recipe
 from ppll.data import Dataset
-from ppll.errors import WorkerError
+from ppll.errors import Interrupted, WorkerError
 from ppll.status import Status
 from ppll.testing import FAULT_VARIABLE, Fault
 from tests.interleaving import NETWORKS, OPTIMIZERS
@@ -226,3 +227,23 @@ def test_a_script_without_a_guard_is_told_what_is_missing(tmp_path: Path) -> Non
     assert done.stderr.count("Traceback") == 1  # of the script itself, not of each process
     assert "already holds" not in done.stderr
     assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_is_the_launcher_s_and_the_run_saves_itself(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    """As a terminal, ``timeout``, systemd and Slurm send it."""
+
+    def signal_all(statuses: Sequence[Status]) -> None:
+        if not signalled and statuses[-1].step > 1:
+            signalled.extend([*descendants(os.getpid()), os.getpid()])
+            for pid in signalled:
+                os.kill(pid, number)
+
+    signalled: list[int] = []
+    servers = descendants(os.getpid())
+    long = recipe(stages=2).with_settings(["train.epochs=1000"])
+    with pytest.raises(Interrupted, match="interrupted at step"):
+        ppll.Trainer(long, out=tmp_path / "run", watch=signal_all).fit()
+    assert servers <= descendants(os.getpid())
