@@ -94,7 +94,7 @@ def recipe(**runtime: Any) -> Recipe:
                 "validation": 7,
                 "crop": 1,
             },
-            "model": {"name": "resnet", "depth": 14, "width": 4},
+            "model": {"name": "resnet", "depth": 14, "width": 8},
             "optimizer": {"lr": 0.05},
             "train": {"epochs": 3, "seed": 5},
             # Long enough for a busy machine; who wants a stall asks for less.

@@ -28,7 +28,7 @@ from ppll.worker import Worker
 
 NUM_CLASSES = 3
 NETWORKS: dict[str, dict[str, Any]] = {
-    "resnet": {"name": "resnet", "depth": 14, "width": 4},
+    "resnet": {"name": "resnet", "depth": 14, "width": 8},
     "vit": {"name": "vit", "patch_size": 4, "width": 16, "depth": 4, "heads": 2, "dropout": 0.2},
 }
 TEXT_NETWORKS: dict[str, dict[str, Any]] = {

@@ -34,6 +34,7 @@ PROCESSES = (
 )
 TORCHLESS = (
     *("config", "section", "sections", "recipe_files", "recipe_text", "recipe_problems"),
+    "own_class",
     "update_sections",
     *("registry", "cuts"),
     *("errors", "randomness", "durable", "json_lines", "data_facts", "claim", "interrupts"),

@@ -10,7 +10,7 @@ from torch import nn
 
 import ppll
 from ppll.baselines.training import RecipeWork
-from ppll.errors import RecipeError
+from ppll.errors import ModelError, RecipeError
 from ppll.memory_layout import channels_last, in_plain_order, lay_out, like
 from ppll.message import Kind, Message
 from ppll.methods import methods
@@ -140,6 +140,14 @@ def test_processes_and_one_process_end_alike(tmp_path: Path) -> None:
 def test_it_belongs_to_what_costs_are_measured_for() -> None:
     plain, last = recipe(), recipe().with_settings(["train.channels_last=true"])
     assert measured_for(plain) != measured_for(last)
+
+
+def test_convolutions_that_processors_learn_wrongly_are_refused() -> None:
+    narrow = recipe().with_settings(["train.channels_last=true", "model.width=4"])
+    with pytest.raises(ModelError, match=r"shortcut.*block 1 .*stride \(2, 2\) and 4 input"):
+        ppll.Trainer(narrow)
+    ppll.Trainer(narrow.with_settings(["train.channels_last=false"]))
+    ppll.Trainer(narrow.with_settings(["model.width=8"]))
 
 
 def test_rivals_refuse_it() -> None:

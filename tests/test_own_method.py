@@ -11,7 +11,8 @@ import ppll
 from ppll.blocks.blueprint import build_method
 from ppll.cli.app import main
 from ppll.errors import RecipeError, UsageError
-from ppll.own_method import build_own_method, is_own_method
+from ppll.own_class import is_own_class
+from ppll.own_method import build_own_method
 from tests.interleaving import small_recipe
 
 MODULE = """
@@ -74,8 +75,8 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_only_a_name_with_a_colon_is_imported() -> None:
-    assert is_own_method("own_package.methods:Mine")
-    assert not is_own_method("dgl")
+    assert is_own_class("own_package.methods:Mine")
+    assert not is_own_class("dgl")
 
 
 def test_options_are_checked_and_converted() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
+from typing import Final
 
 from torch import nn
 
@@ -11,8 +12,8 @@ from ppll.blocks.blueprint import Blueprint, build_method
 from ppll.blocks.compiling import missing_compiler
 from ppll.config import Recipe
 from ppll.data import PreparedData, datasets
-from ppll.devices import check_devices
-from ppll.errors import RecipeError, RunFolderError
+from ppll.devices import check_devices, device_of
+from ppll.errors import ModelError, RecipeError, RunFolderError
 from ppll.models import models
 from ppll.models.libraries import check_of_library, is_of_library
 from ppll.run_folder import RunFolder
@@ -22,6 +23,7 @@ __all__ = [
     "check_compiler",
     "check_concurrency",
     "check_disk",
+    "check_layout",
     "check_messages",
     "check_names",
     "check_recipe",
@@ -29,6 +31,9 @@ __all__ = [
     "checkpoint_bytes",
     "has_batch_norm",
 ]
+
+_FEWEST_CHANNELS: Final = 8
+"""As many as oneDNN takes at once with AVX2."""
 
 
 def check_recipe(recipe: Recipe, *, own_model: bool) -> None:
@@ -121,6 +126,42 @@ def check_messages(blueprint: Blueprint, data: PreparedData) -> None:
     roots = (root for outline in outlines for _, root in outline.named())
     num_train = len(data.train_samples)
     check_smallest_message(blueprint.recipe, num_train, lambda: has_batch_norm(roots))
+
+
+def check_layout(blueprint: Blueprint) -> None:
+    """Refuse convolutions that processors cannot learn with their channels last.
+
+    oneDNN's gradient of a weight of 1x1 that skips pixels writes past its memory where there are
+    few input channels: wrong values, a crash or a hang (its issue 6035).
+
+    Raises:
+        ModelError: The recipe asks for that order on a processor, and there is one.
+    """
+    recipe = blueprint.recipe
+    ranks = range(recipe.runtime.stages)
+    on_processors = any(device_of(recipe.runtime, rank).type == "cpu" for rank in ranks)
+    if not (recipe.train.channels_last and on_processors):
+        return
+    for index in range(blueprint.num_blocks):
+        for prefix, root in blueprint.outline(index).named():
+            for name, module in root.named_modules():
+                if isinstance(module, nn.Conv2d) and _is_too_narrow(module):
+                    raise ModelError(
+                        f"train.channels_last: {prefix}.{name} in block {index} is a convolution "
+                        f"of 1x1 with stride {module.stride} and {_num_read(module)} input "
+                        f"channels. Processors learn it wrongly below {_FEWEST_CHANNELS} with "
+                        f"their channels last (oneDNN issue 6035): set train.channels_last = "
+                        f"false, or give it more channels."
+                    )
+
+
+def _is_too_narrow(convolution: nn.Conv2d) -> bool:
+    skips = convolution.kernel_size == (1, 1) and convolution.stride != (1, 1)
+    return skips and _num_read(convolution) < _FEWEST_CHANNELS
+
+
+def _num_read(convolution: nn.Conv2d) -> int:
+    return convolution.in_channels // convolution.groups
 
 
 def has_batch_norm(roots: Iterable[nn.Module]) -> bool:

@@ -142,6 +142,7 @@ class Recipe(Section):
                 train.activation_checkpointing
             ),
             "optimizer.fused = false": self.optimizer.fused is False,
+            "an optimizer that is named by its module": self.optimizer.is_own,
         }
         for hindrance, is_there in hindrances.items():
             if train.cuda_graphs and is_there:
@@ -158,6 +159,9 @@ class Recipe(Section):
             "train.channels_last": train.channels_last,
             "optimizer.fused, whose bits depend on where a tensor is cut": bool(
                 self.optimizer.fused
+            ),
+            "an optimizer that is named by its module, which may look at whole tensors": (
+                self.optimizer.is_own
             ),
             'train.accumulate above 1 and train.on_nonfinite = "skip"': (
                 train.accumulate > 1 and train.on_nonfinite == "skip"

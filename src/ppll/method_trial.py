@@ -14,7 +14,8 @@ from ppll.data import Loader, PreparedData
 from ppll.devices import device_of
 from ppll.message import MIX, OTHER_TARGETS, Kind, Message
 from ppll.numerics import own_generator
-from ppll.own_method import blamed, is_own_method
+from ppll.own_class import is_own_class
+from ppll.own_method import blamed
 
 __all__ = ["try_method"]
 
@@ -38,7 +39,7 @@ def try_method(blueprint: Blueprint, data: PreparedData) -> None:
         ModelError: What it returns is of no use.
     """
     recipe = blueprint.recipe
-    if not is_own_method(recipe.method.name) or device_of(recipe.runtime, 0).type != "cpu":
+    if not is_own_class(recipe.method.name) or device_of(recipe.runtime, 0).type != "cpu":
         return
     blueprint = dataclasses.replace(blueprint, recipe=recipe.with_settings(_SETTINGS))
     train, evaluate = _messages(blueprint, data)

@@ -32,7 +32,7 @@ _FACTS = pydantic.TypeAdapter(DataFacts)
 _STUDY = "study.json"
 """In the folder of a study, whose runs lie below."""
 _MOST_LISTED = 3
-_COUNTS = ("processor", "cpu_capability", "gpus", "method_sha256")
+_COUNTS = ("processor", "cpu_capability", "gpus", "method_sha256", "optimizer_sha256")
 """Of the environment, what the bits depend on besides torch."""
 
 
@@ -64,9 +64,10 @@ class RunFolder:
             What was otherwise when it was written last, as far as bits depend on it.
         """
         environment = describe_environment()
-        module, is_own, _ = recipe.method.name.partition(":")
-        if is_own:
-            environment["method_sha256"] = code_digest(module)
+        for what, name in (("method", recipe.method.name), ("optimizer", recipe.optimizer.name)):
+            module, is_own, _ = name.partition(":")
+            if is_own:
+                environment[f"{what}_sha256"] = code_digest(module)
         differences = _differences(self.read_environment(), environment)
         write_whole(self.config, recipe.to_toml().encode())
         _write_json(self.environment, environment)

@@ -17,7 +17,7 @@ from ppll.checkpoints.checkpoint import step_folder
 from ppll.checkpoints.first_values import put_back, skeleton_of
 from ppll.checkpoints.recovery import Recovered, newest_whole
 from ppll.checkpoints.starting import Beginning, begin, find_beginning, next_start
-from ppll.checks import check_disk, check_messages, check_recipe
+from ppll.checks import check_disk, check_layout, check_messages, check_recipe
 from ppll.claim import locked
 from ppll.config import Recipe
 from ppll.data import Dataset, load_dataset, prepare
@@ -39,6 +39,7 @@ from ppll.models import OWN_MODEL
 from ppll.models.libraries import is_of_library
 from ppll.models.network import Network
 from ppll.models.splitting import Model, plain_row
+from ppll.optimizer_trial import try_optimizer
 from ppll.placement import mesh_of
 from ppll.recipe_files import load_recipe
 from ppll.result import Result, merge_results, read_result
@@ -143,8 +144,10 @@ class Trainer:
             self.blueprint.stage_blocks(self.recipe.runtime.stages)
             if prepared is not None:
                 check_messages(self.blueprint, prepared)
+                check_layout(self.blueprint)
                 check_disk(self.blueprint, RunFolder(self._out.absolute()))
                 try_method(self.blueprint, prepared)
+                try_optimizer(self.blueprint)
             self._trained = self._read_weights()
 
     def check(self) -> int:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Final, Literal, Self
 
 import pydantic
 from pydantic import Field
 
+from ppll.errors import unknown_name
+from ppll.own_class import is_own_class
 from ppll.section import Factor, NonNegative, Positive, Section, Share
 
-__all__ = ["BlockOverride", "OptimizerConfig", "ScheduleConfig", "ScheduleOverride"]
+__all__ = ["SHELF_OPTIMIZERS", "BlockOverride", "OptimizerConfig"]
+__all__ += ["ScheduleConfig", "ScheduleOverride"]
 
+SHELF_OPTIMIZERS: Final = ("sgd", "adam", "adamw")
 Curve = Literal["cosine", "constant", "multistep"]
 
 
@@ -26,8 +30,9 @@ class BlockOverride(Section):
 class OptimizerConfig(Section):
     """How a block's parameters are updated; every block has an optimizer of its own."""
 
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
-    """Torch's SGD, Adam or AdamW."""
+    name: str = "sgd"
+    """``"sgd"``, ``"adam"`` or ``"adamw"`` of torch; or any class, such as
+    ``"torch.optim:RAdam"`` or one of your own, as ``"module:Class"``."""
     lr: Positive = 0.1
     """Highest learning rate."""
     momentum: Share = 0.9
@@ -37,15 +42,41 @@ class OptimizerConfig(Section):
     betas: tuple[Share, Share] = (0.9, 0.999)
     """Adam and AdamW only."""
     weight_decay: NonNegative = 5e-4
-    """SGD and Adam add it to the gradient, AdamW takes it from the parameters."""
+    """SGD and Adam add it to the gradient, AdamW takes it from the parameters; other classes get
+    it, and need 0 where they take none."""
+    options: dict[str, Any] = Field(default={})
+    """What else ``__init__`` of a ``"module:Class"`` takes, such as ``options.betas``."""
     decay_all: bool | None = None
-    """Decay norms, biases and embeddings too; by default SGD and Adam do, AdamW does not."""
+    """Decay norms, biases and embeddings too; by default all but AdamW do."""
     fused: bool | None = None
     """One kernel for the whole update of a block; by default torch chooses. The bits differ."""
     clip_norm: Positive | None = None
     """Largest norm of a block's gradient; longer ones are scaled down."""
     blocks: dict[int, BlockOverride] = Field(default={})
     """Overrides by block index, such as ``blocks.0.lr = 0.05``."""
+
+    @pydantic.field_validator("name")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name not in SHELF_OPTIMIZERS and not is_own_class(name):
+            raise ValueError(
+                unknown_name("optimizer", name, [*SHELF_OPTIMIZERS, "module:Class"]).rstrip(".")
+            )
+        return name
+
+    @pydantic.model_validator(mode="after")
+    def _keys_belong_together(self) -> Self:
+        if self.options and not self.is_own:
+            raise ValueError(
+                f'optimizer.options are for a "module:Class", found optimizer.name = '
+                f"{self.name!r}: its options have keys of their own"
+            )
+        if self.fused is not None and self.is_own:
+            raise ValueError(
+                f"optimizer.fused is of {', '.join(SHELF_OPTIMIZERS)}, found optimizer.name = "
+                f"{self.name!r}: leave it out"
+            )
+        return self
 
     @pydantic.model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:
@@ -54,8 +85,14 @@ class OptimizerConfig(Section):
         return self
 
     @property
+    def is_own(self) -> bool:
+        """Whether it is a class that is named by its module."""
+        return is_own_class(self.name)
+
+    @property
     def num_states(self) -> int:
-        """Tensors that it keeps for every parameter, of the parameter's size."""
+        """Tensors that it keeps for every parameter, of the parameter's size; 2 of a class that is
+        named by its module, of which that is not known."""
         return int(self.momentum > 0) if self.name == "sgd" else 2
 
 

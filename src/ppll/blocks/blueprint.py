@@ -29,7 +29,8 @@ from ppll.models.empty import with_memory, without_values
 from ppll.models.network import Layer, Network
 from ppll.models.trial import tried
 from ppll.numerics import autocast_dtype
-from ppll.own_method import blamed, build_own_method, is_own_method
+from ppll.own_class import is_own_class
+from ppll.own_method import blamed, build_own_method
 from ppll.placement import place, place_alike
 from ppll.sections import SplitConfig, TrainConfig
 
@@ -62,7 +63,7 @@ def build_method(recipe: Recipe) -> Method:
         if getattr(recipe.method, key) is not None:
             options[key] = getattr(recipe.method, key)
     name = recipe.method.name
-    return build_own_method(name, options) if is_own_method(name) else methods.build(name, options)
+    return build_own_method(name, options) if is_own_class(name) else methods.build(name, options)
 
 
 @dataclass(frozen=True)

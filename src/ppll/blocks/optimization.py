@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
 
+from ppll.blocks.own_optimizer import build_own_optimizer
 from ppll.memory_layout import like
 from ppll.update_sections import OptimizerConfig, ScheduleConfig
 
@@ -68,6 +70,10 @@ def build_optimizer(
     same way; ``optimizer.decay_all`` chooses otherwise. Where one
     kernel updates a block on a GPU, it reads the learning rate from there, so that the update can
     be recorded.
+
+    Raises:
+        RecipeError: A class that is named by its module cannot be imported, or does not take what
+            the recipe gives it.
     """
     override = config.blocks.get(block_index)
     lr = override.lr if override and override.lr else config.lr
@@ -76,6 +82,8 @@ def build_optimizer(
         decay = override.weight_decay
     decay_all = config.name != "adamw" if config.decay_all is None else config.decay_all
     groups = _parameter_groups(modules, decay, decay_all)
+    if config.is_own:
+        return build_own_optimizer(config, groups, lr)
     on_gpu = bool(config.fused) and device is not None and device.type == "cuda"
     rate = torch.tensor(lr, device=device) if on_gpu else lr
     if config.name == "sgd":
@@ -87,7 +95,7 @@ def build_optimizer(
 
 def _parameter_groups(
     modules: Iterable[nn.Module], decay: float, decay_all: bool
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     decayed: list[nn.Parameter] = []
     undecayed: list[nn.Parameter] = []
     for module, name, parameter in _own_parameters(modules):

@@ -1,0 +1,169 @@
+"""A class of the user's own, which a recipe names by its module: ``"module:Class"``.
+
+The module is looked for where Python looks for others, and imported by every process that needs it:
+to name it is to ask that it be run. Nothing is added to what Python searches.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import pkgutil
+import sys
+import traceback
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Final
+
+from ppll.errors import PpllError, RecipeError, unknown_name
+
+__all__ = ["OwnKind", "blamed_on", "is_own_class", "shown_error"]
+
+_SEPARATOR: Final = ":"
+
+
+def is_own_class(name: str) -> bool:
+    """Whether a name is that of a class in a module, not one of a shelf; those have no dot."""
+    return _SEPARATOR in name or "." in name
+
+
+@dataclass(frozen=True)
+class OwnKind:
+    """What a class of the user's own is to be.
+
+    Attributes:
+        what: Its kind in words, also the section of a recipe that names it.
+        base: What it must derive from.
+        base_name: That, in words.
+        shelf: Names of its kind that a recipe may give without a module.
+        hint: What to say of one of these that somebody takes for a module.
+    """
+
+    what: str
+    base: type
+    base_name: str
+    shelf: Collection[str]
+    hint: str
+
+    @property
+    def key(self) -> str:
+        """The recipe's key."""
+        return f"{self.what}.name"
+
+    def imported(self, name: str) -> type:
+        """Import the class that is called ``"module:Class"``.
+
+        Raises:
+            RecipeError: It cannot be imported, or is not of this kind.
+        """
+        module_name, _, class_name = name.partition(_SEPARATOR)
+        is_file = module_name.endswith(".py")
+        if is_file or not all(p.isidentifier() for p in [*module_name.split("."), class_name]):
+            nearest = ":".join(name.rsplit(".", 1)) if _SEPARATOR not in name else ""
+            if is_file:
+                nearest = f"{Path(module_name).stem}:{class_name}"
+            example = nearest or f"my_package.my_module:My{self.what.capitalize()}"
+            raise RecipeError(
+                f"{self.key} = {name!r} is neither {self._one} of the shelf nor a class of a "
+                f'module: write "module:Class", such as "{example}".'
+            )
+        module = self._module(name, module_name)
+        found = getattr(module, class_name, None)
+        if not inspect.isclass(found) or not issubclass(found, self.base):
+            raise RecipeError(self._not_of_kind(module, module_name, class_name))
+        if found is self.base or inspect.isabstract(found):
+            raise RecipeError(self._not_of_kind(module, module_name, class_name))
+        return found
+
+    @property
+    def _one(self) -> str:
+        return f"{'an' if self.what[0] in 'aeiou' else 'a'} {self.what}"
+
+    def _module(self, name: str, module_name: str) -> object:
+        if module_name == "__main__":
+            raise RecipeError(
+                f"{self.key} = {name!r}: another process has another __main__. Put the class into "
+                f"a module of its own and name that."
+            )
+        try:
+            return import_module(module_name)
+        except (Exception, SystemExit) as error:
+            raise RecipeError(
+                f"cannot import {module_name!r} for {self.key} = {name!r}: {shown_error(error)}. "
+                f"{self._how_to_import(module_name, error)}"
+            ) from error
+
+    def _how_to_import(self, module_name: str, error: BaseException) -> str:
+        """What to do about a module that cannot be imported."""
+        what = f"python -c 'import {module_name}' must work."
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if not missing or not f"{module_name}.".startswith(f"{missing}."):
+            return f"Mend that: {what}"
+        if module_name in self.shelf:
+            return f"{module_name} is {self._one} of the shelf: {self.hint.format(module_name)}."
+        if Path(f"{missing}.py").is_file() or Path(missing).is_dir():
+            return (
+                f"It lies in this folder, where Python does not look: put PYTHONPATH=. before the "
+                f"command; {what}"
+            )
+        parent, _, last = missing.rpartition(".")
+        where = getattr(sys.modules[parent], "__path__", []) if parent else None
+        found = pkgutil.iter_modules(where)
+        near = difflib.get_close_matches(last, {module.name for module in found}, n=1)
+        hint = f"Did you mean {'.'.join([*filter(None, [parent]), near[0]])!r}? " if near else ""
+        return f"{hint}Install its package or put its folder on PYTHONPATH; {what}"
+
+    def _not_of_kind(self, module: object, module_name: str, class_name: str) -> str:
+        """Why what was found is no class to build from, and which ones the module has."""
+        classes = inspect.getmembers(module, inspect.isclass)
+        found = [n for n, cls in classes if issubclass(cls, self.base) and cls is not self.base]
+        if class_name not in vars(module):
+            what = f"class of module {module_name!r}"
+            return unknown_name(what, class_name, found or ["(none)"])
+        abstract = sorted(getattr(getattr(module, class_name), "__abstractmethods__", ()))
+        lacks = f" with {', '.join(abstract)}()" if class_name in found and abstract else ""
+        return (
+            f"{module_name}:{class_name} is no {self.what}: it must be a subclass of "
+            f"{self.base_name}{lacks}."
+        )
+
+
+@contextmanager
+def blamed_on(key: str, name: str, blamed: type, where: str) -> Iterator[None]:
+    """Name what a class raises that is the user's own, and the line of its module.
+
+    Args:
+        key: The recipe's key.
+        name: What the recipe calls the class.
+        blamed: The class that is at work.
+        where: What it is doing.
+
+    Raises:
+        RecipeError: It raised something that is no error of ours.
+    """
+    try:
+        yield
+    except PpllError:
+        raise
+    except Exception as error:
+        if not is_own_class(name):
+            raise
+        raise RecipeError(
+            f"{key} = {name!r} fails {where}: {shown_error(error)}{_place(blamed, error)}. Mend "
+            f"the class."
+        ) from error
+
+
+def _place(blamed: type, error: Exception) -> str:
+    """Where in the module of the class it happened, as far as that is known."""
+    file = getattr(sys.modules.get(blamed.__module__), "__file__", None)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+    return f" ({file}, line {frames[-1].lineno})" if frames else ""
+
+
+def shown_error(error: BaseException) -> str:
+    """An exception in one line."""
+    return f"{type(error).__name__}: {error}"
