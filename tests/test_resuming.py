@@ -133,6 +133,15 @@ def test_resume_begins_where_nothing_is(tmp_path: Path, unbroken: Path) -> None:
     same_result(tmp_path / "run", unbroken)
 
 
+def test_a_trainer_goes_on_with_the_run_that_it_has_begun(tmp_path: Path, unbroken: Path) -> None:
+    trainer = ppll.Trainer(recipe(), out=tmp_path / "run", resume=True)
+    with injected(Fault(0, 7)), pytest.raises(WorkerError):
+        trainer.fit()
+    assert trainer.check() == 6
+    trainer.fit()
+    same_result(tmp_path / "run", unbroken)
+
+
 def test_resume_begins_again_where_no_checkpoint_was_finished(
     tmp_path: Path, unbroken: Path
 ) -> None:

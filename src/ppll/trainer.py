@@ -128,9 +128,10 @@ class Trainer:
                 self.recipe = self._hosts.agree(self.recipe, out, max_restarts)
                 # Another start of the same by torchrun follows a failure.
                 self._generation = self._hosts.count_starts(self._out) if self._is_first else 0
-                resume = resume or self._generation > 0
-            self._resumes = self._is_first and self._finds_run(resume)
-            if resume and self._own_data is None:
+            self._resume = resume or self._generation > 0
+            if self._is_first:
+                self._check_folder()
+            if self._resume and self._own_data is None:
                 self._own_data = kept_data(RunFolder(self._out.absolute()), self._allowed)
             # What is quick to find out comes first: reading a data set may take a minute.
             check_recipe(self.recipe, own_model=model is not None)
@@ -182,10 +183,9 @@ class Trainer:
         with self._together():
             if not self._is_first:
                 return self._follow()
+            self._check_folder()
             if self._takes_free:
                 self._out, self._takes_free = take_free(self._out), False
-            if not self._resumes:
-                RunFolder(self._out.absolute()).check_free()
             folder = RunFolder.make(self._out)
             with locked(folder.path):
                 if self._hosts is not None:
@@ -208,14 +208,15 @@ class Trainer:
         assert facts is not None  # the only process has loaded the data
         return facts
 
-    def _finds_run(self, resume: bool) -> bool:
-        """Whether there is a run to go on with; a folder that is taken is refused otherwise."""
-        folder = RunFolder(self._out.absolute())
-        if resume and folder.config.is_file():
-            return True
-        if not self._takes_free:
-            folder.check_free()
-        return False
+    @property
+    def _resumes(self) -> bool:
+        """Whether there is a run to go on with; this trainer may have begun it."""
+        return self._resume and RunFolder(self._out.absolute()).config.is_file()
+
+    def _check_folder(self) -> None:
+        """Refuse a folder that is taken."""
+        if not self._resumes and not self._takes_free:
+            RunFolder(self._out.absolute()).check_free()
 
     def _load(self) -> PreparedData:
         with decoding_shown(self._console):
