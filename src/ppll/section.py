@@ -48,7 +48,8 @@ Factor = Annotated[float, Field(ge=0, le=1)]
 
 def _takes_bool(annotation: Any) -> bool:
     allowed = (annotation, *get_args(annotation))
-    return any(choice in (bool, Any) or isinstance(choice, bool) for choice in allowed)
+    takes_bool = any(choice is bool or isinstance(choice, bool) for choice in allowed)
+    return takes_bool or annotation is Any
 
 
 class Checked(pydantic.BaseModel):
