@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import ppll
 from ppll.interrupts import Interrupts
 from ppll.launching import in_process
 from ppll.launching.in_process import run_here
-from ppll.numerics import own_generator
+from ppll.numerics import in_turn, own_generator, torch_as_new
 from ppll.run_folder import RunFolder
 
 
@@ -41,22 +42,42 @@ def test_runs_of_several_threads_have_the_bits_that_each_has_alone(tmp_path: Pat
     assert hashes == [fit(tmp_path / "alone")] * 3
 
 
-def test_who_draws_in_another_thread_waits() -> None:
-    def draw() -> None:
-        with own_generator():
-            torch.manual_seed(1)
-            torch.rand(1)
-        drawn.set()
+def draw() -> None:
+    torch.manual_seed(1)
+    torch.rand(1)
 
-    drawn = threading.Event()
+
+def draw_with_its_own() -> None:
+    with own_generator():
+        draw()
+
+
+@pytest.mark.parametrize("draws", [draw_with_its_own, in_turn(draw)])
+def test_who_draws_in_another_thread_waits(draws: Callable[[], None]) -> None:
     with own_generator():
         torch.manual_seed(0)
-        thread = threading.Thread(target=draw)
+        thread = threading.Thread(target=draws)
         thread.start()
-        assert not drawn.wait(0.05)
+        thread.join(0.05)
+        assert thread.is_alive()
         found = torch.rand(1)
     thread.join()
     assert found == torch.rand(1, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_network_is_loaded_between_two_messages_of_a_run() -> None:
+    """As by a callback, which runs in another thread."""
+    with torch_as_new():
+        thread = threading.Thread(target=draw_with_its_own)
+        thread.start()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def test_a_run_leaves_the_generator_as_it_was(tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    fit(tmp_path / "run")
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_a_run_learns_where_nothing_is_to_be_learned(tmp_path: Path) -> None:
