@@ -143,7 +143,7 @@ def test_a_run_whose_class_is_not_found_is_refused_in_words(folder: Path, tmp_pa
 
 
 WRONG = """
-from ppll.methods import HeadMethod
+from ppll.methods import HeadMethod, LocalLoss
 
 class Wrong(HeadMethod):
     default_auxiliary = "linear"
@@ -166,6 +166,10 @@ class Exit(Wrong):
         if auxiliary is None or auxiliary.training:
             return super().exit(auxiliary, features)
         return features.no_such_thing
+
+class Infinite(Wrong):
+    def local_loss(self, auxiliary, lesson, task_loss):
+        return LocalLoss(lesson.features.sum().log() - float("inf"), None)
 """
 
 
@@ -181,6 +185,7 @@ class Exit(Wrong):
             r"'wrong:Raises' fails in block 0 .*'feature' \(.*wrong.py, line 13",
         ),
         ("Late", r"'wrong:Late' fails in block 0 .*AttributeError.*wrong.py, line 18\)"),
+        ("Infinite", r"^RecipeError: the loss of block 0 is -inf with first values, before any"),
         ("Exit", r"'wrong:Exit' fails in block 0 .*'no_such_thing' \(.*wrong.py, line 24\)"),
     ],
 )
@@ -205,6 +210,13 @@ def test_a_class_that_does_not_work_is_refused_before_training(
     assert (end.value.code, "Traceback" in err) == (2, False)
     assert re.search(words, err), err
     assert not out.exists()
+
+
+def test_who_goes_on_after_such_a_loss_is_not_kept_from_it(folder: Path) -> None:
+    (folder / "wrong.py").write_text(WRONG, encoding="utf-8")
+    skips = ["method.name=wrong:Infinite", "train.on_nonfinite=skip"]
+    ppll.Trainer(recipe().with_settings(skips)).check()
+    sys.modules.pop("wrong")
 
 
 @pytest.mark.usefixtures("folder")

@@ -200,7 +200,7 @@ class Block:
             task_loss = self._task_loss_on(message)
             loss = self._local_loss(self.method, self.modules.auxiliary, lesson, task_loss)
         self._refuse_in_place(passage)
-        skips = self._skips_batch or not self._check.may_learn_from(loss.value)
+        skips = self._skips_batch or not self._check.may_learn_from(loss.value, message.step)
         self._skips_batch = self.exchange.agree(leaves_out=skips)
         if not self._skips_batch:
             if message.ends_batch:
