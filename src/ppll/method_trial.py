@@ -16,6 +16,7 @@ from ppll.data import Loader, PreparedData
 from ppll.devices import device_of
 from ppll.errors import RecipeError
 from ppll.message import MIX, OTHER_TARGETS, Kind, Message
+from ppll.methods.base import late_shapes_of
 from ppll.own_class import is_own_class
 from ppll.own_method import blamed
 
@@ -52,6 +53,7 @@ def try_method(blueprint: Blueprint, data: PreparedData) -> None:
             ):
                 train = block.forward(train)
                 late = _learn(block, late, _slow(blueprint, block))
+                late_shapes_of(block.method, block.site)
                 evaluate = block.forward(evaluate)
                 block.evaluate()
 

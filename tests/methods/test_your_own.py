@@ -161,6 +161,13 @@ class Late(Wrong):
     def late_part(self, lesson, loss):
         return {"gradient": lesson.inputs.grad.sum()}
 
+class Undeclared(Wrong):
+    def late_part(self, lesson, loss):
+        return {"logits": loss.logits}
+
+class Unsized(Undeclared):
+    late_fields = ("logits",)
+
 class Exit(Wrong):
     def exit(self, auxiliary, features):
         if auxiliary is None or auxiliary.training:
@@ -186,7 +193,9 @@ class Infinite(Wrong):
         ),
         ("Late", r"'wrong:Late' fails in block 0 .*AttributeError.*wrong.py, line 18\)"),
         ("Infinite", r"^RecipeError: the loss of block 0 is -inf with first values, before any"),
-        ("Exit", r"'wrong:Exit' fails in block 0 .*'no_such_thing' \(.*wrong.py, line 24\)"),
+        ("Exit", r"'wrong:Exit' fails in block 0 .*'no_such_thing' \(.*wrong.py, line 31\)"),
+        ("Undeclared", r"^ModelError: .* returned 'logits', .* late_fields says \(none\)"),
+        ("Unsized", r"^ModelError: late_shapes of wrong:Unsized returned \(none\), .* 'logits'"),
     ],
 )
 @pytest.mark.parametrize("more", [(), ("--dry-run",)])

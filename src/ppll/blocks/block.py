@@ -28,7 +28,15 @@ from ppll.blocks.slow import SlowParameters
 from ppll.blocks.updates import Updates
 from ppll.losses.classification import on_both_classes
 from ppll.message import FEATURES, MIX, OTHER_TARGETS, Kind, Message, canonical
-from ppll.methods.base import PREVIOUS, BlockSite, Lesson, Method, TaskLoss, local_loss_of
+from ppll.methods.base import (
+    PREVIOUS,
+    BlockSite,
+    Lesson,
+    Method,
+    TaskLoss,
+    late_part_of,
+    local_loss_of,
+)
 from ppll.metrics import Counts, Tally
 from ppll.randomness import fold
 
@@ -214,7 +222,7 @@ class Block:
                 self.counts.leave_out_batch()
             else:
                 self._check.check_update(self.updates.finish())
-        late_part = self.method.late_part(lesson, loss)
+        late_part = late_part_of(self.method, lesson, loss)
         return {name: _leaving(tensor) for name, tensor in late_part.items()}
 
     def evaluate(self) -> None:

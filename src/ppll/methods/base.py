@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -14,7 +14,7 @@ from ppll.message import PREVIOUS
 from ppll.site import BlockSite
 
 __all__ = ["PREVIOUS", "BlockSite", "Lesson", "LocalLoss", "Method", "Paper", "TaskLoss"]
-__all__ += ["local_loss_of"]
+__all__ += ["late_part_of", "late_shapes_of", "local_loss_of"]
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
 """Logits (N, classes) and targets (N) to a scalar; of tokens (N, T, classes) and (N, T), and the
@@ -166,7 +166,46 @@ def local_loss_of(
     loss: object = method.local_loss(auxiliary, lesson, task_loss)
     if not isinstance(loss, LocalLoss):
         raise ModelError(
-            f"local_loss of {type(method).__module__}:{type(method).__qualname__} returned "
-            f"{type(loss).__name__}: return LocalLoss(value, logits)."
+            f"local_loss of {_name(method)} returned {type(loss).__name__}: return "
+            f"LocalLoss(value, logits)."
         )
     return loss
+
+
+def late_part_of(method: Method, lesson: Lesson, loss: LocalLoss) -> dict[str, Tensor]:
+    """A method's second part of a message; the method may be the user's own.
+
+    Raises:
+        ModelError: It is not what the method declares, so it would not cross a boundary.
+    """
+    part = method.late_part(lesson, loss)
+    _check_names(method, "late_part", part)
+    return part
+
+
+def late_shapes_of(method: Method, site: BlockSite) -> dict[str, tuple[int, ...]]:
+    """One sample's shapes in that part.
+
+    Raises:
+        ModelError: They are not those of what the method declares.
+    """
+    shapes = method.late_shapes(site)
+    _check_names(method, "late_shapes", shapes)
+    return shapes
+
+
+def _check_names(method: Method, function: str, found: Mapping[str, object]) -> None:
+    if found.keys() != set(method.late_fields):
+        raise ModelError(
+            f"{function} of {_name(method)} returned {_listed(found)}, but its late_fields says "
+            f"{_listed(method.late_fields)}: name the same in late_fields, late_part and "
+            f"late_shapes."
+        )
+
+
+def _name(method: Method) -> str:
+    return f"{type(method).__module__}:{type(method).__qualname__}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names)) or "(none)"
