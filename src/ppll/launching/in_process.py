@@ -41,7 +41,7 @@ def run_here(job: Job, interrupts: Interrupts, watch: Watcher | None) -> RankRes
         raise
     except Exception as error:
         failure = Failure.of(error, 0, monitor.status, time.monotonic())
-        raise WorkerError(failure.message(), failure) from error
+        raise WorkerError(failure.message(), failure) from None  # its traceback is in the message
     finally:
         ended.set()
         looker.join()
