@@ -70,29 +70,40 @@ class Method(ABC):
     """One way for a block to learn without hearing from the blocks behind it.
 
     A method holds options and no state: what is learned or counted lies in the auxiliary network,
-    so that it is saved, moved and hashed with the block.
+    so that it is saved, moved and hashed with the block. What it says of itself may be set in the
+    class or, where it depends on options, in ``__init__``.
+
+    Attributes:
+        paper: Where it comes from; methods of the shelf have one.
+        end_to_end: Whether the whole network is one block, however the recipe would cut it.
+        reads_cuts: Whether an end-to-end method puts something at the recipe's cuts: an auxiliary
+            network or context. Others always do.
+        has_auxiliary: Whether there is an auxiliary network behind every cut. Without,
+            ``build_auxiliary`` is not called, and the loss gets none.
+        fields: What the loader adds to a message beside features and targets: ``()``, or
+            ``("image",)``, the input before normalisation, uint8 where it is an image.
+        late_fields: Names of one's own of what ``late_part`` returns: a second part of the message,
+            which exists when a block has learned.
+        carries_input: Whether a block's own input travels on to the next one, as the field
+            ``previous`` (N, ...).
+        needs_input_gradient: Whether the loss asks for a gradient with respect to the block's
+            input, ``lesson.inputs``.
+        slow_from: Whose parameters reach a block over the side channel: ``"next"``, those of the
+            next block's first layer; ``"last"``, those of the network's last layer; or None.
+        lag: Training messages by which these parameters are behind, 1 or more where there are some;
+            part of the algorithm. An option of a recipe only where ``__init__`` takes it.
     """
 
     paper: ClassVar[Paper]
     end_to_end: ClassVar[bool] = False
-    """Whether the whole network is one block, however the recipe would cut it."""
     reads_cuts: bool = True
-    """Whether the recipe's cuts matter: an end-to-end method may put something there, too."""
     has_auxiliary: bool = True
-    """Whether there is an auxiliary network behind every cut."""
     fields: tuple[str, ...] = ()
-    """Fields of a message that the loader makes for it besides features and targets."""
     late_fields: ClassVar[tuple[str, ...]] = ()
-    """Fields of a message's second part, which exists when a block has learned."""
     carries_input: bool = False
-    """Whether a block's own input travels on to the next one, as the field ``previous``."""
     needs_input_gradient: ClassVar[bool] = False
-    """Whether the loss asks for a gradient with respect to the block's input."""
     slow_from: ClassVar[Literal["next", "last"] | None] = None
-    """Whose parameters reach a block over the side channel: those of the next block's first layer,
-    or of the network's last layer."""
     lag: int = 0
-    """Training messages by which these parameters are behind; part of the algorithm."""
 
     @abstractmethod
     def build_auxiliary(self, site: BlockSite) -> nn.Module:
