@@ -56,5 +56,5 @@ def test_a_script_that_fails_prints_the_first_traceback_once(
     with injected(Fault(0, 2)), pytest.raises(WorkerError) as caught:
         ppll.Trainer(recipe(), out=tmp_path / "run").fit()
     printed = "".join(traceback.format_exception(caught.value))
-    assert printed.count("\nppll.testing.InjectedFault: asked for at step 2") == 1
+    assert printed.count("\nppll.faults.InjectedFault: asked for at step 2") == 1
     assert isinstance(caught.value.__context__, InjectedFault)  # for debuggers

@@ -31,7 +31,7 @@ from tests.test_resuming import OWN, own_data, own_model
 
 PAGE = (Path(__file__).parents[2] / "docs/methods/your-own.md").read_text(encoding="utf-8")
 NAME = "decorrelated:Decorrelated"
-MODULES = ("decorrelated", "pooled", "boosted", "peeking")
+MODULES = ("decorrelated", "pooled", "boosted", "peeking", "test_decorrelated")
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import threading
 import time
 
 from ppll.errors import WorkerError
+from ppll.faults import injected_monitor
 from ppll.interrupts import Interrupts
 from ppll.job import Job, RankResult
 from ppll.launching.failure import Failure
@@ -16,7 +17,6 @@ from ppll.launching.stall import Pauses, describe, find_stall, stall_cause
 from ppll.numerics import torch_as_new
 from ppll.rank import run_rank
 from ppll.status import Monitor, StatusPage
-from ppll.testing import injected_monitor
 
 __all__ = ["run_here"]
 
