@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 
+import pydantic
 import pytest
 
 import ppll
@@ -58,3 +61,23 @@ def test_a_script_that_fails_prints_the_first_traceback_once(
     printed = "".join(traceback.format_exception(caught.value))
     assert printed.count("\nppll.faults.InjectedFault: asked for at step 2") == 1
     assert isinstance(caught.value.__context__, InjectedFault)  # for debuggers
+
+
+class Broken(Exception):
+    def __str__(self) -> str:
+        raise KeyError
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (ValueError("no image: /data/\udcff.jpg"), r"ValueError: no image: /data/\udcff.jpg"),
+        (Broken(), "test_failure.Broken: <exception str() failed>"),
+    ],
+)
+def test_an_error_is_reported_whatever_its_words_are(error: Exception, cause: str) -> None:
+    failure = Failure.of(error, 0, status(), 1.0)
+    assert failure.cause.endswith(cause)
+    told = json.loads(json.dumps(asdict(failure)).encode())
+    sent = pydantic.TypeAdapter(Failure).validate_json(json.dumps(told))
+    assert sent == failure

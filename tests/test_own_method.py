@@ -58,6 +58,10 @@ class Reads(Greedy):
         super().__init__()
         vars(self).update(says)
 
+class Sharing(Greedy):
+    def build_auxiliary(self, site):
+        return nn.Sequential(*[layer.module for layer in site.layers_behind])
+
 class Other:
     pass
 
@@ -188,6 +192,7 @@ def test_an_auxiliary_network_of_ones_own_comes_from_the_method(name: str) -> No
         ("Without", r"build_auxiliary of own_package\.methods:Without returned None for block 0"),
         ("Failing", r"fails in what it builds for block 0: AttributeError: .*methods\.py, line \d"),
         ("Lazy", r"of block 0 has a LazyLinear.*site\.feature_shape"),
+        ("Sharing", r"adds to block 0 holds 'stage1_1\..*' of the network itself.*copy\.deepcopy"),
     ],
 )
 def test_an_auxiliary_network_that_cannot_be_is_refused(name: str, message: str) -> None:

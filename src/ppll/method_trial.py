@@ -17,6 +17,7 @@ from ppll.devices import device_of
 from ppll.errors import RecipeError
 from ppll.message import MIX, OTHER_TARGETS, Kind, Message
 from ppll.methods.base import late_shapes_of
+from ppll.numerics import own_generator
 from ppll.own_class import is_own_class
 from ppll.own_method import blamed
 
@@ -45,7 +46,7 @@ def try_method(blueprint: Blueprint, data: PreparedData) -> None:
     blueprint = dataclasses.replace(blueprint, recipe=recipe.with_settings(_settings(recipe)))
     train, evaluate = _messages(blueprint, data)
     late: dict[str, Tensor] = {}
-    with torch.random.fork_rng(devices=()):
+    with own_generator():
         for index in range(blueprint.num_blocks):
             block = _first_block(blueprint, index)
             with blamed(

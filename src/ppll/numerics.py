@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,7 +11,9 @@ import torch
 
 from ppll.sections import TrainConfig
 
-__all__ = ["autocast_dtype", "set_numerics", "torch_as_new"]
+__all__ = ["autocast_dtype", "own_generator", "set_numerics", "torch_as_new"]
+
+_turns = threading.RLock()
 
 
 def autocast_dtype(train: TrainConfig) -> torch.dtype | None:
@@ -35,8 +38,27 @@ def set_numerics(train: TrainConfig, device: torch.device) -> None:
 
 
 @contextmanager
+def own_generator() -> Iterator[None]:
+    """Torch's default generator is the calling thread's alone, and afterwards as it was.
+
+    A process has one, and what is seeded and drawn in one thread would change the bits of another:
+    so threads take turns.
+    """
+    with _turns, torch.random.fork_rng(devices=()):
+        yield
+
+
+@contextmanager
 def torch_as_new() -> Iterator[None]:
-    """Torch's settings as a new process has them, and afterwards as they were: the bits count."""
+    """Torch's settings as a new process has them, and afterwards as they were: the bits count.
+
+    They are the process's, so threads take turns.
+    """
+    with _turns:
+        yield from _as_new()
+
+
+def _as_new() -> Iterator[None]:
     num_threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     repeats = torch.are_deterministic_algorithms_enabled()
@@ -46,7 +68,8 @@ def torch_as_new() -> Iterator[None]:
         torch.set_float32_matmul_precision("highest")
         with (
             _gpus_as_they_were(),
-            torch.random.fork_rng(devices=[]),
+            own_generator(),
+            torch.inference_mode(False),
             torch.enable_grad(),
             torch.autocast("cpu", enabled=False),
         ):

@@ -191,7 +191,8 @@ class Block:
         """
         passage = self._take_passage()
         message = passage.message
-        if slow is not None and self.modules.auxiliary is not None:
+        # Once a batch, as it is updated once: what follows a layer counts updates.
+        if slow is not None and message.part == 0 and self.modules.auxiliary is not None:
             self.method.take_slow(self.modules.auxiliary, slow)
         self._seed(_LEARN, message)
         self.counts.count(message.targets)
