@@ -13,7 +13,8 @@ from typing import Any
 project = "PPLL"
 author = "the authors of PPLL"
 extensions = ["myst_parser"]
-include_patterns = ["README.md", "docs/**.md", "benchmarks/README.md", "examples/README.md"]
+include_patterns = ["README.md", "CONTRIBUTING.md", "docs/**.md"]
+include_patterns += ["benchmarks/README.md", "examples/README.md"]
 exclude_patterns = [".*", "build", "runs", "studies", "src", "tests"]
 root_doc = "docs/README"
 myst_heading_anchors = 4

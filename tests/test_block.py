@@ -167,6 +167,15 @@ def test_a_loss_that_is_not_finite_updates_nothing(scale: float) -> None:
     assert digest([first]) == before
 
 
+def test_before_the_first_update_no_learning_rate_is_blamed() -> None:
+    first, _ = make_blocks()
+    first.forward(batch(scale=float("nan")))
+    with pytest.raises(NonFiniteLoss, match=r"block 0 is nan with first values") as caught:
+        first.learn()
+    assert "look at the loss and the data" in str(caught.value)
+    assert "optimizer" not in str(caught.value)
+
+
 def test_on_a_gpu_a_loss_is_looked_at_in_bulk(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, whose losses nobody waits for."""
     first, _ = make_blocks()

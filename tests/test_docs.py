@@ -25,7 +25,7 @@ from tests.libraries import library
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md", ROOT / "benchmarks" / "README.md"]
-PAGES += [ROOT / "examples" / "README.md"]
+PAGES += [ROOT / "examples" / "README.md", ROOT / "CONTRIBUTING.md"]
 
 
 def name(page: Path) -> str:

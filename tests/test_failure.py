@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import traceback
 from dataclasses import asdict
+from pathlib import Path
 
 import pydantic
 import pytest
 
+import ppll
+from ppll.errors import WorkerError
 from ppll.launching.failure import Failure
 from ppll.status import Activity, Status
+from ppll.testing import Fault, InjectedFault
+from tests.faults import injected, recipe
 
 
 def status(activity: Activity = Activity.LEARN, block: int = 2) -> Status:
@@ -44,6 +50,17 @@ def test_a_silent_rank_is_reported_whatever_it_did(activity: Activity) -> None:
     assert failure.message().endswith(": killed by SIGKILL")
     with_detail = Failure.silent(0, status(activity), 1.0, "hangs", "stacks")
     assert with_detail.message().endswith(": hangs\nstacks")
+
+
+def test_a_script_that_fails_prints_the_first_traceback_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PPLL_CACHE", str(tmp_path / "cache"))
+    with injected(Fault(0, 2)), pytest.raises(WorkerError) as caught:
+        ppll.Trainer(recipe(), out=tmp_path / "run").fit()
+    printed = "".join(traceback.format_exception(caught.value))
+    assert printed.count("\nppll.faults.InjectedFault: asked for at step 2") == 1
+    assert isinstance(caught.value.__context__, InjectedFault)  # for debuggers
 
 
 class Broken(Exception):

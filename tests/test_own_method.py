@@ -52,6 +52,12 @@ class Lazy(Greedy):
     def build_auxiliary(self, site):
         return nn.Sequential(nn.Flatten(), nn.LazyLinear(site.num_classes))
 
+class Reads(Greedy):
+    slow_from, lag = "next", 2
+    def __init__(self, *, says: dict) -> None:
+        super().__init__()
+        vars(self).update(says)
+
 class Sharing(Greedy):
     def build_auxiliary(self, site):
         return nn.Sequential(*[layer.module for layer in site.layers_behind])
@@ -147,6 +153,37 @@ def test_a_module_in_the_working_folder_is_pointed_at(
 def test_options_that_cannot_be_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         build_own_method("own_package.methods:Mine", options)
+
+
+def test_what_a_method_may_say_is_taken() -> None:
+    says = {"fields": ("image",), "late_fields": ("any", "name"), "slow_from": "last", "lag": 1}
+    method = build_own_method("own_package.methods:Reads", {"says": says})
+    assert vars(method).items() >= says.items()
+    build_own_method("own_package.methods:Reads", {"says": {"slow_from": None, "lag": 0}})
+
+
+@pytest.mark.parametrize(
+    ("says", "message"),
+    [
+        ({"lag": 0}, r"slow_from needs a lag of 1 or more, found lag = 0: .*`lag: int = 2`"),
+        ({"lag": 1.5}, r"slow_from needs a lag of 1 or more, found lag = 1\.5"),
+        ({"slow_from": "Last"}, r"slow_from = 'Last' must be one of 'last', 'next', None"),
+        ({"fields": ("picture",)}, r"unknown name in fields 'picture'.*Known: image"),
+        ({"fields": "image"}, r"fields = 'image' must be a tuple of names: write \('image',\)"),
+        ({"late_fields": "logits"}, r"late_fields = 'logits' must be a tuple of names"),
+        ({"late_fields": (3,)}, r"late_fields = \(3,\) must be a tuple of names"),
+    ],
+)
+def test_what_no_method_can_say_is_refused(says: dict[str, object], message: str) -> None:
+    with pytest.raises(RecipeError, match=rf"^method 'own_package.methods:Reads': {message}"):
+        build_own_method("own_package.methods:Reads", {"says": says})
+
+
+@pytest.mark.parametrize("name", ["man", "lopt", "own_package.methods:Mine"])
+def test_an_auxiliary_network_of_ones_own_comes_from_the_method(name: str) -> None:
+    recipe = small_recipe(method=name).with_settings(["method.auxiliary=slow:Copy"])
+    with pytest.raises(RecipeError, match=r"'slow:Copy'.* build_auxiliary"):
+        build_method(recipe)
 
 
 @pytest.mark.parametrize(

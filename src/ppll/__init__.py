@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ppll.trained.inference import TrainedNetwork, load
     from ppll.trainer import Trainer
 
+    __version__: str
+
 __all__ = [
     "Callback",
     "Dataset",
@@ -62,4 +64,6 @@ def __getattr__(name: str) -> Any:
     """Import on first use: torch takes a second that ``ppll --help`` need not wait for."""
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
+    if name == "__version__":
+        return import_module("importlib.metadata").version("ppll")
     raise AttributeError(f"module 'ppll' has no attribute {name!r}")

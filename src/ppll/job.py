@@ -10,6 +10,7 @@ from ppll.claim import Claim
 from ppll.config import Recipe
 from ppll.data_facts import DataFacts
 from ppll.errors import RecipeError
+from ppll.faults import Fault
 from ppll.mesh import Mesh
 from ppll.metrics import Tally
 from ppll.models import OWN_MODEL, models
@@ -19,7 +20,6 @@ from ppll.models.network import Network
 from ppll.models.splitting import Model, sample_of, split
 from ppll.placement import mesh_of
 from ppll.run_folder import RunFolder
-from ppll.testing import Fault
 
 __all__ = ["Job", "RankResult", "draw_blueprint", "given_network", "named_network"]
 

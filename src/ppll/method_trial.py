@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from ppll.blocks.block import Block
+from ppll.blocks.block import Block, NonFiniteLoss
 from ppll.blocks.blueprint import Blueprint
 from ppll.checkpoints.first_values import first_values
+from ppll.config import Recipe
 from ppll.data import Loader, PreparedData
 from ppll.devices import device_of
+from ppll.errors import RecipeError
 from ppll.message import MIX, OTHER_TARGETS, Kind, Message
+from ppll.methods.base import late_shapes_of
 from ppll.numerics import own_generator
 from ppll.own_class import is_own_class
 from ppll.own_method import blamed
 
 __all__ = ["try_method"]
-
-_SETTINGS = ("train.compile=false", "train.on_nonfinite=ignore")
-"""A trial is of the method alone, and first values may well lead to a loss that is not finite."""
 
 
 def try_method(blueprint: Blueprint, data: PreparedData) -> None:
@@ -35,13 +36,14 @@ def try_method(blueprint: Blueprint, data: PreparedData) -> None:
         data: What the first message is made of.
 
     Raises:
-        RecipeError: It raises something; the place in its module is named.
+        RecipeError: It raises something; the place in its module is named. Or a loss is not
+            finite, which would stop the run at its first step.
         ModelError: What it returns is of no use.
     """
     recipe = blueprint.recipe
     if not is_own_class(recipe.method.name) or device_of(recipe.runtime, 0).type != "cpu":
         return
-    blueprint = dataclasses.replace(blueprint, recipe=recipe.with_settings(_SETTINGS))
+    blueprint = dataclasses.replace(blueprint, recipe=recipe.with_settings(_settings(recipe)))
     train, evaluate = _messages(blueprint, data)
     late: dict[str, Tensor] = {}
     with own_generator():
@@ -51,9 +53,26 @@ def try_method(blueprint: Blueprint, data: PreparedData) -> None:
                 recipe.method.name, blueprint.method, f"in block {index} on the first batch"
             ):
                 train = block.forward(train)
-                late = block.learn(late, _slow(blueprint, block))
+                late = _learn(block, late, _slow(blueprint, block))
+                late_shapes_of(block.method, block.site)
                 evaluate = block.forward(evaluate)
                 block.evaluate()
+
+
+def _settings(recipe: Recipe) -> list[str]:
+    """A trial is of the method alone, and stops at what the run's first step would stop at.
+
+    With values of a file, which are not read yet, the run's losses are others.
+    """
+    stops = recipe.train.on_nonfinite == "stop" and recipe.model.weights is None
+    return ["train.compile=false", *([] if stops else ["train.on_nonfinite=ignore"])]
+
+
+def _learn(block: Block, late: Mapping[str, Tensor], slow: Tensor | None) -> dict[str, Tensor]:
+    try:
+        return block.learn(late, slow)
+    except NonFiniteLoss as error:
+        raise RecipeError(str(error)) from error
 
 
 def _messages(blueprint: Blueprint, data: PreparedData) -> tuple[Message, Message]:
@@ -76,8 +95,9 @@ def _first_block(blueprint: Blueprint, index: int) -> Block:
 
 
 def _slow(blueprint: Blueprint, block: Block) -> Tensor | None:
-    """As many parameters of a later layer as the method asks for."""
+    """First values of what the method reads of a later layer."""
     if block.method.slow_from is None or block.site.is_last:
         return None
-    layer = blueprint.layer_read_by(block.index)
-    return torch.zeros(sum(p.numel() for p in layer.module.parameters()))
+    reads_last = block.method.slow_from == "last"
+    later = blueprint.num_blocks - 1 if reads_last else block.index + 1
+    return _first_block(blueprint, later).published_parameters()

@@ -133,10 +133,11 @@ class MethodConfig(NamedSection):
     name: str = "dgl"
     """A method; ``ppll methods`` lists them."""
     auxiliary: str | None = None
-    """An auxiliary network other than the method's own."""
+    """An auxiliary network of the shelf other than the method's own, where the method has this
+    option."""
     lag: Count | None = None
-    """Training messages by which parameters of a later block are behind, where a method reads
-    some; by default the method's own."""
+    """Training messages by which parameters of a later block are behind, where the method has this
+    option."""
 
 
 class TrainConfig(Section):

@@ -13,7 +13,7 @@ from ppll.channels.base import SlotLayout
 from ppll.ends import PARAMETERS
 from ppll.job import Job
 from ppll.message import FEATURES, MIX, OTHER_TARGETS, TARGETS
-from ppll.methods.base import PREVIOUS
+from ppll.methods.base import PREVIOUS, late_shapes_of
 
 __all__ = ["Layouts"]
 
@@ -76,7 +76,7 @@ class Layouts:
     def late(self, block_index: int) -> SlotLayout:
         """Of what enters a block late."""
         site = self._blueprint.sites[block_index - 1]
-        num, shapes = self._num(block_index), self._blueprint.method.late_shapes(site)
+        num, shapes = self._num(block_index), late_shapes_of(self._blueprint.method, site)
         return SlotLayout({n: num * prod(shape) * _FLOAT_BYTES for n, shape in shapes.items()})
 
     def slow(self, block_index: int) -> SlotLayout:

@@ -1,100 +1,64 @@
-"""Doubles and failures for tests, ours and those of people who write methods or transports."""
+"""For tests, ours and those of people who write methods, networks or transports."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import time
-from dataclasses import asdict, dataclass
+import copy
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Literal
 
-from ppll.status import Activity, Monitor
+from ppll.config import Recipe
+from ppll.data import Dataset
+from ppll.faults import FAULT_VARIABLE, Fault, InjectedFault
+from ppll.models.splitting import Model
+from ppll.trainer import Trainer
 
-__all__ = ["FAULT_VARIABLE", "Fault", "InjectedFault", "injected_monitor"]
-
-FAULT_VARIABLE: Final = "PPLL_FAULT"
-"""Environment variable from which ranks read the failure that a test wants."""
-
-
-class InjectedFault(RuntimeError):
-    """The error that a test asked for."""
+__all__ = ["FAULT_VARIABLE", "Fault", "InjectedFault", "check_placements"]
 
 
-@dataclass(frozen=True)
-class Fault:
-    """A failure at one point of one rank, for tests.
+def check_placements(
+    recipe: Recipe,
+    *,
+    model: Model | None = None,
+    data: Dataset | None = None,
+    stages: Sequence[int] = (1, 2, 4),
+    max_steps: int = 5,
+) -> str:
+    """Train a few steps on several numbers of stages and hold that all come to the same bits.
 
-    Attributes:
-        rank: Who fails.
-        step: When: training batches that have reached the rank.
-        activity: Where, by name: ``"FORWARD"``, ``"SEND"``, ``"RECEIVE"``, ``"LEARN"``,
-            ``"SAVE"``, ``"EVALUATE"``; or ``"WRITE"``, in the thread that writes a checkpoint.
-        how: Raise an error, leave the process, be killed, stand still, or be stopped.
-        generation: Only in this start of the run, counted from 0; in every one without.
-        stamp: A file that gets the time of the failure, by the machine's monotonic clock.
+    One stage is trained in this process, several in processes of their own, which import the
+    script that calls this, if it is one. Nothing is left behind.
+
+    Args:
+        recipe: What to train.
+        model: Your own network; copies of it are trained.
+        data: Your own data.
+        stages: Numbers of stages, each at most that of blocks.
+        max_steps: Training batches.
+
+    Returns:
+        ``weights_sha256`` of all of them.
+
+    Raises:
+        AssertionError: They differ; the message says what each came to.
+        UsageError: The recipe cannot be trained so.
+        WorkerError: A run failed.
     """
-
-    rank: int
-    step: int
-    activity: str = "LEARN"
-    how: Literal["raise", "exit", "kill", "hang", "stop"] = "raise"
-    generation: int | None = None
-    stamp: str | None = None
-
-    def to_environment(self) -> dict[str, str]:
-        """The environment in which ranks carry the failure out."""
-        return {FAULT_VARIABLE: json.dumps(asdict(self))}
-
-    @classmethod
-    def from_environment(cls) -> Fault | None:
-        """The failure that the environment asks for, if any."""
-        text = os.environ.get(FAULT_VARIABLE)
-        return cls(**json.loads(text)) if text else None
-
-    def is_for(self, rank: int, generation: int) -> bool:
-        """Whether a rank fails in a start of the run."""
-        return self.rank == rank and self.generation in (None, generation)
-
-    def strike_at_write(self, rank: int, generation: int, step: int) -> None:
-        """Fail if this is the point, in the thread that writes a checkpoint."""
-        if self.activity == "WRITE" and self.step == step and self.is_for(rank, generation):
-            self.strike()
-
-    def strike(self) -> None:
-        """Fail."""
-        if self.stamp is not None:
-            Path(self.stamp).write_text(str(time.monotonic()), encoding="utf-8")
-        match self.how:
-            case "raise":
-                raise InjectedFault(f"asked for at step {self.step}")
-            case "exit":
-                os._exit(3)
-            case "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            case "stop":
-                os.kill(os.getpid(), signal.SIGSTOP)
-            case "hang":
-                while True:
-                    time.sleep(60)
-
-
-class _FaultyMonitor(Monitor):
-    """A monitor that strikes when its rank gets to the point of a fault."""
-
-    def __init__(self, monitor: Monitor, fault: Fault) -> None:
-        super().__init__(monitor.page)
-        self._fault = fault
-
-    def enter(self, activity: Activity, *, block: int = -1, step: int | None = None) -> None:
-        super().enter(activity, block=block, step=step)
-        if activity.name == self._fault.activity and self.status.step == self._fault.step:
-            self._fault.strike()
-
-
-def injected_monitor(fault: Fault | None, generation: int, rank: int, monitor: Monitor) -> Monitor:
-    """The rank's monitor, or one that strikes where the fault says."""
-    if fault is None or not fault.is_for(rank, generation):
-        return monitor
-    return _FaultyMonitor(monitor, fault)
+    hashes: dict[int, str] = {}
+    for num_stages in stages:
+        settings = [f"train.max_steps={max_steps}", f"runtime.stages={num_stages}"]
+        with tempfile.TemporaryDirectory(prefix="ppll-") as folder:
+            trainer = Trainer(
+                recipe.with_settings(settings),
+                model=copy.deepcopy(model),
+                data=data,
+                out=Path(folder) / "run",
+                progress=False,
+            )
+            hashes[num_stages] = trainer.fit().weights_sha256
+    if len({*hashes.values()}) > 1:
+        found = ", ".join(f"{num}: {value[:12]}" for num, value in hashes.items())
+        raise AssertionError(
+            f"placement changes what is trained; weights_sha256 by number of stages: {found}."
+        )
+    return hashes[stages[0]]

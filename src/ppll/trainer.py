@@ -26,6 +26,7 @@ from ppll.data.preparation import PreparedData, facts_of
 from ppll.data_facts import DataFacts
 from ppll.decoding_view import decoding_shown
 from ppll.errors import Interrupted, WorkerError
+from ppll.faults import Fault
 from ppll.hosts.run import Hosts
 from ppll.interrupts import Interrupts
 from ppll.job import Job, RankResult, draw_blueprint, given_network, named_network
@@ -45,7 +46,6 @@ from ppll.recipe_files import load_recipe
 from ppll.result import Result, merge_results, read_result
 from ppll.run_folder import RunFolder, default_folder, take_free
 from ppll.tensorboard import TensorBoard
-from ppll.testing import Fault
 from ppll.torchrun import is_first_process, started_by_torchrun
 from ppll.tracing.timeline import merge_timeline
 from ppll.trained.weights import read_weights

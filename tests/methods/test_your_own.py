@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import os
 import re
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 import ppll
 from ppll.blocks.block import Block
@@ -19,15 +22,16 @@ from ppll.cli.app import main
 from ppll.config import Recipe
 from ppll.data import load_dataset
 from ppll.errors import ModelError, RecipeError, WorkerError
+from ppll.methods import BlockSite, Lesson, Method
 from ppll.testing import Fault
 from tests.faults import injected, recipe
-from tests.interleaving import NETWORKS, digest, small_recipe
+from tests.interleaving import NETWORKS, digest, small_recipe, train_interleaved
 from tests.methods.trials import blocks_after_a_step, same_bits_everywhere
 from tests.test_resuming import OWN, own_data, own_model
 
 PAGE = (Path(__file__).parents[2] / "docs/methods/your-own.md").read_text(encoding="utf-8")
 NAME = "decorrelated:Decorrelated"
-MODULES = ("decorrelated", "pooled")
+MODULES = ("decorrelated", "pooled", "boosted", "peeking", "test_decorrelated")
 
 
 @pytest.fixture
@@ -53,6 +57,56 @@ def test_the_auxiliary_network_of_the_page_is_one_like_others() -> None:
     assert same_bits_everywhere(base)
     with pytest.raises(ModelError, match=r"pooled reads maps"):
         blocks_after_a_step(small_recipe("vit", "pooled:Pooled"))
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_second_part_of_the_page_weighs_samples() -> None:
+    base = small_recipe("resnet", "boosted:Boosted")
+    blocks = blocks_after_a_step(base)
+    assert same_bits_everywhere(base)
+    site = blocks[0].site
+    targets, features = torch.tensor([0, 1]), torch.randn(2, *site.feature_shape)
+    given = {"doubt": torch.tensor([0.0, 1.0])}
+    auxiliary, method = blocks[0].modules.auxiliary, blocks[0].method
+    second = Lesson(features[1:], features[1:], targets[1:])
+    both = Lesson(features, features, targets, late=given)
+    assert auxiliary is not None
+    auxiliary.eval()
+    losses = [
+        method.local_loss(auxiliary, lesson, cross_entropy).value for lesson in (second, both)
+    ]
+    assert torch.allclose(losses[0], losses[1])
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_layer_of_the_page_is_what_the_next_block_was() -> None:
+    base = small_recipe("resnet", "peeking:Peeking")
+    assert same_bits_everywhere(base)
+    blocks = train_interleaved(base.with_settings(["method.lag=1"]), 1)
+    for block, behind in itertools.pairwise(blocks):
+        assert block.slow is not None
+        newest = block.slow.take()
+        assert torch.equal(newest, behind.published_parameters())
+        block.method.take_slow(block.modules.auxiliary, newest)
+        copied = block.modules.auxiliary.layer.parameters()
+        assert torch.equal(torch.cat([p.flatten() for p in copied]), newest)
+        assert not any(p.requires_grad for p in block.modules.auxiliary.layer.parameters())
+
+
+@pytest.mark.parametrize("name", ["boosted:Boosted", "peeking:Peeking"])
+@pytest.mark.usefixtures("folder")
+def test_the_classes_of_the_page_pass_the_trial(name: str) -> None:
+    ppll.Trainer(recipe().with_settings([f"method.name={name}"])).check()
+
+
+def test_the_page_tells_of_every_attribute_and_function() -> None:
+    said = {
+        name for name in vars(Method) if not name.startswith("_")
+    } | Method.__annotations__.keys()
+    said |= {f.name for f in dataclasses.fields(BlockSite)}
+    assert [name for name in said if f"`{name}" not in PAGE] == []
+    told = {n for n in Method.__annotations__ if f"\n        {n}: " in str(Method.__doc__)}
+    assert told == Method.__annotations__.keys()
 
 
 def own(**changes: str) -> Recipe:
@@ -143,7 +197,7 @@ def test_a_run_whose_class_is_not_found_is_refused_in_words(folder: Path, tmp_pa
 
 
 WRONG = """
-from ppll.methods import HeadMethod
+from ppll.methods import HeadMethod, LocalLoss
 
 class Wrong(HeadMethod):
     default_auxiliary = "linear"
@@ -161,11 +215,22 @@ class Late(Wrong):
     def late_part(self, lesson, loss):
         return {"gradient": lesson.inputs.grad.sum()}
 
+class Undeclared(Wrong):
+    def late_part(self, lesson, loss):
+        return {"logits": loss.logits}
+
+class Unsized(Undeclared):
+    late_fields = ("logits",)
+
 class Exit(Wrong):
     def exit(self, auxiliary, features):
         if auxiliary is None or auxiliary.training:
             return super().exit(auxiliary, features)
         return features.no_such_thing
+
+class Infinite(Wrong):
+    def local_loss(self, auxiliary, lesson, task_loss):
+        return LocalLoss(lesson.features.sum().log() - float("inf"), None)
 """
 
 
@@ -181,7 +246,10 @@ class Exit(Wrong):
             r"'wrong:Raises' fails in block 0 .*'feature' \(.*wrong.py, line 13",
         ),
         ("Late", r"'wrong:Late' fails in block 0 .*AttributeError.*wrong.py, line 18\)"),
-        ("Exit", r"'wrong:Exit' fails in block 0 .*'no_such_thing' \(.*wrong.py, line 24\)"),
+        ("Infinite", r"^RecipeError: the loss of block 0 is -inf with first values, before any"),
+        ("Exit", r"'wrong:Exit' fails in block 0 .*'no_such_thing' \(.*wrong.py, line 31\)"),
+        ("Undeclared", r"^ModelError: .* returned 'logits', .* late_fields says \(none\)"),
+        ("Unsized", r"^ModelError: late_shapes of wrong:Unsized returned \(none\), .* 'logits'"),
     ],
 )
 @pytest.mark.parametrize("more", [(), ("--dry-run",)])
@@ -205,6 +273,13 @@ def test_a_class_that_does_not_work_is_refused_before_training(
     assert (end.value.code, "Traceback" in err) == (2, False)
     assert re.search(words, err), err
     assert not out.exists()
+
+
+def test_who_goes_on_after_such_a_loss_is_not_kept_from_it(folder: Path) -> None:
+    (folder / "wrong.py").write_text(WRONG, encoding="utf-8")
+    skips = ["method.name=wrong:Infinite", "train.on_nonfinite=skip"]
+    ppll.Trainer(recipe().with_settings(skips)).check()
+    sys.modules.pop("wrong")
 
 
 @pytest.mark.usefixtures("folder")

@@ -31,9 +31,9 @@ from ppll.baselines.systems import Layout
 from ppll.baselines.work import Part, Workload
 from ppll.batch_ends import BatchEnds
 from ppll.devices import peak_memory_bytes
+from ppll.faults import Fault
 from ppll.launching.failure import Failure
 from ppll.status import Activity, Monitor, StatusPage
-from ppll.testing import Fault
 
 __all__ = [
     "STACKS_SIGNAL",

@@ -27,10 +27,10 @@ from ppll.baselines.process import Assignment, RankReport
 from ppll.baselines.systems import Layout, system_named
 from ppll.baselines.work import Workload
 from ppll.errors import WorkerError
+from ppll.faults import Fault
 from ppll.launching.failure import Failure
 from ppll.launching.stall import request_stacks
 from ppll.status import StatusPage
-from ppll.testing import Fault
 
 __all__ = ["BaselineResult", "run_baseline"]
 

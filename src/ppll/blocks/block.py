@@ -28,7 +28,15 @@ from ppll.blocks.slow import SlowParameters
 from ppll.blocks.updates import Updates
 from ppll.losses.classification import on_both_classes
 from ppll.message import FEATURES, MIX, OTHER_TARGETS, Kind, Message, canonical
-from ppll.methods.base import PREVIOUS, BlockSite, Lesson, Method, TaskLoss, local_loss_of
+from ppll.methods.base import (
+    PREVIOUS,
+    BlockSite,
+    Lesson,
+    Method,
+    TaskLoss,
+    late_part_of,
+    local_loss_of,
+)
 from ppll.metrics import Counts, Tally
 from ppll.numerics import in_turn
 from ppll.randomness import fold
@@ -204,7 +212,7 @@ class Block:
             task_loss = self._task_loss_on(message)
             loss = self._local_loss(self.method, self.modules.auxiliary, lesson, task_loss)
         self._refuse_in_place(passage)
-        skips = self._skips_batch or not self._check.may_learn_from(loss.value)
+        skips = self._skips_batch or not self._check.may_learn_from(loss.value, message.step)
         self._skips_batch = self.exchange.agree(leaves_out=skips)
         if not self._skips_batch:
             if message.ends_batch:
@@ -218,7 +226,7 @@ class Block:
                 self.counts.leave_out_batch()
             else:
                 self._check.check_update(self.updates.finish())
-        late_part = self.method.late_part(lesson, loss)
+        late_part = late_part_of(self.method, lesson, loss)
         return {name: _leaving(tensor) for name, tensor in late_part.items()}
 
     @in_turn

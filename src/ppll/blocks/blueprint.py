@@ -60,6 +60,11 @@ def build_method(recipe: Recipe) -> Method:
         RecipeError: It is unknown, cannot be imported, or has no such option.
     """
     options = recipe.method.options
+    if is_own_class(recipe.method.auxiliary or ""):
+        raise RecipeError(
+            f"method.auxiliary = {recipe.method.auxiliary!r} is not on the shelf: an auxiliary "
+            f"network of your own is what a method of your own returns from build_auxiliary."
+        )
     for key in ("auxiliary", "lag"):
         if getattr(recipe.method, key) is not None:
             options[key] = getattr(recipe.method, key)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ __all__ = ["LossCheck", "NonFiniteLoss", "OnNonFinite"]
 
 OnNonFinite: TypeAlias = Literal["stop", "skip", "ignore"]
 """What a block does about a loss that is not finite: raise, make no update, or nothing."""
+
+_LEAVE_OUT: Final = 'train.on_nonfinite = "skip" leaves such batches out'
 
 
 class NonFiniteLoss(PpllError):
@@ -41,8 +43,8 @@ class LossCheck:
         self.may_leave_out = on_nonfinite == "skip"
         self.looks_late = device.type == "cuda" and on_nonfinite == "stop"
 
-    def may_learn_from(self, loss: Tensor) -> bool:
-        """Whether an update is made from a loss (scalar).
+    def may_learn_from(self, loss: Tensor, step: int) -> bool:
+        """Whether an update is made from the loss (scalar) of a step.
 
         Raises:
             NonFiniteLoss: It ends the run.
@@ -53,6 +55,12 @@ class LossCheck:
             return True
         if self.may_leave_out:
             return False
+        if step == 1:
+            raise NonFiniteLoss(
+                f"the loss of block {self._block_index} is {value} with first values, before any "
+                f"update: no learning rate can be the cause, look at the loss and the data; "
+                f"{_LEAVE_OUT}."
+            )
         raise self._error(f"is {value}")
 
     def check_tally(self, tally: Tally) -> None:
@@ -81,5 +89,5 @@ class LossCheck:
         return NonFiniteLoss(
             f"the loss of block {self._block_index} {what}. Lower optimizer.lr, warm up longer "
             f"(schedule.warmup_epochs) or clip gradients (optimizer.clip_norm); "
-            f'train.on_nonfinite = "skip" leaves such batches out.'
+            f"{_LEAVE_OUT}."
         )

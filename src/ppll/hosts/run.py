@@ -19,6 +19,7 @@ import pydantic
 from ppll.config import Recipe
 from ppll.data_facts import DataFacts
 from ppll.errors import ChannelTimeout, UsageError
+from ppll.faults import injected_monitor
 from ppll.hosts.board import Board
 from ppll.hosts.departure import Departure, bound_to_agent
 from ppll.hosts.meeting import (
@@ -38,7 +39,6 @@ from ppll.numerics import torch_as_new
 from ppll.placement import mesh_of_size
 from ppll.rank import run_rank
 from ppll.result import Result
-from ppll.testing import injected_monitor
 from ppll.world import World
 
 __all__ = ["Hosts"]

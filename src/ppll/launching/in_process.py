@@ -9,6 +9,7 @@ import threading
 import time
 
 from ppll.errors import WorkerError
+from ppll.faults import injected_monitor
 from ppll.interrupts import Interrupts
 from ppll.job import Job, RankResult
 from ppll.launching.failure import Failure
@@ -17,7 +18,6 @@ from ppll.launching.stall import Pauses, describe, find_stall, stall_cause
 from ppll.numerics import torch_as_new
 from ppll.rank import run_rank
 from ppll.status import Monitor, StatusPage
-from ppll.testing import injected_monitor
 
 __all__ = ["run_here"]
 
@@ -46,7 +46,7 @@ def run_here(job: Job, interrupts: Interrupts, watch: Watcher | None) -> RankRes
         raise
     except Exception as error:
         failure = Failure.of(error, 0, monitor.status, time.monotonic())
-        raise WorkerError(failure.message(), failure) from error
+        raise WorkerError(failure.message(), failure) from None  # its traceback is in the message
     finally:
         ended.set()
         looker.join()

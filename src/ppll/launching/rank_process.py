@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from ppll.errors import ChannelClosed
+from ppll.faults import injected_monitor
 from ppll.job import Job
 from ppll.launching.failure import Failure
 from ppll.launching.lifeline import RankEnd
 from ppll.rank import run_rank
 from ppll.status import Monitor
-from ppll.testing import injected_monitor
 
 __all__ = ["STACKS_SIGNAL", "line_path", "log_path", "main", "stacks_path"]
 

@@ -40,7 +40,7 @@ def run_with_restarts(
                 raise WorkerError(
                     f"{error}\nThe same happened after the restart, so it is not tried again.",
                     error.failure,
-                ) from error
+                ) from None
             last = error.failure
             _log.warning("restart %d of %d after: %s", generation + 1, max_restarts, last.head())
     raise AssertionError("every start returns or raises")

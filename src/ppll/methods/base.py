@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -14,7 +14,7 @@ from ppll.message import PREVIOUS
 from ppll.site import BlockSite
 
 __all__ = ["PREVIOUS", "BlockSite", "Lesson", "LocalLoss", "Method", "Paper", "TaskLoss"]
-__all__ += ["local_loss_of"]
+__all__ += ["late_part_of", "late_shapes_of", "local_loss_of"]
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
 """Logits (N, classes) and targets (N) to a scalar; of tokens (N, T, classes) and (N, T), and the
@@ -70,29 +70,40 @@ class Method(ABC):
     """One way for a block to learn without hearing from the blocks behind it.
 
     A method holds options and no state: what is learned or counted lies in the auxiliary network,
-    so that it is saved, moved and hashed with the block.
+    so that it is saved, moved and hashed with the block. What it says of itself may be set in the
+    class or, where it depends on options, in ``__init__``.
+
+    Attributes:
+        paper: Where it comes from; methods of the shelf have one.
+        end_to_end: Whether the whole network is one block, however the recipe would cut it.
+        reads_cuts: Whether an end-to-end method puts something at the recipe's cuts: an auxiliary
+            network or context. Others always do.
+        has_auxiliary: Whether there is an auxiliary network behind every cut. Without,
+            ``build_auxiliary`` is not called, and the loss gets none.
+        fields: What the loader adds to a message beside features and targets: ``()``, or
+            ``("image",)``, the input before normalisation, uint8 where it is an image.
+        late_fields: Names of one's own of what ``late_part`` returns: a second part of the message,
+            which exists when a block has learned.
+        carries_input: Whether a block's own input travels on to the next one, as the field
+            ``previous`` (N, ...).
+        needs_input_gradient: Whether the loss asks for a gradient with respect to the block's
+            input, ``lesson.inputs``.
+        slow_from: Whose parameters reach a block over the side channel: ``"next"``, those of the
+            next block's first layer; ``"last"``, those of the network's last layer; or None.
+        lag: Training messages by which these parameters are behind, 1 or more where there are some;
+            part of the algorithm. An option of a recipe only where ``__init__`` takes it.
     """
 
     paper: ClassVar[Paper]
     end_to_end: ClassVar[bool] = False
-    """Whether the whole network is one block, however the recipe would cut it."""
     reads_cuts: bool = True
-    """Whether the recipe's cuts matter: an end-to-end method may put something there, too."""
     has_auxiliary: bool = True
-    """Whether there is an auxiliary network behind every cut."""
     fields: tuple[str, ...] = ()
-    """Fields of a message that the loader makes for it besides features and targets."""
     late_fields: ClassVar[tuple[str, ...]] = ()
-    """Fields of a message's second part, which exists when a block has learned."""
     carries_input: bool = False
-    """Whether a block's own input travels on to the next one, as the field ``previous``."""
     needs_input_gradient: ClassVar[bool] = False
-    """Whether the loss asks for a gradient with respect to the block's input."""
     slow_from: ClassVar[Literal["next", "last"] | None] = None
-    """Whose parameters reach a block over the side channel: those of the next block's first layer,
-    or of the network's last layer."""
     lag: int = 0
-    """Training messages by which these parameters are behind; part of the algorithm."""
 
     @abstractmethod
     def build_auxiliary(self, site: BlockSite) -> nn.Module:
@@ -168,7 +179,46 @@ def local_loss_of(
     loss: object = method.local_loss(auxiliary, lesson, task_loss)
     if not isinstance(loss, LocalLoss):
         raise ModelError(
-            f"local_loss of {type(method).__module__}:{type(method).__qualname__} returned "
-            f"{type(loss).__name__}: return LocalLoss(value, logits)."
+            f"local_loss of {_name(method)} returned {type(loss).__name__}: return "
+            f"LocalLoss(value, logits)."
         )
     return loss
+
+
+def late_part_of(method: Method, lesson: Lesson, loss: LocalLoss) -> dict[str, Tensor]:
+    """A method's second part of a message; the method may be the user's own.
+
+    Raises:
+        ModelError: It is not what the method declares, so it would not cross a boundary.
+    """
+    part = method.late_part(lesson, loss)
+    _check_names(method, "late_part", part)
+    return part
+
+
+def late_shapes_of(method: Method, site: BlockSite) -> dict[str, tuple[int, ...]]:
+    """One sample's shapes in that part.
+
+    Raises:
+        ModelError: They are not those of what the method declares.
+    """
+    shapes = method.late_shapes(site)
+    _check_names(method, "late_shapes", shapes)
+    return shapes
+
+
+def _check_names(method: Method, function: str, found: Mapping[str, object]) -> None:
+    if found.keys() != set(method.late_fields):
+        raise ModelError(
+            f"{function} of {_name(method)} returned {_listed(found)}, but its late_fields says "
+            f"{_listed(method.late_fields)}: name the same in late_fields, late_part and "
+            f"late_shapes."
+        )
+
+
+def _name(method: Method) -> str:
+    return f"{type(method).__module__}:{type(method).__qualname__}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names)) or "(none)"
