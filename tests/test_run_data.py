@@ -14,7 +14,8 @@ from PIL import Image
 import ppll
 from ppll.checkpoints.checkpoint import read_validation, step_folder, write_validation
 from ppll.data import Dataset
-from ppll.errors import DataError
+from ppll.errors import DataError, RecipeError
+from ppll.recipe_files import load_recipe
 
 RECIPE: dict[str, dict[str, Any]] = {
     "data": {"batch_size": 16, "train_limit": 32},
@@ -53,6 +54,16 @@ def test_arrays_from_python_need_not_be_given_again(channels: int, tmp_path: Pat
     found = trainer(tmp_path / "run", epochs=3, resume=True).fit()
     whole = trainer(tmp_path / "whole", epochs=3, data=data).fit()
     assert (found.step, found.weights_sha256) == (6, whole.weights_sha256)
+
+
+def test_the_recipe_says_that_the_data_was_given(tmp_path: Path) -> None:
+    trainer(tmp_path / "run", data=arrays()).fit()
+    recipe = load_recipe(tmp_path / "run" / "config.toml")
+    assert recipe.data.name == "(given from Python)"
+    with pytest.raises(DataError, match=r"given from Python.*data\.name.*resume"):
+        ppll.Trainer(recipe)
+    with pytest.raises(RecipeError, match=r"'data\.num_workers': data that is given from Python"):
+        ppll.Trainer({"data": {"num_workers": 4}}, data=arrays())
 
 
 @pytest.mark.parametrize("before", [None, 0], ids=["named", "arrays"])

@@ -11,7 +11,7 @@ from torch import nn
 from ppll.blocks.blueprint import Blueprint, build_method
 from ppll.blocks.compiling import missing_compiler
 from ppll.config import Recipe
-from ppll.data import PreparedData, datasets, reads_files
+from ppll.data import OWN_DATA, PreparedData, datasets, reads_files
 from ppll.devices import check_devices, device_of
 from ppll.errors import ModelError, RecipeError, RunFolderError, UsageError
 from ppll.models import models
@@ -132,11 +132,22 @@ def check_names(recipe: Recipe, *, own_model: bool) -> None:
         check_of_library(recipe.model.name)
     elif not own_model:
         models.check(recipe.model.name, recipe.model.options)
+    if recipe.data.name == OWN_DATA:
+        _check_no_options(recipe.data.options)
+        return
     datasets.check(recipe.data.name, recipe.data.options)
     if recipe.data.root is not None and not reads_files(recipe.data.name):
         raise RecipeError(
             f"data.root = {recipe.data.root}: data set {recipe.data.name!r} reads no files: leave "
             f"it out, or name a set that does as data.name."
+        )
+
+
+def _check_no_options(options: Iterable[str]) -> None:
+    for key in options:
+        raise RecipeError(
+            f"unknown key 'data.{key}': data that is given from Python has no options of its own. "
+            f"Leave it out."
         )
 
 

@@ -27,6 +27,7 @@ from ppll.data_facts import DataFacts
 from ppll.decoding_view import decoding_shown
 from ppll.errors import Interrupted, WorkerError
 from ppll.faults import Fault
+from ppll.given import as_recipe, with_own_data, with_own_model
 from ppll.hosts.run import Hosts
 from ppll.interrupts import Interrupts
 from ppll.job import Job, RankResult, draw_blueprint, given_network, named_network
@@ -36,13 +37,11 @@ from ppll.launching.script import check_script, refuse_import
 from ppll.live import progress_console, shown, together
 from ppll.method_trial import try_method
 from ppll.metrics import merge_metrics
-from ppll.models import OWN_MODEL
 from ppll.models.libraries import is_of_library
 from ppll.models.network import Network
 from ppll.models.splitting import Model, plain_row
 from ppll.optimizer_trial import try_optimizer
 from ppll.placement import mesh_of
-from ppll.recipe_files import load_recipe
 from ppll.result import Result, merge_results, read_result
 from ppll.run_folder import RunFolder, default_folder, take_free
 from ppll.tensorboard import TensorBoard
@@ -107,7 +106,9 @@ class Trainer:
         refuse_import()
         check_resuming(resume=resume, out=out, allow_change=allow_change)
         name = name or (str(recipe) if isinstance(recipe, str | Path) else "run")
-        self.recipe = _as_recipe(recipe, own_model=model is not None)
+        self.recipe = as_recipe(recipe)
+        if model is not None:
+            self.recipe = with_own_model(self.recipe)
         self._own_network = None if model is None else plain_row(model)
         self._own_data = check_dataset(data)
         self._out = Path(out) if out is not None else default_folder(name)
@@ -133,6 +134,8 @@ class Trainer:
                 self._check_folder()
             if self._resume and self._own_data is None:
                 self._own_data = kept_data(RunFolder(self._out.absolute()), self._allowed)
+            if self._own_data is not None:
+                self.recipe = with_own_data(self.recipe)
             # What is quick to find out comes first: reading a data set may take a minute.
             check_recipe(self.recipe, own_model=model is not None)
             if self._hosts is None and (max_restarts or self.recipe.has_processes):
@@ -333,16 +336,3 @@ class Trainer:
         if self._own_network is not None:
             put_back(step_folder(job.folder.checkpoints, result.step), self._own_network)
         return result
-
-
-def _as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path, *, own_model: bool) -> Recipe:
-    if isinstance(recipe, str | Path):
-        recipe = load_recipe(recipe)
-    elif not isinstance(recipe, Recipe):
-        recipe = Recipe.from_dict(recipe)
-    # Other processes, and a later look at the run, may stand in another folder.
-    recipe = recipe.with_absolute_paths()
-    if own_model:
-        model = recipe.model.model_copy(update={"name": OWN_MODEL})
-        recipe = recipe.model_copy(update={"model": model})
-    return recipe

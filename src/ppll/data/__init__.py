@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from ppll.data.cifar10 import cifar10
 from ppll.data.dataset import Dataset, Split
@@ -21,10 +22,12 @@ from ppll.data.stl10 import stl10
 from ppll.data.svhn import svhn
 from ppll.data.synthetic import synthetic
 from ppll.data_facts import DataFacts
+from ppll.errors import DataError
 from ppll.registry import Registry
 from ppll.sections import DataConfig
 
 __all__ = [
+    "OWN_DATA",
     "Dataset",
     "Loader",
     "PreparedData",
@@ -37,6 +40,9 @@ __all__ = [
 ]
 
 datasets: Registry[Dataset] = Registry("data set", "data")
+
+OWN_DATA: Final = "(given from Python)"
+"""What ``data.name`` says of data that no recipe can name."""
 
 datasets.register("digits", "1,797 grey images of digits, 8 x 8, from scikit-learn")(digits)
 datasets.register("cifar10", "60,000 colour images, 32 x 32, in ten classes")(cifar10)
@@ -52,8 +58,14 @@ def load_dataset(config: DataConfig) -> Dataset:
 
     Raises:
         RecipeError: The name or an option is unknown.
-        DataError: Data is missing or damaged.
+        DataError: Data is missing or damaged, or was given from Python.
     """
+    if config.name == OWN_DATA:
+        raise DataError(
+            "the data was given from Python, and this recipe does not hold it: give "
+            "ppll.Trainer(..., data=...), name a set that is read from files as data.name, or go "
+            "on with the run itself by resume, whose folder holds its data."
+        )
     files = [config.root] if reads_files(config.name) else []
     return datasets.build(config.name, config.options, *files)
 

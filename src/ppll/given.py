@@ -1,0 +1,40 @@
+"""What a program gives a run: a recipe in any form, and what no recipe can name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ppll.config import Recipe
+from ppll.data import OWN_DATA
+from ppll.models import OWN_MODEL
+from ppll.recipe_files import load_recipe
+
+__all__ = ["as_recipe", "with_own_data", "with_own_model"]
+
+
+def as_recipe(given: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
+    """A recipe, the sections of one, a recipe file, or the name of a shipped one.
+
+    Raises:
+        RecipeError: It is no recipe.
+    """
+    if isinstance(given, str | Path):
+        given = load_recipe(given)
+    elif not isinstance(given, Recipe):
+        given = Recipe.from_dict(given)
+    # Other processes, and a later look at the run, may stand in another folder.
+    return given.with_absolute_paths()
+
+
+def with_own_model(recipe: Recipe) -> Recipe:
+    """The recipe of a run whose network is given from Python."""
+    model = recipe.model.model_copy(update={"name": OWN_MODEL})
+    return recipe.model_copy(update={"model": model})
+
+
+def with_own_data(recipe: Recipe) -> Recipe:
+    """The recipe of a run whose data is given from Python."""
+    data = recipe.data.model_copy(update={"name": OWN_DATA, "root": None})
+    return recipe.model_copy(update={"data": data})
