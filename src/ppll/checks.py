@@ -15,8 +15,10 @@ from ppll.data import PreparedData, datasets
 from ppll.devices import check_devices, device_of
 from ppll.errors import ModelError, RecipeError, RunFolderError
 from ppll.models import models
-from ppll.models.libraries import check_of_library, is_of_library
+from ppll.models.libraries import check_of_library
+from ppll.models.own_model import check_own_model
 from ppll.run_folder import RunFolder
+from ppll.sections import ModelConfig
 from ppll.smallest_message import check_smallest_message
 
 __all__ = [
@@ -109,11 +111,18 @@ def check_names(recipe: Recipe, *, own_model: bool) -> None:
         RecipeError: A method, network or data set is unknown, or has no such option.
     """
     build_method(recipe)
-    if not own_model and is_of_library(recipe.model.name):
-        check_of_library(recipe.model.name)
-    elif not own_model:
-        models.check(recipe.model.name, recipe.model.options)
+    if not own_model:
+        _check_model(recipe.model)
     datasets.check(recipe.data.name, recipe.data.options)
+
+
+def _check_model(config: ModelConfig) -> None:
+    if config.is_own:
+        check_own_model(config.name, config.options)
+    elif config.is_foreign:
+        check_of_library(config.name)
+    else:
+        models.check(config.name, config.options)
 
 
 def check_messages(blueprint: Blueprint, data: PreparedData) -> None:

@@ -14,8 +14,9 @@ from ppll.mesh import Mesh
 from ppll.metrics import Tally
 from ppll.models import OWN_MODEL, models
 from ppll.models.empty import without_values
-from ppll.models.libraries import build_of_library, is_of_library
+from ppll.models.libraries import build_of_library
 from ppll.models.network import Network
+from ppll.models.own_model import build_own_model
 from ppll.models.splitting import Model, sample_of, split
 from ppll.placement import mesh_of
 from ppll.run_folder import RunFolder
@@ -79,20 +80,22 @@ class Job:
 
 
 def named_network(recipe: Recipe, facts: DataFacts) -> Network:
-    """The network that the recipe names: without values, or one of a library cut into layers.
+    """The network that the recipe names: without values, or a foreign one cut into layers.
 
     Raises:
         UsageError: It is unknown, or cannot be cut.
     """
-    name, options = recipe.model.name, recipe.model.options
+    name, options, seed = recipe.model.name, recipe.model.options, recipe.train.seed
     shape, num_classes = facts.input_shape, facts.num_classes
     if name == OWN_MODEL:
         raise RecipeError(
             f"model.name = {name!r}: the network of this recipe was given from Python, so only "
             f"a program has it: ppll.Trainer(recipe, model=...)."
         )
-    if is_of_library(name):
-        model = build_of_library(name, options, shape, num_classes, recipe.train.seed)
+    if recipe.model.is_own:
+        return given_network(build_own_model(name, options, seed), recipe, facts)
+    if recipe.model.is_foreign:
+        model = build_of_library(name, options, shape, num_classes, seed)
         return given_network(model, recipe, facts)
     with without_values():
         return models.build(name, options, shape, num_classes)
@@ -127,7 +130,7 @@ def draw_blueprint(
     """
     if network is None:
         network = named_network(recipe, facts)
-        if is_of_library(recipe.model.name):
+        if recipe.model.is_foreign:
             shapes = None  # They do not say whether, and how, tensors are put together.
     return Blueprint.draw(
         recipe,

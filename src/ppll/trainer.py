@@ -36,7 +36,6 @@ from ppll.live import progress_console, shown, together
 from ppll.method_trial import try_method
 from ppll.metrics import merge_metrics
 from ppll.models import OWN_MODEL
-from ppll.models.libraries import is_of_library
 from ppll.models.network import Network
 from ppll.models.splitting import Model, plain_row
 from ppll.optimizer_trial import try_optimizer
@@ -222,10 +221,10 @@ class Trainer:
         return prepare(data, self.recipe.data)
 
     def _found_network(self, model: Model | None) -> Network | None:
-        """The row of a given model or of a library's; none where our shelf has the network."""
+        """The row of a given model or a foreign one; none where our shelf has the network."""
         if model is not None:
             return given_network(model, self.recipe, self._facts)
-        is_foreign = is_of_library(self.recipe.model.name)
+        is_foreign = self.recipe.model.is_foreign
         return named_network(self.recipe, self._facts) if is_foreign else None
 
     def _read_weights(self) -> dict[str, Tensor] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,18 @@ from ppll.models.copies import CopyOf, LikeOf
 from ppll.models.names import qualified
 from ppll.randomness import fold
 
-__all__ = ["initialise", "resets_itself"]
+__all__ = ["drawn_from", "initialise", "resets_itself"]
+
+
+@contextmanager
+def drawn_from(seed: int, name: str) -> Iterator[None]:
+    """What is drawn in this context is a function of the seed and a model's name.
+
+    The state of the generator is restored.
+    """
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(fold(seed, name) % 2**32)
+        yield
 
 
 def initialise(
