@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,6 +44,7 @@ class Job:
         keeps_optimizer: Whether the checkpoint's optimizer state is used.
         skeleton: A user's own network, or one of a library, on the meta device; none for one of
             our shelf.
+        layers: What the network's layers are, which checkpoints are to say.
         user_data: Whether the data was given from Python and lies in the run folder.
         evaluates_only: Evaluate the checkpoint and stop.
         sockets: Private folder in which neighbours meet.
@@ -62,6 +64,7 @@ class Job:
     fresh: frozenset[str] = frozenset()
     keeps_optimizer: bool = True
     skeleton: Network | None = None
+    layers: Mapping[str, str] = field(default_factory=dict)
     user_data: bool = False
     evaluates_only: bool = False
     sockets: Path | None = None

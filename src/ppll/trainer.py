@@ -36,6 +36,7 @@ from ppll.live import progress_console, shown, together
 from ppll.method_trial import try_method
 from ppll.metrics import merge_metrics
 from ppll.models import OWN_MODEL
+from ppll.models.identity import describe_layers
 from ppll.models.network import Network
 from ppll.models.splitting import Model, plain_row
 from ppll.optimizer_trial import try_optimizer
@@ -256,6 +257,7 @@ class Trainer:
             self.blueprint.shapes,
             stages,
             skeleton=skeleton_of(self.blueprint.network, num_ranks) if network else None,
+            layers=describe_layers(self.blueprint.network),
             user_data=self._own_data is not None,
             fault=Fault.from_environment(),
         )

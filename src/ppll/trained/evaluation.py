@@ -51,7 +51,7 @@ def evaluate(
     folder, found, recipe = open_checkpoint(run, model, best=best)
     recipe = recipe.with_settings([f"runtime.stages={stages}"])
     facts = facts_of(prepare(_load_data(folder, recipe), recipe.data))
-    blueprint = blueprint_of(recipe, facts, model)
+    blueprint = blueprint_of(found, recipe, facts, model)
     blueprint.stage_blocks(stages)
     job = Job(
         recipe,
