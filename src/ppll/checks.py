@@ -14,6 +14,7 @@ from ppll.config import Recipe
 from ppll.data import PreparedData, datasets
 from ppll.devices import check_devices, device_of
 from ppll.errors import ModelError, RecipeError, RunFolderError
+from ppll.job import refuse_given
 from ppll.models import models
 from ppll.models.libraries import check_of_library
 from ppll.models.own_model import check_own_model
@@ -112,6 +113,7 @@ def check_names(recipe: Recipe, *, own_model: bool) -> None:
     """
     build_method(recipe)
     if not own_model:
+        refuse_given(recipe)
         _check_model(recipe.model)
     datasets.check(recipe.data.name, recipe.data.options)
 

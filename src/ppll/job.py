@@ -24,6 +24,7 @@ from ppll.run_folder import RunFolder
 from ppll.testing import Fault
 
 __all__ = ["Job", "RankResult", "draw_blueprint", "given_network", "named_network"]
+__all__ += ["refuse_given"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,20 @@ class Job:
         return draw_blueprint(self.recipe, self.facts, self.skeleton, self.shapes)
 
 
+def refuse_given(recipe: Recipe) -> None:
+    """Refuse a recipe whose network was given from Python, where it is not given now.
+
+    Raises:
+        RecipeError: It is such a one.
+    """
+    if recipe.model.name == OWN_MODEL:
+        raise RecipeError(
+            f"model.name = {recipe.model.name!r}: the network of this recipe was given from "
+            f"Python, so only a program has it: ppll.Trainer(recipe, model=...). Or name what "
+            f'makes it, as model.name = "module:function".'
+        )
+
+
 def named_network(recipe: Recipe, facts: DataFacts) -> Network:
     """The network that the recipe names: without values, or a foreign one cut into layers.
 
@@ -90,11 +105,7 @@ def named_network(recipe: Recipe, facts: DataFacts) -> Network:
     """
     name, options, seed = recipe.model.name, recipe.model.options, recipe.train.seed
     shape, num_classes = facts.input_shape, facts.num_classes
-    if name == OWN_MODEL:
-        raise RecipeError(
-            f"model.name = {name!r}: the network of this recipe was given from Python, so only "
-            f"a program has it: ppll.Trainer(recipe, model=...)."
-        )
+    refuse_given(recipe)
     if recipe.model.is_own:
         return given_network(build_own_model(name, options, seed), recipe, facts)
     if recipe.model.is_foreign:

@@ -93,7 +93,7 @@ class ModelConfig(NamedSection):
     def _fresh_beside_weights(self) -> Self:
         if self.fresh and self.weights is None:
             raise ValueError(
-                "model.fresh is for what model.weights is not to give: set model.weights, too."
+                "model.fresh is for what model.weights is not to give: set model.weights, too"
             )
         return self
 

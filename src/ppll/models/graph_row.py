@@ -141,19 +141,37 @@ def _check_crossing(model: nn.Module, parts: list[list[fx.Node]], index: int) ->
     connection is refused: what begins it would learn nothing from where it ends.
     """
     crossing = _crossing(parts, index)
-    where = "the head" if index == len(parts) - 1 else f"layer {str(parts[index][0].target)!r}"
+    where = _named(parts, index)
     if not crossing:
         raise cannot_cut(model, f"{where} does not read what stands before it")
     around = {*parts[index - 1], *parts[index]}
     skips = [node for node in crossing if not around.issuperset([node, *node.users])]
     if len(crossing) == 1 or not skips:
         return
-    what = ", ".join(f"{node.name!r} ({_made_by(model, node)})" for node in skips)
+    what = "; ".join(_way_of(model, parts, node) for node in skips)
+    first, last = (str(parts[i][0].target) for i in (1, len(parts) - 2))
     raise ModelError(
-        f"cannot cut a {type(model).__name__} before {where}: beside the output of what stands "
-        f"before it, {what} would cross the cut and others, but only what goes from one layer to "
-        f"the next may. Give a list of modules in which a skip connection begins and ends in the "
+        f"cannot cut a {type(model).__name__} before {where}. Taken as layers were {first!r} to "
+        f"{last!r} ({len(parts) - 2}), but {what}. Only what goes from one layer to the next may "
+        f"cross a cut. Give a list of modules in which a skip connection begins and ends in the "
         f"same module; what all layers read, such as a mask, each of them may hand on in a tuple."
+    )
+
+
+def _named(parts: list[list[fx.Node]], index: int) -> str:
+    """What a part is called, for people."""
+    if index in (0, len(parts) - 1):
+        return "the head" if index else "the stem"
+    return f"layer {str(parts[index][0].target)!r}"
+
+
+def _way_of(model: nn.Module, parts: list[list[fx.Node]], node: fx.Node) -> str:
+    """Where a value is made, and where it is read last."""
+    made = next(i for i, part in enumerate(parts) if node in part)
+    read = max(i for i, part in enumerate(parts) if any(user in part for user in node.users))
+    return (
+        f"{node.name!r} ({_made_by(model, node)}) of {_named(parts, made)} is read again in "
+        f"{_named(parts, read)}"
     )
 
 
