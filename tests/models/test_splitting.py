@@ -118,6 +118,33 @@ def test_modes_and_the_random_state_stay_as_they_were() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_optional_arguments_have_their_defaults() -> None:
+    class Optional(Plain):
+        def forward(
+            self, inputs: Tensor, targets: Any = None, scale: float = 2.0, *, as_dict: bool = False
+        ) -> Any:
+            logits = scale * self.finish(self.body(self.begin(inputs)))
+            if as_dict:
+                return {"logits": logits}
+            return logits if targets is None else F.cross_entropy(logits, targets)
+
+    model = Optional()
+    as_it_computes(model, ppll.split(model, SAMPLE))
+
+
+def test_floats_that_are_read_as_tokens_are_in_range() -> None:
+    class Reading(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(3, 6)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.finish(self.body(self.begin(self.table(inputs.long())[:, 0])))
+
+    model = Reading()
+    assert len(ppll.split(model, sample_of((6,))).layers) == 6
+
+
 def test_a_skip_that_crosses_a_cut_is_refused_by_the_tensors_name() -> None:
     class Skipping(Plain):
         def forward(self, inputs: Tensor) -> Tensor:

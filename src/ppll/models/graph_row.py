@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from torch import fx, nn
-from torch.fx.node import map_arg
 
 from ppll.errors import ModelError
 from ppll.models.network import Layer, Network
@@ -57,6 +56,23 @@ class _Tracer(fx.Tracer):
         del m
         return module_qualified_name not in self._opened
 
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """The forward and what it is traced with: its input, and defaults where it has some.
+
+        A forward may ask for them in Python, as in ``if targets is None``.
+        """
+        function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        model, first, *others = args
+        return function, [model, first, *map(_default_or_same, others)]
+
+
+def _default_or_same(argument: Any) -> Any:
+    """The default value of an argument that has one."""
+    node = getattr(argument, "node", None)
+    return node.args[0] if isinstance(node, fx.Node) and node.args else argument
+
 
 def _traced(model: nn.Module, row: Row) -> fx.Graph:
     """The forward's steps, which must be the same in training and in evaluation."""
@@ -83,22 +99,18 @@ def _trace(model: nn.Module, row: Row) -> fx.Graph:
         ) from error
     for node in graph.nodes:
         node.type = None  # Annotations may be text, which torch cannot hand to another process.
-    _fix_defaults(model, graph)
+    _check_arguments(model, graph)
     traced = fx.GraphModule(model, graph)
     traced.graph.eliminate_dead_code()
     return traced.graph
 
 
-def _fix_defaults(model: nn.Module, graph: fx.Graph) -> None:
-    """Give every input but the first its default value."""
+def _check_arguments(model: nn.Module, graph: fx.Graph) -> None:
+    """Refuse a forward that reads more than one input, and take the others out."""
     _, *others = [node for node in graph.nodes if node.op == "placeholder"]
-    defaults = {node: node.args[0] for node in others if node.args}
     for node in others:
-        if node.users and not node.args:
+        if node.users:
             raise cannot_cut(model, f"its forward needs the argument {node.target!r}, too")
-        for user in list(node.users):
-            given = map_arg((user.args, user.kwargs), lambda n: defaults.get(n, n))
-            user.args, user.kwargs = given
         graph.erase_node(node)
 
 
