@@ -50,7 +50,10 @@ def test_explicit_cuts_are_first_layers() -> None:
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        ({"blocks": 5}, "cannot make 5 blocks of 4 layers: .* 1 to 4"),
+        (
+            {"blocks": 5},
+            r"5 blocks of 4 layers \(2 more, stem and head, are not counted\): .* 1 to 4",
+        ),
         ({"blocks": 2, "cuts": (6,)}, r"names layer 6, but the network has 6 .* 1 to 5"),
     ],
 )

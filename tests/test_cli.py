@@ -443,9 +443,11 @@ def test_a_plan_chooses_replicas_and_writes_them(tmp_path: Path, monkeypatch, ca
 
 def test_a_network_from_python_is_not_planned_here(tmp_path: Path, monkeypatch, capsys) -> None:
     setting = "--set=model.name=(given from Python)"
-    code, _, err = run_here(monkeypatch, capsys, "plan", "digits-resnet", *TINY, setting)
-    assert code == 2
-    assert "ppll.Trainer(recipe, model=...)" in err
+    for command in (["plan"], ["train", "--dry-run"]):
+        code, _, err = run_here(monkeypatch, capsys, *command, "digits-resnet", *TINY, setting)
+        assert code == 2
+        assert "ppll.Trainer(recipe, model=...)" in err
+        assert 'model.name = "module:function"' in err
 
 
 def test_a_plan_of_unlike_replicas(tmp_path: Path, monkeypatch, capsys) -> None:

@@ -58,5 +58,5 @@ def test_cuts_that_a_paper_has_not_are_refused() -> None:
 
 
 def test_balanced_cuts_must_be_written_out() -> None:
-    with pytest.raises(ModelError, match="ppll plan RECIPE --write"):
+    with pytest.raises(ModelError, match=r"plan RECIPE --write.*model\.name = .module:function"):
         starts("balanced", 4, R110)

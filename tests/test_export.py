@@ -225,7 +225,7 @@ def test_an_unknown_layer_cannot_be_fresh(tmp_path: Path) -> None:
         ModelError, match=r"unknown layer in model\.fresh 'haed'\. Did you .*'head'"
     ):
         ppll.Trainer(recipe().with_settings(settings), out=tmp_path / "other")
-    with pytest.raises(RecipeError, match=r"set model\.weights, too"):
+    with pytest.raises(RecipeError, match=r"set model\.weights, too\.$"):
         recipe().with_settings(['model.fresh=["head"]'])
 
 

@@ -259,5 +259,5 @@ def test_layers_that_need_a_mask_are_refused() -> None:
 def test_a_network_that_branches_is_refused_by_the_name_of_the_tensor() -> None:
     timm = library("timm")
     model = timm.create_model("hrnet_w18_small", num_classes=5)
-    with pytest.raises(ModelError, match=r"before layer .*'layer1' \(Sequential\) would cross"):
+    with pytest.raises(ModelError, match=r"before layer .*'layer1' \(Sequential\) of the stem is"):
         ppll.split(model, torch.randn(2, 3, 64, 64))

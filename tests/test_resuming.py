@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 import ppll
+from ppll.checkpoints.manifest import Manifest
 from ppll.data import Dataset
 from ppll.errors import (
     CheckpointError,
@@ -365,6 +367,65 @@ def test_another_model_of_one_s_own_is_refused(tmp_path: Path) -> None:
     other = nn.Sequential(nn.Flatten(), nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 2))
     with pytest.raises(ModelError, match="layer '1' of the network is not in the checkpoint"):
         ppll.Trainer(OWN, model=other, data=own_data(), out=tmp_path / "run", resume=True).fit()
+
+
+def other_own_model() -> nn.Sequential:
+    """Of the same names and shapes."""
+    model = own_model()
+    model[2] = nn.ReLU()
+    return model
+
+
+def go_on(out: Path, **options: Any) -> ppll.Result:
+    recipe = {**OWN, "train": {"epochs": 5}, "schedule": {"name": "constant"}}
+    return ppll.Trainer(recipe, data=own_data(), out=out, resume=True, **options).fit()
+
+
+def test_another_layer_of_the_same_shape_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    constant = {**OWN, "schedule": {"name": "constant"}}
+    ppll.Trainer(constant, model=own_model(), data=own_data(), out=out).fit()
+    match = r"by another network:\n  model\.layers \(was '2: Tanh\(\)', is '2: ReLU\(\)'\)"
+    with pytest.raises(RecipeError, match=match):
+        go_on(out, model=other_own_model())
+    with pytest.raises(ModelError, match=r"has '2: ReLU\(\)', but was trained with '2: Tanh"):
+        ppll.load(out, model=other_own_model())
+    with pytest.raises(ModelError, match="this model is not the one that was trained"):
+        ppll.evaluate(out, model=other_own_model())
+    assert go_on(out, model=other_own_model(), allow_change=("model.layers",)).step == 15
+    ppll.load(out, model=other_own_model())
+    with pytest.raises(ModelError, match="was trained with '2: ReLU"):
+        ppll.load(out, model=own_model())
+
+
+def edited(out: Path, change: Any) -> None:
+    """Change what the manifests say of the network."""
+    for path in out.glob("checkpoints/*/manifest.json"):
+        tree = json.loads(path.read_text())
+        change(tree)
+        path.write_text(Manifest.model_validate(tree).sealed().model_dump_json())
+
+
+def test_other_versions_only_warn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fit_own(tmp_path / "run")
+    edited(tmp_path / "run", lambda tree: tree["network"]["packages"].update(torch="2.0"))
+    ppll.load(tmp_path / "run", model=own_model())
+    assert "versions" not in caplog.text
+    ppll.load(tmp_path / "run", model=other_own_model())
+    assert "by other versions (torch was 2.0, is " in caplog.text
+    assert "was '2: Tanh()', is '2: ReLU()'" in caplog.text
+
+
+def test_older_checkpoints_say_nothing_of_the_network(tmp_path: Path) -> None:
+    fit_own(tmp_path / "run")
+    for path in (tmp_path / "run").glob("checkpoints/*/manifest.json"):
+        tree = json.loads(path.read_text())
+        del tree["network"], tree["sha256"]
+        content = Manifest.model_validate(tree).model_dump_json(exclude={"sha256", "network"})
+        sealed = {**json.loads(content), "sha256": hashlib.sha256(content.encode()).hexdigest()}
+        path.write_text(json.dumps(sealed))
+    ppll.load(tmp_path / "run", model=other_own_model())
+    fit_own(tmp_path / "run", resume=True)
 
 
 @pytest.mark.parametrize("stages", [1, 2])

@@ -14,9 +14,12 @@ from ppll.config import Recipe
 from ppll.data import OWN_DATA, PreparedData, datasets, reads_files
 from ppll.devices import check_devices, device_of
 from ppll.errors import ModelError, RecipeError, RunFolderError, UsageError
+from ppll.job import refuse_given
 from ppll.models import models
-from ppll.models.libraries import check_of_library, is_of_library
+from ppll.models.libraries import check_of_library
+from ppll.models.own_model import check_own_model
 from ppll.run_folder import RunFolder
+from ppll.sections import ModelConfig
 from ppll.smallest_message import check_smallest_message
 
 __all__ = [
@@ -128,10 +131,9 @@ def check_names(recipe: Recipe, *, own_model: bool) -> None:
             named that it does not read.
     """
     build_method(recipe)
-    if not own_model and is_of_library(recipe.model.name):
-        check_of_library(recipe.model.name)
-    elif not own_model:
-        models.check(recipe.model.name, recipe.model.options)
+    if not own_model:
+        refuse_given(recipe)
+        _check_model(recipe.model)
     if recipe.data.name == OWN_DATA:
         _check_no_options(recipe.data.options)
         return
@@ -149,6 +151,15 @@ def _check_no_options(options: Iterable[str]) -> None:
             f"unknown key 'data.{key}': data that is given from Python has no options of its own. "
             f"Leave it out."
         )
+
+
+def _check_model(config: ModelConfig) -> None:
+    if config.is_own:
+        check_own_model(config.name, config.options)
+    elif config.is_foreign:
+        check_of_library(config.name)
+    else:
+        models.check(config.name, config.options)
 
 
 def check_messages(blueprint: Blueprint, data: PreparedData) -> None:

@@ -71,12 +71,13 @@ def cut_starts(
     body = num_layers - num_stem - num_head
     match split.cuts:
         case "even":
-            return _even(split.blocks, body, num_stem)
+            return _even(split.blocks, body, num_stem, num_head)
         case "balanced":
             raise ModelError(
                 'split.cuts = "balanced" depends on the machine, but two runs of one recipe are '
                 "one algorithm: write the cuts out with ppll plan RECIPE --write NEW.toml, and "
-                "train that."
+                "train that. A network that is given from Python, plans know by a name only "
+                '(model.name = "module:function"): name it, or give split.cuts as a list.'
             )
         case str(name):
             return _named(name, body, num_stem, split.blocks)
@@ -88,10 +89,12 @@ def cut_starts(
     return split.cuts
 
 
-def _even(num_blocks: int, body: int, num_stem: int) -> tuple[int, ...]:
+def _even(num_blocks: int, body: int, num_stem: int, num_head: int) -> tuple[int, ...]:
     if num_blocks > body:
+        ends = num_stem + num_head
         raise ModelError(
-            f"cannot make {num_blocks} blocks of {body} layers: ask for "
+            f"cannot make {num_blocks} blocks of {body} layers"
+            f"{f' ({ends} more, stem and head, are not counted)' if ends else ''}: ask for "
             f"{up_to(body, 'block')} (split.blocks), or take a deeper network."
         )
     return tuple(num_stem + run.start for run in place(body, num_blocks))[1:]

@@ -7,11 +7,12 @@ import hashlib
 import os
 import platform
 import sys
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["code_digest", "describe_environment", "describe_processor"]
+__all__ = ["code_digest", "describe_environment", "describe_processor", "package_versions"]
 
 _PACKAGES = (
     *("ppll", "torch", "numpy", "pydantic", "safetensors"),
@@ -34,8 +35,13 @@ def describe_environment() -> dict[str, Any]:
         "memory_bytes": _memory_bytes(),
         "gpus": gpus,
         "cuda": torch.version.cuda,
-        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "packages": package_versions(_PACKAGES),
     }
+
+
+def package_versions(names: Iterable[str]) -> dict[str, str]:
+    """Of those packages that are installed."""
+    return {name: version for name in names if (version := _version(name))}
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,13 +16,15 @@ from ppll.mesh import Mesh
 from ppll.metrics import Tally
 from ppll.models import OWN_MODEL, models
 from ppll.models.empty import without_values
-from ppll.models.libraries import build_of_library, is_of_library
+from ppll.models.libraries import build_of_library
 from ppll.models.network import Network
+from ppll.models.own_model import build_own_model
 from ppll.models.splitting import Model, sample_of, split
 from ppll.placement import mesh_of
 from ppll.run_folder import RunFolder
 
 __all__ = ["Job", "RankResult", "draw_blueprint", "given_network", "named_network"]
+__all__ += ["refuse_given"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Job:
         keeps_optimizer: Whether the checkpoint's optimizer state is used.
         skeleton: A user's own network, or one of a library, on the meta device; none for one of
             our shelf.
+        layers: What the network's layers are, which checkpoints are to say.
         user_data: Whether the data was given from Python and lies in the run folder.
         evaluates_only: Evaluate the checkpoint and stop.
         sockets: Private folder in which neighbours meet.
@@ -61,6 +65,7 @@ class Job:
     fresh: frozenset[str] = frozenset()
     keeps_optimizer: bool = True
     skeleton: Network | None = None
+    layers: Mapping[str, str] = field(default_factory=dict)
     user_data: bool = False
     evaluates_only: bool = False
     sockets: Path | None = None
@@ -78,21 +83,33 @@ class Job:
         return draw_blueprint(self.recipe, self.facts, self.skeleton, self.shapes)
 
 
+def refuse_given(recipe: Recipe) -> None:
+    """Refuse a recipe whose network was given from Python, where it is not given now.
+
+    Raises:
+        RecipeError: It is such a one.
+    """
+    if recipe.model.name == OWN_MODEL:
+        raise RecipeError(
+            f"model.name = {recipe.model.name!r}: the network of this recipe was given from "
+            f"Python, so only a program has it: ppll.Trainer(recipe, model=...). Or name what "
+            f'makes it, as model.name = "module:function".'
+        )
+
+
 def named_network(recipe: Recipe, facts: DataFacts) -> Network:
-    """The network that the recipe names: without values, or one of a library cut into layers.
+    """The network that the recipe names: without values, or a foreign one cut into layers.
 
     Raises:
         UsageError: It is unknown, or cannot be cut.
     """
-    name, options = recipe.model.name, recipe.model.options
+    name, options, seed = recipe.model.name, recipe.model.options, recipe.train.seed
     shape, num_classes = facts.input_shape, facts.num_classes
-    if name == OWN_MODEL:
-        raise RecipeError(
-            f"model.name = {name!r}: the network of this recipe was given from Python, so only "
-            f"a program has it: ppll.Trainer(recipe, model=...)."
-        )
-    if is_of_library(name):
-        model = build_of_library(name, options, shape, num_classes, recipe.train.seed)
+    refuse_given(recipe)
+    if recipe.model.is_own:
+        return given_network(build_own_model(name, options, seed), recipe, facts)
+    if recipe.model.is_foreign:
+        model = build_of_library(name, options, shape, num_classes, seed)
         return given_network(model, recipe, facts)
     with without_values():
         return models.build(name, options, shape, num_classes)
@@ -127,7 +144,7 @@ def draw_blueprint(
     """
     if network is None:
         network = named_network(recipe, facts)
-        if is_of_library(recipe.model.name):
+        if recipe.model.is_foreign:
             shapes = None  # They do not say whether, and how, tensors are put together.
     return Blueprint.draw(
         recipe,

@@ -1,4 +1,4 @@
-"""A class of the user's own, which a recipe names by its module: ``"module:Class"``.
+"""A class or function of the user's own, which a recipe names by its module: ``"module:Class"``.
 
 The module is looked for where Python looks for others, and imported by every process that needs it:
 to name it is to ask that it be run. Nothing is added to what Python searches.
@@ -11,12 +11,12 @@ import inspect
 import pkgutil
 import sys
 import traceback
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from ppll.errors import PpllError, RecipeError, unknown_name
 
@@ -32,14 +32,16 @@ def is_own_class(name: str) -> bool:
 
 @dataclass(frozen=True)
 class OwnKind:
-    """What a class of the user's own is to be.
+    """What a class or function of the user's own is to be.
 
     Attributes:
         what: Its kind in words, also the section of a recipe that names it.
-        base: What it must derive from.
-        base_name: That, in words.
+        base: What a class must derive from.
+        base_name: What it must be a subclass of, in words.
         shelf: Names of its kind that a recipe may give without a module.
         hint: What to say of one of these that somebody takes for a module.
+        takes_function: Whether a function does as well; none where no function does. Recipes come
+            from elsewhere, too, and most functions are not to be called by them.
     """
 
     what: str
@@ -47,14 +49,15 @@ class OwnKind:
     base_name: str
     shelf: Collection[str]
     hint: str
+    takes_function: Callable[[Any], bool] | None = None
 
     @property
     def key(self) -> str:
         """The recipe's key."""
         return f"{self.what}.name"
 
-    def imported(self, name: str) -> type:
-        """Import the class that is called ``"module:Class"``.
+    def imported(self, name: str) -> Any:
+        """Import the class or function that is called ``"module:Class"``.
 
         Raises:
             RecipeError: It cannot be imported, or is not of this kind.
@@ -67,16 +70,27 @@ class OwnKind:
                 nearest = f"{Path(module_name).stem}:{class_name}"
             example = nearest or f"my_package.my_module:My{self.what.capitalize()}"
             raise RecipeError(
-                f"{self.key} = {name!r} is neither {self._one} of the shelf nor a class of a "
-                f'module: write "module:Class", such as "{example}".'
+                f"{self.key} = {name!r} is neither {self._one} of the shelf nor a {self._sort} of "
+                f'a module: write "{self._form}", such as "{example}".'
             )
         module = self._module(name, module_name)
         found = getattr(module, class_name, None)
-        if not inspect.isclass(found) or not issubclass(found, self.base):
-            raise RecipeError(self._not_of_kind(module, module_name, class_name))
-        if found is self.base or inspect.isabstract(found):
+        if not self._fits(found) or inspect.isabstract(found):
             raise RecipeError(self._not_of_kind(module, module_name, class_name))
         return found
+
+    def _fits(self, found: object) -> bool:
+        if inspect.isroutine(found):
+            return self.takes_function is not None and self.takes_function(found)
+        return inspect.isclass(found) and issubclass(found, self.base) and found is not self.base
+
+    @property
+    def _sort(self) -> str:
+        return "class" if self.takes_function is None else "function or class"
+
+    @property
+    def _form(self) -> str:
+        return "module:Class" if self.takes_function is None else "module:function"
 
     @property
     def _one(self) -> str:
@@ -85,8 +99,8 @@ class OwnKind:
     def _module(self, name: str, module_name: str) -> object:
         if module_name == "__main__":
             raise RecipeError(
-                f"{self.key} = {name!r}: another process has another __main__. Put the class into "
-                f"a module of its own and name that."
+                f"{self.key} = {name!r}: another process has another __main__. Put it into a "
+                f"module of its own and name that."
             )
         try:
             return import_module(module_name)
@@ -117,11 +131,10 @@ class OwnKind:
         return f"{hint}Install its package or put its folder on PYTHONPATH; {what}"
 
     def _not_of_kind(self, module: object, module_name: str, class_name: str) -> str:
-        """Why what was found is no class to build from, and which ones the module has."""
-        classes = inspect.getmembers(module, inspect.isclass)
-        found = [n for n, cls in classes if issubclass(cls, self.base) and cls is not self.base]
+        """Why what was found is nothing to build from, and what else the module has."""
+        found = [name for name, _ in inspect.getmembers(module, self._fits)]
         if class_name not in vars(module):
-            what = f"class of module {module_name!r}"
+            what = f"{self._sort} of module {module_name!r}"
             return unknown_name(what, class_name, found or ["(none)"])
         abstract = sorted(getattr(getattr(module, class_name), "__abstractmethods__", ()))
         lacks = f" with {', '.join(abstract)}()" if class_name in found and abstract else ""
@@ -132,13 +145,13 @@ class OwnKind:
 
 
 @contextmanager
-def blamed_on(key: str, name: str, blamed: type, where: str) -> Iterator[None]:
-    """Name what a class raises that is the user's own, and the line of its module.
+def blamed_on(key: str, name: str, blamed: object, where: str) -> Iterator[None]:
+    """Name what a class or function raises that is the user's own, and the line of its module.
 
     Args:
         key: The recipe's key.
-        name: What the recipe calls the class.
-        blamed: The class that is at work.
+        name: What the recipe calls it.
+        blamed: The class or function that is at work.
         where: What it is doing.
 
     Raises:
@@ -152,14 +165,13 @@ def blamed_on(key: str, name: str, blamed: type, where: str) -> Iterator[None]:
         if not is_own_class(name):
             raise
         raise RecipeError(
-            f"{key} = {name!r} fails {where}: {shown_error(error)}{_place(blamed, error)}. Mend "
-            f"the class."
+            f"{key} = {name!r} fails {where}: {shown_error(error)}{_place(blamed, error)}. Mend it."
         ) from error
 
 
-def _place(blamed: type, error: Exception) -> str:
-    """Where in the module of the class it happened, as far as that is known."""
-    file = getattr(sys.modules.get(blamed.__module__), "__file__", None)
+def _place(blamed: object, error: Exception) -> str:
+    """Where in the module of what is blamed it happened, as far as that is known."""
+    file = getattr(sys.modules.get(getattr(blamed, "__module__", "")), "__file__", None)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
     return f" ({file}, line {frames[-1].lineno})" if frames else ""
 

@@ -21,6 +21,7 @@ from ppll.blocks.streams import Streams, make_streams
 from ppll.checkpoints.checkpoint import step_folder, tensor_digest
 from ppll.checkpoints.reader import TensorReader
 from ppll.checkpoints.resume import training_sections
+from ppll.checkpoints.same_network import record_of
 from ppll.checkpoints.saving import Saver, SaveRules
 from ppll.connections import connect
 from ppll.devices import device_of, peak_memory_bytes
@@ -193,6 +194,7 @@ def _saver(job: Job, rank: int, num_blocks: int) -> Saver:
         training_sections(job.recipe),
         job.recipe.checkpoint.num_newest,
         job.recipe.checkpoint.keeps_best,
+        network=record_of(job.layers) if job.layers else None,
         claim=job.claim,
         passes_over_nonfinite=job.recipe.train.on_nonfinite == "ignore",
         before_write=_write_fault(job, rank),

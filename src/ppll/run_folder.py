@@ -32,7 +32,10 @@ _FACTS = pydantic.TypeAdapter(DataFacts)
 _STUDY = "study.json"
 """In the folder of a study, whose runs lie below."""
 _MOST_LISTED = 3
-_COUNTS = ("processor", "cpu_capability", "gpus", "method_sha256", "optimizer_sha256")
+_COUNTS = (
+    *("processor", "cpu_capability", "gpus"),
+    *("model_sha256", "method_sha256", "optimizer_sha256"),
+)
 """Of the environment, what the bits depend on besides torch."""
 
 
@@ -64,7 +67,9 @@ class RunFolder:
             What was otherwise when it was written last, as far as bits depend on it.
         """
         environment = describe_environment()
-        for what, name in (("method", recipe.method.name), ("optimizer", recipe.optimizer.name)):
+        model = recipe.model.name if recipe.model.is_own else ""  # Of libraries there are versions.
+        named = {"model": model, "method": recipe.method.name, "optimizer": recipe.optimizer.name}
+        for what, name in named.items():
             module, is_own, _ = name.partition(":")
             if is_own:
                 environment[f"{what}_sha256"] = code_digest(module)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 import pydantic
 from pydantic import Field
 
+from ppll.own_class import is_own_class
 from ppll.recipe_text import shown
 from ppll.section import (
     Count,
@@ -20,9 +21,11 @@ from ppll.section import (
 )
 
 __all__ = ["CheckpointConfig", "DataConfig", "DataHome", "MethodConfig", "ModelConfig"]
-__all__ += ["RuntimeConfig", "SplitConfig", "TrackConfig", "TrainConfig"]
+__all__ += ["MODEL_LIBRARIES", "RuntimeConfig", "SplitConfig", "TrackConfig", "TrainConfig"]
 
 DataHome = Literal["auto", "host", "device"]
+MODEL_LIBRARIES: Final = ("timm", "torchvision", "transformers")
+"""Whose models a recipe may name, with a colon behind."""
 Replicas = Annotated[int, Field(ge=1, le=32)]
 
 
@@ -82,7 +85,7 @@ class ModelConfig(NamedSection):
     """What is trained."""
 
     name: str = "resnet32"
-    """A network; ``ppll models`` lists them."""
+    """A network; ``ppll models`` lists them. Or one of your own, as ``"module:function"``."""
     weights: UsablePath | None = None
     """Start from these values: a run folder, or a file of ``ppll export``."""
     fresh: tuple[str, ...] = ()
@@ -92,9 +95,20 @@ class ModelConfig(NamedSection):
     def _fresh_beside_weights(self) -> Self:
         if self.fresh and self.weights is None:
             raise ValueError(
-                "model.fresh is for what model.weights is not to give: set model.weights, too."
+                "model.fresh is for what model.weights is not to give: set model.weights, too"
             )
         return self
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it is no network of our shelf, but named with what it is of: a library, or a
+        module."""
+        return is_own_class(self.name)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is a function or class that is named by its module."""
+        return self.is_foreign and self.name.partition(":")[0] not in MODEL_LIBRARIES
 
 
 class SplitConfig(Section):

@@ -37,7 +37,7 @@ from ppll.launching.script import check_script, refuse_import
 from ppll.live import progress_console, shown, together
 from ppll.method_trial import try_method
 from ppll.metrics import merge_metrics
-from ppll.models.libraries import is_of_library
+from ppll.models.identity import describe_layers
 from ppll.models.network import Network
 from ppll.models.splitting import Model, plain_row
 from ppll.optimizer_trial import try_optimizer
@@ -227,10 +227,10 @@ class Trainer:
         return prepare(data, self.recipe.data)
 
     def _found_network(self, model: Model | None) -> Network | None:
-        """The row of a given model or of a library's; none where our shelf has the network."""
+        """The row of a given model or a foreign one; none where our shelf has the network."""
         if model is not None:
             return given_network(model, self.recipe, self._facts)
-        is_foreign = is_of_library(self.recipe.model.name)
+        is_foreign = self.recipe.model.is_foreign
         return named_network(self.recipe, self._facts) if is_foreign else None
 
     def _read_weights(self) -> dict[str, Tensor] | None:
@@ -262,6 +262,7 @@ class Trainer:
             self.blueprint.shapes,
             stages,
             skeleton=skeleton_of(self.blueprint.network, num_ranks) if network else None,
+            layers=describe_layers(self.blueprint.network),
             user_data=self._own_data is not None,
             fault=Fault.from_environment(),
         )

@@ -12,14 +12,17 @@ from tests.libraries import library
 
 from ppll.cli.app import main
 from ppll.errors import RecipeError
-from ppll.models.libraries import build_of_library, check_of_library, is_of_library
+from ppll.models.libraries import LIBRARIES, build_of_library, check_of_library
+from ppll.sections import MODEL_LIBRARIES, ModelConfig
 
 IMAGE = (3, 32, 32)
 
 
-def test_names_of_libraries_have_a_colon() -> None:
-    assert is_of_library("timm:resnet18")
-    assert not is_of_library("resnet32")
+def test_names_of_libraries_are_no_modules_of_one_s_own() -> None:
+    assert tuple(LIBRARIES) == MODEL_LIBRARIES
+    model = ModelConfig(name="timm:resnet18")
+    assert (model.is_foreign, model.is_own) == (True, False)
+    assert not ModelConfig(name="resnet32").is_foreign
 
 
 def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,11 +41,6 @@ def test_a_torchvision_for_another_torch_is_explained(monkeypatch: pytest.Monkey
     monkeypatch.setattr(importlib, "import_module", fail)
     with pytest.raises(RecipeError, match=r"built for another torch .*torchvision::nms.*install"):
         check_of_library("timm:resnet18")
-
-
-def test_an_unknown_library_is_named() -> None:
-    with pytest.raises(RecipeError, match=r"unknown library of models 'tim'.*'timm'"):
-        check_of_library("tim:resnet18")
 
 
 @pytest.mark.parametrize(

@@ -118,13 +118,44 @@ def test_modes_and_the_random_state_stay_as_they_were() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_optional_arguments_have_their_defaults() -> None:
+    class Optional(Plain):
+        def forward(
+            self, inputs: Tensor, targets: Any = None, scale: float = 2.0, *, as_dict: bool = False
+        ) -> Any:
+            logits = scale * self.finish(self.body(self.begin(inputs)))
+            if as_dict:
+                return {"logits": logits}
+            return logits if targets is None else F.cross_entropy(logits, targets)
+
+    model = Optional()
+    as_it_computes(model, ppll.split(model, SAMPLE))
+
+
+def test_floats_that_are_read_as_tokens_are_in_range() -> None:
+    class Reading(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(3, 6)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.finish(self.body(self.begin(self.table(inputs.long())[:, 0])))
+
+    model = Reading()
+    assert len(ppll.split(model, sample_of((6,))).layers) == 6
+
+
 def test_a_skip_that_crosses_a_cut_is_refused_by_the_tensors_name() -> None:
     class Skipping(Plain):
         def forward(self, inputs: Tensor) -> Tensor:
             features = self.begin(inputs)
             return self.finish(self.body(features) + features)
 
-    refused(Skipping(), r"before layer 'body\.layers\.0': .*'add' \(add\) would cross the cut")
+    layers = r"'body\.layers\.0' to 'body\.layers\.3' \(4\)"
+    why = r"'add' \(add\) of the stem is read again in the head\. Only what goes"
+    refused(
+        Skipping(), rf"before layer 'body\.layers\.0'\. Taken as layers were {layers}, but {why}"
+    )
 
 
 def test_a_batch_size_that_crosses_a_cut_is_refused() -> None:
@@ -132,7 +163,7 @@ def test_a_batch_size_that_crosses_a_cut_is_refused() -> None:
         def forward(self, inputs: Tensor) -> Tensor:
             return self.finish(self.body(self.begin(inputs)).reshape(inputs.shape[0], 8))
 
-    refused(Reshaping(), r"'inputs' \(the model's input\) would cross the cut")
+    refused(Reshaping(), r"'inputs' \(the model's input\) of the stem is read again in")
 
 
 def test_a_forward_that_cannot_be_traced_is_refused() -> None:
@@ -216,7 +247,7 @@ def test_a_mask_that_all_layers_read_is_refused_with_what_to_do() -> None:
 
     refused(
         Masking([Two() for _ in range(3)]),
-        r"before layer 'body.layers.0': .*'gt' \(gt\) would cross .* each of them may hand on",
+        r"'gt' \(gt\) of the stem is read again in layer 'body.layers.2'.* of them may hand on",
     )
 
 

@@ -36,7 +36,6 @@ from ppll.job import draw_blueprint
 from ppll.losses.classification import cross_entropy, num_correct
 from ppll.message import FEATURES, TARGETS
 from ppll.models.empty import with_memory
-from ppll.models.libraries import is_of_library
 from ppll.models.names import qualified
 from ppll.models.network import Network
 from ppll.numerics import set_numerics
@@ -145,10 +144,10 @@ def _check_enough_layers(layout: Layout, num_layers: int) -> None:
 
 
 def _check_recipe(recipe: Recipe) -> None:
-    if is_of_library(recipe.model.name):
+    if recipe.model.is_foreign:
         raise RecipeError(
-            f"model.name = {recipe.model.name!r}: baselines draw first values by name, which "
-            f"models of other libraries do not: compare with one that ppll models lists without a "
+            f"model.name = {recipe.model.name!r}: baselines draw first values by name, as only "
+            f"networks of our shelf do: compare with one that ppll models lists without a "
             f'colon, or with method.name = "backprop".'
         )
     if recipe.model.weights is not None:

@@ -27,6 +27,7 @@ from ppll.checkpoints.manifest import (
     BlockRecord,
     FileRecord,
     Manifest,
+    NetworkRecord,
     TensorRecord,
     ValidationRecord,
     read_record,
@@ -124,9 +125,20 @@ def _write_shard(
 
 
 def commit(
-    folder: Path, step: int, num_blocks: int, recipe: Mapping[str, dict[str, Any]]
+    folder: Path,
+    step: int,
+    num_blocks: int,
+    recipe: Mapping[str, dict[str, Any]],
+    network: NetworkRecord | None = None,
 ) -> Manifest:
     """Make a checkpoint count, after every block has written its record.
+
+    Args:
+        folder: The checkpoint's folder.
+        step: Training batches so far.
+        num_blocks: Blocks of the network.
+        recipe: What they were trained by.
+        network: What the network is; none for a double that nobody goes on with.
 
     Raises:
         NonFiniteCheckpoint: A block holds a value that is not finite.
@@ -143,7 +155,8 @@ def commit(
             )
         check_finite(record)
         files.update(record.files)
-    manifest = Manifest(step=step, num_blocks=num_blocks, recipe=dict(recipe), files=files).sealed()
+    said = {"step": step, "num_blocks": num_blocks, "recipe": dict(recipe), "files": files}
+    manifest = Manifest.model_validate({**said, "network": network}).sealed()
     write_whole(folder / MANIFEST_NAME, manifest.model_dump_json(indent=1).encode())
     return manifest
 

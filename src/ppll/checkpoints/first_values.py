@@ -20,7 +20,9 @@ from ppll.blocks.modules import named_tensors
 from ppll.checkpoints.checkpoint import commit, step_folder, write_block
 from ppll.checkpoints.reader import TensorReader
 from ppll.checkpoints.resume import training_sections
+from ppll.checkpoints.same_network import record_of
 from ppll.errors import ModelError
+from ppll.models.identity import describe_layers
 from ppll.models.initialising import initialise
 from ppll.models.network import Network
 
@@ -73,7 +75,8 @@ def write_first_checkpoint(
         for prefix, module in modules.named():
             tensors |= first_values(prefix, module, given, blueprint.recipe.train.seed)
         write_block(target, 0, index, tensors, {}, modules.transient_names())
-    commit(target, 0, blueprint.num_blocks, training_sections(blueprint.recipe))
+    record = record_of(describe_layers(blueprint.network))
+    commit(target, 0, blueprint.num_blocks, training_sections(blueprint.recipe), record)
 
 
 def first_values(

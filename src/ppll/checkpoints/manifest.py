@@ -21,6 +21,7 @@ __all__ = [
     "BlockRecord",
     "FileRecord",
     "Manifest",
+    "NetworkRecord",
     "TensorRecord",
     "ValidationRecord",
     "read_record",
@@ -100,6 +101,18 @@ class ValidationRecord(_Record):
     accuracy: Annotated[float, pydantic.Field(ge=0, le=1)]
 
 
+class NetworkRecord(_Record):
+    """What network a checkpoint is of.
+
+    Attributes:
+        layers: What every layer is, by its name, in order.
+        packages: Versions of those in whose words that is said.
+    """
+
+    layers: dict[str, str]
+    packages: dict[str, str]
+
+
 class Manifest(_Record):
     """A whole checkpoint: which files hold which tensors of which step.
 
@@ -108,6 +121,7 @@ class Manifest(_Record):
         num_blocks: Blocks, each with two files.
         recipe: What the blocks were trained by, as far as it changes the result.
         files: Every shard by name.
+        network: What the network's layers are; older checkpoints do not say.
         sha256: Of all this, since nothing else tells whether the manifest itself is whole.
     """
 
@@ -116,6 +130,7 @@ class Manifest(_Record):
     num_blocks: Annotated[int, pydantic.Field(ge=1)]
     recipe: dict[str, dict[str, Any]]
     files: dict[FileName, FileRecord]
+    network: NetworkRecord | None = None
     sha256: str = ""
 
     @pydantic.model_validator(mode="after")
@@ -137,7 +152,9 @@ class Manifest(_Record):
         return self.sha256 == self._digest()
 
     def _digest(self) -> str:
-        return hashlib.sha256(self.model_dump_json(exclude={"sha256"}).encode()).hexdigest()
+        # Older ones were sealed without a network.
+        unsealed = {"sha256"} | ({"network"} if self.network is None else set())
+        return hashlib.sha256(self.model_dump_json(exclude=unsealed).encode()).hexdigest()
 
 
 def shard_names(block_index: int) -> tuple[str, str]:

@@ -14,9 +14,11 @@ from typing import Any, Final
 from ppll.config import Recipe
 from ppll.errors import RecipeError, unknown_name
 
-__all__ = ["Change", "Tree", "as_saved", "changes", "refuse_changes", "same_validation"]
+__all__ = ["LAYERS", "Change", "Tree", "as_saved", "changes", "refuse_changes", "same_validation"]
 __all__ += ["training_sections"]
 
+LAYERS: Final = "model.layers"
+"""What a change of the network itself is called, which no key of a recipe tells of."""
 _SECTIONS: Final = ("data", "model", "split", "method", "optimizer", "schedule", "train")
 _FREE: Final = frozenset({"data.root", "data.eval_batch_size", "train.evaluate_every"})
 _LENGTH: Final = frozenset({"train.epochs", "train.max_steps"})
@@ -127,7 +129,7 @@ def refuse_changes(
 
 
 def _check_known(allowed: set[str], found: list[Change]) -> None:
-    known = {*_SECTIONS, *_flat(training_sections(Recipe())), *(c.key for c in found)}
+    known = {*_SECTIONS, LAYERS, *_flat(training_sections(Recipe())), *(c.key for c in found)}
     for key in sorted(allowed - known):
         raise RecipeError(unknown_name("key of --allow-change", key, known))
 
@@ -141,7 +143,8 @@ def _refusal(left: list[Change]) -> str:
         else ""
     )
     options = " ".join(f"--allow-change {change.key}" for change in left)
+    what = "recipe" if any(change.key != LAYERS for change in left) else "network"
     return (
-        f"the run was trained by another recipe:\n{listed}{ends}\nGive it the old values, start a "
+        f"the run was trained by another {what}:\n{listed}{ends}\nGive it the old values, start a "
         f"new run with another --out, or go on with the new ones all the same: {options}."
     )

@@ -25,6 +25,7 @@ from ppll.checkpoints.checkpoint import (
     write_block,
     write_validation,
 )
+from ppll.checkpoints.manifest import NetworkRecord
 from ppll.checkpoints.recovery import prune
 from ppll.claim import Claim
 from ppll.errors import CheckpointError
@@ -44,6 +45,7 @@ class SaveRules:
         num_blocks: Blocks of the whole network.
         recipe: What the manifest says the blocks were trained by.
         keep: How many of the newest checkpoints stay.
+        network: What it says the network is.
         keeps_best: Whether the one with the best validation accuracy stays, too.
         claim: The right to write; none for a double that nobody competes with.
         passes_over_nonfinite: Whether a block with values that are not finite ends the run, or
@@ -58,6 +60,7 @@ class SaveRules:
     recipe: dict[str, dict[str, Any]]
     keep: int
     keeps_best: bool = False
+    network: NetworkRecord | None = None
     claim: Claim | None = None
     passes_over_nonfinite: bool = False
     before_write: Callable[[int], None] | None = None
@@ -231,7 +234,7 @@ class Saver:
         self._check_claim()
         folder = step_folder(self._rules.checkpoints, step)
         try:
-            commit(folder, step, self._rules.num_blocks, self._rules.recipe)
+            commit(folder, step, self._rules.num_blocks, self._rules.recipe, self._rules.network)
         except NonFiniteCheckpoint as error:
             if not self._rules.passes_over_nonfinite:
                 raise

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppll.blocks.blueprint import Blueprint
 from ppll.blocks.modules import BlockModules, named_tensors
@@ -16,12 +16,14 @@ from ppll.checkpoints.first_values import write_first_checkpoint
 from ppll.checkpoints.manifest import Manifest, TensorRecord
 from ppll.checkpoints.recovery import Recovered, forget_validations, newest_whole, set_aside
 from ppll.checkpoints.resume import Change, changes, refuse_changes, training_sections
+from ppll.checkpoints.same_network import other_layers
 from ppll.claim import Claim
 from ppll.config import Recipe
 from ppll.data import Dataset
 from ppll.errors import DataError, ModelError, RecipeError, RunFolderError
 from ppll.job import Job
 from ppll.metrics import cut_back
+from ppll.models.identity import describe_layers
 from ppll.run_folder import RunFolder
 
 __all__ = ["Beginning", "begin", "find_beginning", "kept_data", "next_start"]
@@ -100,7 +102,7 @@ def find_beginning(beginning: Beginning) -> Recovered | None:
     found = newest_whole(beginning.job.folder.checkpoints)
     if found is not None:
         _check_same_data(found.reader.manifest, beginning)
-        allowed = _check_same_run(found.reader.manifest, beginning)
+        allowed = _check_same_run(found, beginning)
         _check_same_model(found, beginning)
         _check_learns(found, beginning)
         for change in allowed:
@@ -140,10 +142,10 @@ def _changed_facts(manifest: Manifest, beginning: Beginning) -> list[str]:
     return []
 
 
-def _check_same_run(manifest: Manifest, beginning: Beginning) -> list[Change]:
+def _check_same_run(found: Recovered, beginning: Beginning) -> list[Change]:
     """The changes that are allowed; others are refused."""
+    manifest = found.reader.manifest
     recipe, per_epoch = beginning.job.recipe, beginning.job.facts.steps_per_epoch
-    found = changes(manifest.recipe, training_sections(recipe))
     if manifest.step > recipe.num_steps(per_epoch):
         raise RecipeError(
             f"the run has {manifest.step} steps behind it, but the recipe ends after "
@@ -152,7 +154,20 @@ def _check_same_run(manifest: Manifest, beginning: Beginning) -> list[Change]:
         )
     has_other_length = _num_steps(manifest, per_epoch) != recipe.num_steps(per_epoch)
     length_matters = beginning.blueprint.knows_end and has_other_length
-    return refuse_changes(found, beginning.allowed, length_matters=length_matters)
+    changed = [*_changes(found, beginning.job), *_other_layers(found, beginning)]
+    return refuse_changes(changed, beginning.allowed, length_matters=length_matters)
+
+
+def _other_layers(found: Recovered, beginning: Beginning) -> list[Change]:
+    """The network's change, unless the recipe tells of it."""
+    values = ("model.weights", "model.fresh")
+    keys = [change.key for change in _changes(found, beginning.job) if change.key not in values]
+    if any(key.startswith("model.") for key in keys):
+        return []
+    network, records = beginning.blueprint.network, found.reader.records()
+    unsaved = [x.name for x in network.layers if not _is_held(x.path, x.module, records)]
+    other = other_layers(found.reader.manifest.network, describe_layers(network), unsaved)
+    return [] if other is None else [other]
 
 
 def _check_learns(found: Recovered, beginning: Beginning) -> None:
@@ -265,11 +280,12 @@ def _fresh_modules(beginning: Beginning, found: Recovered) -> list[str]:
 
 
 def _unmatched(outline: BlockModules, records: dict[str, TensorRecord]) -> list[str]:
-    return [
-        prefix
-        for prefix, module in outline.named()
-        if any(
-            name not in records or torch.Size(records[name].shape) != tensor.shape
-            for name, tensor in named_tensors(prefix, module).items()
-        )
-    ]
+    return [prefix for prefix, module in outline.named() if not _is_held(prefix, module, records)]
+
+
+def _is_held(prefix: str, module: nn.Module, records: dict[str, TensorRecord]) -> bool:
+    """Whether a checkpoint has all tensors of a module, by their names and shapes."""
+    return all(
+        name in records and torch.Size(records[name].shape) == tensor.shape
+        for name, tensor in named_tensors(prefix, module).items()
+    )

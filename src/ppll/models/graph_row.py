@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from torch import fx, nn
-from torch.fx.node import map_arg
 
 from ppll.errors import ModelError
 from ppll.models.network import Layer, Network
@@ -57,6 +56,23 @@ class _Tracer(fx.Tracer):
         del m
         return module_qualified_name not in self._opened
 
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """The forward and what it is traced with: its input, and defaults where it has some.
+
+        A forward may ask for them in Python, as in ``if targets is None``.
+        """
+        function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        model, first, *others = args
+        return function, [model, first, *map(_default_or_same, others)]
+
+
+def _default_or_same(argument: Any) -> Any:
+    """The default value of an argument that has one."""
+    node = getattr(argument, "node", None)
+    return node.args[0] if isinstance(node, fx.Node) and node.args else argument
+
 
 def _traced(model: nn.Module, row: Row) -> fx.Graph:
     """The forward's steps, which must be the same in training and in evaluation."""
@@ -83,22 +99,18 @@ def _trace(model: nn.Module, row: Row) -> fx.Graph:
         ) from error
     for node in graph.nodes:
         node.type = None  # Annotations may be text, which torch cannot hand to another process.
-    _fix_defaults(model, graph)
+    _check_arguments(model, graph)
     traced = fx.GraphModule(model, graph)
     traced.graph.eliminate_dead_code()
     return traced.graph
 
 
-def _fix_defaults(model: nn.Module, graph: fx.Graph) -> None:
-    """Give every input but the first its default value."""
+def _check_arguments(model: nn.Module, graph: fx.Graph) -> None:
+    """Refuse a forward that reads more than one input, and take the others out."""
     _, *others = [node for node in graph.nodes if node.op == "placeholder"]
-    defaults = {node: node.args[0] for node in others if node.args}
     for node in others:
-        if node.users and not node.args:
+        if node.users:
             raise cannot_cut(model, f"its forward needs the argument {node.target!r}, too")
-        for user in list(node.users):
-            given = map_arg((user.args, user.kwargs), lambda n: defaults.get(n, n))
-            user.args, user.kwargs = given
         graph.erase_node(node)
 
 
@@ -141,19 +153,37 @@ def _check_crossing(model: nn.Module, parts: list[list[fx.Node]], index: int) ->
     connection is refused: what begins it would learn nothing from where it ends.
     """
     crossing = _crossing(parts, index)
-    where = "the head" if index == len(parts) - 1 else f"layer {str(parts[index][0].target)!r}"
+    where = _named(parts, index)
     if not crossing:
         raise cannot_cut(model, f"{where} does not read what stands before it")
     around = {*parts[index - 1], *parts[index]}
     skips = [node for node in crossing if not around.issuperset([node, *node.users])]
     if len(crossing) == 1 or not skips:
         return
-    what = ", ".join(f"{node.name!r} ({_made_by(model, node)})" for node in skips)
+    what = "; ".join(_way_of(model, parts, node) for node in skips)
+    first, last = (str(parts[i][0].target) for i in (1, len(parts) - 2))
     raise ModelError(
-        f"cannot cut a {type(model).__name__} before {where}: beside the output of what stands "
-        f"before it, {what} would cross the cut and others, but only what goes from one layer to "
-        f"the next may. Give a list of modules in which a skip connection begins and ends in the "
+        f"cannot cut a {type(model).__name__} before {where}. Taken as layers were {first!r} to "
+        f"{last!r} ({len(parts) - 2}), but {what}. Only what goes from one layer to the next may "
+        f"cross a cut. Give a list of modules in which a skip connection begins and ends in the "
         f"same module; what all layers read, such as a mask, each of them may hand on in a tuple."
+    )
+
+
+def _named(parts: list[list[fx.Node]], index: int) -> str:
+    """What a part is called, for people."""
+    if index in (0, len(parts) - 1):
+        return "the head" if index else "the stem"
+    return f"layer {str(parts[index][0].target)!r}"
+
+
+def _way_of(model: nn.Module, parts: list[list[fx.Node]], node: fx.Node) -> str:
+    """Where a value is made, and where it is read last."""
+    made = next(i for i, part in enumerate(parts) if node in part)
+    read = max(i for i, part in enumerate(parts) if any(user in part for user in node.users))
+    return (
+        f"{node.name!r} ({_made_by(model, node)}) of {_named(parts, made)} is read again in "
+        f"{_named(parts, read)}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,18 @@ from ppll.models.names import qualified
 from ppll.numerics import own_generator
 from ppll.randomness import fold
 
-__all__ = ["initialise", "resets_itself"]
+__all__ = ["drawn_from", "initialise", "resets_itself"]
+
+
+@contextmanager
+def drawn_from(seed: int, name: str) -> Iterator[None]:
+    """What is drawn in this context is a function of the seed and a model's name.
+
+    The state of the generator is restored.
+    """
+    with own_generator():
+        torch.default_generator.manual_seed(fold(seed, name) % 2**32)
+        yield
 
 
 def initialise(

@@ -16,12 +16,11 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from ppll.errors import RecipeError, unknown_name
+from ppll.errors import RecipeError
+from ppll.models.initialising import drawn_from
 from ppll.models.options import image_shape, token_shape
-from ppll.numerics import own_generator
-from ppll.randomness import fold
 
-__all__ = ["LIBRARIES", "build_of_library", "check_of_library", "is_of_library"]
+__all__ = ["LIBRARIES", "build_of_library", "check_of_library"]
 
 
 @dataclass(frozen=True)
@@ -93,21 +92,13 @@ LIBRARIES: Final[dict[str, tuple[Callable[[_Request], nn.Module], str]]] = {
 """Builder and summary of each library whose models a recipe may name."""
 
 
-def is_of_library(name: str) -> bool:
-    """Whether ``model.name`` names a model of another library."""
-    return ":" in name
-
-
 def check_of_library(name: str) -> None:
     """Let a model's name pass if its library is there.
 
     Raises:
-        RecipeError: The library is unknown, not installed, or does not fit this torch.
+        RecipeError: The library is not installed, or does not fit this torch.
     """
-    library, _, _ = name.partition(":")
-    if library not in LIBRARIES:
-        raise RecipeError(unknown_name("library of models", library, LIBRARIES))
-    _import(library)
+    _import(name.partition(":")[0])
 
 
 def build_of_library(
@@ -129,12 +120,10 @@ def build_of_library(
     Raises:
         RecipeError: The library cannot be had, or does not build such a model.
     """
-    check_of_library(name)
     library, _, model = name.partition(":")
     request = _Request(_import(library), model, options, input_shape, num_classes)
     try:
-        with own_generator():
-            torch.default_generator.manual_seed(fold(seed, name) % 2**32)
+        with drawn_from(seed, name):
             return LIBRARIES[library][0](request)
     except RecipeError:
         raise

@@ -39,12 +39,13 @@ def sample_of(input_shape: tuple[int, ...], num_tokens: int | None = None) -> Te
 
     Args:
         input_shape: Of one sample, without N.
-        num_tokens: How many different tokens there are; none for float32 input.
+        num_tokens: How many different tokens there are; none for float32 input, of 0 to below 1:
+            what reads it as whole numbers finds the first row of a table.
     """
     generator = torch.Generator().manual_seed(0)
     shape = (_NUM_SAMPLES, *input_shape)
     if num_tokens is None:
-        return torch.randn(shape, generator=generator)
+        return torch.rand(shape, generator=generator)
     return torch.randint(num_tokens, shape, generator=generator)
 
 

@@ -59,7 +59,7 @@ def evaluate(
     facts = folder.read_facts()
     now = facts_of(prepare(_load_data(folder, recipe, facts), recipe.data))
     facts = replace(facts, num_test=now.num_test, num_validation=now.num_validation)
-    blueprint = blueprint_of(recipe, facts, model)
+    blueprint = blueprint_of(found, recipe, facts, model)
     blueprint.stage_blocks(stages)
     job = Job(
         recipe,

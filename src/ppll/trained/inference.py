@@ -19,6 +19,7 @@ from ppll.blocks.lean import FeaturesType, as_received
 from ppll.blocks.modules import BlockModules
 from ppll.checkpoints.recovery import Recovered, find
 from ppll.checkpoints.resume import as_saved
+from ppll.checkpoints.same_network import other_layers
 from ppll.config import Recipe
 from ppll.data.augmentation import Normalisation
 from ppll.data.loader import IMAGE
@@ -29,6 +30,7 @@ from ppll.message import canonical
 from ppll.methods import Method
 from ppll.methods.base import PREVIOUS
 from ppll.models import OWN_MODEL
+from ppll.models.identity import describe_layers
 from ppll.models.splitting import Model
 from ppll.numerics import autocast_dtype
 from ppll.run_folder import RunFolder
@@ -228,7 +230,7 @@ def network_of(
     Raises:
         ModelError: ``model`` is another network.
     """
-    blueprint = blueprint_of(recipe, facts, model)
+    blueprint = blueprint_of(found, recipe, facts, model)
     blocks = [blueprint.build_modules(i, torch.device("cpu")) for i in range(blueprint.num_blocks)]
     saved = found.reader.averaged_weights()
     for block in blocks:
@@ -254,12 +256,26 @@ def _check_given(run: str | Path, recipe: Recipe, model: Model | None) -> None:
         )
 
 
-def blueprint_of(recipe: Recipe, facts: DataFacts, model: Model | None) -> Blueprint:
-    """The network cut as it was trained; a given model is not changed.
+def blueprint_of(
+    found: Recovered, recipe: Recipe, facts: DataFacts, model: Model | None
+) -> Blueprint:
+    """The network of a checkpoint cut as it was trained; a given model is not changed.
 
     Raises:
-        ModelError: The model is another one.
+        ModelError: The model is another one, or the code is that the recipe names.
     """
+    blueprint = _drawn(recipe, facts, model)
+    other = other_layers(found.reader.manifest.network, describe_layers(blueprint.network))
+    if other is None:
+        return blueprint
+    what = f"the network that {recipe.model.name!r} makes now" if model is None else "this model"
+    raise ModelError(
+        f"{what} is not the one that was trained: it has {other.now!r}, but was trained with "
+        f"{other.before!r}. Give it as it was; ppll export reads the values alone."
+    )
+
+
+def _drawn(recipe: Recipe, facts: DataFacts, model: Model | None) -> Blueprint:
     if model is None:
         return draw_blueprint(recipe, facts, None)
     try:

@@ -1,0 +1,125 @@
+"""A network of the user's own: what a recipe names by its module, ``"module:function"``.
+
+The function, or class, makes the network from the recipe's options. It draws first values in one
+go, from the run's seed and its name, as a library does.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from types import SimpleNamespace
+from typing import Any, Final, get_args, get_type_hints
+
+import pydantic
+from torch import nn
+
+from ppll.errors import RecipeError, unknown_name
+from ppll.models import models
+from ppll.models.initialising import drawn_from
+from ppll.models.network import Network
+from ppll.own_class import OwnKind, blamed_on
+
+__all__ = ["build_own_model", "check_own_model"]
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """The declared types that can be made out, also where others are known to checkers only."""
+    found: dict[str, Any] = {}
+    for key, hint in getattr(function, "__annotations__", {}).items():
+        alone: Any = SimpleNamespace(__annotations__={key: hint})
+        with suppress(Exception):
+            found |= get_type_hints(alone, getattr(function, "__globals__", {}))
+    return found
+
+
+def _declares_network(function: Callable[..., Any]) -> bool:
+    return _holds_modules(_hints(function).get("return"))
+
+
+def _holds_modules(hint: Any) -> bool:
+    """Whether a type is a module, or one of several or a list of some."""
+    if inspect.isclass(hint):
+        return issubclass(hint, nn.Module | Network)
+    return any(_holds_modules(part) for part in get_args(hint))
+
+
+_KIND: Final = OwnKind(
+    "model",
+    nn.Module,
+    "torch.nn.Module, or a function that declares that it returns one or several (-> nn.Module, "
+    "-> list[nn.Module])",
+    [entry.name for entry in models],
+    "its options are model.KEY=VALUE",
+    _declares_network,
+)
+
+
+def check_own_model(name: str, options: Mapping[str, Any]) -> None:
+    """Let a model's name pass if what it names can be imported and takes the options.
+
+    Raises:
+        RecipeError: It cannot, or does not.
+    """
+    _checked(name, _KIND.imported(name), options)
+
+
+def build_own_model(
+    name: str, options: Mapping[str, Any], seed: int
+) -> nn.Module | Sequence[nn.Module] | Network:
+    """What the function or class makes that is called ``"module:function"``.
+
+    Args:
+        name: What the recipe calls it.
+        options: Its keyword arguments.
+        seed: Of the run.
+
+    Raises:
+        RecipeError: It cannot be imported, does not take the options, raises something, or returns
+            no modules.
+    """
+    build = _KIND.imported(name)
+    options = _checked(name, build, options)
+    with blamed_on("model.name", name, build, "when it is built"), drawn_from(seed, name):
+        made: Any = build(**options)
+    if not (isinstance(made, nn.Module | Network) or _is_row(made)):
+        raise RecipeError(
+            f"model.name = {name!r} returned {made!r:.80}: it must return an nn.Module or a list "
+            f"of modules, in forward order."
+        )
+    return made  # type: ignore[no-any-return]
+
+
+def _is_row(made: object) -> bool:
+    """Whether there are modules in it; what kind each is, the network says."""
+    return isinstance(made, Sequence) and any(isinstance(part, nn.Module) for part in made)
+
+
+def _checked(name: str, build: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, converted to their declared types as far as there are some."""
+    parameters = inspect.signature(build).parameters.values()
+    known = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    for key in options:
+        if key not in known and not takes_any:
+            listed = [f"model.{option}" for option in known] or ["(none)"]
+            raise RecipeError(unknown_name(f"option of model {name!r}", f"model.{key}", listed))
+    for key, parameter in known.items():
+        if parameter.default is parameter.empty and key not in options:
+            raise RecipeError(f"model.{key} must be given for {name!r}: it has no default.")
+    hints = _hints(build.__init__ if inspect.isclass(build) else build)
+    return {key: _converted(name, key, value, hints.get(key)) for key, value in options.items()}
+
+
+def _converted(name: str, key: str, value: object, hint: Any) -> Any:
+    """A value as the type that is declared for it, where that is one that can be checked."""
+    try:
+        declared = pydantic.TypeAdapter(object if hint is None else hint)
+    except pydantic.PydanticUserError:
+        return value
+    try:
+        return declared.validate_python(value)
+    except pydantic.ValidationError as error:
+        problem = error.errors()[0]["msg"]
+        raise RecipeError(f"model.{key}: {problem} (found {value!r}) for {name!r}.") from None
