@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 from pathlib import Path
@@ -109,6 +110,21 @@ def test_balanced_cuts_count_the_transfer() -> None:
     costs = costs_of(layers, [0.5, 0.5, 0.5, 0.1], base)
     assert balanced_cuts(base, costs, FREE) == (2,)
     assert balanced_cuts(base, costs, Link(bandwidth_bytes_s=1e9)) != (2,)
+
+
+def test_no_other_cuts_are_faster_on_a_link() -> None:
+    """A block cannot take a message while it still sends the one before, so layer 1's 8 ms, which
+    begin when its features are there, take longer than learning."""
+    base = recipe(blocks=3, cuts="balanced")
+    sizes = [2, 8, 3, 1, 4, 1]
+    layers = [layer(3, f"layer{i}", features_bytes=size * MIB) for i, size in enumerate(sizes)]
+    costs = costs_of(layers, [0.5] * 5 + [0.1], base)
+    link = Link(bandwidth_bytes_s=1e9)
+    every = itertools.combinations(range(1, 6), 2)
+    others = [base.with_settings([f"split.cuts={list(cuts)}"]) for cuts in every]
+    fastest_s = min(draw_plan(other, costs, 3, link).seconds_per_message for other in others)
+    plan = draw_plan(base, costs, 3, link)
+    assert plan.seconds_per_message == pytest.approx(fastest_s)
 
 
 def test_balanced_cuts_heed_the_memory() -> None:

@@ -214,6 +214,22 @@ def test_there_is_no_gap_to_another_recipe(setting: str, monkeypatch) -> None:
     assert rows_of(monkeypatch, found, setting)[1].gap_to_backprop is None
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0)])
+def test_the_plainest_backprop_is_the_control(order, monkeypatch, tmp_path: Path) -> None:
+    """Wherever it stands among the methods: one with more to learn from is no control."""
+    named = ["backprop", "backprop:context=E", "dgl"]
+    methods = [named[index] for index in order]
+    runs = list_runs(["digits-resnet"], methods, 1, [], tmp_path)
+    reached = {"backprop": 0.6, "backprop:context=E": 0.7, "dgl": 0.65}
+    monkeypatch.setattr(
+        "ppll.studies.table.read_outcome", lambda run: outcome(0, reached[run.method])
+    )
+    gaps = {row.method: row.gap_to_backprop for row in draw_rows(runs)}
+    assert gaps["backprop"] is None
+    assert gaps["dgl"] == pytest.approx(5)
+    assert gaps["backprop:context=E"] == pytest.approx(10)
+
+
 def test_there_is_no_gap_without_a_common_seed(monkeypatch) -> None:
     found = {"backprop": [outcome(0, 0.9), None], "dgl": [None, outcome(1, 0.8)]}
     assert rows_of(monkeypatch, found)[1].gap_to_backprop is None

@@ -190,7 +190,7 @@ def _place(recipe: Recipe, num_stages: int) -> tuple[range, ...]:
 def balanced_cuts(
     recipe: Recipe, costs: Costs, link: Link, memory_limit_bytes: int | None = None
 ) -> tuple[int, ...]:
-    """The cuts that make the slowest block fastest, every block on a device of its own.
+    """The cuts that make the slowest block or link fastest, every block on a device of its own.
 
     Replicas of single blocks do not count: blocks are balanced as one process each carries them
     out. Where all have equally many they do.
@@ -204,10 +204,12 @@ def balanced_cuts(
 
     def cost(start: int, stop: int) -> BlockCost:
         block = table.block(start, stop, replicas)
-        transfer_s = 0.0 if stop == len(costs.layers) else link.transfer_s(block.features_bytes)
-        seconds = max(block.seconds, transfer_s)
-        if not link.overlaps:
-            seconds = block.seconds + transfer_s
+        link_after = Link() if stop == len(costs.layers) else link
+        # A block that sends takes no other message before that has ended.
+        seconds = max(
+            link_after.occupied_s(stage_times([block])),
+            link_after.transfer_s(block.features_bytes),
+        )
         return BlockCost(seconds, memory_bytes(recipe, [block], replicas), block.features_bytes)
 
     return best_partition(

@@ -19,7 +19,8 @@ from ppll.simulation.simulate import Link
 
 __all__ = ["CLEARLY", "Rival", "end_to_end_cuts", "pipeline_work", "predict_rivals", "recommend"]
 
-_MICROBATCHES: Final = (4, 8, 16, 32, 64)
+_MOST_MICROBATCHES: Final = 64
+"""That are tried; more where there are more ranks."""
 CLEARLY: Final = 1.05
 """Predictions are not so exact that less than this would decide."""
 _NOISY: Final = 0.25
@@ -54,13 +55,14 @@ class Rival:
 def predict_rivals(plan: Plan, num_devices: int | None = None) -> list[Rival]:
     """PPLL, sequential local learning, and end-to-end training by every rival, side by side.
 
-    Every pipeline gets cuts that are balanced for it and its best number of micro-batches. Their
-    work is taken to shrink in proportion to their size, but for what a block's turn takes whatever
-    is in it.
+    Every pipeline gets cuts that are balanced for it and its best number of equal micro-batches.
+    Their work is taken to shrink in proportion to their size, but for what a block's turn takes
+    whatever is in it. No two rivals are combined.
 
     Args:
         plan: Of PPLL.
-        num_devices: Of every rival that uses several; as many as the plan uses without.
+        num_devices: Of every rival that uses several, or as many of them as it can have; as many
+            as the plan uses without.
     """
     devices = num_devices or plan.num_processes
     return [_ppll(plan), _sequential(plan), *_end_to_end(plan, devices)]
@@ -80,35 +82,39 @@ def _sequential(plan: Plan) -> Rival:
 
 
 def _end_to_end(plan: Plan, num: int) -> Iterator[Rival]:
-    yield from _best(plan, "backprop", [(1, 1)], 1)
-    if num > 1:
-        yield from _best(plan, "ddp", [(num, 1)], 1)
-        for schedule, chunks in CHUNKS_A_RANK.items():
-            samples = plan.costs.message_size * plan.recipe.train.accumulate
-            yield from _best(
-                plan, schedule, [(num, m) for m in _MICROBATCHES if m <= samples], chunks
-            )
+    num_layers, num_samples = len(plan.costs.layers), _batch_size(plan)
+    yield from _best(plan, "backprop", 1, [1], 1)
+    if (num_ranks := min(num, num_samples)) > 1:
+        # Where gradients are ready to travel is known of so many parts.
+        yield from _best(plan, "ddp", num_ranks, [1], min(num_ranks, num_layers))
+    for schedule, chunks in CHUNKS_A_RANK.items():
+        if (num_ranks := min(num, num_layers // chunks)) > 1:
+            most = max(_MOST_MICROBATCHES, num_ranks)
+            tries = [m for m in range(2, most + 1) if num_samples % m == 0]
+            yield from _best(plan, schedule, num_ranks, tries, num_ranks * chunks)
+
+
+def _batch_size(plan: Plan) -> int:
+    return plan.costs.message_size * plan.recipe.train.accumulate
 
 
 def _best(
-    plan: Plan, system: str, tries: Sequence[tuple[int, int]], chunks_a_rank: int
+    plan: Plan, system: str, num_ranks: int, tries: Sequence[int], num_chunks: int
 ) -> Iterator[Rival]:
     """The fastest of some numbers of micro-batches; nothing where none can be."""
+    work = pipeline_work(plan, num_chunks)
     found = []
-    for num_ranks, microbatches in tries:
+    for microbatches in tries:
         try:
-            work = pipeline_work(plan, num_ranks * chunks_a_rank)
             prediction = predict(system, work, num_ranks, microbatches, plan.link)
         except PpllError:
             continue
-        found.append((prediction.seconds_per_batch, num_ranks, microbatches, prediction))
+        found.append((prediction.seconds_per_batch, microbatches, prediction))
     if found:
-        seconds, num_ranks, microbatches, prediction = min(found, key=lambda each: each[0])
-        samples = plan.costs.message_size * plan.recipe.train.accumulate
-        memory = _memory(plan, system, num_ranks, chunks_a_rank, microbatches, prediction)
-        yield Rival(
-            system, microbatches, samples / seconds, prediction.idle_fraction, memory, num_ranks
-        )
+        seconds, microbatches, prediction = min(found, key=lambda each: each[0])
+        memory = _memory(plan, system, num_ranks, num_chunks, microbatches, prediction)
+        rate = _batch_size(plan) / seconds
+        yield Rival(system, microbatches, rate, prediction.idle_fraction, memory, num_ranks)
 
 
 def pipeline_work(plan: Plan, num_chunks: int) -> PipelineWork:
@@ -134,14 +140,17 @@ def pipeline_work(plan: Plan, num_chunks: int) -> PipelineWork:
 def end_to_end_cuts(costs: Costs, num_chunks: int) -> tuple[int, ...]:
     """First layer of every chunk but the first, balanced without auxiliary networks.
 
+    The last chunk has the network's own loss.
+
     Raises:
         ModelError: There are more chunks than layers.
     """
-    layers = costs.layers
+    layers, own = costs.layers, costs.exits[-1]
 
     def cost(start: int, stop: int) -> BlockCost:
         run = range(start, stop)
-        return BlockCost(sum(layers[i].forward_s + _backward_s(costs, i) for i in run))
+        loss_s = own.forward_s + own.backward_s if stop == len(layers) else 0.0
+        return BlockCost(loss_s + sum(layers[i].forward_s + _backward_s(costs, i) for i in run))
 
     return best_partition(len(layers), num_chunks, cost).cuts
 
@@ -160,7 +169,7 @@ def _memory(
     plan: Plan,
     system: str,
     num_ranks: int,
-    chunks_a_rank: int,
+    num_chunks: int,
     microbatches: int,
     prediction: Prediction,
 ) -> int:
@@ -168,10 +177,10 @@ def _memory(
     copies = 2 + plan.recipe.optimizer.num_states
     samples = plan.recipe.train.accumulate  # of messages
     layers = plan.costs.layers
-    dealt: Sequence[Sequence[int]] = ((0,),) * num_ranks
+    dealt: Sequence[Sequence[int]] = (range(num_chunks),) * num_ranks
     if system in CHUNKS_A_RANK:
-        dealt = chunks_of_ranks(system, num_ranks, num_ranks * chunks_a_rank)
-    chunks = _chunks(plan.costs, len({i for indices in dealt for i in indices}))
+        dealt = chunks_of_ranks(system, num_ranks, num_chunks)
+    chunks = _chunks(plan.costs, num_chunks)
     sizes = []
     for rank, indices in enumerate(dealt):
         own = [chunks[i] for i in indices]

@@ -111,10 +111,14 @@ def _row(group: Group, controls: Sequence[Group]) -> Row:
 
 
 def _gap(group: Group, controls: Sequence[Group]) -> float | None:
-    """Points to the control that differs in the method only, over the seeds that both have."""
+    """Points to the control that differs in the method only, over the seeds that both have.
+
+    Of several, which differ in options of ``backprop``, the plainest is the control.
+    """
     run = group[0][0]
-    control = next((c for c in controls if c[0][0].setting == run.setting), None)
-    if control is None or run.recipe.method.name == _CONTROL:
+    able = (c for c in controls if c[0][0].setting == run.setting)
+    control = min(able, key=lambda c: len(c[0][0].recipe.method.options), default=None)
+    if control is None or run.recipe.method == control[0][0].recipe.method:
         return None
     ours, theirs = _by_seed(group), _by_seed(control)
     differences = [ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()]

@@ -1,0 +1,67 @@
+"""Rivals get what is best for them: as many devices, micro-batches and cuts as they can use."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from ppll.config import Recipe
+from ppll.errors import RecipeError
+from ppll.planning.costs import Costs
+from ppll.planning.plan import Plan, draw_plan
+from ppll.planning.rivals import Rival, end_to_end_cuts, pipeline_work, predict_rivals
+from ppll.simulation.pipeline_work import PipelineWork
+from ppll.simulation.schedules import CHUNKS_A_RANK, predict
+from ppll.simulation.simulate import Link
+from tests.test_plan import costs_of, even_costs, layer, recipe
+
+LINK = Link(bandwidth_bytes_s=5e9, latency_s=5e-5)
+
+
+def rivals_of(base: Recipe, costs: Costs, num_devices: int) -> tuple[Plan, dict[str, Rival]]:
+    plan = draw_plan(base, costs, 2, LINK)
+    return plan, {rival.system: rival for rival in predict_rivals(plan, num_devices)}
+
+
+def test_more_devices_than_layers_leave_nobody_out() -> None:
+    base = recipe(blocks=2, cuts=[2])
+    _, few = rivals_of(base, even_costs(base, 4), 4)
+    _, many = rivals_of(base, even_costs(base, 4), 6)
+    assert few.keys() <= many.keys()
+    assert many["ddp"].devices == 6
+    assert many["ddp"].samples_per_second > few["ddp"].samples_per_second
+    assert many["gpipe"].devices == 4
+    assert many["interleaved"].devices == 2
+
+
+def test_a_device_has_a_sample_at_least() -> None:
+    base = recipe(blocks=2, cuts=[2])
+    _, rivals = rivals_of(base, even_costs(base, 4), 100)
+    assert rivals["ddp"].devices == base.data.batch_size == 8
+
+
+def able_s(schedule: str, work: PipelineWork, num_ranks: int, microbatches: int) -> float:
+    try:
+        return predict(schedule, work, num_ranks, microbatches, LINK).seconds_per_batch
+    except RecipeError:
+        return math.inf
+
+
+@pytest.mark.parametrize("num_ranks", [3, 5])
+def test_no_number_of_microbatches_is_better(num_ranks: int) -> None:
+    """Three and five ranks go in rounds, which powers of two seldom fill."""
+    base = recipe(blocks=2, cuts=[2]).with_settings(["data.batch_size=60"])
+    plan, rivals = rivals_of(base, even_costs(base, 20), num_ranks)
+    for schedule, chunks in CHUNKS_A_RANK.items():
+        work = pipeline_work(plan, num_ranks * chunks)
+        allowed = [m for m in range(num_ranks, 61) if 60 % m == 0]
+        seconds = [able_s(schedule, work, num_ranks, m) for m in allowed]
+        assert 60 / rivals[schedule].samples_per_second == pytest.approx(min(seconds))
+
+
+def test_the_loss_counts_where_chunks_are_balanced() -> None:
+    base = recipe(blocks=2, cuts=[2])
+    layers = [layer(2, f"layer{i}", backward_first_s=4 / 3e3) for i in range(8)]
+    costs = costs_of(layers, [0.5] * 7 + [4.0], base)
+    assert end_to_end_cuts(costs, 2) == (5,)  # 10 and 6 + 4 ms
