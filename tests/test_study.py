@@ -193,10 +193,13 @@ def test_a_row_holds_mean_spread_and_the_gap_by_seed(monkeypatch) -> None:
     found = {
         "backprop": [outcome(0, 0.9), outcome(1, 0.8), outcome(2, 0.1)],
         "dgl": [outcome(0, 0.7, (0.5, None)), outcome(1, 0.7, (0.6, None)), None],
-    }
+    }  # in pairs of one seed: 0.7 - 0.9 and 0.7 - 0.8
     control, row = rows_of(monkeypatch, found, "split.blocks=3")
     assert control.gap_to_backprop is None
-    assert row.gap_to_backprop == pytest.approx(-15)  # 0.7 - 0.9 and 0.7 - 0.8
+    assert (control.gap_to_backprop_stdev, control.run_gaps) == (None, (None, None, None))
+    assert row.run_gaps == pytest.approx((-20, -10))
+    assert row.gap_to_backprop == pytest.approx(-15)
+    assert row.gap_to_backprop_stdev == pytest.approx(50**0.5)
     assert row.test_accuracy == Spread(pytest.approx(0.7), pytest.approx(0))
     assert row.exit_accuracy[0] == Spread(pytest.approx(0.55), pytest.approx(0.0707, abs=1e-4))
     assert row.exit_accuracy[1] is None
@@ -245,6 +248,24 @@ def test_the_table_says_what_is_missing(monkeypatch) -> None:
     assert "\n- mine greedy: 0\n" in text
     names, _, dgl, _ = short_cells(rows)
     assert dict(zip(names, dgl, strict=True))["exits"] == "50.0 -"
+
+
+def test_the_gap_has_the_spread_of_its_pairs(monkeypatch) -> None:
+    """Seeds go up and down together, so single accuracies spread more than their differences."""
+    found = {
+        "backprop": [outcome(0, 0.9), outcome(1, 0.8)],
+        "dgl": [outcome(0, 0.88), outcome(1, 0.79), outcome(2, 0.5)],
+    }
+    rows = rows_of(monkeypatch, found)
+    names, _, dgl = short_cells(rows)
+    assert dict(zip(names, dgl, strict=True))["gap"] == "-1.50 ± 0.71"
+    caption = markdown(rows, ["ppll", "study"], ENVIRONMENT)
+    assert "| 72.33 ± 19.86 | -1.50 ± 0.71 |" in caption
+    assert "mean ± sample standard\ndeviation of the differences by seed" in caption
+    assert r" & -1.50 $\pm$ 0.71 & " in as_latex(rows)
+    lines = list(csv.DictReader(as_csv(rows).splitlines()))
+    assert [line["gap_to_backprop"][:5] for line in lines] == ["", "", "-2.00", "-1.00", ""]
+    assert rows[1].to_dict()["gap_to_backprop_stdev"] == pytest.approx(0.5**0.5)
 
 
 def test_runs_are_lines_of_csv(monkeypatch) -> None:

@@ -21,7 +21,8 @@ _SPECIAL: Final = re.compile(r"[&%$#_{}]")
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """A line of names, then a line a finished run; accuracies from 0 to 1, sizes in bytes.
+    """A line of names, then a line a finished run; accuracies from 0 to 1, the gap to ``backprop``
+    of the same seed in points, sizes in bytes.
 
     Exits are those before the final output; a run of fewer blocks leaves the others empty, as a
     block does that makes no prediction.
@@ -31,16 +32,18 @@ def as_csv(rows: Sequence[Row]) -> str:
     exits = [f"exit_{index}" for index in range(num_exits)]
     names = ["recipe", "method", "seed", "test_accuracy", *exits, "average_accuracy"]
     lines = csv.writer(text, lineterminator="\n")
-    lines.writerow([*names, *_COSTS])
-    lines.writerows(_line(row, run, num_exits) for row in rows for run in row.runs)
+    lines.writerow([*names, "gap_to_backprop", *_COSTS])
+    for row in rows:
+        for run, gap in zip(row.runs, row.run_gaps, strict=True):
+            lines.writerow(_line(row, run, gap, num_exits))
     return text.getvalue()
 
 
-def _line(row: Row, run: Outcome, num_exits: int) -> list[Any]:
+def _line(row: Row, run: Outcome, gap: float | None, num_exits: int) -> list[Any]:
     exits = list(run.exit_accuracy[:-1])
     exits += [None] * (num_exits - len(exits))
     known = [row.recipe, row.method, run.seed, run.test_accuracy, *exits, run.average_accuracy]
-    return [*known, *(getattr(run, name) for name in _COSTS)]
+    return [*known, gap, *(getattr(run, name) for name in _COSTS)]
 
 
 def as_latex(rows: Sequence[Row]) -> str:

@@ -50,8 +50,11 @@ class Row:
         exit_accuracy: The same for every block's exit, the final output last; none for a block
             that makes no prediction.
         average_accuracy: The same for all exits averaged.
-        gap_to_backprop: Mean over seeds of the accuracy less that of ``backprop`` with the same
-            seed, recipe and data, in points; below 0 where ``backprop`` is better.
+        run_gaps: Of each of ``runs``, the accuracy less that of ``backprop`` with the same seed,
+            recipe and data, in points; below 0 where ``backprop`` is better, none where there is
+            none.
+        gap_to_backprop: Their mean.
+        gap_to_backprop_stdev: Their sample standard deviation; none of a single one.
         epoch_seconds: Seconds of training an epoch takes, the median run's.
         peak_memory_bytes: Most memory of a stage in any run.
         num_stages: Processes of a run.
@@ -64,7 +67,9 @@ class Row:
     test_accuracy: Spread | None
     exit_accuracy: tuple[Spread | None, ...]
     average_accuracy: Spread | None
+    run_gaps: tuple[float | None, ...]
     gap_to_backprop: float | None
+    gap_to_backprop_stdev: float | None
     epoch_seconds: float | None
     peak_memory_bytes: int | None
     num_stages: int | None
@@ -93,6 +98,8 @@ def _row(group: Group, controls: Sequence[Group]) -> Row:
     first = group[0][0]
     done = tuple(outcome for _, outcome in group if outcome is not None)
     seconds = [o.epoch_seconds for o in done if o.epoch_seconds is not None]
+    gaps = _gaps(group, controls)
+    gap = Spread.of(gaps)
     return Row(
         recipe=first.recipe_name,
         method=first.method,
@@ -101,7 +108,9 @@ def _row(group: Group, controls: Sequence[Group]) -> Row:
             Spread.of(exits) for exits in zip(*(o.exit_accuracy for o in done), strict=True)
         ),
         average_accuracy=Spread.of(o.average_accuracy for o in done),
-        gap_to_backprop=_gap(group, controls),
+        run_gaps=gaps,
+        gap_to_backprop=gap.mean if gap else None,
+        gap_to_backprop_stdev=gap.stdev if gap else None,
         epoch_seconds=statistics.median(seconds) if seconds else None,
         peak_memory_bytes=max((o.peak_memory_bytes for o in done), default=None),
         num_stages=max((o.num_stages for o in done), default=None),
@@ -110,8 +119,9 @@ def _row(group: Group, controls: Sequence[Group]) -> Row:
     )
 
 
-def _gap(group: Group, controls: Sequence[Group]) -> float | None:
-    """Points to the control that differs in the method only, over the seeds that both have.
+def _gaps(group: Group, controls: Sequence[Group]) -> tuple[float | None, ...]:
+    """Of each finished run, the points to the control's of the same seed, which differs in the
+    method only.
 
     Of several, which differ in options of ``backprop``, the plainest is the control.
     """
@@ -119,10 +129,12 @@ def _gap(group: Group, controls: Sequence[Group]) -> float | None:
     able = (c for c in controls if c[0][0].setting == run.setting)
     control = min(able, key=lambda c: len(c[0][0].recipe.method.options), default=None)
     if control is None or run.recipe.method == control[0][0].recipe.method:
-        return None
-    ours, theirs = _by_seed(group), _by_seed(control)
-    differences = [ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()]
-    return 100 * statistics.mean(differences) if differences else None
+        control = []
+    theirs = _by_seed(control)
+    return tuple(
+        100 * (ours - theirs[seed]) if seed in theirs else None
+        for seed, ours in _by_seed(group).items()
+    )
 
 
 def _by_seed(group: Group) -> dict[int, float]:
@@ -156,11 +168,10 @@ def full_cells(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def _accuracies(row: Row, num_exits: int) -> list[str]:
-    gap = "" if row.gap_to_backprop is None else f"{row.gap_to_backprop:+.2f}"
     exits = [_percent(spread) for spread in row.exit_accuracy[:-1]]
     missing = [""] * (num_exits - len(exits))
     final, average = _percent(row.test_accuracy), _percent(row.average_accuracy)
-    return [row.recipe, row.method, final, gap, *exits, *missing, average]
+    return [row.recipe, row.method, final, _points(row), *exits, *missing, average]
 
 
 def _costs(row: Row) -> list[str]:
@@ -180,11 +191,22 @@ def _seconds(seconds: float | None) -> str:
     return f"{seconds:.2f}" if seconds < 100 else f"{seconds:,.0f}"
 
 
+def _points(row: Row) -> str:
+    if row.gap_to_backprop is None:
+        return ""
+    return f"{row.gap_to_backprop:+.2f}{_around(row.gap_to_backprop_stdev)}"
+
+
 def _percent(spread: Spread | None) -> str:
     if spread is None:
         return "-"
-    spread_text = "" if spread.stdev is None else f" ± {100 * spread.stdev:.2f}"
-    return f"{100 * spread.mean:.2f}{spread_text}"
+    stdev = None if spread.stdev is None else 100 * spread.stdev
+    return f"{100 * spread.mean:.2f}{_around(stdev)}"
+
+
+def _around(stdev: float | None) -> str:
+    """What stands behind a mean."""
+    return "" if stdev is None else f" ± {stdev:.2f}"
 
 
 def markdown(rows: Sequence[Row], command: Sequence[str], environment: Mapping[str, Any]) -> str:
@@ -207,8 +229,9 @@ def markdown(rows: Sequence[Row], command: Sequence[str], environment: Mapping[s
 {left}
 Accuracy on the test set in percent, mean ± sample standard deviation over seeds: of the final
 output, of every exit before it (- where a block makes no prediction), and of the mean of all exits'
-probabilities. To backprop: points to `backprop` with everything else equal, mean of the differences
-by seed. s/epoch: seconds of training an epoch takes, the median run's. MiB: most memory of a stage.
+probabilities. To backprop: points to `backprop` with everything else equal, mean ± sample standard
+deviation of the differences by seed. s/epoch: seconds of training an epoch takes, the median run's.
+MiB: most memory of a stage.
 
 `{" ".join(command)}`
 
