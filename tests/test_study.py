@@ -163,6 +163,7 @@ def outcome(seed: int, accuracy: float, exits: tuple[float | None, ...] = ()) ->
     return Outcome(
         seed=seed,
         run_folder=f"r/m/seed-{seed}",
+        validation_accuracy=None,
         test_accuracy=accuracy,
         exit_accuracy=(*exits, accuracy),
         average_accuracy=accuracy + 0.01,
@@ -266,6 +267,31 @@ def test_the_gap_has_the_spread_of_its_pairs(monkeypatch) -> None:
     lines = list(csv.DictReader(as_csv(rows).splitlines()))
     assert [line["gap_to_backprop"][:5] for line in lines] == ["", "", "-2.00", "-1.00", ""]
     assert rows[1].to_dict()["gap_to_backprop_stdev"] == pytest.approx(0.5**0.5)
+
+
+def test_what_no_run_learned_from_stands_before_the_test(monkeypatch) -> None:
+    """So that a sweep is not read by its test set."""
+    validated = [replace(outcome(seed, 0.9), validation_accuracy=0.8) for seed in (0, 1)]
+    rows = rows_of(monkeypatch, {"backprop": validated, "dgl": [outcome(0, 0.7)]})
+    names, backprop, dgl = short_cells(rows)
+    assert names[:3] == ["method", "validation", "accuracy"]
+    assert backprop[:3] == ["backprop", "80.00 ± 0.00", "90.00 ± 0.00"]
+    assert dgl[:3] == ["dgl", "-", "70.00"]
+    text = markdown(rows, ["ppll", "study"], ENVIRONMENT)
+    assert "| recipe | method | validation | final output | to backprop | all" in text
+    assert "what is chosen is chosen by it, not by the test set" in text
+    assert " & validation & final output & " in as_latex(rows)
+    lines = list(csv.DictReader(as_csv(rows).splitlines()))
+    assert [line["validation_accuracy"] for line in lines] == ["0.8", "0.8", ""]
+    tree = rows[0].to_dict()
+    assert tree["validation_accuracy"] == {"mean": 0.8, "stdev": 0.0}
+    assert tree["runs"][0]["validation_accuracy"] == 0.8
+
+
+def test_nobody_hears_of_validation_where_there_is_none(monkeypatch) -> None:
+    rows = rows_of(monkeypatch, {"dgl": [outcome(0, 0.7)]})
+    shown = [*short_cells(rows)[0], markdown(rows, ["ppll"], ENVIRONMENT), as_csv(rows)]
+    assert "alidation" not in " ".join(shown)
 
 
 def test_runs_are_lines_of_csv(monkeypatch) -> None:

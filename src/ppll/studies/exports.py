@@ -6,10 +6,11 @@ import csv
 import io
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 from ppll.studies.outcome import Outcome
-from ppll.studies.table import Row, full_cells
+from ppll.studies.table import Row, full_cells, has_validation
 
 __all__ = ["as_csv", "as_latex"]
 
@@ -30,20 +31,21 @@ def as_csv(rows: Sequence[Row]) -> str:
     num_exits = max((len(row.exit_accuracy) for row in rows), default=1) - 1
     text = io.StringIO()
     exits = [f"exit_{index}" for index in range(num_exits)]
-    names = ["recipe", "method", "seed", "test_accuracy", *exits, "average_accuracy"]
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow([*names, "gap_to_backprop", *_COSTS])
+    validated = ["validation_accuracy"] if has_validation(rows) else []
+    names = ["recipe", "method", "seed", *validated, "test_accuracy", *exits, "average_accuracy"]
+    lines = csv.DictWriter(
+        text, [*names, "gap_to_backprop", *_COSTS], extrasaction="ignore", lineterminator="\n"
+    )
+    lines.writeheader()
     for row in rows:
-        for run, gap in zip(row.runs, row.run_gaps, strict=True):
-            lines.writerow(_line(row, run, gap, num_exits))
+        lines.writerows(map(partial(_line, row), row.runs, row.run_gaps))
     return text.getvalue()
 
 
-def _line(row: Row, run: Outcome, gap: float | None, num_exits: int) -> list[Any]:
-    exits = list(run.exit_accuracy[:-1])
-    exits += [None] * (num_exits - len(exits))
-    known = [row.recipe, row.method, run.seed, run.test_accuracy, *exits, run.average_accuracy]
-    return [*known, gap, *(getattr(run, name) for name in _COSTS)]
+def _line(row: Row, run: Outcome, gap: float | None) -> dict[str, Any]:
+    exits = {f"exit_{index}": reached for index, reached in enumerate(run.exit_accuracy[:-1])}
+    named = {"recipe": row.recipe, "method": row.method, "gap_to_backprop": gap}
+    return {**vars(run), **named, **exits}
 
 
 def as_latex(rows: Sequence[Row]) -> str:

@@ -10,10 +10,12 @@ from typing import Any, Final, Self
 from ppll.studies.outcome import Outcome, read_outcome
 from ppll.studies.runs import StudyRun
 
-__all__ = ["Row", "Spread", "draw_rows", "full_cells", "markdown", "short_cells"]
+__all__ = ["Row", "Spread", "draw_rows", "full_cells", "has_validation", "markdown", "short_cells"]
 
 _CONTROL: Final = "backprop"
 _MIB: Final = 2**20
+_VALIDATION: Final = """ Validation: the final output's accuracy on the part of the training
+set that no run learned from; what is chosen is chosen by it, not by the test set."""
 
 Group = list[tuple[StudyRun, Outcome | None]]
 
@@ -46,7 +48,8 @@ class Row:
     Attributes:
         recipe: What the recipe is called.
         method: The method with its options, as the study names it.
-        test_accuracy: Share of test samples that the final output gets right.
+        validation_accuracy: Share of the validation part that the final output gets right.
+        test_accuracy: Share of test samples that it gets right.
         exit_accuracy: The same for every block's exit, the final output last; none for a block
             that makes no prediction.
         average_accuracy: The same for all exits averaged.
@@ -64,6 +67,7 @@ class Row:
 
     recipe: str
     method: str
+    validation_accuracy: Spread | None
     test_accuracy: Spread | None
     exit_accuracy: tuple[Spread | None, ...]
     average_accuracy: Spread | None
@@ -103,6 +107,7 @@ def _row(group: Group, controls: Sequence[Group]) -> Row:
     return Row(
         recipe=first.recipe_name,
         method=first.method,
+        validation_accuracy=Spread.of(o.validation_accuracy for o in done),
         test_accuracy=Spread.of(o.test_accuracy for o in done),
         exit_accuracy=tuple(
             Spread.of(exits) for exits in zip(*(o.exit_accuracy for o in done), strict=True)
@@ -141,37 +146,45 @@ def _by_seed(group: Group) -> dict[int, float]:
     return {o.seed: o.test_accuracy for _, o in group if o is not None}
 
 
+def has_validation(rows: Sequence[Row]) -> bool:
+    """Whether any run kept a validation part."""
+    return any(row.validation_accuracy is not None for row in rows)
+
+
 def short_cells(rows: Sequence[Row]) -> list[list[str]]:
     """A line of names, then a line a row, no wider than a terminal."""
     several = len({row.recipe for row in rows}) > 1
-    names = ["method", "accuracy", "gap", "exits", "averaged", "s/epoch", "MiB"]
-    lines = [[*names, "seeds"]]
+    validated = ["validation"] if has_validation(rows) else []
+    names = ["recipe", "method", *validated, "accuracy", "gap", "exits", "averaged"]
+    lines = [[*names, "s/epoch", "MiB", "seeds"]]
     for row in rows:
-        _, method, final, gap, *_ = _accuracies(row, 0)
         means = [f"{100 * s.mean:.1f}" if s else "-" for s in row.exit_accuracy[:-1]]
         average = f"{100 * row.average_accuracy.mean:.2f}" if row.average_accuracy else "-"
         seconds, memory, _, seeds = _costs(row)
-        lines.append([method, final, gap, " ".join(means), average, seconds, memory, seeds])
-    recipes = ["recipe", *(row.recipe for row in rows)]
-    return [[r, *line] for r, line in zip(recipes, lines, strict=True)] if several else lines
+        finals = _finals(row, is_validated=bool(validated))
+        lines.append([*finals, " ".join(means), average, seconds, memory, seeds])
+    return lines if several else [line[1:] for line in lines]
 
 
 def full_cells(rows: Sequence[Row]) -> list[list[str]]:
     """The same with everything."""
     num_exits = max((len(row.exit_accuracy) for row in rows), default=1) - 1
+    validated = ["validation"] if has_validation(rows) else []
     exits = [f"exit {index}" for index in range(num_exits)]
-    names = ["recipe", "method", "final output", "to backprop", *exits, "all averaged"]
-    return [
-        [*names, "s/epoch", "MiB", "stages", "seeds"],
-        *([*_accuracies(row, num_exits), *_costs(row)] for row in rows),
-    ]
+    names = ["recipe", "method", *validated, "final output", "to backprop", *exits, "all averaged"]
+    lines = [[*names, "s/epoch", "MiB", "stages", "seeds"]]
+    for row in rows:
+        reached = [_percent(spread) for spread in row.exit_accuracy[:-1]]
+        reached += [""] * (num_exits - len(reached))
+        finals = _finals(row, is_validated=bool(validated))
+        lines.append([*finals, *reached, _percent(row.average_accuracy), *_costs(row)])
+    return lines
 
 
-def _accuracies(row: Row, num_exits: int) -> list[str]:
-    exits = [_percent(spread) for spread in row.exit_accuracy[:-1]]
-    missing = [""] * (num_exits - len(exits))
-    final, average = _percent(row.test_accuracy), _percent(row.average_accuracy)
-    return [row.recipe, row.method, final, _points(row), *exits, *missing, average]
+def _finals(row: Row, *, is_validated: bool) -> list[str]:
+    """Which row it is, and what its final output reached."""
+    validation = [_percent(row.validation_accuracy)] if is_validated else []
+    return [row.recipe, row.method, *validation, _percent(row.test_accuracy), _points(row)]
 
 
 def _costs(row: Row) -> list[str]:
@@ -220,6 +233,7 @@ def markdown(rows: Sequence[Row], command: Sequence[str], environment: Mapping[s
         if row.seeds_missing
     ]
     left = "\n".join(["\nSeeds that are not finished:\n", *missing, ""]) if missing else ""
+    validation = _VALIDATION if has_validation(rows) else ""
     machine = (
         f"{environment['processor']}, {environment['num_cores']} cores, "
         f"load {environment['load_average'][0]:.1f}, Python {environment['python']}, "
@@ -231,7 +245,7 @@ Accuracy on the test set in percent, mean ± sample standard deviation over seed
 output, of every exit before it (- where a block makes no prediction), and of the mean of all exits'
 probabilities. To backprop: points to `backprop` with everything else equal, mean ± sample standard
 deviation of the differences by seed. s/epoch: seconds of training an epoch takes, the median run's.
-MiB: most memory of a stage.
+MiB: most memory of a stage.{validation}
 
 `{" ".join(command)}`
 
