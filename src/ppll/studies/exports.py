@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Final
 
 from ppll.studies.outcome import Outcome
-from ppll.studies.table import Row, full_cells, has_validation
+from ppll.studies.table import Row, full_cells, grid_keys, has_validation
 
 __all__ = ["as_csv", "as_latex"]
 
@@ -32,10 +32,9 @@ def as_csv(rows: Sequence[Row]) -> str:
     text = io.StringIO()
     exits = [f"exit_{index}" for index in range(num_exits)]
     validated = ["validation_accuracy"] if has_validation(rows) else []
-    names = ["recipe", "method", "seed", *validated, "test_accuracy", *exits, "average_accuracy"]
-    lines = csv.DictWriter(
-        text, [*names, "gap_to_backprop", *_COSTS], extrasaction="ignore", lineterminator="\n"
-    )
+    names = ["recipe", "method", *grid_keys(rows), "seed", *validated, "test_accuracy", *exits]
+    names += ["average_accuracy", "gap_to_backprop", *_COSTS]
+    lines = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
     lines.writeheader()
     for row in rows:
         lines.writerows(map(partial(_line, row), row.runs, row.run_gaps))
@@ -45,7 +44,7 @@ def as_csv(rows: Sequence[Row]) -> str:
 def _line(row: Row, run: Outcome, gap: float | None) -> dict[str, Any]:
     exits = {f"exit_{index}": reached for index, reached in enumerate(run.exit_accuracy[:-1])}
     named = {"recipe": row.recipe, "method": row.method, "gap_to_backprop": gap}
-    return {**vars(run), **named, **exits}
+    return {**vars(run), **named, **row.grid, **exits}
 
 
 def as_latex(rows: Sequence[Row]) -> str:

@@ -1,4 +1,4 @@
-"""The runs of a study as rows, one a recipe and method, and the rows as a table."""
+"""The runs of a study as rows, and the rows as a table."""
 
 from __future__ import annotations
 
@@ -7,10 +7,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Self
 
+from ppll.recipe_text import read_setting
 from ppll.studies.outcome import Outcome, read_outcome
 from ppll.studies.runs import StudyRun
 
-__all__ = ["Row", "Spread", "draw_rows", "full_cells", "has_validation", "markdown", "short_cells"]
+__all__ = [
+    "Row",
+    "Spread",
+    "draw_rows",
+    "full_cells",
+    "grid_keys",
+    "has_validation",
+    "markdown",
+    "short_cells",
+]
 
 _CONTROL: Final = "backprop"
 _MIB: Final = 2**20
@@ -48,6 +58,7 @@ class Row:
     Attributes:
         recipe: What the recipe is called.
         method: The method with its options, as the study names it.
+        grid: The values that the study's grid gives it, by key; the same keys in all rows.
         validation_accuracy: Share of the validation part that the final output gets right.
         test_accuracy: Share of test samples that it gets right.
         exit_accuracy: The same for every block's exit, the final output last; none for a block
@@ -67,6 +78,7 @@ class Row:
 
     recipe: str
     method: str
+    grid: dict[str, Any]
     validation_accuracy: Spread | None
     test_accuracy: Spread | None
     exit_accuracy: tuple[Spread | None, ...]
@@ -80,20 +92,25 @@ class Row:
     seeds_missing: tuple[int, ...]
     runs: tuple[Outcome, ...]
 
+    @property
+    def name(self) -> str:
+        """Without the recipe's name."""
+        return " ".join([self.method, *(f"{key}={value}" for key, value in self.grid.items())])
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
 
 
 def draw_rows(runs: Sequence[StudyRun]) -> list[Row]:
-    """One row a recipe and method, in the order of the study.
+    """One row a recipe, method and point of the grid, in the order of the study.
 
     Raises:
         RunFolderError: What a run wrote cannot be read.
     """
-    groups: dict[tuple[str, str], Group] = {}
+    groups: dict[tuple[str, ...], Group] = {}
     for run in runs:
-        groups.setdefault((run.recipe_name, run.method), []).append((run, read_outcome(run)))
+        groups.setdefault(run.row, []).append((run, read_outcome(run)))
     controls = [g for g in groups.values() if g[0][0].recipe.method.name == _CONTROL]
     return [_row(group, controls) for group in groups.values()]
 
@@ -107,6 +124,7 @@ def _row(group: Group, controls: Sequence[Group]) -> Row:
     return Row(
         recipe=first.recipe_name,
         method=first.method,
+        grid=dict(map(read_setting, first.point)),
         validation_accuracy=Spread.of(o.validation_accuracy for o in done),
         test_accuracy=Spread.of(o.test_accuracy for o in done),
         exit_accuracy=tuple(
@@ -146,6 +164,11 @@ def _by_seed(group: Group) -> dict[int, float]:
     return {o.seed: o.test_accuracy for _, o in group if o is not None}
 
 
+def grid_keys(rows: Sequence[Row]) -> list[str]:
+    """What the study's grid sets."""
+    return list(rows[0].grid) if rows else []
+
+
 def has_validation(rows: Sequence[Row]) -> bool:
     """Whether any run kept a validation part."""
     return any(row.validation_accuracy is not None for row in rows)
@@ -155,7 +178,8 @@ def short_cells(rows: Sequence[Row]) -> list[list[str]]:
     """A line of names, then a line a row, no wider than a terminal."""
     several = len({row.recipe for row in rows}) > 1
     validated = ["validation"] if has_validation(rows) else []
-    names = ["recipe", "method", *validated, "accuracy", "gap", "exits", "averaged"]
+    names = ["recipe", "method", *grid_keys(rows), *validated]
+    names += ["accuracy", "gap", "exits", "averaged"]
     lines = [[*names, "s/epoch", "MiB", "seeds"]]
     for row in rows:
         means = [f"{100 * s.mean:.1f}" if s else "-" for s in row.exit_accuracy[:-1]]
@@ -171,7 +195,8 @@ def full_cells(rows: Sequence[Row]) -> list[list[str]]:
     num_exits = max((len(row.exit_accuracy) for row in rows), default=1) - 1
     validated = ["validation"] if has_validation(rows) else []
     exits = [f"exit {index}" for index in range(num_exits)]
-    names = ["recipe", "method", *validated, "final output", "to backprop", *exits, "all averaged"]
+    names = ["recipe", "method", *grid_keys(rows), *validated]
+    names += ["final output", "to backprop", *exits, "all averaged"]
     lines = [[*names, "s/epoch", "MiB", "stages", "seeds"]]
     for row in rows:
         reached = [_percent(spread) for spread in row.exit_accuracy[:-1]]
@@ -183,8 +208,9 @@ def full_cells(rows: Sequence[Row]) -> list[list[str]]:
 
 def _finals(row: Row, *, is_validated: bool) -> list[str]:
     """Which row it is, and what its final output reached."""
+    named = [row.recipe, row.method, *map(str, row.grid.values())]
     validation = [_percent(row.validation_accuracy)] if is_validated else []
-    return [row.recipe, row.method, *validation, _percent(row.test_accuracy), _points(row)]
+    return [*named, *validation, _percent(row.test_accuracy), _points(row)]
 
 
 def _costs(row: Row) -> list[str]:
@@ -228,7 +254,7 @@ def markdown(rows: Sequence[Row], command: Sequence[str], environment: Mapping[s
     rules = ["---", "---", *["---:"] * (len(names) - 2)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in (names, rules, *lines))
     missing = [
-        f"- {row.recipe} {row.method}: {', '.join(map(str, row.seeds_missing))}"
+        f"- {row.recipe} {row.name}: {', '.join(map(str, row.seeds_missing))}"
         for row in rows
         if row.seeds_missing
     ]
