@@ -177,10 +177,11 @@ def list_runs(
     """
     _check_each_once("recipe", [Path(recipe).stem for recipe in recipes])
     _check_each_once("method", [_folder_name(method) for method in methods])
+    named: Sequence[str | None] = [*methods] or [None]
     rows = [
         (Path(name).stem, method or recipe.method.name, point, recipe)
         for name in recipes
-        for method in methods or [None]
+        for method in named
         for point in points
         for recipe in [_recipe_of(name, method, settings, point)]
     ]
