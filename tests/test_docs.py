@@ -168,6 +168,18 @@ def test_tables_of_model_families_show_what_was_measured(family: str) -> None:
     assert "\n".join(rows_of_page(family)) in (DOCS / "models.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
+def test_the_callback_that_stops_early_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = run("callbacks.md", 2)
+    result = names["result"]
+    assert result.stopped
+    assert result.step > result.best_step > 0
+    assert result.best_validation_accuracy == names["early"].best
+
+
 class FakeRun:
     def __init__(self) -> None:
         self.logged: list[dict[str, Any]] = []
