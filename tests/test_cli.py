@@ -307,6 +307,13 @@ def test_resume_needs_to_know_where(monkeypatch, capsys) -> None:
     assert "--resume needs --out" in err
 
 
+def test_a_change_is_allowed_only_of_a_run_that_goes_on(monkeypatch, capsys) -> None:
+    change = "--allow-change=train.seed"
+    code, _, err = run_here(monkeypatch, capsys, "train", "digits-resnet", *TINY, change)
+    assert code == 2
+    assert "--allow-change train.seed needs --resume" in err
+
+
 def test_a_run_goes_on_and_is_exported(
     tmp_path: Path, environment: dict[str, str], monkeypatch, capsys
 ) -> None:
@@ -473,6 +480,7 @@ def costs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--bandwidth=0"], "bandwidth"),
         (["--latency=-1"], "latency"),
         (["--set=split.blocks=99", "--set=split.cuts=balanced"], "blocks"),
+        (["--memory-limit=nan"], "--memory-limit is nan: give a finite number, at least 0"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(
@@ -488,6 +496,7 @@ def test_a_plan_that_cannot_be_is_refused(
     [
         (["--systems=ppl"], "Did you mean 'ppll'"),
         (["--forward-ms=-1"], "forward"),
+        (["--payload-mib=inf"], "--payload-mib is inf: give a finite number, at least 0"),
         (["--microbatches=4,x"], "cannot read '4,x'"),
         (["--systems=gpipe", "--microbatches=0"], "micro-batch"),
         (["--costs=nothing.json"], "cannot read the costs nothing.json"),

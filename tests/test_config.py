@@ -85,12 +85,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no checkpoint": ({"checkpoint": {"keep": 0}}, r'^checkpoint\.keep: .* or "best", found 0\.'),
     "keep": ({"checkpoint": {"keep": "last"}}, r"checkpoint\.keep: .* found 'last'"),
+    "part of a checkpoint": ({"checkpoint": {"keep": 2.5}}, r"^checkpoint\.keep: .*2\.5"),
+    "no share": ({"data": {"validation": "0.1.2"}}, r"^data\.validation: .*'0\.1\.2'"),
     "best of nothing": ({"checkpoint": {"keep": "best"}}, r"data\.validation is 0: keep some"),
     "randaugment": ({"data": {"randaugment": 11}}, r"^data\.randaugment: .*\(found 11\)"),
     "cutout": ({"data": {"cutout": -1}}, r"^data\.cutout: .*\(found -1\)"),
     "mixup": ({"data": {"mixup": float("inf")}}, r"^data\.mixup: inf is not a finite number"),
     "ema": ({"train": {"ema": 1.0}}, r"^train\.ema: .*less than 1 \(found 1\.0\)"),
-    "nesterov": ({"optimizer": {"momentum": 0}}, r"nesterov needs optimizer\.momentum above 0"),
+    "nesterov": (
+        {"optimizer": {"momentum": 0}},
+        r"needs optimizer\.momentum above 0: raise it, or",
+    ),
 }
 
 
@@ -310,7 +315,7 @@ recipes = st.fixed_dictionaries(
     {
         "data": st.fixed_dictionaries(
             {"validation": st.integers(1, 99) | st.floats(0, 0.9), "name": texts},
-            optional={"train_limit": st.integers(1, 10**12)},
+            optional={"train_limit": st.integers(1, 10**12), "test_limit": st.integers(1, 9)},
         ),
         "model": st.dictionaries(names, options, max_size=3),
         "split": st.just({"blocks": 3, "cuts": [2, 5]}) | st.just({"blocks": 3}),
@@ -333,3 +338,15 @@ def test_toml_reads_back_to_an_equal_recipe(tree: dict[str, Any]) -> None:
     recipe = Recipe.from_dict(tree)
     assert read_back(recipe) == recipe
     assert Recipe.from_dict(recipe.model_dump(mode="json")) == recipe
+
+
+def test_a_home_folder_is_found_in_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    recipe = Recipe.from_dict({"data": {"root": "~/images"}, "model": {"weights": "~/a/run"}})
+    paths = recipe.with_absolute_paths()
+    assert (paths.data.root, paths.model.weights) == (
+        Path("/home/me/images"),
+        Path("/home/me/a/run"),
+    )
+    with pytest.raises(RecipeError, match=r"data\.root: ~ in a path .* '~nobody-here/images'"):
+        Recipe.from_dict({"data": {"root": "~nobody-here/images"}})

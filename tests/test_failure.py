@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+
+import pydantic
 import pytest
 
 from ppll.launching.failure import Failure
@@ -40,3 +44,23 @@ def test_a_silent_rank_is_reported_whatever_it_did(activity: Activity) -> None:
     assert failure.message().endswith(": killed by SIGKILL")
     with_detail = Failure.silent(0, status(activity), 1.0, "hangs", "stacks")
     assert with_detail.message().endswith(": hangs\nstacks")
+
+
+class Broken(Exception):
+    def __str__(self) -> str:
+        raise KeyError
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (ValueError("no image: /data/\udcff.jpg"), r"ValueError: no image: /data/\udcff.jpg"),
+        (Broken(), "test_failure.Broken: <exception str() failed>"),
+    ],
+)
+def test_an_error_is_reported_whatever_its_words_are(error: Exception, cause: str) -> None:
+    failure = Failure.of(error, 0, status(), 1.0)
+    assert failure.cause.endswith(cause)
+    told = json.loads(json.dumps(asdict(failure)).encode())
+    sent = pydantic.TypeAdapter(Failure).validate_json(json.dumps(told))
+    assert sent == failure

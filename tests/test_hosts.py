@@ -230,10 +230,16 @@ def test_a_script_may_train_twice_and_leaves_nothing(tmp_path: Path) -> None:
         "for seed in (1, 2):\n"
         "    each = [*settings, f'train.seed={seed}', 'runtime.stall_timeout_s=2']\n"
         "    recipe = ppll.load_recipe('digits-resnet', each)\n"
-        f"    result = ppll.Trainer(recipe, out=f'{tmp_path}/{{seed}}').fit()\n"
-        "    print('hash', result.weights_sha256)\n"
+        f"    trainer = ppll.Trainer(recipe, out=f'{tmp_path}/{{seed}}')\n"
+        "    print('hash', trainer.fit().weights_sha256)\n"
+        "try:\n"
+        "    trainer.fit()\n"
+        "except ppll.errors.UsageError as error:\n"
+        "    print('refused', error)\n"
         "if sys.argv[1] == 'slow' and __import__('os').environ['RANK'] == '0':\n"
         "    time.sleep(6)\n"
+        "recipe = ppll.load_recipe('digits-resnet', settings)\n"
+        "ppll.Trainer(recipe, out=f'{sys.argv[0]}-again')  # which is never told to train\n"
     )
     folder = tmp_path / "temporary"
     folder.mkdir()
@@ -243,6 +249,7 @@ def test_a_script_may_train_twice_and_leaves_nothing(tmp_path: Path) -> None:
     found = re.findall(r"hash (\w+)", printed)
     assert len(found) == 4
     assert len(set(found)) == 2
+    assert printed.count("refused under torchrun a Trainer carries out one run") == 2
     assert not list(folder.glob("ppll-*"))
 
 

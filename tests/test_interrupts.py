@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,20 +13,38 @@ from ppll.errors import Interrupted
 from ppll.interrupts import Interrupts
 
 
-def hear(interrupts: Interrupts, num_signals: int) -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time that ``Interrupts`` sees."""
+    now = [0.0]
+    monkeypatch.setattr("ppll.interrupts.time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def hear(interrupts: Interrupts, clock: list[float], *times: float) -> None:
     with interrupts:
-        for _ in range(num_signals):
+        for clock[0] in times:
             signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.parametrize(
     ("most", "message"), [(0, "stopped at once."), (1, "stopped at once; nothing more was saved.")]
 )
-def test_only_what_saves_something_says_what_was_not_saved(most: int, message: str) -> None:
+def test_only_what_saves_something_says_what_was_not_saved(
+    most: int, message: str, clock: list[float]
+) -> None:
     interrupts = Interrupts(most=most)
     with pytest.raises(Interrupted, match=f"^{re.escape(message)}$"):
-        hear(interrupts, most + 1)
+        hear(interrupts, clock, *range(most + 1))
     assert interrupts.count == most + 1
+
+
+def test_a_signal_to_a_process_and_to_its_group_is_one(clock: list[float]) -> None:
+    interrupts = Interrupts(most=1)
+    hear(interrupts, clock, 10, 10, 10.4)
+    assert interrupts.count == 1
+    with pytest.raises(Interrupted):
+        hear(interrupts, clock, 10.6)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -88,6 +88,7 @@ def test_what_was_not_evaluated_is_not_the_best(run: RunFolder) -> None:
         ("data.num_train=50", 8),
         ("train.ema=0.9", 8),
         ("data.batch_size=7", 4),
+        ("data.test_limit=7", 4),
         ("data.flip=true", 4),
         ("data.root=there", 4),
         ("optimizer.lr=1", 4),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ import ppll
 from ppll import fork_server
 from ppll.config import Recipe
 from ppll.data import Dataset
-from ppll.errors import WorkerError
+from ppll.errors import Interrupted, WorkerError
+from ppll.launching import launch, stall
 from ppll.status import Status
 from ppll.testing import FAULT_VARIABLE, Fault
 from tests.interleaving import NETWORKS, OPTIMIZERS
@@ -226,3 +228,83 @@ def test_a_script_without_a_guard_is_told_what_is_missing(tmp_path: Path) -> Non
     assert done.stderr.count("Traceback") == 1  # of the script itself, not of each process
     assert "already holds" not in done.stderr
     assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_is_the_launcher_s_and_the_run_saves_itself(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    """As a terminal, ``timeout``, systemd and Slurm send it."""
+
+    def signal_all(statuses: Sequence[Status]) -> None:
+        if not signalled and statuses[-1].step > 1:
+            signalled.extend([*descendants(os.getpid()), os.getpid()])
+            for pid in signalled:
+                os.kill(pid, number)
+
+    signalled: list[int] = []
+    servers = descendants(os.getpid())
+    long = recipe(stages=2).with_settings(["train.epochs=1000"])
+    with pytest.raises(Interrupted, match="interrupted at step"):
+        ppll.Trainer(long, out=tmp_path / "run", watch=signal_all).fit()
+    assert servers <= descendants(os.getpid())
+
+
+OWN = f"""
+import os, pathlib, threading, time
+from torch import nn
+
+class Own(nn.Flatten):
+    pass
+
+if os.getpid() != {os.getpid()}:
+    pathlib.Path(__file__).with_suffix(".there").touch()
+"""
+"""A module that the processes of a run import before they can say anything."""
+
+
+@pytest.fixture
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    name = f"own_{tmp_path.name}"
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path / f"{name}.py"
+    sys.modules.pop(name, None)
+
+
+def trainer_with(module: Path, text: str, *, stall_timeout_s: float, **options: Any) -> Any:
+    module.write_text(OWN + text)
+    model = own_model()
+    model[0] = importlib.import_module(module.stem).Own()
+    runtime = {"stages": 2, "stall_timeout_s": stall_timeout_s}
+    settings = {"data": {"batch_size": 10}, "split": {"blocks": 2}, "runtime": runtime}
+    out = module.parent / "run"
+    return ppll.Trainer(settings, model=model, data=own_data(), out=out, **options)
+
+
+def test_a_second_signal_stops_ranks_that_have_said_nothing_yet(own_module: Path) -> None:
+    def signal_twice(statuses: Sequence[Status]) -> None:
+        if own_module.with_suffix(".there").exists():
+            signal.raise_signal(signal.SIGINT)
+
+    hang = "    time.sleep(600)"
+    trainer = trainer_with(own_module, hang, stall_timeout_s=600.0, watch=signal_twice)
+    with pytest.raises(Interrupted, match="interrupted twice"):
+        trainer.fit()
+
+
+def test_ranks_that_never_say_anything_are_named(
+    own_module: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stall, "_START_TIMEOUT_S", 0.0)
+    trainer = trainer_with(own_module, "    time.sleep(600)", stall_timeout_s=2.0)
+    message = r"while it started: no progress for 2 s [\s\S]*It has not reached the launcher"
+    with pytest.raises(WorkerError, match=message):
+        trainer.fit()
+
+
+def test_a_rank_that_does_not_end_holds_up_no_run(
+    own_module: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "_FAREWELL_S", 0.0)
+    thread = "    threading.Thread(target=time.sleep, args=(600,)).start()"
+    assert trainer_with(own_module, thread, stall_timeout_s=60.0).fit().step == 50

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -177,6 +178,21 @@ def test_several_watchers_are_told_together() -> None:
     assert watch is not None
     watch([status(1, 20)])
     assert first == second == [[status(1, 20)]]
+
+
+def test_a_watcher_that_fails_is_told_no_more(caplog: pytest.LogCaptureFixture) -> None:
+    told: list[str] = []
+
+    def fail(statuses: Sequence[Status]) -> None:
+        told.append("fail")
+        raise ValueError("no such place")
+
+    watch = together([fail, lambda _: told.append("other")])
+    assert watch is not None
+    watch([])
+    watch([])
+    assert told == ["fail", "other", "other"]
+    assert "no such place" in caplog.text
 
 
 def test_a_terminal_and_a_notebook_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

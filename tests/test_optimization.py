@@ -157,6 +157,17 @@ def test_norms_biases_and_embeddings_decay_where_asked(config, decayed) -> None:
     assert all(found[name] == 0 for name in ALL - decayed)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_what_is_tied_within_a_layer_is_one_parameter(name: str) -> None:
+    """Its owners may be of two kinds: AdamW leaves embeddings alone, and decays linear layers."""
+    module = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 4, bias=False))
+    module[1].weight = module[0].weight
+    optimizer = build_optimizer(OptimizerConfig(name=name, weight_decay=0.1), 0, [module])
+    [group] = optimizer.param_groups
+    assert [p is module[0].weight for p in group["params"]] == [True]
+    assert group["weight_decay"] == (0.0 if name == "adamw" else 0.1)
+
+
 def test_one_block_may_be_different() -> None:
     overrides = {1: {"lr": 0.5}, 2: {"weight_decay": 0}}
     config = OptimizerConfig(lr=0.1, weight_decay=0.2, blocks=overrides)

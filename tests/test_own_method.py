@@ -52,6 +52,10 @@ class Lazy(Greedy):
     def build_auxiliary(self, site):
         return nn.Sequential(nn.Flatten(), nn.LazyLinear(site.num_classes))
 
+class Sharing(Greedy):
+    def build_auxiliary(self, site):
+        return nn.Sequential(*[layer.module for layer in site.layers_behind])
+
 class Other:
     pass
 
@@ -151,6 +155,7 @@ def test_options_that_cannot_be_are_refused(options: dict[str, object], message:
         ("Without", r"build_auxiliary of own_package\.methods:Without returned None for block 0"),
         ("Failing", r"fails in what it builds for block 0: AttributeError: .*methods\.py, line \d"),
         ("Lazy", r"of block 0 has a LazyLinear.*site\.feature_shape"),
+        ("Sharing", r"adds to block 0 holds 'stage1_1\..*' of the network itself.*copy\.deepcopy"),
     ],
 )
 def test_an_auxiliary_network_that_cannot_be_is_refused(name: str, message: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from ppll.config import Recipe
 from ppll.errors import RecipeError
@@ -19,6 +20,7 @@ from tests.interleaving import (
     small_recipe,
     train_interleaved,
 )
+from tests.test_block import WIDTH, batch, learn, make_blocks
 
 CHECKPOINTING = "train.activation_checkpointing=true"
 
@@ -46,6 +48,37 @@ def test_the_bits_are_those_of_keeping_all(settings: dict[str, Any]) -> None:
         others = dict(other.modules.named_tensors())
         for name, tensor in one.modules.named_tensors():
             assert torch.equal(tensor, others[name]), name
+
+
+class Centred(nn.Module):
+    """Centres its input (N, D) on the mean that it remembers, and remembers this batch's."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+        self.register_buffer("mean", torch.zeros(width))
+        self.mean: torch.Tensor
+
+    def reset_parameters(self) -> None:
+        self.mean.zero_()
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        made = self.linear(rows - self.mean).tanh()
+        if self.training:
+            self.mean.lerp_(rows.detach().mean(0), 0.5)
+        return made
+
+
+def test_a_layer_begins_from_the_same_buffers_again_and_changes_them_once() -> None:
+    both = []
+    for again in (False, True):
+        [block, _] = make_blocks(Centred(WIDTH), activation_checkpointing=again)
+        for step in (1, 2, 3):
+            learn(block, batch(step=step))
+        both.append(dict(block.modules.named_tensors()))
+    kept, computed_again = both
+    for name, tensor in kept.items():
+        assert torch.equal(tensor, computed_again[name]), name
 
 
 @pytest.mark.parametrize("settings", [[], [CHECKPOINTING]], ids=["kept", "again"])

@@ -55,8 +55,8 @@ def test_a_checkpoint_under_another_step_s_name_is_passed_over(tmp_path: Path) -
     assert "its manifest is of step 4" in found.passed_over[0]
 
 
-def test_what_is_newer_is_set_aside(tmp_path: Path) -> None:
-    for step, committed in ((0, True), (3, True), (6, True), (9, False)):
+def test_what_is_newer_is_set_aside_and_what_is_unfinished_goes(tmp_path: Path) -> None:
+    for step, committed in ((0, True), (1, False), (3, True), (6, True), (9, False)):
         write(tmp_path, step, committed=committed)
     for _ in range(2):
         set_aside(tmp_path, 3)

@@ -50,12 +50,27 @@ def test_the_shelf_is_listed_by_name_with_its_options(shelf) -> None:
         ("pear", {"slices": "many"}, r"^meal\.slices: .*integer.*'many'"),
         ("pear", {"slices": [1, "a"]}, r"^meal\.slices"),
         ("pear", {}, r"^meal\.slices must be given for 'pear': How many, all alike\.$"),
+        ("pear", {"slices": True}, r"^meal\.slices: must not be true or false, found True for"),
         ("pear", {"slices": 1, "size": 2}, r"option of fruit 'pear'.*size'"),
     ],
 )
 def test_what_cannot_be_built_is_refused(shelf, name, options, message) -> None:
     with pytest.raises(RecipeError, match=message):
         shelf.check(name, options)
+
+
+def _empty_shelf(section: str) -> Registry[object]:
+    shelf: Registry[object] = Registry("thing", section)
+    shelf.register("none", "empty")(object)
+    return shelf
+
+
+def test_a_key_that_needs_no_shelf_is_known_beside_the_options() -> None:
+    shelf = _empty_shelf("data")
+    with pytest.raises(RecipeError, match=r"data\.batchsize'\. Did you mean 'data\.batch_size'\?"):
+        shelf.check("none", {"batchsize": 8})
+    with pytest.raises(RecipeError, match=r"'method\.lag'\..* Known: method\.name\."):
+        _empty_shelf("method").check("none", {"lag": 8})
 
 
 def test_a_name_is_taken_once(shelf) -> None:

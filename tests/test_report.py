@@ -54,6 +54,18 @@ def test_the_page_tells_everything_of_a_run(run: Path) -> None:
     assert page.elements.count("rect") > 5
 
 
+def test_runs_are_compared_where_they_were_evaluated_most_often(run: Path) -> None:
+    """A run with a validation part is tested once, at its end: one test is no curve."""
+    before = page_of(run, run).elements
+    rows = [{"kind": "validation", "step": n, "block": 1, "accuracy": 0.5} for n in (1, 2)]
+    with (run / "metrics.jsonl").open("a") as metrics:
+        metrics.writelines(json.dumps(row) + "\n" for row in rows)
+    after = page_of(run, run).elements
+    # Side by side two lines, where there were two points; and each run's own validation.
+    assert after.count("circle") == before.count("circle") - 2
+    assert after.count("polyline") == before.count("polyline") + 2 + 2
+
+
 def test_the_page_needs_no_network_and_no_script(run: Path) -> None:
     page = page_of(run)
     assert not {"script", "link", "img", "iframe", "object", "form"} & set(page.elements)

@@ -27,6 +27,7 @@ def changed(*settings: str, base: dict[str, Any] = BASE) -> list[str]:
         "method.auxiliary=linear",
         "data.batch_size=7",
         "data.crop=2",
+        "data.test_limit=9",
         "model.depth=32",
         "model.width=8",
         "optimizer.lr=0.2",

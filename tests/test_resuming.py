@@ -133,6 +133,15 @@ def test_resume_begins_where_nothing_is(tmp_path: Path, unbroken: Path) -> None:
     same_result(tmp_path / "run", unbroken)
 
 
+def test_a_trainer_goes_on_with_the_run_that_it_has_begun(tmp_path: Path, unbroken: Path) -> None:
+    trainer = ppll.Trainer(recipe(), out=tmp_path / "run", resume=True)
+    with injected(Fault(0, 7)), pytest.raises(WorkerError):
+        trainer.fit()
+    assert trainer.check() == 6
+    trainer.fit()
+    same_result(tmp_path / "run", unbroken)
+
+
 def test_resume_begins_again_where_no_checkpoint_was_finished(
     tmp_path: Path, unbroken: Path
 ) -> None:
@@ -198,6 +207,13 @@ def test_another_cut_keeps_layers_and_the_auxiliaries_that_match(
 def test_to_resume_needs_to_know_where() -> None:
     with pytest.raises(UsageError, match=r"resume=True needs out="):
         ppll.Trainer(recipe(), resume=True)
+
+
+def test_a_change_is_allowed_only_of_a_run_that_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"allow_change=\['train'\] needs resume=True"):
+        ppll.Trainer(recipe(), out=tmp_path / "run", allow_change=["train"])
+    with pytest.raises(UsageError, match="allow_change is 'train': give a list"):
+        ppll.Trainer(recipe(), out=tmp_path / "run", resume=True, allow_change="train")
 
 
 def test_a_failure_says_how_to_go_on(tmp_path: Path) -> None:

@@ -10,11 +10,17 @@ from ppll.config import Recipe
 from ppll.errors import RecipeError
 from ppll.planning.costs import Costs
 from ppll.planning.plan import Plan, draw_plan
-from ppll.planning.rivals import Rival, end_to_end_cuts, pipeline_work, predict_rivals
+from ppll.planning.rivals import (
+    Rival,
+    end_to_end_cuts,
+    pipeline_work,
+    predict_rivals,
+    recommend,
+)
 from ppll.simulation.pipeline_work import PipelineWork
 from ppll.simulation.schedules import CHUNKS_A_RANK, predict
 from ppll.simulation.simulate import Link
-from tests.test_plan import costs_of, even_costs, layer, recipe
+from tests.test_plan import MIB, costs_of, even_costs, layer, recipe
 
 LINK = Link(bandwidth_bytes_s=5e9, latency_s=5e-5)
 
@@ -65,3 +71,14 @@ def test_the_loss_counts_where_chunks_are_balanced() -> None:
     layers = [layer(2, f"layer{i}", backward_first_s=4 / 3e3) for i in range(8)]
     costs = costs_of(layers, [0.5] * 7 + [4.0], base)
     assert end_to_end_cuts(costs, 2) == (5,)  # 10 and 6 + 4 ms
+
+
+def test_on_links_that_are_too_slow_one_stage_is_advised() -> None:
+    """Sequential local learning is no end-to-end training, and needs no links."""
+    base = recipe(blocks=2, cuts=[2])
+    layers = [layer(3, f"layer{i}", parameter_bytes=MIB) for i in range(4)]
+    slow = Link(bandwidth_bytes_s=1e6)
+    plan = draw_plan(base, costs_of(layers, [0.1] * 4, base), 2, slow)
+    text = recommend(plan, predict_rivals(plan))
+    assert text.startswith("Take one stage (--stages 1)")
+    assert "0.001 GB/s" in text

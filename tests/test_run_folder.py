@@ -40,6 +40,18 @@ def test_a_new_folder_says_what_the_run_is(tmp_path: Path) -> None:
     assert folder.logs.is_dir()
 
 
+@pytest.mark.parametrize("lost", [0, 1, 5])
+def test_a_start_that_was_cut_off_in_its_line_takes_no_other_with_it(
+    lost: int, tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path)
+    for step in (0, 3):
+        folder.note(step=step)
+    folder.history.write_bytes(folder.history.read_bytes()[: -lost or None])
+    folder.note(step=6)
+    assert folder.read_start_steps() == ([0, 6] if lost > 1 else [0, 3, 6])
+
+
 def test_a_folder_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert RunFolder.make(Path("run")).path == tmp_path / "run"

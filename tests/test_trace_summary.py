@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ppll.sections import CheckpointConfig
 from ppll.tracing.advice import advise, working_cores
-from ppll.tracing.files import RankTrace, Span, Start
+from ppll.tracing.files import RankTrace, Span, Start, Sum
 from ppll.tracing.lanes import Bar, draw_lanes
 from ppll.tracing.summary import summarize
 from tests.traces import made_up_start, made_up_trace, span, totals_trace
@@ -94,13 +96,49 @@ def test_a_slow_stage_of_one_block_asks_for_another_cut() -> None:
     assert "split.cuts=balanced" in text
 
 
+def placed(*stages: list[float], num_cores: int | None = 8) -> list[str]:
+    """Advice on stages whose blocks learn for so many seconds in all."""
+    start, ranks = 0, []
+    for rank, blocks in enumerate(stages):
+        sums = [Sum(name="learn", block=start + i, num=10, seconds=s) for i, s in enumerate(blocks)]
+        trace = totals_trace(rank, tuple(range(start, start + len(blocks))), {}, cpu_s=sum(blocks))
+        assert trace.totals is not None
+        totals = trace.totals.model_copy(update={"sums": tuple(sums)})
+        ranks.append(replace(trace, totals=totals))
+        start += len(blocks)
+    return advise(summarize(Start(tuple(ranks))), num_cores)
+
+
 def test_a_slow_stage_of_two_blocks_asks_for_other_stages() -> None:
-    ranks = (
-        totals_trace(0, (0, 1), {"learn": 5.0}, cpu_s=10.0),
-        totals_trace(1, (2,), {"learn": 5.0, "receive wait": 5.0}, cpu_s=5.0),
-    )
-    (text,) = advise(summarize(Start(ranks)), 8)
-    assert "It has 2 blocks and another stage 1: take --stages 1 or 3" in text
+    (text,) = placed([5], [5, 5])
+    assert "It has 2 blocks: --stages 3 is faster" in text
+
+
+def test_no_number_of_stages_is_advised_that_is_slower() -> None:
+    """Of five blocks on three stages two stand still; on one stage, all but one would."""
+    assert "--stages 5 is faster" in placed([5], [5, 5], [5, 5])[0]
+    assert "--stages 3 takes no longer" in placed([5], [5], [5], [5, 5], num_cores=4)[0]
+    assert "Move a cut" in placed([1], [0.5, 19])[0]
+
+
+def replicated(seconds: dict[str, float], num_cores: int, **more: float) -> list[str]:
+    """Advice on two stages with two replicas each."""
+    start = made_up_start(seconds, seconds, **more)
+    return advise(summarize(Start(start.ranks, num_others=2)), num_cores)
+
+
+def test_replicas_need_processors_too() -> None:
+    (text,) = replicated(BUSY, 2, cpu_s=4.5)
+    assert text.startswith("4 processes, all replicas of 2 stage(s), share 2 processors")
+    assert "other programs" not in text
+    alone = Start((totals_trace(0, (0, 1), {"learn": 5.0}, cpu_s=10.0),), num_others=1)
+    assert advise(summarize(alone), 2) == []
+    assert "--stages 2 blocks" in advise(summarize(alone), 4)[0]
+
+
+def test_what_replicas_wait_for_is_no_question_of_capacity() -> None:
+    (text,) = replicated({"forward": 2.0, "learn": 4.0, "average wait": 4.0}, 8, cpu_s=6.0)
+    assert text.startswith("Replicas wait 40% of the time for each other's gradients")
 
 
 def test_stages_that_wait_in_turn_ask_for_capacity() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from torch import nn
@@ -11,9 +11,9 @@ from torch import nn
 from ppll.blocks.blueprint import Blueprint, build_method
 from ppll.blocks.compiling import missing_compiler
 from ppll.config import Recipe
-from ppll.data import PreparedData, datasets
+from ppll.data import PreparedData, datasets, reads_files
 from ppll.devices import check_devices, device_of
-from ppll.errors import ModelError, RecipeError, RunFolderError
+from ppll.errors import ModelError, RecipeError, RunFolderError, UsageError
 from ppll.models import models
 from ppll.models.libraries import check_of_library, is_of_library
 from ppll.run_folder import RunFolder
@@ -27,6 +27,7 @@ __all__ = [
     "check_messages",
     "check_names",
     "check_recipe",
+    "check_resuming",
     "check_sharding",
     "checkpoint_bytes",
     "has_batch_norm",
@@ -48,6 +49,23 @@ def check_recipe(recipe: Recipe, *, own_model: bool) -> None:
     check_compiler(recipe)
     check_concurrency(recipe)
     check_sharding(recipe)
+
+
+def check_resuming(*, resume: bool, out: object, allow_change: Sequence[str]) -> None:
+    """Refuse to go on without a folder, and to allow changes of a run that begins anew.
+
+    Raises:
+        UsageError: The arguments of ``Trainer`` ask for that.
+    """
+    if resume and out is None:
+        raise UsageError("resume=True needs out=...: the folder of the run to go on with.")
+    if isinstance(allow_change, str):
+        raise UsageError(f"allow_change is {allow_change!r}: give a list of keys or sections.")
+    if allow_change and not resume:
+        raise UsageError(
+            f"allow_change={list(allow_change)} needs resume=True: a run that begins anew has "
+            f"nothing that could differ."
+        )
 
 
 def check_compiler(recipe: Recipe) -> None:
@@ -106,7 +124,8 @@ def check_names(recipe: Recipe, *, own_model: bool) -> None:
     """Refuse names and options that no shelf has.
 
     Raises:
-        RecipeError: A method, network or data set is unknown, or has no such option.
+        RecipeError: A method, network or data set is unknown, or has no such option, or files are
+            named that it does not read.
     """
     build_method(recipe)
     if not own_model and is_of_library(recipe.model.name):
@@ -114,6 +133,11 @@ def check_names(recipe: Recipe, *, own_model: bool) -> None:
     elif not own_model:
         models.check(recipe.model.name, recipe.model.options)
     datasets.check(recipe.data.name, recipe.data.options)
+    if recipe.data.root is not None and not reads_files(recipe.data.name):
+        raise RecipeError(
+            f"data.root = {recipe.data.root}: data set {recipe.data.name!r} reads no files: leave "
+            f"it out, or name a set that does as data.name."
+        )
 
 
 def check_messages(blueprint: Blueprint, data: PreparedData) -> None:

@@ -252,6 +252,7 @@ def _loader(job: Job, rank: int, blueprint: Blueprint, ending: Ending, stack: Ex
         seed=job.recipe.train.seed,
         eval_batch_size=job.recipe.eval_batch_size,
         user_data=job.folder.user_data if job.user_data else None,
+        facts=job.facts,
         fields=blueprint.method.fields,
         replica=job.mesh.replica(rank),
         num_replicas=job.mesh.num_replicas(rank),

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any, Final
 
 __all__ = ["DataFacts"]
+
+_TRAINED_ON: Final = (
+    "input_shape",
+    "num_classes",
+    "holds_tokens",
+    "steps_per_epoch",
+    "mean",
+    "std",
+)
+_SAME: Final = 1e-9
+"""How far means may lie apart, which another processor adds up in another order."""
 
 
 @dataclass(frozen=True)
@@ -36,3 +49,20 @@ class DataFacts:
         if at_end:
             return self.num_validation + self.num_test
         return self.num_validation or self.num_test
+
+    def differences(self, before: DataFacts) -> list[str]:
+        """What training depends on and was otherwise before, in words."""
+        pairs = {name: (getattr(before, name), getattr(self, name)) for name in _TRAINED_ON}
+        return [
+            f"{name} (was {old!r}, is {new!r})"
+            for name, (old, new) in pairs.items()
+            if not _are_close(old, new)
+        ]
+
+
+def _are_close(one: Any, other: Any) -> bool:
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(_are_close, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=_SAME)
+    return bool(one == other)

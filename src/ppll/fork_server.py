@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from multiprocessing import forkserver, resource_tracker, util
 from pathlib import Path
+from typing import Final
 
-__all__ = ["LAUNCHER_VARIABLE", "START_METHOD", "temporary_folder", "warm_up"]
+__all__ = ["LAUNCHER_VARIABLE", "SIGNALS", "START_METHOD", "temporary_folder", "warm_up"]
 
 START_METHOD = "forkserver"
 LAUNCHER_VARIABLE = "PPLL_LAUNCHER"
 """Environment variable that tells the fork server who started it."""
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+"""For the launcher only: a terminal, ``timeout``, systemd and Slurm send them to all processes."""
 
 
 def warm_up() -> None:
@@ -21,10 +26,21 @@ def warm_up() -> None:
         ["ppll.launching.fork_server_guard", "torch._dynamo", "ppll.launching.rank_process"]
     )
     os.environ[LAUNCHER_VARIABLE] = str(os.getpid())
-    # A Ctrl-C goes to all processes of a terminal and would end the importing server with a
-    # traceback; so it inherits a blocked SIGINT. To start the tracker unblocks it: that is first.
+    _starter(os.getpid()).submit(_start).result()
+
+
+@cache
+def _starter(process: int) -> ThreadPoolExecutor:  # noqa: ARG001
+    """A thread that lasts as long as the process: Linux ends the server with the one it came from,
+    and whoever calls ``fit`` in a thread may end before another's run does."""
+    return ThreadPoolExecutor(1, thread_name_prefix="fork server")
+
+
+def _start() -> None:
+    # Both signals would end the importing server, so it inherits them blocked. To start the
+    # tracker unblocks them: that is first.
     resource_tracker.ensure_running()
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         forkserver.ensure_running()
     finally:

@@ -7,11 +7,13 @@ program itself, for a checkpoint, a test and an end.
 from __future__ import annotations
 
 import enum
+import math
 import os
 import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +26,8 @@ from ppll.torchrun import speaks_for_its_host
 __all__ = ["Interrupts", "Wish", "leaving_at_once"]
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_APART_S: Final = 0.5
+"""Signals closer together are one: ``timeout``, Slurm and others tell a process and its group."""
 
 
 class Wish(enum.IntEnum):
@@ -74,6 +78,8 @@ class _AtOnce(BaseException):
 class Interrupts:
     """Counts the signals that arrive while the context is open, instead of dying of them.
 
+    Of those that arrive within half a second only the first counts.
+
     Args:
         most: How many signals are counted; one more ends the context where the main thread is, for
             a run in this process that could not be ended otherwise. 0 is for what saves nothing.
@@ -88,6 +94,7 @@ class Interrupts:
     def __init__(self, most: int | None = None, stop: threading.Event | None = None) -> None:
         self.count = 0
         self._stop = stop or threading.Event()
+        self._counted_s = -math.inf
         self._most = most
         self._error: BaseException | None = None
         self._previous: dict[signal.Signals, Any] = {}
@@ -114,6 +121,10 @@ class Interrupts:
         del number, frame
         if self._error is not None:
             raise self._error
+        now_s = time.monotonic()
+        if now_s < self._counted_s + _APART_S:
+            return
+        self._counted_s = now_s
         self.count += 1
         if self._most is not None and self.count > self._most:
             raise _AtOnce

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from ppll.tracing.spans import SPAN_NAMES
 
 __all__ = ["LiveView", "progress_console", "show_blocks", "show_evaluation", "show_result"]
 __all__ += ["shown", "together"]
+
+_log = logging.getLogger(__name__)
 
 _LINE_EVERY_S = 5.0
 _MIB = 2**20
@@ -265,11 +268,16 @@ def shown(
 
 
 def together(watchers: Sequence[Watcher]) -> Watcher | None:
-    """One watcher that tells all; none of none."""
+    """One watcher that tells all; none of none. One that fails costs no run: it is told no more."""
+    told = list(watchers)
 
     def watch(statuses: Sequence[Status]) -> None:
-        for watcher in watchers:
-            watcher(statuses)
+        for watcher in list(told):
+            try:
+                watcher(statuses)
+            except Exception:
+                told.remove(watcher)
+                _log.exception("%r failed; it is shown no more.", watcher)
 
     return watch if watchers else None
 

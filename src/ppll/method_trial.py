@@ -13,6 +13,7 @@ from ppll.checkpoints.first_values import first_values
 from ppll.data import Loader, PreparedData
 from ppll.devices import device_of
 from ppll.message import MIX, OTHER_TARGETS, Kind, Message
+from ppll.numerics import own_generator
 from ppll.own_class import is_own_class
 from ppll.own_method import blamed
 
@@ -43,7 +44,7 @@ def try_method(blueprint: Blueprint, data: PreparedData) -> None:
     blueprint = dataclasses.replace(blueprint, recipe=recipe.with_settings(_SETTINGS))
     train, evaluate = _messages(blueprint, data)
     late: dict[str, Tensor] = {}
-    with torch.random.fork_rng(devices=()):
+    with own_generator():
         for index in range(blueprint.num_blocks):
             block = _first_block(blueprint, index)
             with blamed(

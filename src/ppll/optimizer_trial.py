@@ -13,6 +13,7 @@ from ppll.blocks.blueprint import Blueprint
 from ppll.blocks.optimization import build_optimizer, named_state, restore_state
 from ppll.checkpoints.first_values import first_values
 from ppll.errors import RecipeError
+from ppll.numerics import own_generator
 from ppll.own_class import blamed_on
 
 __all__ = ["try_optimizer"]
@@ -39,7 +40,7 @@ def try_optimizer(blueprint: Blueprint) -> None:
     """
     if not blueprint.recipe.optimizer.is_own:
         return
-    with torch.random.fork_rng(devices=()):
+    with own_generator():
         for index in range(blueprint.num_blocks):
             _try_on(blueprint, index)
 

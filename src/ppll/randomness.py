@@ -43,7 +43,9 @@ def fold(*parts: int | str) -> int:
     state = 0
     for part in parts:
         if isinstance(part, str):
-            part = int.from_bytes(hashlib.blake2b(part.encode(), digest_size=8).digest(), "little")
+            # The name of a file may hold bytes that are no text.
+            encoded = part.encode(errors="surrogateescape")
+            part = int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
         state = _mix(state ^ (part & _MASK))
     return state
 

@@ -21,6 +21,8 @@ _OVERRIDES: Final[dict[str, type[Section]]] = {
 """What the key ``blocks`` of a section holds for every block."""
 _ALTERNATIVES: Final = ("literal[", "tuple[", "constrained-")
 """How pydantic begins to name one of several kinds of values."""
+_PLAIN: Final = ("int", "float", "str")
+"""What it calls the others."""
 
 
 def explain(error: pydantic.ValidationError, recipe: type[Section]) -> str:
@@ -28,7 +30,8 @@ def explain(error: pydantic.ValidationError, recipe: type[Section]) -> str:
     problem = _problem(error)
     whole = [str(part) for part in problem["loc"]]
     # Behind section and key pydantic names the alternative that did not fit.
-    place = whole[:2] + [p for p in whole[2:] if not p.startswith(_ALTERNATIVES)]
+    behind = [p for p in whole[2:] if not p.startswith(_ALTERNATIVES) and p not in _PLAIN]
+    place = whole[:2] + behind
     key = ".".join(place)
     if problem["type"] == "extra_forbidden":
         return _unknown_key(place, recipe)

@@ -5,17 +5,26 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, get_type_hints
+from typing import Any, Final, Generic, TypeVar, get_type_hints
 
 import pydantic
 
 from ppll.errors import RecipeError, unknown_name
+from ppll.section import Checked
+from ppll.sections import DataConfig, ModelConfig
 
 __all__ = ["Entry", "Registry"]
 
 T = TypeVar("T")
+
+_KEYS_BESIDE: Final[Mapping[str, Collection[str]]] = {
+    "data": DataConfig.model_fields,
+    "model": ModelConfig.model_fields,
+    "method": ("name",),  # The other keys there are options of some methods.
+}
+"""By section, keys beside the options that whatever it names may have."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,8 @@ class Registry(Generic[T]):
         entry = self[name]
         for key in options:
             if key not in entry.options:
-                known = [f"{self.section}.{option}" for option in entry.options] or ["(none)"]
+                keys = [*entry.options, *_KEYS_BESIDE.get(self.section, ())]
+                known = [f"{self.section}.{known}" for known in keys] or ["(none)"]
                 what = f"option of {self.kind} {name!r}"
                 raise RecipeError(unknown_name(what, f"{self.section}.{key}", known))
         return _converted(entry, options, self.section)
@@ -131,9 +141,9 @@ def _converted(entry: Entry[Any], options: Mapping[str, Any], section: str) -> d
         key = ".".join(str(p) for i, p in enumerate(first["loc"]) if i == 0 or isinstance(p, int))
         if first["type"] == "missing":
             raise RecipeError(_must_be_given(entry, key, section)) from None
-        raise RecipeError(
-            f"{section}.{key}: {first['msg']} (found {first['input']!r}) for {entry.name!r}."
-        ) from None
+        found = "" if first["type"] == "value_error" else f" (found {first['input']!r})"
+        message = first["msg"].removeprefix("Value error, ")
+        raise RecipeError(f"{section}.{key}: {message}{found} for {entry.name!r}.") from None
     return {name: getattr(checked, name) for name in schema.model_fields}
 
 
@@ -145,7 +155,7 @@ def _schema(entry: Entry[Any]) -> type[pydantic.BaseModel]:
     fields: dict[str, Any] = {
         p.name: (hints.get(p.name, Any), entry.options[p.name]) for p in _option_parameters(build)
     }
-    return pydantic.create_model(f"{entry.name} options", **fields)
+    return pydantic.create_model(f"{entry.name} options", __base__=Checked, **fields)
 
 
 def _must_be_given(entry: Entry[Any], option: str, section: str) -> str:

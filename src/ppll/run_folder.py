@@ -97,10 +97,14 @@ class RunFolder:
             raise RunFolderError(f"cannot read {self.facts}: {first_problem(error)}.") from None
 
     def note(self, **entry: Any) -> None:
-        """Add a line to the run's history: one a start."""
+        """Add a line to the run's history: one a start.
+
+        What a start left unfinished that was killed here keeps a line of its own.
+        """
         entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **entry}
+        before = self.history.read_bytes() if self.history.exists() else b""
         with self.history.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write("\n" * (before[-1:] not in (b"", b"\n")) + json.dumps(entry) + "\n")
 
     def read_start_steps(self) -> list[int]:
         """The step that each start began from, the oldest first."""

@@ -10,7 +10,16 @@ from pydantic import Field
 
 from ppll.recipe_text import shown
 
-__all__ = ["Count", "Factor", "NamedSection", "NonNegative", "Number", "Positive", "Section"]
+__all__ = [
+    "Checked",
+    "Count",
+    "Factor",
+    "NamedSection",
+    "NonNegative",
+    "Number",
+    "Positive",
+    "Section",
+]
 __all__ += ["Share", "UsablePath"]
 
 Count = Annotated[int, Field(ge=1, lt=2**63)]
@@ -23,7 +32,13 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 def _usable(path: Path) -> Path:
     if "\0" in str(path):
         raise ValueError(f"no path holds a zero byte, found {str(path)!r}")
-    return path
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(
+            f"~ in a path stands for a home folder, but that of {str(path)!r} is not known: name "
+            f"the folder in full"
+        ) from None
 
 
 UsablePath = Annotated[Path, pydantic.AfterValidator(_usable)]
@@ -33,15 +48,12 @@ Factor = Annotated[float, Field(ge=0, le=1)]
 
 def _takes_bool(annotation: Any) -> bool:
     allowed = (annotation, *get_args(annotation))
-    return any(choice is bool or isinstance(choice, bool) for choice in allowed)
+    takes_bool = any(choice is bool or isinstance(choice, bool) for choice in allowed)
+    return takes_bool or annotation is Any
 
 
-class Section(pydantic.BaseModel):
-    """A frozen part of a recipe; unknown keys are refused."""
-
-    model_config = pydantic.ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
-    )
+class Checked(pydantic.BaseModel):
+    """Fields of which none takes true or false for a number."""
 
     @pydantic.field_validator("*", mode="before")
     @classmethod
@@ -53,6 +65,14 @@ class Section(pydantic.BaseModel):
             if not _takes_bool(cls.model_fields[info.field_name].annotation):
                 raise ValueError(f"must not be true or false, found {shown(value)}")
         return value
+
+
+class Section(Checked):
+    """A frozen part of a recipe; unknown keys are refused."""
+
+    model_config = pydantic.ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
+    )
 
 
 class NamedSection(Section):

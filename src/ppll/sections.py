@@ -41,6 +41,8 @@ class DataConfig(NamedSection):
     """Part of the training set kept for validation: a share below 1 or a number of samples."""
     train_limit: Count | None = None
     """Use only the first so many training samples."""
+    test_limit: Count | None = None
+    """Test only with the first so many test samples."""
     drop_last: bool = False
     """Leave out a last training batch that is not full."""
     crop: Number = 0

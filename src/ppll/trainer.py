@@ -17,8 +17,8 @@ from ppll.callbacks import CallbackLike, check_callbacks, followed
 from ppll.checkpoints.checkpoint import step_folder
 from ppll.checkpoints.first_values import put_back, skeleton_of
 from ppll.checkpoints.recovery import Recovered, newest_whole
-from ppll.checkpoints.starting import Beginning, begin, find_beginning, next_start
-from ppll.checks import check_disk, check_layout, check_messages, check_recipe
+from ppll.checkpoints.starting import Beginning, begin, find_beginning, kept_data, next_start
+from ppll.checks import check_disk, check_layout, check_messages, check_recipe, check_resuming
 from ppll.claim import locked
 from ppll.config import Recipe
 from ppll.data import Dataset, load_dataset, prepare
@@ -26,7 +26,7 @@ from ppll.data.dataset import check_dataset
 from ppll.data.preparation import PreparedData, facts_of
 from ppll.data_facts import DataFacts
 from ppll.decoding_view import decoding_shown
-from ppll.errors import Interrupted, UsageError, WorkerError
+from ppll.errors import Interrupted, WorkerError
 from ppll.hosts.run import Hosts
 from ppll.interrupts import Interrupts
 from ppll.job import Job, RankResult, draw_blueprint, given_network, named_network
@@ -73,12 +73,12 @@ class Trainer:
         model: Your own network: an ``nn.Sequential``, modules each of which feeds the next, or any
             model that ``ppll.split`` can cut. It starts from the values it has, and holds the
             trained ones after ``fit``.
-        data: Your own data.
+        data: Your own data; a run that goes on has what it was given before.
         out: The run folder; ``runs/<recipe>-<time>`` without, with a number if that is taken.
         name: What the default run folder is called after; by default the recipe.
         resume: Go on from the newest whole checkpoint in ``out``, if there is one.
-        allow_change: Keys or sections of the recipe that may differ from what the run was trained
-            by so far, although that changes what is trained.
+        allow_change: With ``resume``: keys or sections of the recipe that may differ from what the
+            run was trained by so far, although that changes what is trained.
         max_restarts: How often a run that fails starts again from its newest checkpoint.
         progress: Whether to show on stderr how far the run is, as ``ppll train`` does; by default
             on a terminal and in a notebook only. Or a console of rich to show it on.
@@ -106,8 +106,7 @@ class Trainer:
         callbacks: Sequence[CallbackLike] = (),
     ) -> None:
         refuse_import()
-        if resume and out is None:
-            raise UsageError("resume=True needs out=...: the folder of the run to go on with.")
+        check_resuming(resume=resume, out=out, allow_change=allow_change)
         name = name or (str(recipe) if isinstance(recipe, str | Path) else "run")
         self.recipe = _as_recipe(recipe, own_model=model is not None)
         self._own_network = None if model is None else plain_row(model)
@@ -131,8 +130,11 @@ class Trainer:
                 self.recipe = self._hosts.agree(self.recipe, out, max_restarts)
                 # Another start of the same by torchrun follows a failure.
                 self._generation = self._hosts.count_starts(self._out) if self._is_first else 0
-                resume = resume or self._generation > 0
-            self._resumes = self._is_first and self._finds_run(resume)
+            self._resume = resume or self._generation > 0
+            if self._is_first:
+                self._check_folder()
+            if self._resume and self._own_data is None:
+                self._own_data = kept_data(RunFolder(self._out.absolute()), self._allowed)
             # What is quick to find out comes first: reading a data set may take a minute.
             check_recipe(self.recipe, own_model=model is not None)
             if self._hosts is None and (max_restarts or self.recipe.has_processes):
@@ -184,10 +186,9 @@ class Trainer:
         with self._together():
             if not self._is_first:
                 return self._follow()
+            self._check_folder()
             if self._takes_free:
                 self._out, self._takes_free = take_free(self._out), False
-            if not self._resumes:
-                RunFolder(self._out.absolute()).check_free()
             folder = RunFolder.make(self._out)
             with locked(folder.path):
                 if self._hosts is not None:
@@ -223,14 +224,15 @@ class Trainer:
         assert facts is not None  # the only process has loaded the data
         return facts
 
-    def _finds_run(self, resume: bool) -> bool:
-        """Whether there is a run to go on with; a folder that is taken is refused otherwise."""
-        folder = RunFolder(self._out.absolute())
-        if resume and folder.config.is_file():
-            return True
-        if not self._takes_free:
-            folder.check_free()
-        return False
+    @property
+    def _resumes(self) -> bool:
+        """Whether there is a run to go on with; this trainer may have begun it."""
+        return self._resume and RunFolder(self._out.absolute()).config.is_file()
+
+    def _check_folder(self) -> None:
+        """Refuse a folder that is taken."""
+        if not self._resumes and not self._takes_free:
+            RunFolder(self._out.absolute()).check_free()
 
     def _load(self) -> PreparedData:
         with decoding_shown(self._console):

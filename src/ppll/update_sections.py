@@ -81,7 +81,10 @@ class OptimizerConfig(Section):
     @pydantic.model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:
         if self.name == "sgd" and self.nesterov and self.momentum == 0:
-            raise ValueError("optimizer.nesterov needs optimizer.momentum above 0")
+            raise ValueError(
+                "optimizer.nesterov needs optimizer.momentum above 0: raise it, or set "
+                "optimizer.nesterov = false"
+            )
         return self
 
     @property

@@ -82,6 +82,49 @@ def test_features_of_another_kind_are_refused(name: str, feature_shape: tuple[in
         build(name, feature_shape)
 
 
+# What is read of token rows
+
+
+@pytest.mark.parametrize("num_tokens", [9, 10])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_row_counts_where_samples_are_no_images(name: str, num_tokens: int) -> None:
+    """Ten rows of a sequence are no nine patches behind a class token."""
+    site = BlockSite(0, 2, (num_tokens, 4), (num_tokens, 12), 10)
+    assert rows_that_count(auxiliaries.build(name, {}, site), num_tokens) == {*range(num_tokens)}
+
+
+def test_the_linear_head_reads_the_class_token_where_there_is_one() -> None:
+    assert rows_that_count(build("linear", (65, 12)), 65) == {0}
+    assert rows_that_count(build("linear", (64, 12)), 64) == {*range(64)}
+    assert rows_that_count(build("linear", (66, 12)), 66) == {0}, "beside a token of another kind"
+
+
+def rows_that_count(auxiliary: nn.Module, num_tokens: int) -> set[int]:
+    """Tokens that the logits depend on."""
+    for parameter in auxiliary.parameters():
+        nn.init.normal_(parameter)
+    tokens = torch.randn(4, num_tokens, 12, requires_grad=True)
+    torch.autograd.backward(auxiliary.eval()(tokens).square().sum())
+    assert tokens.grad is not None
+    return {*tokens.grad.abs().sum((0, 2)).nonzero().flatten().tolist()}
+
+
+# Maps with their channels last
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"projector"}))
+def test_maps_with_their_channels_last_are_refused(name: str) -> None:
+    """Read as (C, H, W) they would be averaged over a side and the channels."""
+    with pytest.raises(ModelError, match=r"look like maps \(H, W, C\)"):
+        build(name, (4, 4, 16))
+
+
+@pytest.mark.parametrize("features", [(4, 4, 4), (4, 3, 5), (4, 4, 8), (1, 1, 1)])
+def test_maps_of_other_proportions_are_read_as_they_are(features: tuple[int, ...]) -> None:
+    image = (3, features[1] * 2, features[2] * 2)
+    auxiliaries.build("linear", {}, BlockSite(0, 2, image, features, 10))
+
+
 # The pooled linear head
 
 

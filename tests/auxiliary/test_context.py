@@ -91,7 +91,7 @@ def test_data_that_are_no_images_are_refused() -> None:
         image_encoder(site_of((6,), (20,)))
 
 
-@pytest.mark.parametrize("shape", [(7, 6), (1, 2, 3, 4)])
+@pytest.mark.parametrize("shape", [(7, 6), (4, 4, 6), (1, 2, 3, 4)])
 def test_inputs_without_a_place_on_the_image_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ModelError, match=r"'contsup' adds to maps .* cut elsewhere"):
         image_encoder(site_of(shape))

@@ -40,8 +40,8 @@ def test_who_reads_what() -> None:
         ("gpipe", 1, 4, "at least 2 ranks, found 1"),
         ("gpipe", 2, 0, "at least 1 micro-batch, found 0"),
         ("1f1b", 4, 3, "at least as many micro-batches as ranks, found 3 for 4"),
-        ("interleaved", 4, 6, "found 6 for 4 ranks: ask for 8"),
-        ("zero-bubble", 4, 7, "found 7 for 4 ranks: ask for 8"),
+        ("interleaved", 4, 9, "found 9: ask for 8 or 12"),
+        ("zero-bubble", 4, 13, "found 13: ask for 12 or 16"),
     ],
 )
 def test_a_layout_that_cannot_be(
@@ -55,6 +55,13 @@ def test_a_layout_that_cannot_be(
 def test_some_batch_must_be_timed(num_batches: int, warm_up: int) -> None:
     with pytest.raises(RecipeError, match="left untimed"):
         Layout(SYSTEMS["gpipe"], 2, 2, num_batches, warm_up)
+
+
+@pytest.mark.parametrize("system", ["interleaved", "zero-bubble"])
+def test_rounds_may_be_shorter_or_longer_than_the_ranks(system: str) -> None:
+    """As torch has it: rounds that are alike, one where there are fewer than twice the ranks."""
+    for count in (2, 4, 6, 7, 8, 10):
+        assert Layout(system_named(system), 4, count, 1).num_microbatches == count
 
 
 def test_an_unknown_system_is_named_with_the_nearest() -> None:

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from ppll.bench.compare import CompareRow, compare, summary
-from ppll.bench.entrants import EndToEnd, Race
+from ppll.bench.entrants import EndToEnd, Local, Race
 from ppll.config import Recipe
 from ppll.devices import check_devices
 from ppll.errors import RecipeError
@@ -61,6 +61,33 @@ def test_ppll_and_one_stage_train_the_same_weights_side_by_side() -> None:
     assert tree["samples_per_second_min"] <= tree["samples_per_second"]
     # One stage, too, has a process of its own.
     assert 2**20 < max(two.peak_memory_bytes + one.peak_memory_bytes) < ballast.nbytes
+
+
+def test_all_are_timed_on_the_same_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rival gets as many batches to warm up as PPLL, whose pipeline fills meanwhile."""
+    race = Race(vit(), *[None] * 2, 6, 2, 20, 3)  # type: ignore[arg-type]
+    asked: dict[str, Any] = {}
+
+    class Asked(Exception):
+        """Nothing is to be run."""
+
+    def run_baseline(*_: object, **options: Any) -> None:
+        asked.update(options)
+        raise Asked
+
+    def trainer(recipe: Recipe, **_: object) -> None:
+        asked["max_steps"] = recipe.train.max_steps
+        raise Asked
+
+    monkeypatch.setattr("ppll.bench.entrants.run_baseline", run_baseline)
+    monkeypatch.setattr("ppll.bench.entrants.Trainer", trainer)
+    monkeypatch.setattr("ppll.bench.entrants._bytes_sent", lambda *_: (0,))
+    for entrant in (EndToEnd(race, "backprop", 1, 1), Local(race, "sequential", 1, 1)):
+        with pytest.raises(Asked):
+            entrant.timed()
+    filling = 4 * 2 + 1
+    assert (asked["warm_up"], asked["num_batches"]) == (3 + filling, 3 + filling + 20)
+    assert asked["max_steps"] == 3 + filling + 20 + filling
 
 
 def test_rivals_stand_beside_it_and_what_they_cannot_do_is_said() -> None:

@@ -190,7 +190,7 @@ def test_the_summary_needs_somebody_to_compare() -> None:
         ({"warm_up": -1}, "after -1 others"),
         ({"capacity": 0}, "capacity 0"),
         ({"systems": ["1f1b"], "microbatches": [1]}, "ask for 2 or more"),
-        ({"systems": ["zero-bubble"], "microbatches": [3]}, "multiple of the number of ranks"),
+        ({"systems": ["zero-bubble"], "microbatches": [5]}, "found 5: ask for 4 or 6"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_runs(

@@ -70,6 +70,14 @@ def test_any_memory_layout_is_read(array: Any) -> None:
     assert dataset.train.inputs.tolist() == np.asarray(array).tolist()
 
 
+@pytest.mark.parametrize("kind", [np.uint16, np.uint32, np.uint64, np.int8, ">i4"])
+def test_labels_are_whole_numbers_of_any_type(kind: Any) -> None:
+    targets = np.array([0, 1, 2]).astype(kind)
+    part = (np.zeros((3, 2)), targets)
+    dataset = Dataset.from_arrays(train=part, test=part, num_classes=targets.max() + 1)
+    assert (dataset.train.targets.tolist(), dataset.num_classes) == ([0, 1, 2], 3)
+
+
 def test_read_only_arrays_are_read() -> None:
     x = np.zeros((2, 3))
     x.flags.writeable = False
@@ -138,6 +146,7 @@ def test_normalisation_must_fit_the_samples() -> None:
         (np.array([[1.0], [np.nan]]), "train: sample 1 holds a value that is not finite"),
         (np.array([np.inf, 1.0]), "train: sample 0 holds"),
         (np.zeros((2, 3), np.int32), "train: inputs must be uint8 images"),
+        ([[1.0], [1.0, 2.0]], "train: found lists of different lengths"),
     ],
 )
 def test_from_arrays_says_which_part_is_wrong(inputs: Any, words: str) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppll.data import Dataset, PreparedData, prepare
-from ppll.data.preparation import hold_out
+from ppll.data.preparation import facts_of, hold_out
 from ppll.errors import DataError
 from ppll.sections import DataConfig
 
@@ -47,8 +47,35 @@ def test_limit_comes_before_the_validation_part() -> None:
     assert max(*data.train_samples, *data.validation_samples) == 39
 
 
+def test_test_samples_are_limited_by_themselves() -> None:
+    data = prepared(test_limit=40, validation=10)
+    assert (len(data.train_samples), len(data.validation_samples)) == (90, 10)
+    assert data.dataset.test.targets.tolist() == [index % 5 for index in range(40)]
+    assert facts_of(data).num_test == 40
+
+
 def test_limit_above_what_there_is_changes_nothing() -> None:
     assert len(prepared(train_limit=1000).train_samples) == 100
+    assert len(prepared(test_limit=1000).dataset.test) == 100
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_the_first_samples_of_what_lies_class_by_class_are_refused(part: str) -> None:
+    images, labels = torch.zeros(30, 1, 6, 8), torch.arange(30) // 10
+    dataset = Dataset.from_arrays(train=(images, labels), test=(images, labels))
+
+    def limited(limit: int) -> PreparedData:
+        return prepare(dataset, DataConfig(batch_size=10, **{f"{part}_limit": limit}))
+
+    with pytest.raises(DataError, match=rf"{part}_limit = 20: .* first 20 are of 2 of 3 classes"):
+        limited(20)
+    assert limited(21).train_samples.size == (21 if part == "train" else 30)
+
+
+def test_the_first_samples_may_be_of_a_class_each() -> None:
+    part = (torch.zeros(8, 3), torch.arange(8))
+    dataset = Dataset.from_arrays(train=part, test=part)
+    assert len(prepare(dataset, DataConfig(batch_size=2, test_limit=5)).dataset.test) == 5
 
 
 @given(st.integers(1, 300), st.data())

@@ -122,6 +122,18 @@ def test_half_of_the_files_is_not_enough(published: PublishedSet, folder: Path) 
         load(published, folder)
 
 
+def test_some_of_a_table_s_files_are_not_enough(published: PublishedSet, folder: Path) -> None:
+    whole = folder / "train-00000-of-00001.parquet"
+    whole.rename(folder / "train-00001-of-00002.parquet")
+    with pytest.raises(DataError, match=rf"{folder} has no train-00000-of-00002\.parquet: put it"):
+        load(published, folder)
+    write(published, folder / "train-00000-of-00002.parquet", [7], seed=3)
+    assert load(published, folder).train.targets.tolist() == [7, 0, 9, 3]
+    write(published, whole, [7, 0, 9, 3])
+    with pytest.raises(DataError, match=r"the same twice, .*00000-of-00001.*00001-of-00002"):
+        load(published, folder)
+
+
 def replaced(path: Path, kind: str) -> None:
     """Put something else in the place of a file."""
     path.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,17 @@ def test_parts_share_no_file_and_lose_none(root: Path) -> None:
     assert len(found.test) == 20
     assert len(found.train) == (NUM_FILES - 3) * (SIZE // LENGTH)
     assert found.num_classes == 256
+
+
+def test_the_name_of_a_file_may_be_no_text(root: Path) -> None:
+    before = load_dataset(config(root))
+    try:
+        with open(os.fsencode(root) + b"/\xff.py", "w") as file:
+            file.write("~" * SIZE)
+    except OSError:
+        pytest.skip("this file system has no such names")
+    found = load_dataset(config(root))
+    assert len(found.train) + len(found.test) > len(before.train) + len(before.test)
 
 
 @pytest.mark.parametrize("validation", [0.2, 9])

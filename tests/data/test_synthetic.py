@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from ppll.checks import check_names
+from ppll.config import Recipe
 from ppll.data import Dataset, datasets, load_dataset
 from ppll.errors import DataError, RecipeError
 from ppll.sections import DataConfig
@@ -74,3 +76,11 @@ def test_unknown_name_and_option_are_refused() -> None:
         load_dataset(DataConfig(name="digit"))
     with pytest.raises(RecipeError, match=r"data\..*num_trian.*num_train"):
         synthetic(num_trian=3)
+
+
+@pytest.mark.parametrize("name", ["digits", "synthetic"])
+def test_a_root_is_refused_where_no_files_are_read(name: str) -> None:
+    recipe = Recipe.from_dict({"data": {"name": name, "root": "somewhere"}})
+    with pytest.raises(RecipeError, match=rf"data\.root = somewhere: .*'{name}' reads no files"):
+        check_names(recipe, own_model=False)
+    check_names(recipe.with_settings(["data.name=cifar10"]), own_model=False)

@@ -212,6 +212,10 @@ class Speakers:
     def ended_ranks(self) -> list[int]:
         return [index for index, rank in enumerate(self._ranks) if rank.poll() is not None]
 
+    def kill(self) -> None:
+        for rank in self._ranks:
+            rank.kill()
+
     def exit_codes(self) -> dict[int, int]:
         return {index: self._ranks[index].wait() for index in self.ended_ranks()}
 

@@ -10,6 +10,7 @@ from torch import nn
 
 import ppll
 from ppll.blocks.block import Block
+from ppll.errors import RecipeError
 from ppll.message import Kind, Message
 from ppll.methods import Lesson
 from ppll.site import BlockSite
@@ -85,6 +86,13 @@ def test_an_exit_stands_behind_every_cut() -> None:
     modules = blueprint_of(recipe, MadeUpBatches()).outline(0)
     assert len(modules.auxiliaries()) == 3
     assert modules.auxiliary is None
+
+
+def test_exits_need_a_cut() -> None:
+    """Without, the logits of all classes would be taken for those of so many exits."""
+    recipe = small_recipe(method="backprop", split_blocks=1).with_settings(["method.exits=linear"])
+    with pytest.raises(RecipeError, match=r"split\.blocks = 1 makes none: .* method\.exits out"):
+        blueprint_of(recipe, MadeUpBatches())
 
 
 def test_without_exits_nothing_is_built_behind_a_cut() -> None:

@@ -15,7 +15,14 @@ from ppll.errors import RecipeError, WorkerError
 from ppll.message import FEATURES, Kind, Message
 from ppll.testing import Fault
 from tests.faults import injected, recipe
-from tests.interleaving import MadeUpBatches, blueprint_of, built_blocks, digest, small_recipe
+from tests.interleaving import (
+    MadeUpBatches,
+    blueprint_of,
+    built_blocks,
+    digest,
+    small_recipe,
+    train_interleaved,
+)
 
 
 def momentum_layer(scales: bool = False, momentum: float = 0.9) -> MomentumLayer:
@@ -52,6 +59,22 @@ def test_the_first_values_replace_whatever_stood_there() -> None:
             parameter.fill_(1e30)
     layer.follow(theta)
     assert torch.equal(followed(layer), theta)
+
+
+def test_what_is_frozen_in_the_network_is_learned_beside_it() -> None:
+    """As with low-rank additions: frozen, the layer would stay at random values."""
+    layer = MomentumLayer(nn.Linear(3, 3).requires_grad_(False), nn.Linear(3, 2), 0.9, scales=False)
+    assert all(p.requires_grad for p in layer.learned.parameters())
+    assert not any(p.requires_grad for p in layer.following.parameters())
+
+
+def test_a_batch_in_parts_moves_the_average_once() -> None:
+    """Whatever a batch travels as, its blocks are updated once, and the average is of updates."""
+    recipe = small_recipe(method="man", accumulate=3)
+    [first, *_] = train_interleaved(recipe, 2, batches=MadeUpBatches((6, 6)))
+    layer = first.modules.auxiliary
+    assert isinstance(layer, MomentumLayer)
+    assert layer.num_followed == 4  # two epochs of two batches
 
 
 def test_a_skipped_batch_moves_no_average() -> None:

@@ -19,6 +19,7 @@ from typing import Final, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from ppll.auxiliary.features import is_channels_last
 from ppll.auxiliary.maps import (
     MapTokens,
     Resize,
@@ -132,7 +133,9 @@ def previous_encoder(site: BlockSite) -> nn.Module:
 def _as_input(site: BlockSite) -> tuple[tuple[int, int, int], nn.Module]:
     """The block's input as a map's shape (C, H, W), and what brings such a map to its own shape."""
     match site.block_input_shape:
-        case (channels, height, width):
+        case (channels, height, width) if not is_channels_last(
+            replace(site, feature_shape=site.block_input_shape)
+        ):
             return (channels, height, width), nn.Identity()
         case (num_tokens, width) if grid := token_grid(num_tokens, site.input_shape):
             return (width, *grid), MapTokens(num_tokens)

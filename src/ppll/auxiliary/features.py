@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ppll.errors import ModelError
 from ppll.site import BlockSite
 
-__all__ = ["MeanToken", "refuse_tokens", "unreadable"]
+__all__ = ["MeanToken", "is_channels_last", "refuse_tokens", "unreadable"]
 
 
 class MeanToken(nn.Module):
@@ -18,12 +18,27 @@ class MeanToken(nn.Module):
         return tokens.mean(1)
 
 
-def unreadable(auxiliary: str, feature_shape: tuple[int, ...]) -> ModelError:
+def is_channels_last(site: BlockSite) -> bool:
+    """Whether features have the shape of maps (H, W, C), as those of Swin transformers.
+
+    Their first two sides then have the image's proportions, their last two have not.
+    """
+    match site.feature_shape, site.input_shape:
+        case (first, second, third), (_, height, width):
+            return first * width == second * height and second * width != third * height
+    return False
+
+
+def unreadable(auxiliary: str, site: BlockSite) -> ModelError:
     """The error for features of a shape that an auxiliary network has no reading for."""
+    what = (
+        "at a cut, which look like maps (H, W, C): let the layers around the cut hand on (C, H, W)"
+        if is_channels_last(site)
+        else "at a cut: cut elsewhere (split.cuts) or choose another method.auxiliary"
+    )
     return ModelError(
         f"auxiliary network {auxiliary!r} reads maps (C, H, W), token rows (T, D) and vectors (D), "
-        f"found features of shape {feature_shape} at a cut: cut elsewhere (split.cuts) or choose "
-        "another method.auxiliary."
+        f"found features of shape {site.feature_shape} {what}."
     )
 
 

@@ -20,6 +20,7 @@ from typing import Final
 
 from torch import Tensor, nn
 
+from ppll.auxiliary.features import is_channels_last
 from ppll.auxiliary.maps import TokenMap, token_grid
 from ppll.errors import ModelError
 from ppll.site import BlockSite
@@ -92,7 +93,7 @@ def input_decoder(site: BlockSite) -> nn.Module:
             return nn.Sequential(*_rows(width, site.num_classes))
         case (_, _), (_, _, _):
             return _on_patches(site)
-        case (_, _, _), (_, _, _):
+        case (_, _, _), (_, _, _) if not is_channels_last(site):
             return _on_maps(site)
     raise _impossible(site)
 

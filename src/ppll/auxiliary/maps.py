@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ppll.auxiliary.features import refuse_tokens, unreadable
+from ppll.auxiliary.features import is_channels_last, refuse_tokens, unreadable
 from ppll.site import BlockSite
 
 __all__ = [
@@ -131,14 +131,14 @@ def as_map(auxiliary: str, site: BlockSite) -> tuple[nn.Module, tuple[int, int, 
     """
     refuse_tokens(auxiliary, site)
     match site.feature_shape:
-        case (channels, height, width):
+        case (channels, height, width) if not is_channels_last(site):
             return nn.Identity(), (channels, height, width)
         case (num_tokens, width):
             size = token_grid(num_tokens, site.input_shape) or (num_tokens, 1)
             return TokenMap(*size), (width, *size)
         case (width,):
             return nn.Unflatten(1, (width, 1, 1)), (width, 1, 1)
-    raise unreadable(auxiliary, site.feature_shape)
+    raise unreadable(auxiliary, site)
 
 
 def token_grid(num_tokens: int, input_shape: tuple[int, ...]) -> tuple[int, int] | None:
@@ -146,12 +146,14 @@ def token_grid(num_tokens: int, input_shape: tuple[int, ...]) -> tuple[int, int]
 
     Args:
         num_tokens: T.
-        input_shape: (C, H, W) of the image; of anything else, the grid is a square.
+        input_shape: One sample's shape at the network's input; (C, H, W) of an image.
 
     Returns:
-        None where the tokens fill no grid of the image's proportions.
+        None where there is no image, or the tokens fill no grid of its proportions.
     """
-    height, width = input_shape[1:] if len(input_shape) == 3 else (1, 1)
+    if len(input_shape) != 3:
+        return None
+    _, height, width = input_shape
     for num_patches in (num_tokens, num_tokens - 1):
         rows = math.isqrt(num_patches * height // width)
         columns = num_patches // max(1, rows)

@@ -27,7 +27,7 @@ from typing import Final
 
 from torch import nn
 
-from ppll.auxiliary.features import MeanToken, unreadable
+from ppll.auxiliary.features import MeanToken, is_channels_last, unreadable
 from ppll.auxiliary.maps import TokenMap, token_grid
 from ppll.site import BlockSite
 
@@ -52,7 +52,7 @@ def mlp_sr(site: BlockSite) -> nn.Module:
     """
     num_classes = site.num_classes
     match site.feature_shape:
-        case (channels, height, width):
+        case (channels, height, width) if not is_channels_last(site):
             return _on_maps(channels, (height, width), num_classes)
         case (_, width) if site.holds_tokens:
             return _mlp(width, num_classes, nn.LayerNorm)
@@ -61,7 +61,7 @@ def mlp_sr(site: BlockSite) -> nn.Module:
             return _on_tokens(grid, width, num_classes)
         case (width,):
             return _mlp(width, num_classes, nn.BatchNorm1d)
-    raise unreadable("mlp-sr", site.feature_shape)
+    raise unreadable("mlp-sr", site)
 
 
 def _on_maps(channels: int, size: tuple[int, int], num_classes: int) -> nn.Sequential:

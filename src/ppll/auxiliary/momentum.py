@@ -24,7 +24,8 @@ class MomentumLayer(nn.Module):
     training and keep running ones of their own: only parameters are averaged.
 
     Args:
-        layer: The next block's first layer; its structure is copied.
+        layer: The next block's first layer; its structure is copied. What is frozen there is
+            learned here, where it has first values.
         head: Reads what comes out.
         momentum: Of the moving average, 0 to below 1.
         scales: Whether ``s`` is learned.
@@ -33,6 +34,8 @@ class MomentumLayer(nn.Module):
     def __init__(self, layer: nn.Module, head: nn.Module, momentum: float, scales: bool) -> None:
         super().__init__()
         self.learned = copy.deepcopy(layer)
+        for parameter in self.learned.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
         self.following = copy.deepcopy(layer).requires_grad_(False)
         self.head = head
         self.momentum = momentum

@@ -35,7 +35,7 @@ def projector(site: BlockSite, *, hidden: int = 512) -> nn.Module:
     refuse_tokens("projector", site)
     shape = site.feature_shape
     if not 1 <= len(shape) <= 3:
-        raise unreadable("projector", shape)
+        raise unreadable("projector", site)
     has_tokens = len(shape) == 2
     reading = MeanToken() if has_tokens else nn.Flatten()
     num_inputs = shape[1] if has_tokens else prod(shape)

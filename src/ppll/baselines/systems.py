@@ -29,7 +29,7 @@ class System:
         is_v: Whether a rank's second chunk lies as far from the end as its first from the
             beginning, so that the last rank's two are neighbours.
         splits: Whether the weights' gradients are made apart from the input's.
-        rounds: Whether micro-batches go in rounds of as many as there are ranks.
+        rounds: Whether micro-batches go in rounds of as many as there are ranks, or more.
         fills: Whether there must be as many micro-batches as ranks.
     """
 
@@ -174,9 +174,9 @@ def _check_pipeline(layout: Layout) -> None:
             f"{name} needs at least as many micro-batches as ranks, found {num} for "
             f"{num_ranks} ranks: ask for {num_ranks} or more."
         )
-    if layout.system.rounds and num % num_ranks:
-        above = num + num_ranks - num % num_ranks
+    num_rounds = max(1, num // num_ranks)
+    if layout.system.rounds and num % num_rounds:
         raise RecipeError(
-            f"{name} needs a multiple of the number of ranks as micro-batches, found {num} for "
-            f"{num_ranks} ranks: ask for {above}."
+            f"{name} deals micro-batches in rounds of {num_ranks} or more, all alike, found {num}: "
+            f"ask for {num_ranks * num_rounds} or {num_ranks * (num_rounds + 1)}."
         )

@@ -9,8 +9,9 @@ have cuts that are balanced for training end to end. No epoch ends in a short ba
 Rates are those of steady state: from the last update of the warm-up to the last one that counts,
 of a rival's last rank and of PPLL's last stage, both as ``BatchEnds`` has them: by the device's own
 clock where that is a GPU, for which no host waits. Besides the warm-up come as many batches before
-them as channels hold, while PPLL's pipeline fills, and as many after them, since then the stages in
-front have nothing left to do.
+them as channels hold, while PPLL's pipeline fills; rivals have as many, so that the same batches
+are timed of all. PPLL has as many after them, too, since then the stages in front have nothing left
+to do.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def compare(
         num_stages: Processes of every system that can have several.
         systems: Some of ``SYSTEMS``.
         microbatches: Numbers of micro-batches that every pipeline is tried with.
-        accumulate: Numbers of messages a batch that PPLL is tried with, besides the recipe's.
+        accumulate: Numbers of messages a batch that PPLL is tried with, besides one.
         repeats: How often everything is timed.
         num_batches: Batches that are timed.
         warm_up: Batches before them.

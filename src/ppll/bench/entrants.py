@@ -59,11 +59,10 @@ class Local(Entrant):
 
     def timed(self) -> Timing:
         """Train as many batches as are timed, and those of the warm-up, filling and draining."""
-        # As many for one stage, so that it ends with the same weights.
-        margin = self._recipe.runtime.capacity * self._race.num_stages + 1
-        first = self._race.warm_up + margin
+        first = self._race.num_untimed
         last = first + self._race.num_batches
-        settings = [f"train.max_steps={last + margin}", "track.batch_ends=true"]
+        # As many for one stage, so that it ends with the same weights.
+        settings = [f"train.max_steps={last + self._race.num_filling}", "track.batch_ends=true"]
         recipe = self._recipe.with_settings(settings)
         with tempfile.TemporaryDirectory(prefix="ppll-compare-") as folder:
             # With a restart allowed, one stage has a process of its own, as all others have.
@@ -111,21 +110,22 @@ class EndToEnd(Entrant):
 
     def check(self) -> None:
         """See that there is nothing in the way; nothing is started."""
-        num_batches = self._race.warm_up + self._race.num_batches
+        num_untimed = self._race.num_untimed
+        num_batches = num_untimed + self._race.num_batches
         system = system_named(self.system)
-        layout = Layout(system, self.stages, self.microbatches, num_batches, self._race.warm_up)
+        layout = Layout(system, self.stages, self.microbatches, num_batches, num_untimed)
         self._work(self._recipe).prepared(layout)
 
     def timed(self) -> Timing:
-        """Train as many batches as are timed, and those of the warm-up."""
+        """Train as many batches as are timed, and as many before them as PPLL."""
         race = self._race
         result = run_baseline(
             self.system,
             self._work(self._recipe),
             num_ranks=self.stages,
             num_microbatches=self.microbatches,
-            num_batches=race.warm_up + race.num_batches,
-            warm_up=race.warm_up,
+            num_batches=race.num_untimed + race.num_batches,
+            warm_up=race.num_untimed,
             keeps_weights=False,
         )
         mean_s = sum(result.seconds_per_batch) / len(result.seconds_per_batch)
@@ -208,6 +208,16 @@ class Race:
         return cls(
             recipe, blueprint, costs, facts.steps_per_epoch, num_stages, num_batches, warm_up
         )
+
+    @property
+    def num_filling(self) -> int:
+        """Batches that PPLL's channels hold, while they fill or run empty."""
+        return self.recipe.runtime.capacity * self.num_stages + 1
+
+    @property
+    def num_untimed(self) -> int:
+        """Batches before those that are timed, the same ones for all who take part."""
+        return self.warm_up + self.num_filling
 
     def entrants(
         self,

@@ -30,6 +30,7 @@ from ppll.losses.classification import on_both_classes
 from ppll.message import FEATURES, MIX, OTHER_TARGETS, Kind, Message, canonical
 from ppll.methods.base import PREVIOUS, BlockSite, Lesson, Method, TaskLoss, local_loss_of
 from ppll.metrics import Counts, Tally
+from ppll.numerics import in_turn
 from ppll.randomness import fold
 
 __all__ = ["Block", "NonFiniteLoss", "OnNonFinite"]
@@ -126,6 +127,7 @@ class Block:
         if replica:
             self._random_key = fold(self._random_key, "replica", replica)
 
+    @in_turn
     def forward(self, message: Message) -> Message:
         """Turn the message's features into the next block's message.
 
@@ -163,6 +165,7 @@ class Block:
         carried = renamed(message.tensors, PREVIOUS) if self.method.carries_input else {}
         return passage, {**self._leaving_fields(features, beside), **carried}
 
+    @in_turn
     def learn(
         self, late: Mapping[str, Tensor] | None = None, slow: Tensor | None = None
     ) -> dict[str, Tensor]:
@@ -183,7 +186,8 @@ class Block:
         """
         passage = self._take_passage()
         message = passage.message
-        if slow is not None and self.modules.auxiliary is not None:
+        # Once a batch, as it is updated once: what follows a layer counts updates.
+        if slow is not None and message.part == 0 and self.modules.auxiliary is not None:
             self.method.take_slow(self.modules.auxiliary, slow)
         self._seed(_LEARN, message)
         self.counts.count(message.targets)
@@ -217,6 +221,7 @@ class Block:
         late_part = self.method.late_part(lesson, loss)
         return {name: _leaving(tensor) for name, tensor in late_part.items()}
 
+    @in_turn
     def evaluate(self) -> None:
         """Count what the block's exit gets right on the message of the last ``forward``."""
         passage = self._take_passage()

@@ -7,6 +7,7 @@ changes nothing but time.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -115,8 +116,8 @@ class Blueprint:
 
         Raises:
             ModelError: The network cannot be cut so, or does not fit the data.
-            RecipeError: The method is unknown, has no such option, or trains all blocks as one
-                that have replicas of their own.
+            RecipeError: The method is unknown, has no such option, trains all blocks as one that
+                have replicas of their own, or has exits behind cuts where there is none.
         """
         method = build_method(recipe)
         split = SplitConfig(blocks=1) if method.end_to_end else recipe.split
@@ -124,6 +125,11 @@ class Blueprint:
             raise RecipeError(
                 f"train.replicas = {list(recipe.train.replicas)} is one number a block, but method "
                 f"{recipe.method.name!r} trains the whole network as one: give one number."
+            )
+        if method.end_to_end and method.has_auxiliary and recipe.split.blocks == 1:
+            raise RecipeError(
+                f"method {recipe.method.name!r} has an auxiliary network behind every cut, but "
+                f"split.blocks = 1 makes none: set it to 2 or more, or leave method.exits out."
             )
         ranges = block_ranges(network, split)
         if shapes is None:
@@ -261,7 +267,19 @@ class Blueprint:
         with without_values(), blamed(self.recipe.method.name, self.method, where):
             auxiliary = self._auxiliary(site) if has_auxiliary else None
             context = self.method.build_context(site) if site.block_index else None
+        for added in filter(None, (auxiliary, context)):
+            self._check_own(added, site.block_index)
         return BlockModules(tuple(self.network.layers[i] for i in layers), auxiliary, context)
+
+    def _check_own(self, added: nn.Module, block_index: int) -> None:
+        """Refuse what holds a layer of the network: it would be given memory without values."""
+        names = {id(tensor): name for name, tensor in self.network.named_tensors().items()}
+        for tensor in itertools.chain(added.parameters(), added.buffers()):
+            if name := names.get(id(tensor)):
+                raise ModelError(
+                    f"what {self.recipe.method.name} adds to block {block_index} holds {name!r} of "
+                    f"the network itself, which a block learns: put a copy into it (copy.deepcopy)."
+                )
 
     def _auxiliary(self, site: BlockSite) -> nn.Module:
         index = site.block_index

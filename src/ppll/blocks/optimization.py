@@ -67,7 +67,8 @@ def build_optimizer(
 
     Norms, biases and embeddings are not decayed by AdamW, as its users expect, and are by SGD, as
     the literature of CIFAR ResNets has it, and Adam, whose decay is part of the gradient in the
-    same way; ``optimizer.decay_all`` chooses otherwise. Where one
+    same way; ``optimizer.decay_all`` chooses otherwise. What is tied within a layer is one
+    parameter, and not decayed if one of its owners has it so. Where one
     kernel updates a block on a GPU, it reads the learning rate from there, so that the update can
     be recorded.
 
@@ -96,11 +97,10 @@ def build_optimizer(
 def _parameter_groups(
     modules: Iterable[nn.Module], decay: float, decay_all: bool
 ) -> list[dict[str, Any]]:
-    decayed: list[nn.Parameter] = []
-    undecayed: list[nn.Parameter] = []
-    for module, name, parameter in _own_parameters(modules):
-        exempt = not decay_all and _is_exempt(module, name, parameter)
-        (undecayed if exempt else decayed).append(parameter)
+    owned = list(_own_parameters(modules))
+    exempt = {p for module, name, p in owned if not decay_all and _is_exempt(module, name, p)}
+    every = list(dict.fromkeys(p for _, _, p in owned))  # a tied one has several owners
+    decayed, undecayed = [p for p in every if p not in exempt], [p for p in every if p in exempt]
     groups = [(decayed, decay), (undecayed, 0.0)]
     return [{"params": params, "weight_decay": wd} for params, wd in groups if params]
 

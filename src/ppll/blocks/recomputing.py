@@ -2,16 +2,19 @@
 
 A block keeps the input of each of its layers, and of one layer at a time what lies between (Chen
 et al., "Training deep nets with sublinear memory cost", 2016). The bits are those of keeping all:
-a layer draws the same random numbers again, and counts no batch twice.
+a layer draws the same random numbers again, begins from the same buffers, and counts no batch
+twice.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 __all__ = ["recomputed"]
@@ -25,28 +28,67 @@ def recomputed(module: nn.Module, features: Any) -> Any:
 def _contexts(
     module: nn.Module,
 ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), _CountedBefore(module)
+    buffers = _Buffers(module)
+    return buffers, _CountedBefore(module, buffers)
 
 
-class _CountedBefore(AbstractContextManager[None]):
-    """Batch norm takes a batch into its running statistics in the forward only.
-
-    With no momentum they stay as they are; not to track them at all would be another operation. It
-    is entered once for every backward pass through the layer, of which a loss on a gradient makes
-    two.
+class _Buffers(AbstractContextManager[None]):
+    """What a forward changes of a layer's buffers, as it was before; batch norm's are left out.
 
     Args:
-        module: Whose batch norms.
+        module: The layer.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        self._before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+        parts = (part for part in module.modules() if not isinstance(part, _BatchNorm))
+        own = [buffer for part in parts for buffer in part.buffers(recurse=False)]
+        self._before = [(buffer, buffer.clone(), buffer._version) for buffer in own]
+        self._after: list[Tensor] = []
 
     def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        self._before = [kept for kept in self._before if kept[0]._version != kept[2]]
+
+    def put_back(self) -> None:
+        """Let the changed ones be as they were before the forward."""
+        self._after = [buffer.clone() for buffer, _, _ in self._before]
+        self._set([before for _, before, _ in self._before])
+
+    def go_on(self) -> None:
+        """Let them be as they were before ``put_back``."""
+        self._set(self._after)
+
+    @torch.no_grad()
+    def _set(self, values: list[Tensor]) -> None:
+        for (buffer, _, _), value in zip(self._before, values, strict=True):
+            buffer.copy_(value)
+
+
+class _CountedBefore(AbstractContextManager[None]):
+    """A layer computes again and leaves its buffers as they are.
+
+    Batch norm takes a batch into its running statistics in the forward only: with no momentum they
+    stay as they are; not to track them at all would be another operation. It is entered once for
+    every backward pass through the layer, of which a loss on a gradient makes two.
+
+    Args:
+        module: The layer.
+        buffers: Those that its forward has changed.
+    """
+
+    def __init__(self, module: nn.Module, buffers: _Buffers) -> None:
+        norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+        self._before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+        self._buffers = buffers
+
+    def __enter__(self) -> None:
+        self._buffers.put_back()
         for norm, _, _ in self._before:
             norm.momentum, norm.num_batches_tracked = 0.0, None
 
     def __exit__(self, *error: object) -> None:
         for norm, momentum, num_batches in self._before:
             norm.momentum, norm.num_batches_tracked = momentum, num_batches
+        self._buffers.go_on()

@@ -152,17 +152,16 @@ def forget_validations(checkpoints: Path) -> None:
 def set_aside(checkpoints: Path, step: int) -> None:
     """Clear the way for a run that goes on from ``step``.
 
-    What is newer is unfinished and removed, or damaged and kept under another name.
+    What is unfinished, or was being removed, goes. What is newer is damaged and kept under another
+    name.
     """
     for folder in list(_folders(checkpoints)):
-        if int(folder.name.removeprefix("step-")) <= step:
-            continue
-        if is_committed(folder):
+        if not is_committed(folder):
+            _remove(folder)
+        elif int(folder.name.removeprefix("step-")) > step:
             aside = folder.with_name(folder.name + _DAMAGED)
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
-        else:
-            _remove(folder)
 
 
 def _remove(folder: Path) -> None:

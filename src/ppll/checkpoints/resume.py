@@ -20,11 +20,11 @@ __all__ += ["training_sections"]
 _SECTIONS: Final = ("data", "model", "split", "method", "optimizer", "schedule", "train")
 _FREE: Final = frozenset({"data.root", "data.eval_batch_size", "train.evaluate_every"})
 _LENGTH: Final = frozenset({"train.epochs", "train.max_steps"})
-_OF_TRAINING: Final = frozenset(
+_OF_OTHERS: Final = frozenset(
     f"data.{key}"
     for key in (
         *("batch_size", "drop_last", "crop", "flip", "randaugment", "randaugment_ops", "cutout"),
-        *("mixup", "cutmix"),
+        *("mixup", "cutmix", "test_limit"),
     )
 )
 """Keys of the data that the validation part does not depend on."""
@@ -91,7 +91,7 @@ def changes(before: Tree, now: Tree) -> list[Change]:
 def same_validation(before: Tree, now: Tree) -> bool:
     """Whether validation accuracies under both can be compared: of the same samples, and either
     both of averages or both of parameters as they are."""
-    keys = {change.key for change in changes(before, now)} - _OF_TRAINING
+    keys = {change.key for change in changes(before, now)} - _OF_OTHERS
     return "train.ema" not in keys and not any(key.startswith("data.") for key in keys)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,8 +22,9 @@ from ppll.data import Dataset
 from ppll.errors import DataError, ModelError, RecipeError, RunFolderError
 from ppll.job import Job
 from ppll.metrics import cut_back
+from ppll.run_folder import RunFolder
 
-__all__ = ["Beginning", "begin", "find_beginning", "next_start"]
+__all__ = ["Beginning", "begin", "find_beginning", "kept_data", "next_start"]
 
 _log = logging.getLogger(__name__)
 
@@ -65,8 +67,11 @@ def begin(beginning: Beginning) -> Recovered | None:
     """
     job = beginning.job
     found = find_beginning(beginning)
+    if found is not None and _changed_facts(found.reader.manifest, beginning):
+        forget_validations(job.folder.checkpoints)
     differences = job.folder.describe(job.recipe, job.facts)
-    _save_data(beginning)
+    if found is None or "data" in beginning.allowed:
+        _save_data(beginning)
     if found is None:
         write_first_checkpoint(
             beginning.blueprint,
@@ -87,19 +92,52 @@ def find_beginning(beginning: Beginning) -> Recovered | None:
     """The checkpoint that a run goes on from; none where it begins anew. Nothing is written.
 
     Raises:
-        UsageError: The recipe or the user's network is another one than the run's.
+        UsageError: The recipe, the user's network or the data is another one than the run's.
         CheckpointError: There are checkpoints, and all are damaged.
     """
     if not beginning.resumes:
         return None
     found = newest_whole(beginning.job.folder.checkpoints)
     if found is not None:
+        _check_same_data(found.reader.manifest, beginning)
         allowed = _check_same_run(found.reader.manifest, beginning)
         _check_same_model(found, beginning)
         _check_learns(found, beginning)
         for change in allowed:
             _log.warning("the run goes on with another %s", change)
     return found
+
+
+def _check_same_data(manifest: Manifest, beginning: Beginning) -> None:
+    """Refuse other arrays, and what has changed where the recipe finds its data."""
+    folder, data = beginning.job.folder, beginning.own_data
+    if "data" in beginning.allowed:
+        return
+    differences: list[str] = []
+    if data is None:
+        differences = _changed_facts(manifest, beginning)
+    elif not folder.user_data.exists():
+        differences = ["arrays from Python (the run had none)"]
+    elif not Dataset.load(folder.user_data).equals(data):
+        differences = ["arrays from Python (others than the run's)"]
+    if differences:
+        listed = "\n".join(f"  {difference}" for difference in differences)
+        raise DataError(
+            f"the run was trained on other data than is given now:\n{listed}\nGive it the same, "
+            f"start a new run with another --out, or go on with the new data all the same: "
+            f'--allow-change data (allow_change=("data",) in Python).'
+        )
+
+
+def _changed_facts(manifest: Manifest, beginning: Beginning) -> list[str]:
+    """What the run knows otherwise of its data, although its recipe names the same."""
+    job = beginning.job
+    found = changes(manifest.recipe, training_sections(job.recipe))
+    if any(change.key.startswith("data.") for change in found):
+        return []  # They are refused, or allowed, by key.
+    with suppress(RunFolderError):  # They are written anew where they cannot be read.
+        return job.facts.differences(job.folder.read_facts())
+    return []
 
 
 def _check_same_run(manifest: Manifest, beginning: Beginning) -> list[Change]:
@@ -146,21 +184,30 @@ def _num_steps(manifest: Manifest, steps_per_epoch: int) -> int:
     return Recipe.from_dict({"train": length}).num_steps(steps_per_epoch)
 
 
+def kept_data(folder: RunFolder, allowed: Collection[str]) -> Dataset | None:
+    """The arrays that a run was given from Python, unless it may go on with other data.
+
+    Raises:
+        DataError: They are damaged.
+    """
+    if "data" in allowed or not folder.user_data.exists():
+        return None
+    return Dataset.load(folder.user_data)
+
+
 def _save_data(beginning: Beginning) -> None:
-    """Keep arrays given from Python for the rank that loads them."""
-    data, path = beginning.own_data, beginning.job.folder.user_data
-    if data is None:
+    """Keep arrays given from Python for the rank that loads them, and none but these."""
+    data, folder = beginning.own_data, beginning.job.folder
+    kept = folder.user_data
+    if data is None and not kept.exists():
         return
-    if path.exists():
-        if Dataset.load(path).equals(data):
-            return
-        if "data" not in beginning.allowed:
-            raise DataError(
-                "the run was trained on other data than is given now: give it the same, start a "
-                'new run with another out, or allow it with allow_change=("data",).'
-            )
-        forget_validations(beginning.job.folder.checkpoints)
-    data.save(path)
+    if data is not None and kept.exists() and Dataset.load(kept).equals(data):
+        return
+    forget_validations(folder.checkpoints)
+    if data is None:
+        kept.unlink()
+    else:
+        data.save(kept)
 
 
 def next_start(beginning: Beginning, generation: int) -> Job:

@@ -83,6 +83,11 @@ def train(
     """Train a recipe and print what it reached."""
     if resume and out is None:
         raise UsageError("--resume needs --out: the folder of the run to go on with.")
+    if allow_change and not resume:
+        raise UsageError(
+            f"--allow-change {allow_change[0]} needs --resume: a run that begins anew has nothing "
+            f"that could differ."
+        )
     console = Console(stderr=True)
     quiet = quiet or not is_first_process()
     _show_log(console, quiet=quiet)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from ppll.cli.options import Json, RecipeArgument, Settings, Stages, give_json, load
+from ppll.cli.options import Json, RecipeArgument, Settings, Stages, bytes_of, give_json, load
 from ppll.cli.plan import CostsFile, costs_of, link_of
 from ppll.errors import RecipeError
 
@@ -54,8 +54,8 @@ def bench_emulate(
         times = {"forward_s": forward_ms, "backward_s": backward_ms, "auxiliary_s": auxiliary_ms}
         devices = Devices.even(
             stages,
-            payload_bytes=int(payload_mib * 2**20),
-            parameter_bytes=int(parameter_mib * 2**20),
+            payload_bytes=bytes_of("--payload-mib", payload_mib),
+            parameter_bytes=bytes_of("--parameter-mib", parameter_mib),
             **{name: ms / 1e3 for name, ms in times.items()},
         )
     console = Console(stderr=True)

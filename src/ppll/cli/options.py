@@ -24,6 +24,7 @@ __all__ = [
     "RecipeArgument",
     "Settings",
     "Stages",
+    "bytes_of",
     "give_json",
     "give_rows",
     "load",
@@ -67,6 +68,18 @@ def load(recipe: str, stages: int | None, settings: list[str] | None) -> Recipe:
     if stages is not None:
         settings.append(f"runtime.stages={stages}")
     return load_recipe(recipe, settings)
+
+
+def bytes_of(option: str, mib: float) -> int:
+    """What an option in MiB says.
+
+    Raises:
+        RecipeError: It is negative, infinite or no number.
+    """
+    from ppll.simulation.links import check_amount
+
+    check_amount(option, mib)
+    return int(mib * 2**20)
 
 
 def with_json_printed(arguments: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from ppll.cli.options import Json, RecipeArgument, Settings, Stages, give_json, load
+from ppll.cli.options import Json, RecipeArgument, Settings, Stages, bytes_of, give_json, load
 from ppll.durable import write_asked
 from ppll.errors import RecipeError, UsageError
 
@@ -76,7 +76,7 @@ def plan_recipe(
     if processes is not None and stages is not None:
         raise UsageError("--processes chooses the stages: leave out --stages, or --processes.")
     loaded = load(recipe, None, settings)
-    limit = None if memory_limit is None else int(memory_limit * 2**20)
+    limit = None if memory_limit is None else bytes_of("--memory-limit", memory_limit)
     link = link_of(bandwidth, latency)
     measured = costs_of(loaded, costs)
     if processes is None:

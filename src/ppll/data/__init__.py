@@ -1,11 +1,13 @@
 """Shelf of data sets, and the batches that are made of them.
 
-A builder takes the folder of local files, or none, and its options by keyword.
+A builder takes its options by keyword and, if it reads files, their folder or none as ``root``.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from ppll.data.cifar10 import cifar10
@@ -18,6 +20,7 @@ from ppll.data.stdlib_text import stdlib_text
 from ppll.data.stl10 import stl10
 from ppll.data.svhn import svhn
 from ppll.data.synthetic import synthetic
+from ppll.data_facts import DataFacts
 from ppll.registry import Registry
 from ppll.sections import DataConfig
 
@@ -30,6 +33,7 @@ __all__ = [
     "load_batches",
     "load_dataset",
     "prepare",
+    "reads_files",
 ]
 
 datasets: Registry[Dataset] = Registry("data set", "data")
@@ -50,7 +54,17 @@ def load_dataset(config: DataConfig) -> Dataset:
         RecipeError: The name or an option is unknown.
         DataError: Data is missing or damaged.
     """
-    return datasets.build(config.name, config.options, config.root)
+    files = [config.root] if reads_files(config.name) else []
+    return datasets.build(config.name, config.options, *files)
+
+
+def reads_files(name: str) -> bool:
+    """Whether a data set is read from files that a recipe may name by ``data.root``.
+
+    Raises:
+        RecipeError: The name is unknown.
+    """
+    return "root" in inspect.signature(datasets[name].build).parameters
 
 
 def load_batches(
@@ -59,6 +73,7 @@ def load_batches(
     seed: int,
     eval_batch_size: int | None = None,
     user_data: Path | None = None,
+    facts: DataFacts | None = None,
     fields: Collection[str] = (),
     replica: int = 0,
     num_replicas: int = 1,
@@ -70,6 +85,7 @@ def load_batches(
         seed: The run's seed.
         eval_batch_size: Samples of an evaluation batch; as ``config`` says without.
         user_data: A file of ``Dataset.save`` that takes the place of the set that is named.
+        facts: By what images are normalised; by the data set's own means without.
         fields: Fields of a message that the method needs; of these, ``image`` is made here.
         replica: Who asks; see ``Loader``.
         num_replicas: Of how many.
@@ -79,6 +95,8 @@ def load_batches(
         DataError: Data is missing or damaged, or does not fit the recipe.
     """
     dataset = load_dataset(config) if user_data is None else Dataset.load(user_data)
+    if facts is not None:
+        dataset = replace(dataset, mean=facts.mean, std=facts.std)
     return Loader(
         prepare(dataset, config),
         seed=seed,

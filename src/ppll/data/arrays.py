@@ -22,11 +22,16 @@ def as_tensor(array: ArrayLike) -> Tensor:
     """The same values on the CPU, dense and in torch's types; not copied where they are so already.
 
     Raises:
-        DataError: They are no numbers.
+        DataError: They are no numbers, or lists of different lengths.
     """
     if isinstance(array, Tensor):
         return array.cpu().contiguous()
-    plain = np.asarray(array)
+    try:
+        plain = np.asarray(array)
+    except ValueError:
+        raise DataError(
+            "found lists of different lengths where rows should be alike: pad or cut them."
+        ) from None
     if plain.dtype.kind not in "iufb":
         raise DataError(f"found an array of {plain.dtype}: give whole numbers or floating point.")
     # torch takes native byte order and memory that may be written, and no negative strides.

@@ -6,6 +6,8 @@ import json
 import logging
 import math
 import numbers
+import operator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -26,7 +28,10 @@ _log = logging.getLogger(__name__)
 _SHAPES = "uint8 images (N, C, H, W) or float32 of any shape (N, ...)"
 _TOKENS = (torch.uint8, torch.int32, torch.int64)
 _FIELDS = ("inputs", "targets", "groups")
-_WHOLE_NUMBERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_WHOLE_NUMBERS = (
+    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+    *(torch.int8, torch.int16, torch.int32, torch.int64),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,6 +185,8 @@ class Dataset:
         _warn_of_order(train_split.inputs)
         if num_classes is None:
             num_classes = 1 + max(int(part.targets.max()) for part in (train_split, test_split))
+        with suppress(TypeError):  # What numpy and torch count is no int.
+            num_classes = operator.index(num_classes)
         mean = std = None
         if train_split.inputs.dtype == torch.uint8 and not train_split.holds_tokens:
             mean, std = channel_statistics(train_split.inputs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib import metadata
-from pathlib import Path
 
 import numpy as np
 
@@ -19,7 +18,7 @@ _NUM_TEST = 360
 _LARGEST = 16
 
 
-def digits(root: Path | None) -> Dataset:  # noqa: ARG001
+def digits() -> Dataset:
     """1,797 grey images of handwritten digits, 8 by 8: 1,437 to train and 360 to test with.
 
     The set has no official test part. Ours is fixed for good: the 360 images whose index has the
@@ -27,9 +26,6 @@ def digits(root: Path | None) -> Dataset:  # noqa: ARG001
 
     Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine
     Learning Repository, 1998, in the copy of scikit-learn.
-
-    Args:
-        root: Not needed; scikit-learn brings the images.
 
     Raises:
         DataError: scikit-learn is not installed.

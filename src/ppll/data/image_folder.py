@@ -56,7 +56,7 @@ def image_folder(
     height, width = size if isinstance(size, tuple) else (size, size)
     if min(height, width) < 1:
         raise DataError(f"data.size must be 1 or more, found {size}.")
-    parts = _listed(root.expanduser().absolute())
+    parts = _listed(root.absolute())
     classes = _same_classes(parts)
     arrays = _decoded(parts, (height, width), channels)
     train, test = ((arrays[f"{p}.images"], arrays[f"{p}.labels"]) for p in _PARTS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -31,7 +31,7 @@ class PreparedData:
     are the same whether or not other samples are kept for validation.
 
     Attributes:
-        dataset: The whole data set.
+        dataset: The data set, with as many test samples as are tested with.
         config: What the recipe says about it.
         train_samples: Indices in ``dataset.train`` of what is learned from, ascending.
         validation_samples: Indices in ``dataset.train`` of what is kept back, ascending.
@@ -55,12 +55,16 @@ class PreparedData:
 
 
 def prepare(dataset: Dataset, config: DataConfig) -> PreparedData:
-    """Limit the training samples, then keep a part of them back for validation.
+    """Limit the samples of both parts, then keep some training samples back for validation.
 
     Raises:
-        DataError: Too few samples are left, or images are to be changed that are none or too small.
+        DataError: Too few samples are left, a limit leaves whole classes out, or images are to be
+            changed that are none or too small.
     """
     _check_augmentation(dataset, config)
+    _check_limit("train", dataset.train, config.train_limit)
+    _check_limit("test", dataset.test, config.test_limit)
+    dataset = replace(dataset, test=_first(dataset.test, config.test_limit))
     num_samples = min(len(dataset.train), config.train_limit or len(dataset.train))
     train, validation = _parted(dataset.train, num_samples, _num_validation(config, num_samples))
     if len(train) == 0:
@@ -102,6 +106,25 @@ def hold_out(num_samples: int, num_held_out: int, purpose: str) -> tuple[Samples
     samples = np.arange(num_samples, dtype=np.int64)
     order = np.argsort(fold_array(fold("hold out", purpose), samples), kind="stable")
     return np.sort(order[num_held_out:]), np.sort(order[:num_held_out])
+
+
+def _first(split: Split, limit: int | None) -> Split:
+    """The first samples of a split, as views."""
+    groups = None if split.groups is None else split.groups[:limit]
+    return Split(split.inputs[:limit], split.targets[:limit], groups)
+
+
+def _check_limit(part: str, split: Split, limit: int | None) -> None:
+    """Refuse the first samples of a split whose samples lie class by class."""
+    targets = split.targets
+    if limit is None or limit >= len(split) or split.holds_tokens or (targets.diff() < 0).any():
+        return
+    found, there = (len(np.unique(labels)) for labels in (targets[:limit], targets))
+    if found < min(there, limit):
+        raise DataError(
+            f"data.{part}_limit = {limit}: the {part} samples lie in the order of their classes, "
+            f"so the first {limit} are of {found} of {there} classes: leave it out."
+        )
 
 
 def _parted(split: Split, num_samples: int, num_held_out: int) -> tuple[Samples, Samples]:

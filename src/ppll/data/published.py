@@ -99,8 +99,8 @@ def check_root(root: Path, holds: str) -> None:
     Raises:
         DataError: It is no folder.
     """
-    if not root.expanduser().is_dir():
-        what = "a file" if root.expanduser().is_file() else "not there"
+    if not root.is_dir():
+        what = "a file" if root.is_file() else "not there"
         raise DataError(f"data.root = {root} is {what}: name the folder that holds {holds}.")
 
 

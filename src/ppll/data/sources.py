@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy.typing as npt
 import torch
@@ -24,6 +25,8 @@ from ppll.extras import pip_install
 __all__ = ["load_published"]
 
 Files = dict[str, list[Path]]
+
+_NUMBERED: Final = re.compile(r"-(?P<index>\d+)-of-(?P<count>\d{1,6})\.")
 
 
 def load_published(published: PublishedSet, root: Path | None) -> Dataset:
@@ -65,7 +68,7 @@ def _arrays(published: PublishedSet, root: Path | None) -> Arrays:
 def _folders(name: str, root: Path | None) -> list[Path]:
     """Where local files may lie, the likeliest first."""
     if root is not None:
-        return [root.expanduser(), root.expanduser() / name]
+        return [root, root / name]
     if shared := os.environ.get("PPLL_DATA"):
         return [Path(shared) / name, Path(shared)]
     return []
@@ -86,6 +89,8 @@ def _find(above: Path, layout: Layout) -> Files | None:
         missing = [name for name, files in found.items() if not files]
         if not missing:
             _check_regular(itertools.chain(*found.values()))
+            for files in found.values():
+                _check_complete(files)
             return {
                 split: [file for name in layout.names(split) for file in found[name]]
                 for split in SPLITS
@@ -103,6 +108,24 @@ def _check_regular(files: Iterable[Path]) -> None:
                 f"{file} is no regular file but a folder, a pipe, a device or a link that leads to "
                 "no file: put the data set's own file there."
             )
+
+
+def _check_complete(files: Sequence[Path]) -> None:
+    """Refuse a part of a table whose files say of how many they are, as ``NAME-00000-of-00002``."""
+    found = {file.name for file in files}
+    for file in files:
+        if (number := _NUMBERED.search(file.name)) is None:
+            continue
+        first, last = number.span("index")
+        for index in range(int(number["count"])):
+            other = f"{file.name[:first]}{index:0{last - first}d}{file.name[last:]}"
+            if other not in found:
+                raise DataError(f"{file.parent} has no {other}: put it beside the others.")
+    if len({number["count"] for name in found if (number := _NUMBERED.search(name))}) > 1:
+        raise DataError(
+            f"{files[0].parent} holds the same twice, in files of different numbers "
+            f"({files[0].name}, {files[-1].name}): leave those of one number there."
+        )
 
 
 def _nothing_found(published: PublishedSet, searched: Sequence[Path], also: str = "") -> DataError:

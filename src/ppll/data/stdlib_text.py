@@ -58,7 +58,7 @@ def stdlib_text(
     for name, value in (("length", length), ("num_test", num_test)):
         if value < 1:
             raise DataError(f"data.{name} must be at least 1, found {value}.")
-    folder = Path(sysconfig.get_path("stdlib")) if root is None else root.expanduser()
+    folder = Path(sysconfig.get_path("stdlib")) if root is None else root
     files = _files(folder, only, (*_LEFT_OUT, *without))
     texts = {str(f.relative_to(folder).as_posix()): _bytes(f) for f in files}
     _check_fingerprint(texts, fingerprint)
@@ -119,7 +119,7 @@ def _check_fingerprint(texts: dict[str, npt.NDArray[np.uint8]], wanted: str) -> 
     lines = [
         f"{hashlib.sha256(text.tobytes()).hexdigest()} {name}\n" for name, text in texts.items()
     ]
-    found = hashlib.sha256("".join(lines).encode()).hexdigest()
+    found = hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
     if not found.startswith(wanted.lower()):
         raise DataError(
             f"data.fingerprint = {wanted!r}, but the text here has {found[:16]!r}: it is that of "

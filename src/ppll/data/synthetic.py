@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import numpy.typing as npt
 
@@ -17,7 +15,6 @@ Floats = npt.NDArray[np.float32]
 
 
 def synthetic(
-    root: Path | None,  # noqa: ARG001
     *,
     shape: tuple[int, ...] = (3, 32, 32),
     num_classes: int = 10,
@@ -31,7 +28,6 @@ def synthetic(
     numbers gives uint8 images, any other float32.
 
     Args:
-        root: Not needed; nothing is read.
         shape: One sample's shape.
         num_classes: Classes to tell apart, in turn 0, 1, 2, ...
         num_train: Training samples.

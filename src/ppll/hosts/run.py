@@ -6,6 +6,7 @@ stage, and all hear what all came to. What one process cannot do, none does.
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import time
 from collections.abc import Iterator
@@ -59,6 +60,7 @@ class Hosts:
     def __init__(self, world: World, board: Board, departure: Departure) -> None:
         self._world = world
         self._departure = departure
+        self._is_over = False
         self.board = board
 
     @classmethod
@@ -72,6 +74,7 @@ class Hosts:
         world = World.join()
         mesh = mesh_of_size(recipe.train.replicas, world.size) or Mesh.of(world.size)
         board = Board(world, mesh, recipe.runtime.stall_timeout_s, departure)
+        atexit.register(board.close)  # Nothing may be trained.
         return cls(world, board, departure)
 
     @property
@@ -150,14 +153,25 @@ class Hosts:
             self._world.publish("over", dataclasses.asdict(result))
         else:
             result = _RESULT.validate_python(self._world.read("over"))
+        self._is_over = True
         self._departure.remove_leftovers()
         self.board.close()
+        atexit.unregister(self.board.close)
         with suppress(ChannelTimeout, RuntimeError):  # as torch's stores raise
             self._world.collect("parted", True, _PARTING_S)
         return result
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Let all processes leave for what went wrong first; signals end the run for all."""
+        """Let all processes leave for what went wrong first; signals end the run for all.
+
+        Raises:
+            UsageError: The run is over: what they have told each other is of that one.
+        """
+        if self._is_over:
+            raise UsageError(
+                "under torchrun a Trainer carries out one run, and that of this one is over: make "
+                "another."
+            )
         with self.board.hearing_signals(), self.board.ending_together():
             yield

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from ppll.fork_server import START_METHOD
 __all__ = ["Agent"]
 
 _MONITOR_INTERVAL_S = 0.05
+_COLLECTING_S = 5.0
 _LOGGERS = ("torch.distributed.elastic", "torch.multiprocessing", "torchelastic-events-null")
 
 
@@ -94,6 +97,11 @@ class Agent:
 
     def is_running(self) -> bool:
         """Whether any rank may still be there."""
+        processes = self._processes()
+        if processes and len(self.ended_ranks()) == len(processes):
+            # It collects exit codes now, or waits for ever: for one that was killed as it ended.
+            self._thread.join(_COLLECTING_S)
+            return False
         return self._thread.is_alive()
 
     def join(self, timeout_s: float) -> None:
@@ -104,6 +112,14 @@ class Agent:
         """Ranks whose process is gone."""
         sentinels = {p.sentinel: rank for rank, p in enumerate(self._processes())}
         return [sentinels[s] for s in connection.wait(list(sentinels), timeout=0)]
+
+    def kill(self) -> None:
+        """End all ranks at once, also those that have not said anything yet."""
+        ended = self.ended_ranks()
+        for rank, process in enumerate(self._processes()):
+            if rank not in ended:
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
 
     def exit_codes(self) -> dict[int, int]:
         """How every rank ended, negative for the number of a signal; only when none is left."""

@@ -30,13 +30,17 @@ _MEMORY_HINT: Final = (
 )
 
 
-def _hint(error: BaseException) -> str:
+def _hint(error: BaseException, text: str) -> str:
     """What to do about an error whose message does not say it."""
-    text = f"{type(error).__name__}: {error}"
     lacks_memory = isinstance(error, MemoryError) or any(
         sign in text for sign in ("OutOfMemoryError", "can't allocate memory", "out of memory")
     )
     return _MEMORY_HINT if lacks_memory else ""
+
+
+def _plain(text: str) -> str:
+    """A text that can be encoded."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 @dataclass(frozen=True)
@@ -70,14 +74,16 @@ class Failure:
         cls, error: BaseException, rank: int, status: Status, time_s: float, place: str = ""
     ) -> Failure:
         """The failure that an exception in a rank is."""
+        # The error's own words may fail, and hold what no text may (of file names, for one).
+        cause = _plain("".join(traceback.format_exception_only(error))).strip()
         return cls(
             rank,
             status.block,
             status.step,
             status.activity,
             time_s,
-            "".join(traceback.format_exception_only(error)).strip() + _hint(error),
-            "".join(traceback.format_exception(error)).rstrip(),
+            cause + _hint(error, cause),
+            _plain("".join(traceback.format_exception(error))).rstrip(),
             is_exception=True,
             place=place,
         )

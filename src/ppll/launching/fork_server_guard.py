@@ -1,4 +1,5 @@
-"""Imported by the fork server before anything else: it must not outlive its launcher.
+"""Imported by the fork server before anything else: it must neither outlive its launcher nor end
+before it.
 
 The fork server looks for its launcher's end only when it has imported everything, which takes
 seconds. Linux ends it at once where it asks for that; elsewhere it ends when it has looked.
@@ -10,17 +11,21 @@ import ctypes
 import os
 import signal
 import sys
+from functools import partial
 from typing import Final
 
-from ppll.fork_server import LAUNCHER_VARIABLE
+from ppll.fork_server import LAUNCHER_VARIABLE, SIGNALS
 
 __all__: list[str] = []
 
 _PR_SET_PDEATHSIG: Final = 1
 
-# Ctrl-C is for the launcher, which blocked it for this process to be born.
-signal.signal(signal.SIGINT, signal.SIG_IGN)
-signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+# The launcher blocked them for this process to be born.
+for number in SIGNALS:
+    signal.signal(number, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+# Other processes that are forked from here than ranks may be meant to end by it.
+os.register_at_fork(after_in_child=partial(signal.signal, signal.SIGTERM, signal.SIG_DFL))
 
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import logging
 import tempfile
 import threading
 import time
@@ -20,7 +21,11 @@ from ppll.testing import injected_monitor
 
 __all__ = ["run_here"]
 
+_log = logging.getLogger(__name__)
+
 _TURN_S = 0.1
+_END_S = 5.0
+"""How long a stage that stands still may take to end by an error."""
 
 
 def run_here(job: Job, interrupts: Interrupts, watch: Watcher | None) -> RankResult:
@@ -70,6 +75,8 @@ def _look(
             detail = f"{describe(statuses, now_s)}\n{_stacks()}"
             failure = Failure.silent(0, statuses[0], now_s, stall_cause(timeout_s), detail)
             interrupts.abort(WorkerError(failure.message(), failure))
+            if not ended.wait(_END_S):
+                _log.error("%s\nIt cannot be ended from here.", failure.message())
             return
 
 

@@ -51,6 +51,12 @@ _TURN_S: Final = 0.05
 _HANDSHAKE_S: Final = 1.0
 _GRACE_S: Final = 1.0
 """How long ranks may take to leave once a failure is known."""
+_FAREWELL_S: Final = 10.0
+"""The same once all have said what they came to."""
+_IMPORTS: Final = (
+    f"The processes of a run import the script that trains: does what trains in it stand below "
+    f"{GUARD}? If it does, look above for what they printed."
+)
 
 
 class Launcher:
@@ -75,7 +81,8 @@ class Launcher:
         self._pages = [StatusPage() for _ in range(job.mesh.size)]
         self._lines: dict[int, LauncherEnd] = {}
         self._failures: list[Failure] = []
-        self._failed_at: float | None = None
+        self._over_at: float | None = None
+        """When no rank is to be there any more."""
         self._told_to_end = False
         self._pauses = Pauses()
         self._selector = selectors.DefaultSelector()
@@ -86,9 +93,9 @@ class Launcher:
         Raises:
             WorkerError: A rank failed; all are gone.
         """
-        fork_server.warm_up()
         agent = Agent(rank_process.main, (self._job,), self._job.mesh.size, self._folder)
         try:
+            fork_server.warm_up()
             self._listen()
             agent.start()
             while agent.is_running():
@@ -103,14 +110,14 @@ class Launcher:
         with self._pauses.noticed():
             self._hear(_TURN_S)
         for rank in agent.ended_ranks():
-            if rank not in self._lines and self._failed_at is None:
+            if rank not in self._lines and not self._failures:
                 self._note(self._silent(rank, _DIED))
         if self._watch is not None and not self._failures:
             self._watch([page.read() for page in self._pages])
-        self._pass_on_interrupts()
-        self._look_for_stall()
-        if self._failed_at is not None and time.monotonic() > self._failed_at + _GRACE_S:
-            self._kill_all()
+        self._pass_on_interrupts(agent)
+        self._look_for_stall(agent)
+        if self._over_at is not None and time.monotonic() > self._over_at:
+            self._kill_all(agent)
 
     # --- hearing ranks ---------------------------------------------------------------------
 
@@ -148,11 +155,13 @@ class Launcher:
             line.welcome(self._pages[line.rank])
         if line.failure is not None:
             self._note(line.failure)
+        if line.result is not None and len(self._through) == self._job.mesh.size:
+            self._over_at = self._over_at or time.monotonic() + _FAREWELL_S
         if not is_there:
             self._selector.unregister(line.socket)
             line.close()
             spoke = line.failure or line.result or line.is_aftermath
-            if line.rank >= 0 and not spoke and self._failed_at is None:
+            if line.rank >= 0 and not spoke and not self._failures:
                 self._note(self._silent(line.rank, _DIED))
 
     def _give_up(self, line: LauncherEnd, error: ProtocolError) -> None:
@@ -163,10 +172,10 @@ class Launcher:
         line.close()
 
     def _note(self, failure: Failure) -> None:
+        if not self._failures:
+            self._over_at = time.monotonic() + _GRACE_S
         if failure not in self._failures:
             self._failures.append(failure)
-        if self._failed_at is None:
-            self._failed_at = time.monotonic()
 
     def _silent(self, rank: int, cause: str, detail: str = "") -> Failure:
         status, place = self._pages[rank].read(), self._job.mesh.place(rank)
@@ -174,42 +183,48 @@ class Launcher:
 
     # --- ending ----------------------------------------------------------------------------
 
-    def _pass_on_interrupts(self) -> None:
+    @property
+    def _through(self) -> set[int]:
+        """Ranks that have said what they came to."""
+        return {rank for rank, line in self._lines.items() if line.result is not None}
+
+    def _pass_on_interrupts(self, agent: Agent) -> None:
         if self._interrupts.wish and not self._told_to_end and 0 in self._lines:
             self._lines[0].ask_to_end(self._interrupts.wish)
             self._told_to_end = True
         if self._interrupts.count > 1:
-            self._kill_all()
+            self._kill_all(agent)
 
-    def _look_for_stall(self) -> None:
-        if self._failed_at is not None or len(self._lines) < self._job.mesh.size:
+    def _look_for_stall(self, agent: Agent) -> None:
+        if self._failures:
             return
         statuses = [page.read() for page in self._pages]
         timeout_s = self._job.recipe.runtime.stall_timeout_s
         now_s = time.monotonic()
-        through = {rank for rank, line in self._lines.items() if line.result is not None}
         rank = find_stall(
             statuses,
             self._job.mesh,
             now_s,
             timeout_s,
-            lambda r: is_stopped(self._lines[r].pid),
-            through,
+            lambda r: r in self._lines and is_stopped(self._lines[r].pid),
+            self._through,
             self._pauses.resumed_s,
         )
         if rank is not None:
-            stacks = request_stacks(
-                self._lines[rank].pid,
-                rank_process.stacks_path(self._job, rank),
-                rank_process.STACKS_SIGNAL,
-            )
-            detail = f"{describe(statuses, now_s)}\n{stacks}"
+            detail = f"{describe(statuses, now_s)}\n{self._stacks(rank)}"
             self._note(self._silent(rank, stall_cause(timeout_s), detail))
-            self._kill_all()
+            self._kill_all(agent)
 
-    def _kill_all(self) -> None:
+    def _stacks(self, rank: int) -> str:
+        if rank not in self._lines:
+            return f"It has not reached the launcher. {_IMPORTS}"
+        path = rank_process.stacks_path(self._job, rank)
+        return request_stacks(self._lines[rank].pid, path, rank_process.STACKS_SIGNAL)
+
+    def _kill_all(self, agent: Agent) -> None:
         for line in self._lines.values():
             self._kill(line)
+        agent.kill()  # Where the fork server is gone it knows of none.
 
     def _kill(self, line: LauncherEnd) -> None:
         if line.is_open and line.rank >= 0:
@@ -223,7 +238,7 @@ class Launcher:
         while agent.is_running() or (self._anyone_is_there() and time.monotonic() < deadline):
             with suppress(ChannelError):
                 self._hear(_TURN_S)
-            self._kill_all()
+            self._kill_all(agent)
         for key in list(self._selector.get_map().values()):
             key.fileobj.close()  # type: ignore[union-attr]
         self._selector.close()
@@ -267,11 +282,7 @@ class Launcher:
 
 def _unheard(ending: str) -> str:
     """What to say of a rank that ended before it could say anything."""
-    return (
-        f"{ending} before it reached the launcher. The processes of a run import the script that "
-        f"trains: does what trains in it stand below {GUARD}? If it does, look above for what "
-        f"they printed."
-    )
+    return f"{ending} before it reached the launcher. {_IMPORTS}"
 
 
 def _ending(code: int | None) -> str:

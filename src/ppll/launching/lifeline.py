@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -25,7 +26,7 @@ import pydantic
 import pydantic_core
 
 from ppll.channels import sockets
-from ppll.errors import ProtocolError
+from ppll.errors import ChannelError, ProtocolError
 from ppll.interrupts import Wish
 from ppll.job import RankResult
 from ppll.launching.failure import Failure
@@ -33,7 +34,8 @@ from ppll.status import StatusPage
 
 __all__ = ["LauncherEnd", "RankEnd"]
 
-_CONNECT_TIMEOUT_S: Final = 60.0
+_CONNECT_TIMEOUT_S: Final = 5.0
+"""It listens before it starts a rank: nobody is there only where it is gone."""
 _PARENT_TURN_S: Final = 0.5
 _MAX_BYTES: Final = 1 << 26
 
@@ -69,10 +71,14 @@ class RankEnd:
         self._leftovers = leftovers
         self._connected = threading.Event()
         threading.Thread(target=self._watch_parent, name="parent watch", daemon=True).start()
-        self._socket = sockets.connect(path, secret, _CONNECT_TIMEOUT_S)
-        self._socket.setblocking(True)
-        self._send(hello=rank, pid=os.getpid())
-        _, descriptors, _, _ = socket.recv_fds(self._socket, 1, 1)
+        try:
+            self._socket = sockets.connect(path, secret, _CONNECT_TIMEOUT_S)
+            self._socket.setblocking(True)
+            self._send(hello=rank, pid=os.getpid())
+            _, descriptors, _, _ = socket.recv_fds(self._socket, 1, 1)
+        except (ChannelError, OSError) as error:
+            sys.stderr.write(f"cannot reach the launcher: {error}\n")
+            descriptors = []
         if not descriptors:
             self._leave()  # The launcher was gone before it answered.
         self._connected.set()

@@ -144,7 +144,9 @@ class Method(ABC):
         return {}
 
     def take_slow(self, auxiliary: nn.Module, parameters: Tensor) -> None:
-        """Let the auxiliary network see a later block's layer, before it learns.
+        """Let the auxiliary network see a later block's layer, before it learns from a batch.
+
+        A batch in several messages (``train.accumulate``) is one batch.
 
         Args:
             auxiliary: Of the block that learns.

@@ -11,6 +11,7 @@ from ppll.errors import ModelError
 from ppll.memory_layout import in_plain_order
 from ppll.models.copies import CopyOf, LikeOf
 from ppll.models.names import qualified
+from ppll.numerics import own_generator
 from ppll.randomness import fold
 
 __all__ = ["initialise", "resets_itself"]
@@ -42,7 +43,7 @@ def initialise(
         ValueError: Something is not on the CPU, whose generator the values come from.
     """
     given = given or {}
-    with torch.random.fork_rng(devices=()):
+    with own_generator():
         for name, child, like in _parts(module, prefix):
             owned = _owned(child)
             if isinstance(child, CopyOf):

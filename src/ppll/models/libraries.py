@@ -18,6 +18,7 @@ from torch import nn
 
 from ppll.errors import RecipeError, unknown_name
 from ppll.models.options import image_shape, token_shape
+from ppll.numerics import own_generator
 from ppll.randomness import fold
 
 __all__ = ["LIBRARIES", "build_of_library", "check_of_library", "is_of_library"]
@@ -132,7 +133,7 @@ def build_of_library(
     library, _, model = name.partition(":")
     request = _Request(_import(library), model, options, input_shape, num_classes)
     try:
-        with torch.random.fork_rng(devices=()):
+        with own_generator():
             torch.default_generator.manual_seed(fold(seed, name) % 2**32)
             return LIBRARIES[library][0](request)
     except RecipeError:

@@ -22,6 +22,7 @@ from ppll.models.network import Network
 from ppll.models.rows import cannot_cut
 from ppll.models.structures import tensors_of
 from ppll.models.trial import output_of
+from ppll.numerics import own_generator
 
 __all__ = ["Model", "plain_row", "sample_of", "split"]
 
@@ -97,7 +98,7 @@ def split(model: Model, sample: Tensor, *, untie: bool = True) -> Network:
     assert isinstance(model, nn.Module)
     _check_place(model)
     _untie(model, allowed=untie)
-    with _evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=()):
+    with _evaluating(model), torch.no_grad(), own_generator():
         expected = _logits(model, sample)
         row = causal_row(model, sample) if is_causal_lm(model) else graph_row(model)
         network = _out_of_place(row)

@@ -14,6 +14,7 @@ from ppll.errors import ModelError
 from ppll.models.empty import with_memory
 from ppll.models.network import Layer, Network
 from ppll.models.structures import MAX_BESIDE, Structure, problem_of, tensors_of
+from ppll.numerics import own_generator
 
 __all__ = ["feature_shapes", "output_of", "tried"]
 
@@ -50,7 +51,7 @@ def tried(
     """
     layers, shapes = [], []
     reads: Structure | None = None
-    with torch.no_grad(), torch.random.fork_rng(devices=()):
+    with torch.no_grad(), own_generator():
         features: Any = torch.zeros((_NUM_SAMPLES, *input_shape), dtype=dtype)
         for layer in network.layers:
             features = output_of(_trial_copy(layer), features)

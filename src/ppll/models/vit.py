@@ -3,8 +3,9 @@
 Pre-norm layers, a class token, learned positions, GELU. Dropout stands where the paper has it
 (appendix B.1): behind every dense layer but the one that makes queries, keys and values, and
 behind the addition of positions. Linear layers of the transformer, class token and positions start
-as in the authors' code (google-research/vision_transformer). The widths of ``vit-tiny`` and
-``vit-small`` are those of DeiT (Touvron et al., ICML 2021).
+as in the authors' code (google-research/vision_transformer), but that queries, keys and values are
+one matrix here, for which Glorot's rule gives values smaller by the square root of 2. The widths of
+``vit-tiny`` and ``vit-small`` are those of DeiT (Touvron et al., ICML 2021).
 """
 
 from __future__ import annotations

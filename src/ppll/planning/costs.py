@@ -28,7 +28,9 @@ __all__ = ["Costs", "ExitCosts", "LayerCosts", "counted_for", "measured_for"]
 Seconds = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 Bytes = Annotated[int, pydantic.Field(ge=0)]
 
-_FREE: Final = ("data.root", "data.validation", "data.train_limit", "data.drop_last")
+_FREE: Final = tuple(
+    f"data.{key}" for key in ("root", "validation", "train_limit", "test_limit", "drop_last")
+)
 """Keys of the sections that matter which change no time."""
 _OF_OLDER_FILES: Final = "train.replicas"
 """A plan knows what they change: the samples of a message, which the costs say."""

@@ -219,6 +219,11 @@ def _recommended(plan: Plan, rivals: Sequence[Rival]) -> str:
             f"Use PPLL: {ahead:.2f} times the predicted speed of the best rival, {_name(best)}. "
             f"Mind that local learning is another algorithm: compare its accuracy (ppll study)."
         )
+    if best.system == "sequential":
+        return (
+            f"Take one stage (--stages 1): {1 / ahead:.2f} times the predicted speed of several, "
+            f"whose links ({_speed(plan.link)}) take more than they give."
+        )
     memory = f"{best.memory_bytes / 2**20:,.0f} MiB a device, {ours.memory_bytes / 2**20:,.0f} here"
     if ahead > 1 / CLEARLY:
         return (

@@ -167,11 +167,11 @@ def _row(name: str, run: RunReport) -> list[object]:
 
 
 def _final_curve(run: RunReport) -> tuple[tuple[float, float], ...]:
-    """Accuracy of the last block where it was evaluated, else in training."""
-    for kind in (*(k for k in run.kinds if k != "train"), "train"):
-        if points := run.curves(kind, "accuracy").get(run.num_blocks - 1):
-            return points
-    return ()
+    """Accuracy of the last block where it was evaluated most often, else in training."""
+    final = run.num_blocks - 1
+    curves = {kind: run.curves(kind, "accuracy").get(final, ()) for kind in run.kinds}
+    training = curves.pop("train", ())
+    return max(curves.values(), key=len, default=()) or training
 
 
 def _differing(recipes: Sequence[Recipe]) -> list[list[object]]:

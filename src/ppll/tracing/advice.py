@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from ppll.placement import place
 from ppll.sections import CheckpointConfig
-from ppll.tracing.summary import StageSummary, Summary
+from ppll.tracing.summary import Summary
 
 __all__ = ["advise", "working_cores"]
 
@@ -17,6 +18,7 @@ _BUSY: Final = 0.85
 _CROWDED: Final = 0.8
 _INTERRUPTED: Final = 0.6
 _MANY_SAVES: Final = 0.05
+_SAME: Final = 1.05
 _LARGEST_CAPACITY: Final = 64
 _OR_FOR_A_GPU: Final = " If its GPU is busy all the time, it waits for that: then nothing is amiss."
 
@@ -56,12 +58,11 @@ def _on_data(summary: Summary, num_cores: int | None) -> Iterator[str]:
 
 def _on_crowding(summary: Summary, num_cores: int | None) -> Iterator[str]:
     shares = [stage.cpu for stage in summary.stages if stage.cpu is not None]
-    num = len(summary.stages)
+    num = summary.num_processes
     if num_cores is not None and num > num_cores and shares and min(shares) < _CROWDED:
         yield (
-            f"{num} stages share {num_cores} processors: one had a processor only "
-            f"{min(shares):.0%} of the time that it wanted to work. Take --stages {num_cores} or "
-            f"fewer; the result stays the same."
+            f"{_who(summary)} share {num_cores} processors: one had a processor only "
+            f"{min(shares):.0%} of the time that it wanted to work. {_fewer(summary, num_cores)}"
         )
     elif num_cores is not None and shares and min(shares) < _INTERRUPTED:
         yield (
@@ -71,19 +72,45 @@ def _on_crowding(summary: Summary, num_cores: int | None) -> Iterator[str]:
         )
 
 
+def _who(summary: Summary) -> str:
+    num, num_stages = summary.num_processes, len(summary.stages)
+    if num == num_stages:
+        return f"{num} stages"
+    return f"{num} processes, all replicas of {num_stages} stage(s),"
+
+
+def _fewer(summary: Summary, num_cores: int) -> str:
+    if summary.num_processes == len(summary.stages):
+        return f"Take --stages {num_cores} or fewer; the result stays the same."
+    return (
+        "Take fewer --stages, with which the result stays the same, or fewer train.replicas, with "
+        "which it is another up to the order of sums."
+    )
+
+
 def _on_stages(summary: Summary, num_cores: int | None) -> Iterator[str]:
+    most = _most_stages(summary, num_cores)
     if len(summary.stages) == 1:
-        yield from _on_one_stage(summary.stages[0], num_cores)
+        yield from _on_one_stage(most)
         return
     mean_s = sum(stage.work_s for stage in summary.stages) / len(summary.stages)
     if mean_s and summary.bottleneck.work_s > _UNEVEN * mean_s:
-        yield _on_uneven(summary, mean_s)
+        yield _on_uneven(summary, mean_s, most)
+    elif max(stage.average_wait for stage in summary.stages) > _LONG_WAIT:
+        yield from _on_replicas(summary)
     elif max(stage.busy for stage in summary.stages) < _BUSY:
         yield from _on_capacity(summary)
 
 
-def _on_one_stage(stage: StageSummary, num_cores: int | None) -> Iterator[str]:
-    most = min(len(stage.blocks), num_cores or len(stage.blocks))
+def _most_stages(summary: Summary, num_cores: int | None) -> int:
+    """With which every block and every process still has one of its own."""
+    num_blocks = sum(len(stage.blocks) for stage in summary.stages)
+    if num_cores is None:
+        return num_blocks
+    return max(1, min(num_blocks, num_cores * len(summary.stages) // summary.num_processes))
+
+
+def _on_one_stage(most: int) -> Iterator[str]:
     if most > 1:
         yield (
             f"One stage does all the work: with --stages {'2' if most == 2 else f'2 to {most}'} "
@@ -91,23 +118,43 @@ def _on_one_stage(stage: StageSummary, num_cores: int | None) -> Iterator[str]:
         )
 
 
-def _on_uneven(summary: Summary, mean_s: float) -> str:
+def _on_uneven(summary: Summary, mean_s: float, most: int) -> str:
     slow = summary.bottleneck
     found = (
         f"Stage {slow.stage} takes {1e3 * slow.work_s:.1f} ms a message, all stages "
         f"{1e3 * mean_s:.1f} ms on average, so the others wait for it."
     )
-    sizes = [len(stage.blocks) for stage in summary.stages]
-    if len(slow.blocks) > min(sizes):
-        even = [n for n in range(len(sizes) - 1, 0, -1) if sum(sizes) % n == 0]
+    num = _best_stages(summary, most)
+    if len(slow.blocks) > 1 and num != len(summary.stages):
+        how = "is faster" if num > len(summary.stages) else "takes no longer with fewer processes"
         return (
-            f"{found} It has {len(slow.blocks)} blocks and another stage {min(sizes)}: take "
-            f"--stages {even[0]} or {sum(sizes)}; the result stays the same."
+            f"{found} It has {len(slow.blocks)} blocks: --stages {num} {how}; the result stays the "
+            f"same."
         )
     return (
         f"{found} Move a cut: ppll plan RECIPE --set split.cuts=balanced --write NEW.toml writes a "
         f"recipe with blocks of equal time (another network of blocks, so another result; of a "
         f"network given from Python, set split.cuts by hand), or take fewer stages."
+    )
+
+
+def _best_stages(summary: Summary, most: int) -> int:
+    """The fewest stages with which no other number is clearly faster, as blocks are dealt."""
+    blocks_s = [b.forward_s + b.learn_s for stage in summary.stages for b in stage.blocks]
+
+    def slowest_s(num_stages: int) -> float:
+        return max(sum(blocks_s[i] for i in run) for run in place(len(blocks_s), num_stages))
+
+    able = range(1, max(most, len(summary.stages)) + 1)
+    fastest_s = min(map(slowest_s, able))
+    return next(num for num in able if slowest_s(num) <= _SAME * fastest_s)
+
+
+def _on_replicas(summary: Summary) -> Iterator[str]:
+    share = max(stage.average_wait for stage in summary.stages)
+    yield (
+        f"Replicas wait {share:.0%} of the time for each other's gradients: take fewer of them "
+        f"(train.replicas) or larger batches (data.batch_size), which change the result."
     )
 
 

@@ -131,9 +131,15 @@ class RankTrace:
 
 @dataclass(frozen=True)
 class Start:
-    """All ranks of one start of a run, in order, their spans in seconds of the wall clock."""
+    """All ranks of one start of a run, in order, their spans in seconds of the wall clock.
+
+    Attributes:
+        ranks: Those that are looked at.
+        num_others: Further replicas, which did the same work beside them.
+    """
 
     ranks: tuple[RankTrace, ...]
+    num_others: int = 0
 
     @property
     def began_s(self) -> float:
@@ -170,7 +176,9 @@ def newest_start(folder: RunFolder) -> Start:
     starts = read_starts(folder.traces)
     if not starts:
         raise RunFolderError(f"{folder.path} has no traces: {_why_none(folder)}.")
-    return Start(tuple(rank for rank in starts[-1].ranks if rank.replica == 0))
+    everyone = starts[-1].ranks
+    ranks = tuple(rank for rank in everyone if rank.replica == 0)
+    return Start(ranks, len(everyone) - len(ranks))
 
 
 def _why_none(folder: RunFolder) -> str:

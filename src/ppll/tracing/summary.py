@@ -57,6 +57,11 @@ class StageSummary:
     cpu: float | None
     num_dropped: int
 
+    @property
+    def average_wait(self) -> float:
+        """Share in which it waited for its other replicas' gradients."""
+        return max(0.0, 1 - self.busy - self.receive_wait - self.send_wait) if self.seconds else 0.0
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
@@ -64,9 +69,15 @@ class StageSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """What all stages did in one start of a run."""
+    """What all stages did in one start of a run.
+
+    Attributes:
+        stages: Their first replicas.
+        num_processes: All replicas included.
+    """
 
     stages: tuple[StageSummary, ...]
+    num_processes: int
 
     @property
     def bottleneck(self) -> StageSummary:
@@ -76,7 +87,8 @@ class Summary:
 
 def summarize(start: Start) -> Summary:
     """What the ranks of a start did with their time."""
-    return Summary(tuple(_stage(trace) for trace in start.ranks))
+    stages = tuple(_stage(trace) for trace in start.ranks)
+    return Summary(stages, len(stages) + start.num_others)
 
 
 def _stage(trace: RankTrace) -> StageSummary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from ppll.checkpoints.first_values import skeleton_of
 from ppll.config import Recipe
 from ppll.data import Dataset, load_dataset, prepare
 from ppll.data.preparation import facts_of
+from ppll.data_facts import DataFacts
+from ppll.errors import DataError
 from ppll.interrupts import Interrupts
 from ppll.job import Job
 from ppll.launching.launch import Watcher
@@ -36,6 +39,8 @@ def evaluate(
 ) -> Result:
     """Evaluate every exit of a run's newest checkpoint.
 
+    Images in bytes are normalised as in training, whatever images the training part has now.
+
     Args:
         run: A run folder.
         stages: Processes that share the blocks.
@@ -45,12 +50,15 @@ def evaluate(
 
     Raises:
         RunFolderError: It is no run, or has no such checkpoint.
+        DataError: The data is missing or is not the run's.
         ModelError: ``model`` is missing, is not wanted, or is another network.
         CheckpointError: All its checkpoints are damaged.
     """
     folder, found, recipe = open_checkpoint(run, model, best=best)
     recipe = recipe.with_settings([f"runtime.stages={stages}"])
-    facts = facts_of(prepare(_load_data(folder, recipe), recipe.data))
+    facts = folder.read_facts()
+    now = facts_of(prepare(_load_data(folder, recipe, facts), recipe.data))
+    facts = replace(facts, num_test=now.num_test, num_validation=now.num_validation)
     blueprint = blueprint_of(recipe, facts, model)
     blueprint.stage_blocks(stages)
     job = Job(
@@ -98,8 +106,9 @@ def evaluate_exits(
         with Interrupts(most=0):
             folder, found, recipe = open_checkpoint(run, model, best=best)
             torch.set_num_threads(recipe.train.threads_per_stage)
-            network = network_of(found, recipe, folder.read_facts(), model)
-            test = _load_data(folder, recipe).test
+            facts = folder.read_facts()
+            network = network_of(found, recipe, facts, model)
+            test = prepare(_load_data(folder, recipe, facts), recipe.data).dataset.test
             return measure_exits(
                 network,
                 test.inputs,
@@ -112,8 +121,18 @@ def evaluate_exits(
         torch.set_num_threads(num_threads)
 
 
-def _load_data(folder: RunFolder, recipe: Recipe) -> Dataset:
-    """The user's own data where the run has some, otherwise what the recipe names."""
-    if folder.user_data.exists():
-        return Dataset.load(folder.user_data)
-    return load_dataset(recipe.data)
+def _load_data(folder: RunFolder, recipe: Recipe, facts: DataFacts) -> Dataset:
+    """The user's own data where the run has some, otherwise what the recipe names.
+
+    Raises:
+        DataError: It is missing, or of another kind than the run's.
+    """
+    kept = folder.user_data
+    data = Dataset.load(kept) if kept.exists() else load_dataset(recipe.data)
+    if (data.input_shape, data.num_classes) != (facts.input_shape, facts.num_classes):
+        raise DataError(
+            f"the run was trained on samples of shape {facts.input_shape} in {facts.num_classes} "
+            f"classes, but its data has {data.input_shape} in {data.num_classes} now: put back "
+            f"what it had."
+        )
+    return data

@@ -1,0 +1,118 @@
+"""A run of one stage, which computes in the process that asks for it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ppll
+from ppll.interrupts import Interrupts
+from ppll.launching import in_process
+from ppll.launching.in_process import run_here
+from ppll.numerics import in_turn, own_generator, torch_as_new
+from ppll.run_folder import RunFolder
+
+
+def recipe(**sections: Any) -> dict[str, Any]:
+    """A network that draws in every forward."""
+    data = {"shape": [1, 8, 8], "num_classes": 3, "num_train": 40, "num_test": 10}
+    model = {"name": "vit", "depth": 2, "width": 8, "heads": 2, "patch_size": 4, "dropout": 0.5}
+    return {
+        "data": {"name": "synthetic", "batch_size": 10, **data},
+        "model": model,
+        "split": {"blocks": 2},
+        "train": {"epochs": 10},
+        **sections,
+    }
+
+
+def fit(out: Path) -> str:
+    return ppll.Trainer(recipe(), out=out).fit().weights_sha256
+
+
+def test_runs_of_several_threads_have_the_bits_that_each_has_alone(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(3) as threads:
+        hashes = list(threads.map(fit, (tmp_path / name for name in ("a", "b", "c"))))
+    assert hashes == [fit(tmp_path / "alone")] * 3
+
+
+def draw() -> None:
+    torch.manual_seed(1)
+    torch.rand(1)
+
+
+def draw_with_its_own() -> None:
+    with own_generator():
+        draw()
+
+
+@pytest.mark.parametrize("draws", [draw_with_its_own, in_turn(draw)])
+def test_who_draws_in_another_thread_waits(draws: Callable[[], None]) -> None:
+    with own_generator():
+        torch.manual_seed(0)
+        thread = threading.Thread(target=draws)
+        thread.start()
+        thread.join(0.05)
+        assert thread.is_alive()
+        found = torch.rand(1)
+    thread.join()
+    assert found == torch.rand(1, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_network_is_loaded_between_two_messages_of_a_run() -> None:
+    """As by a callback, which runs in another thread."""
+    with torch_as_new():
+        thread = threading.Thread(target=draw_with_its_own)
+        thread.start()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def test_a_run_leaves_the_generator_as_it_was(tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    fit(tmp_path / "run")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_run_learns_where_nothing_is_to_be_learned(tmp_path: Path) -> None:
+    alone = fit(tmp_path / "alone")
+    with torch.inference_mode():
+        assert fit(tmp_path / "run") == alone
+
+
+class Stuck:
+    """A stage that hears no signal."""
+
+    def __init__(self) -> None:
+        self.told = threading.Event()
+
+    def run(self, *_: Any) -> None:
+        assert self.told.wait(60)
+
+    def tell(self, message: str, *args: object) -> None:
+        self.message = message % args
+        self.told.set()
+
+
+def test_a_stage_that_stands_still_and_cannot_be_ended_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a thread that is not the main one, or in a disk that does not answer."""
+    stuck = Stuck()
+    monkeypatch.setattr(in_process, "run_rank", stuck.run)
+    monkeypatch.setattr(in_process, "_END_S", 0.0)
+    monkeypatch.setattr(in_process._log, "error", stuck.tell)
+    monkeypatch.setattr("ppll.launching.stall._START_TIMEOUT_S", 0.0)
+    trainer = ppll.Trainer(recipe(runtime={"stall_timeout_s": 0.1}), out=tmp_path / "run")
+    job = trainer._job(RunFolder(tmp_path))
+    thread = threading.Thread(target=run_here, args=(job, Interrupts(), None))
+    thread.start()
+    thread.join()
+    assert "while it started: no progress for 0.1 s" in stuck.message
+    assert stuck.message.endswith("It cannot be ended from here.")

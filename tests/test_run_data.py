@@ -1,0 +1,144 @@
+"""The data of a run that goes on, or is evaluated again, is the data that it was trained on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ppll
+from ppll.checkpoints.checkpoint import read_validation, step_folder, write_validation
+from ppll.data import Dataset
+from ppll.errors import DataError
+
+RECIPE: dict[str, dict[str, Any]] = {
+    "data": {"batch_size": 16, "train_limit": 32},
+    "model": {"name": "resnet", "depth": 8, "width": 4},
+    "split": {"blocks": 2},
+    "schedule": {"name": "constant"},
+}
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PPLL_CACHE", str(tmp_path / "cache"))
+
+
+def arrays(seed: int = 0, channels: int = 1) -> Dataset:
+    """Like the digits that a recipe without a name has."""
+    images = np.random.default_rng(seed).integers(0, 256, (40, channels, 8, 8), dtype=np.uint8)
+    labels = np.arange(40) % 10
+    return Dataset.from_arrays(train=(images[:32], labels[:32]), test=(images[32:], labels[32:]))
+
+
+def trainer(out: Path, epochs: int = 2, resume: bool = False, **options: Any) -> ppll.Trainer:
+    tree = {**RECIPE, "train": {"epochs": epochs}}
+    return ppll.Trainer(tree, out=out, resume=resume, **options)
+
+
+def files(run: Path) -> dict[Path, bytes]:
+    found = (path for path in run.rglob("*") if path.is_file() and path.name != "lock")
+    return {path: path.read_bytes() for path in found}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_arrays_from_python_need_not_be_given_again(channels: int, tmp_path: Path) -> None:
+    data = arrays(channels=channels)
+    trainer(tmp_path / "run", data=data).fit()
+    found = trainer(tmp_path / "run", epochs=3, resume=True).fit()
+    whole = trainer(tmp_path / "whole", epochs=3, data=data).fit()
+    assert (found.step, found.weights_sha256) == (6, whole.weights_sha256)
+
+
+@pytest.mark.parametrize("before", [None, 0], ids=["named", "arrays"])
+def test_other_arrays_are_refused_before_anything_is_written(
+    before: int | None, tmp_path: Path
+) -> None:
+    trainer(tmp_path / "run", data=None if before is None else arrays(before)).fit()
+    written = files(tmp_path / "run")
+    again = trainer(tmp_path / "run", epochs=3, resume=True, data=arrays(1))
+    for go_on in (again.check, again.fit):
+        with pytest.raises(DataError, match=r"(?s)other data.*another --out.*--allow-change data"):
+            go_on()
+    assert files(tmp_path / "run") == written
+
+
+def test_arrays_may_give_way_to_what_the_recipe_names(tmp_path: Path) -> None:
+    trainer(tmp_path / "run", data=arrays()).fit()
+    trainer(tmp_path / "run", epochs=3, resume=True, allow_change=["data"]).fit()
+    assert not (tmp_path / "run" / "data.safetensors").exists()
+    assert ppll.load(tmp_path / "run").facts.num_test == 360
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    """Classes that brightness tells apart."""
+    draw = np.random.default_rng(0)
+    for part, name, index in np.ndindex(2, 2, 16):
+        folder = tmp_path / "pets" / ("train", "test")[part] / "ab"[name]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = draw.integers(100 * name, 100 + 100 * name, (8, 8, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index:02d}.png")
+    return tmp_path / "pets"
+
+
+def of_pets(pets: Path, out: Path, epochs: int = 2, **options: Any) -> ppll.Trainer:
+    data = {"name": "image-folder", "root": str(pets), "size": 8, "batch_size": 16}
+    tree = {**RECIPE, "data": data, "train": {"epochs": epochs}}
+    return ppll.Trainer(tree, out=out, resume=epochs > 2, **options)
+
+
+def brighten(part: Path) -> None:
+    for file in part.rglob("*.png"):
+        pixels = np.asarray(Image.open(file))
+        Image.fromarray((200 + pixels // 8).astype(np.uint8)).save(file)
+
+
+def test_images_that_have_changed_are_refused(pets: Path, tmp_path: Path) -> None:
+    of_pets(pets, tmp_path / "run").fit()
+    brighten(pets / "train")
+    facts = (tmp_path / "run" / "data.json").read_text()
+    with pytest.raises(DataError, match=r"(?s)other data.*  mean \(was .*--allow-change data"):
+        of_pets(pets, tmp_path / "run", epochs=3).fit()
+    assert (tmp_path / "run" / "data.json").read_text() == facts
+    newest = step_folder(tmp_path / "run" / "checkpoints", 4)
+    write_validation(newest, 4, 1.0)
+    assert of_pets(pets, tmp_path / "run", epochs=3, allow_change=["data"]).fit().step == 6
+    assert read_validation(newest) is None  # It was of other samples.
+
+
+def test_images_may_move(pets: Path, tmp_path: Path) -> None:
+    of_pets(pets, tmp_path / "run").fit()
+    assert of_pets(pets.rename(tmp_path / "moved"), tmp_path / "run", epochs=3).fit().step == 6
+
+
+def test_a_run_is_evaluated_as_it_was_normalised_in_training(pets: Path, tmp_path: Path) -> None:
+    trained = of_pets(pets, tmp_path / "run").fit()
+    brighten(pets / "train")
+    assert ppll.evaluate(tmp_path / "run").exit_accuracy == trained.exit_accuracy
+    assert ppll.evaluate_exits(tmp_path / "run").exit_accuracy == trained.exit_accuracy
+
+
+def test_a_run_is_evaluated_on_no_other_classes(pets: Path, tmp_path: Path) -> None:
+    of_pets(pets, tmp_path / "run").fit()
+    for part in ("train", "test"):
+        shutil.copytree(pets / part / "a", pets / part / "c")
+    for evaluate in (ppll.evaluate, ppll.evaluate_exits):
+        with pytest.raises(DataError, match=r"in 2 classes, but its data has .* in 3 now"):
+            evaluate(tmp_path / "run")
+
+
+def test_a_limit_of_the_test_part_holds_wherever_a_run_is_tested(tmp_path: Path) -> None:
+    tree = {**RECIPE, "data": {"batch_size": 16, "test_limit": 5}, "train": {"epochs": 1}}
+    result = ppll.Trainer(tree, data=arrays(), out=tmp_path / "run").fit()
+    rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert {row["samples"] for row in rows if row["kind"] == "test"} == {5}
+    assert ppll.evaluate(tmp_path / "run").exit_accuracy == result.exit_accuracy
+    exits = ppll.evaluate_exits(tmp_path / "run")
+    assert (exits.num_samples, exits.exit_accuracy) == (5, result.exit_accuracy)
+    assert "test_limit = 5" in (tmp_path / "run" / "config.toml").read_text()
