@@ -114,12 +114,20 @@ def test_a_resumed_run_tells_what_is_new(tmp_path: Path, monkeypatch: pytest.Mon
     assert second.rows
 
 
-@pytest.mark.parametrize("failing", ["on_start", "on_metrics", "on_end"])
+@pytest.mark.parametrize(
+    ("failing", "error"),
+    [
+        ("on_start", ValueError),
+        ("on_metrics", ValueError),
+        ("on_metrics", SystemExit),
+        ("on_end", KeyboardInterrupt),
+    ],
+)
 def test_a_callback_that_fails_costs_no_run(
-    failing: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    failing: str, error: type[BaseException], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: Any) -> None:
-        raise ValueError("no network")
+        raise error("no network")
 
     bad, good = Notes(), Notes()
     monkeypatch = pytest.MonkeyPatch()

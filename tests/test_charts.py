@@ -40,6 +40,16 @@ def test_one_point_is_a_dot() -> None:
     assert "50 %" in Reader(chart).text
 
 
+def test_an_axis_of_shares_ends_where_shares_do() -> None:
+    rising = Series("a", "red", ((0, 0), (5, 0.4), (10, 1)))
+    shares, numbers = (line_chart("t", [rising], percent=p) for p in (True, False))
+    assert shares is not None
+    assert numbers is not None
+    top, bottom = 8, 210 - 26  # of the frame; what is no share has some air there
+    assert (points_of(shares)[-1][1], points_of(shares)[0][1]) == (top, bottom)
+    assert points_of(numbers)[-1][1] > top
+
+
 def test_long_lines_are_thinned() -> None:
     chart = line_chart("t", [Series("a", "red", tuple((i, i % 2) for i in range(10_000)))])
     assert chart is not None

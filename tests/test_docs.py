@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -168,6 +168,18 @@ def test_tables_of_model_families_show_what_was_measured(family: str) -> None:
     assert "\n".join(rows_of_page(family)) in (DOCS / "models.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
+def test_the_callback_that_stops_early_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = run("callbacks.md", 2)
+    result = names["result"]
+    assert result.stopped
+    assert result.step > result.best_step > 0
+    assert result.best_validation_accuracy == names["early"].best
+
+
 class FakeRun:
     def __init__(self) -> None:
         self.logged: list[dict[str, Any]] = []
@@ -181,13 +193,17 @@ class FakeRun:
         self.exit_code = exit_code
 
 
-def test_the_callback_for_weights_and_biases_works(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def tracked(monkeypatch: pytest.MonkeyPatch) -> FakeRun:
+    """What W&B would show of a run."""
     wandb: Any = ModuleType("wandb")
     tracked = FakeRun()
     wandb.init = lambda **_: tracked
     monkeypatch.setitem(sys.modules, "wandb", wandb)
+    return tracked
+
+
+def test_the_callback_for_weights_and_biases_works(tracked: FakeRun, tmp_path: Path) -> None:
     callback = run("callbacks.md", 1)["WandB"]()
     recipe = load_recipe("digits-resnet", ["train.epochs=1"])
     result = ppll.Trainer(recipe, out=tmp_path / "run", callbacks=[callback]).fit()
@@ -196,3 +212,16 @@ def test_the_callback_for_weights_and_biases_works(
     assert {key for values in tracked.logged for key in values} >= {
         *("train/block-0/loss", "test/block-3/accuracy", "step")
     }
+
+
+@pytest.mark.parametrize(("reached", "code"), [("failed", 1), ("interrupted", 1), ("done", 0)])
+def test_weights_and_biases_hears_how_a_run_ended(
+    reached: str, code: int, tracked: FakeRun, tmp_path: Path
+) -> None:
+    callback = run("callbacks.md", 1)["WandB"]()
+    callback.on_start(tmp_path, load_recipe("digits-resnet"))
+    accuracy = 0.9 if reached == "done" else None
+    result = SimpleNamespace(test_accuracy=accuracy) if reached != "failed" else None
+    callback.on_end(result)
+    assert tracked.exit_code == code
+    assert tracked.summary == ({"test_accuracy": 0.9} if code == 0 else {})

@@ -30,6 +30,7 @@ from ppll.errors import (
     RecipeError,
     WorkerError,
 )
+from ppll.interrupts import Wish
 from ppll.mesh import Mesh
 from ppll.message import Kind, Message
 from ppll.replicas.adding import Adder
@@ -372,12 +373,14 @@ class Modules:
         return [(f"{name}.{n}", p) for name, module in named for n, p in module.named_parameters()]
 
 
-def test_the_last_batch_of_an_interrupted_run_comes_to_all() -> None:
-    endings = [Ending(lambda: True, 6), Ending(), Ending()]
+@pytest.mark.parametrize("wish", [Wish.SAVE, Wish.TEST])
+def test_the_last_batch_of_a_run_that_ends_early_comes_to_all(wish: Wish) -> None:
+    endings = [Ending(lambda: wish, 6), Ending(), Ending()]
     assert not endings[0].after(10)
     lines = joined(3, endings)
     all_at_once([lambda line=line: line.add_up([torch.ones(1)], "ones") for line in lines])
     assert [[ending.after(step) for step in (15, 16)] for ending in endings] == [[False, True]] * 3
+    assert [ending.is_tested for ending in endings] == [wish is Wish.TEST] * 3
 
 
 def test_ranks_of_a_replica_follow_each_other() -> None:

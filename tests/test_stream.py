@@ -11,6 +11,7 @@ import torch
 
 from ppll.config import Recipe
 from ppll.ending import Ending
+from ppll.interrupts import Wish
 from ppll.message import Kind
 from ppll.stream import EVERYTHING_SAVED, evaluation_stream, training_stream
 from tests.interleaving import MadeUpBatches
@@ -77,6 +78,10 @@ BEST = {"keep": "best"}
         ({"num_steps": 4, "start_step": 4}, "EBe|S"),
         ({"num_steps": 4, "ending": Ending(lambda: True)}, "tCS"),
         ({"num_steps": 4, "ending": Ending(lambda: True), "start_step": 3}, "tCEBe|S"),
+        ({"num_steps": 4, "ending": Ending(lambda: Wish.TEST)}, "tCEBe|S"),
+        ({"num_steps": 4, "ending": Ending(lambda: Wish.TEST), "splits": BOTH}, "tCEBv|Be|S"),
+        ({"num_steps": 4, "ending": Ending(lambda: Wish.TEST), "start_step": 1}, "tCEBe|S"),
+        ({"num_steps": 4, "ending": Ending(lambda: Wish.TEST), "start_step": 3}, "tCEBe|S"),
     ],
 )
 def test_order(arguments, expected: str) -> None:

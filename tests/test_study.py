@@ -26,7 +26,7 @@ from ppll.studies import study
 from ppll.studies.exports import as_csv, as_latex
 from ppll.studies.outcome import Outcome
 from ppll.studies.picture import draw_picture
-from ppll.studies.runs import StudyRun, left_out, list_runs, split_methods
+from ppll.studies.runs import StudyRun, grid_points, left_out, list_runs, split_methods
 from ppll.studies.table import Row, Spread, draw_rows, markdown, short_cells
 from ppll.testing import Fault
 
@@ -93,6 +93,32 @@ def test_a_study_lists_the_first_seed_of_every_row_first(tmp_path: Path) -> None
     assert [run.recipe.runtime.stages for run in runs[:2]] == [1, 2]
 
 
+def test_a_grid_is_all_combinations() -> None:
+    assert grid_points([]) == [()]
+    assert grid_points(["optimizer.lr=0.1, 1", "split.cuts=[1,2],[3,4]"]) == [
+        ("optimizer.lr=0.1", "split.cuts=[1,2]"),
+        ("optimizer.lr=0.1", "split.cuts=[3,4]"),
+        ("optimizer.lr=1", "split.cuts=[1,2]"),
+        ("optimizer.lr=1", "split.cuts=[3,4]"),
+    ]
+
+
+@pytest.mark.parametrize("methods", [[], ["dgl:auxiliary=linear", "backprop"]])
+def test_every_point_of_a_grid_is_a_row(methods: list[str], tmp_path: Path) -> None:
+    points = grid_points(["optimizer.lr=0.1,0.2"])
+    settings = ["optimizer.lr=9", "optimizer.momentum=0.5"]
+    runs = list_runs(["digits-resnet"], methods, 2, settings, tmp_path, points)
+    shown = methods or ["dgl"]
+    assert [(run.seed, run.method, run.recipe.optimizer.lr) for run in runs] == [
+        (seed, method, lr) for seed in (0, 1) for method in shown for lr in (0.1, 0.2)
+    ]
+    assert {run.recipe.optimizer.momentum for run in runs} == {0.5}
+    folder = f"digits-resnet/{shown[0].replace(':', '-')},optimizer.lr=0.2/seed-0"
+    assert runs[1].folder.path == tmp_path / folder
+    assert runs[1].name == f"digits-resnet {shown[0]} optimizer.lr=0.2 seed 0"
+    assert len({run.folder.path for run in runs}) == len(runs)
+
+
 def test_another_method_does_not_get_the_recipes_options(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.toml"
     recipe.write_text('extends = "digits-resnet"\n[method]\nname = "infopro"\nlambda1_last = 3.0\n')
@@ -116,6 +142,14 @@ def test_another_method_does_not_get_the_recipes_options(tmp_path: Path) -> None
         (["digits-resnet", "--methods=dgl,weight=2"], "cannot read the method 'dgl,weight=2'"),
         (["digits-resnet", "--methods=dgl:weight=2"], "method.weight"),
         (["digits-resnet", "--set=trian.epochs=1"], "Did you mean 'train'"),
+        (["digits-resnet", "--grid=optimizer.lr"], "the grid 'optimizer.lr': write SECTION."),
+        (["digits-resnet", "--grid=optimizer.lr=0.1,"], "cannot read the grid 'optimizer.lr=0.1,'"),
+        (["digits-resnet", "--grid=optimizer.lr=1,1"], "'optimizer.lr=1' is named 2 times"),
+        (["digits-resnet", *["--grid=optimizer.lr=1"] * 2], "'optimizer.lr' is named 2 times"),
+        (["digits-resnet", "--grid=optimizer.lrr=1"], "Did you mean 'optimizer.lr'"),
+        (["digits-resnet", "--grid=optimizer.lr=0.1,high"], "optimizer.lr"),
+        (["digits-resnet", "--grid=train.seed=1,2"], "give --seeds instead"),
+        (["digits-resnet", "--grid=method.name=dgl"], "give --methods instead"),
         (["digits-resnet", "--stages=9"], "ask for 1 to 4 stages"),
         (["digits-resnet", "--seeds=0"], "--seeds"),
         (["digits-resnet", "--parallel=0"], "--parallel"),
@@ -163,6 +197,7 @@ def outcome(seed: int, accuracy: float, exits: tuple[float | None, ...] = ()) ->
     return Outcome(
         seed=seed,
         run_folder=f"r/m/seed-{seed}",
+        validation_accuracy=None,
         test_accuracy=accuracy,
         exit_accuracy=(*exits, accuracy),
         average_accuracy=accuracy + 0.01,
@@ -193,10 +228,13 @@ def test_a_row_holds_mean_spread_and_the_gap_by_seed(monkeypatch) -> None:
     found = {
         "backprop": [outcome(0, 0.9), outcome(1, 0.8), outcome(2, 0.1)],
         "dgl": [outcome(0, 0.7, (0.5, None)), outcome(1, 0.7, (0.6, None)), None],
-    }
+    }  # in pairs of one seed: 0.7 - 0.9 and 0.7 - 0.8
     control, row = rows_of(monkeypatch, found, "split.blocks=3")
     assert control.gap_to_backprop is None
-    assert row.gap_to_backprop == pytest.approx(-15)  # 0.7 - 0.9 and 0.7 - 0.8
+    assert (control.gap_to_backprop_stdev, control.run_gaps) == (None, (None, None, None))
+    assert row.run_gaps == pytest.approx((-20, -10))
+    assert row.gap_to_backprop == pytest.approx(-15)
+    assert row.gap_to_backprop_stdev == pytest.approx(50**0.5)
     assert row.test_accuracy == Spread(pytest.approx(0.7), pytest.approx(0))
     assert row.exit_accuracy[0] == Spread(pytest.approx(0.55), pytest.approx(0.0707, abs=1e-4))
     assert row.exit_accuracy[1] is None
@@ -245,6 +283,68 @@ def test_the_table_says_what_is_missing(monkeypatch) -> None:
     assert "\n- mine greedy: 0\n" in text
     names, _, dgl, _ = short_cells(rows)
     assert dict(zip(names, dgl, strict=True))["exits"] == "50.0 -"
+
+
+def test_the_gap_has_the_spread_of_its_pairs(monkeypatch) -> None:
+    """Seeds go up and down together, so single accuracies spread more than their differences."""
+    found = {
+        "backprop": [outcome(0, 0.9), outcome(1, 0.8)],
+        "dgl": [outcome(0, 0.88), outcome(1, 0.79), outcome(2, 0.5)],
+    }
+    rows = rows_of(monkeypatch, found)
+    names, _, dgl = short_cells(rows)
+    assert dict(zip(names, dgl, strict=True))["gap"] == "-1.50 ± 0.71"
+    caption = markdown(rows, ["ppll", "study"], ENVIRONMENT)
+    assert "| 72.33 ± 19.86 | -1.50 ± 0.71 |" in caption
+    assert "mean ± sample standard\ndeviation of the differences by seed" in caption
+    assert r" & -1.50 $\pm$ 0.71 & " in as_latex(rows)
+    lines = list(csv.DictReader(as_csv(rows).splitlines()))
+    assert [line["gap_to_backprop"][:5] for line in lines] == ["", "", "-2.00", "-1.00", ""]
+    assert rows[1].to_dict()["gap_to_backprop_stdev"] == pytest.approx(0.5**0.5)
+
+
+def test_what_no_run_learned_from_stands_before_the_test(monkeypatch) -> None:
+    """So that a sweep is not read by its test set."""
+    validated = [replace(outcome(seed, 0.9), validation_accuracy=0.8) for seed in (0, 1)]
+    rows = rows_of(monkeypatch, {"backprop": validated, "dgl": [outcome(0, 0.7)]})
+    names, backprop, dgl = short_cells(rows)
+    assert names[:3] == ["method", "validation", "accuracy"]
+    assert backprop[:3] == ["backprop", "80.00 ± 0.00", "90.00 ± 0.00"]
+    assert dgl[:3] == ["dgl", "-", "70.00"]
+    text = markdown(rows, ["ppll", "study"], ENVIRONMENT)
+    assert "| recipe | method | validation | final output | to backprop | all" in text
+    assert "what is chosen is chosen by it, not by the test set" in text
+    assert " & validation & final output & " in as_latex(rows)
+    lines = list(csv.DictReader(as_csv(rows).splitlines()))
+    assert [line["validation_accuracy"] for line in lines] == ["0.8", "0.8", ""]
+    tree = rows[0].to_dict()
+    assert tree["validation_accuracy"] == {"mean": 0.8, "stdev": 0.0}
+    assert tree["runs"][0]["validation_accuracy"] == 0.8
+
+
+def test_nobody_hears_of_validation_where_there_is_none(monkeypatch) -> None:
+    rows = rows_of(monkeypatch, {"dgl": [outcome(0, 0.7)]})
+    shown = [*short_cells(rows)[0], markdown(rows, ["ppll"], ENVIRONMENT), as_csv(rows)]
+    assert "alidation" not in " ".join(shown)
+
+
+def test_what_a_grid_sets_stands_in_columns(monkeypatch, tmp_path: Path) -> None:
+    points = grid_points(["optimizer.lr=0.1,0.2", "optimizer.nesterov=true"])
+    runs = list_runs(["digits-resnet"], ["backprop", "dgl"], 1, [], tmp_path, points)
+    monkeypatch.setattr(
+        "ppll.studies.table.read_outcome",
+        lambda run: outcome(0, run.recipe.optimizer.lr) if run.method == "dgl" else outcome(0, 0.5),
+    )
+    rows = draw_rows(runs)
+    names, *_, dgl = short_cells(rows)
+    assert names[:4] == ["method", "optimizer.lr", "optimizer.nesterov", "accuracy"]
+    assert dgl[:5] == ["dgl", "0.2", "True", "20.00", "-30.00"]  # to the same point of the grid
+    text = markdown(rows, ["ppll", "study"], ENVIRONMENT)
+    assert "| digits-resnet | dgl | 0.1 | True | 10.00 | -40.00 |" in text
+    line = list(csv.DictReader(as_csv(rows).splitlines()))[2]
+    assert (line["method"], line["optimizer.lr"], line["test_accuracy"]) == ("dgl", "0.1", "0.1")
+    assert rows[0].to_dict()["grid"] == {"optimizer.lr": 0.1, "optimizer.nesterov": True}
+    assert rows[0].name == "backprop optimizer.lr=0.1 optimizer.nesterov=True"
 
 
 def test_runs_are_lines_of_csv(monkeypatch) -> None:
@@ -365,6 +465,24 @@ def test_a_run_that_fails_is_named_and_goes_on_later(tmp_path: Path, monkeypatch
     assert sha["a"] == sha["b"]
     history = (tmp_path / "a/long/dgl/seed-0/history.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in history] == [0, 4]
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_a_sweep_goes_on_and_is_read_by_its_validation_part(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
+    args = ["digits-resnet", "--seeds=1", *SHORT, "--set=data.validation=10"]
+    args += [f"--out={tmp_path}", "--json"]
+    trees = []
+    for values in ("0.1", "0.1,0.2"):
+        code, printed, err = run_here(monkeypatch, capsys, *args, f"--grid=optimizer.lr={values}")
+        assert code == 0, err
+        trees.append(json.loads(printed)["rows"])
+    assert "2 runs: 1 finished before, 1 to train" in err
+    assert trees[1][0] == trees[0][0]
+    assert [row["grid"] for row in trees[1]] == [{"optimizer.lr": 0.1}, {"optimizer.lr": 0.2}]
+    assert None not in [row["validation_accuracy"] for row in trees[1]]
 
 
 @pytest.mark.processes

@@ -49,9 +49,11 @@ def trained(tmp_path: Path) -> StudyRun:
 
 
 def test_a_finished_run_is_read(trained: StudyRun) -> None:
+    trained.folder.result.write_text(json.dumps({**RESULT, "validation_accuracy": 0.4}))
     found = read_outcome(trained)
     assert found is not None
-    assert (found.test_accuracy, found.average_accuracy, found.epoch_seconds) == (0.5, 0.75, 2.0)
+    assert (found.validation_accuracy, found.test_accuracy) == (0.4, 0.5)
+    assert (found.average_accuracy, found.epoch_seconds) == (0.75, 2.0)
 
 
 @pytest.mark.parametrize(

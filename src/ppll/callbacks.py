@@ -56,7 +56,8 @@ class Callback:
         """The run is over.
 
         Args:
-            result: What it came to; none where it failed.
+            result: What it came to; none where it failed. Where it was interrupted, there is no
+                ``test_accuracy``.
         """
 
 
@@ -169,7 +170,7 @@ class _Follower:
         for callback in list(self._callbacks):
             try:
                 getattr(callback, name)(*args)
-            except Exception:
+            except BaseException:  # No Ctrl-C reaches this thread; what comes here is its own.
                 self._callbacks.remove(callback)
                 _log.exception("%s.%s failed; it is told no more.", type(callback).__name__, name)
 

@@ -46,7 +46,7 @@ def connect(
     job: Job,
     rank: int,
     blueprint: Blueprint,
-    ends_early: Callable[[], bool],
+    wish: Callable[[], int],
     stack: ExitStack,
     world: World | None = None,
 ) -> Ends:
@@ -56,12 +56,12 @@ def connect(
         job: The run.
         rank: Which.
         blueprint: The network cut into blocks.
-        ends_early: Asked by the first rank after every batch.
+        wish: Asked by the first rank after every batch.
         stack: Closes everything.
         world: All processes, where they may be on several hosts.
     """
     mesh = job.mesh
-    ending = Ending.of_rank(mesh, rank, ends_early, job.recipe.runtime.capacity)
+    ending = Ending.of_rank(mesh, rank, wish, job.recipe.runtime.capacity)
     edges = [edge for edge in _edges(job, blueprint) if rank in (edge.sender, edge.receiver)]
     ends = _Joints(job, rank, world, stack).join(edges)
     return ends_of(ends, mesh, rank, ending, lambda: _loader(job, rank, blueprint, ending, stack))

@@ -1,7 +1,12 @@
-"""Ctrl-C and SIGTERM: the first asks for a checkpoint and an end, the second for an end at once."""
+"""Who asks a run to end before its end.
+
+Ctrl-C and SIGTERM do, the first for a checkpoint and an end, the second for an end at once; and the
+program itself, for a checkpoint, a test and an end.
+"""
 
 from __future__ import annotations
 
+import enum
 import math
 import os
 import shutil
@@ -18,11 +23,21 @@ from typing import Any, Final, Self
 from ppll.errors import Interrupted
 from ppll.torchrun import speaks_for_its_host
 
-__all__ = ["Interrupts", "leaving_at_once"]
+__all__ = ["Interrupts", "Wish", "leaving_at_once"]
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _APART_S: Final = 0.5
 """Signals closer together are one: ``timeout``, Slurm and others tell a process and its group."""
+
+
+class Wish(enum.IntEnum):
+    """What a run is asked to do after the batch that it is at."""
+
+    GO_ON = 0
+    SAVE = 1
+    """To save a checkpoint and end: it was interrupted."""
+    TEST = 2
+    """To save a checkpoint, test and end: ``Trainer.stop`` was called."""
 
 
 @contextmanager
@@ -68,6 +83,7 @@ class Interrupts:
     Args:
         most: How many signals are counted; one more ends the context where the main thread is, for
             a run in this process that could not be ended otherwise. 0 is for what saves nothing.
+        stop: Is set, in any thread, where the run is to be tested and ended.
 
     Raises:
         Interrupted: On leaving the context, which more signals than ``most`` have ended.
@@ -75,8 +91,9 @@ class Interrupts:
     Outside the main thread, where Python cannot handle signals, it counts nothing.
     """
 
-    def __init__(self, most: int | None = None) -> None:
+    def __init__(self, most: int | None = None, stop: threading.Event | None = None) -> None:
         self.count = 0
+        self._stop = stop or threading.Event()
         self._counted_s = -math.inf
         self._most = most
         self._error: BaseException | None = None
@@ -122,9 +139,11 @@ class Interrupts:
             signal.pthread_kill(_main_thread_id(), signal.SIGINT)
 
     @property
-    def ends_early(self) -> bool:
-        """Whether the run should save itself and stop."""
-        return self.count > 0
+    def wish(self) -> Wish:
+        """What the run is asked to do."""
+        if self.count:
+            return Wish.SAVE
+        return Wish.TEST if self._stop.is_set() else Wish.GO_ON
 
 
 def _main_thread_id() -> int:

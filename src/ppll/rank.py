@@ -26,6 +26,7 @@ from ppll.checkpoints.saving import Saver, SaveRules
 from ppll.connections import connect
 from ppll.devices import device_of, peak_memory_bytes
 from ppll.errors import ModelError
+from ppll.interrupts import Wish
 from ppll.job import Job, RankResult
 from ppll.metrics import MetricsFile
 from ppll.models.copies import source_names
@@ -47,7 +48,7 @@ def run_rank(
     job: Job,
     rank: int,
     monitor: Monitor,
-    ends_early: Callable[[], bool] = lambda: False,
+    wish: Callable[[], int] = lambda: Wish.GO_ON,
     world: World | None = None,
 ) -> RankResult:
     """Carry out one stage, or what a replica does of it, from start to stop.
@@ -56,8 +57,7 @@ def run_rank(
         job: The run.
         rank: Which.
         monitor: Is told what the rank does.
-        ends_early: Asked by the first rank after every batch; once it says yes, a checkpoint and
-            the stop follow.
+        wish: Asked by the first rank after every batch what the run is to do.
         world: All processes, where they may be on several hosts.
     """
     device = device_of(job.recipe.runtime, rank)
@@ -68,7 +68,7 @@ def run_rank(
     with ExitStack() as stack:
         if job.recipe.train.compile:
             stack.enter_context(compiler_settings())
-        ends = connect(job, rank, blueprint, ends_early, stack, world)
+        ends = connect(job, rank, blueprint, wish, stack, world)
         num_blocks = len(blueprint.stage_blocks(job.num_stages)[job.mesh.stage(rank)])
         streams = make_streams(job.recipe, device, num_blocks)
         blocks = build_blocks(job, rank, blueprint, device, streams)

@@ -16,6 +16,7 @@ __all__ = [
     "apply_settings",
     "check_plain",
     "drop_other_method",
+    "read_setting",
     "read_toml",
     "shown",
     "without_none",
@@ -115,19 +116,28 @@ def apply_settings(tree: dict[str, Any], settings: Iterable[str]) -> None:
         _apply_setting(tree, setting)
 
 
-def _apply_setting(tree: dict[str, Any], setting: str) -> None:
-    """Change one key of a recipe's tree as ``SECTION.KEY=VALUE`` says.
+def read_setting(setting: str) -> tuple[str, Any]:
+    """Key and value of ``SECTION.KEY=VALUE``.
 
     A value is read as TOML, or taken as it is where it is none.
 
     Raises:
-        RecipeError: The setting cannot be read, or names a key below a value.
+        RecipeError: The setting cannot be read.
     """
     key, separator, text = setting.partition("=")
-    path = key.strip().split(".")
-    if not separator or not all(path):
+    if not separator or not all(key.strip().split(".")):
         raise RecipeError(f"cannot read the setting {setting!r}: write SECTION.KEY=VALUE.")
-    value = _value(text.strip(), setting)
+    return key.strip(), _value(text.strip(), setting)
+
+
+def _apply_setting(tree: dict[str, Any], setting: str) -> None:
+    """Change one key of a recipe's tree as ``SECTION.KEY=VALUE`` says.
+
+    Raises:
+        RecipeError: The setting cannot be read, or names a key below a value.
+    """
+    key, value = read_setting(setting)
+    path = key.split(".")
     for part in path[:-1]:
         tree = tree.setdefault(part, {})
         if not isinstance(tree, dict):

@@ -61,6 +61,8 @@ class Result:
         exit_perplexity: The same for every block's exit, the final output last; none for a block
             that makes no prediction.
         num_replicas: Of every stage, the processes that shared each of its batches.
+        stopped: Whether ``Trainer.stop`` ended the run at ``step``, before its end, and it was
+            tested there.
     """
 
     step: int
@@ -82,6 +84,7 @@ class Result:
     test_perplexity: float | None = None
     exit_perplexity: tuple[float | None, ...] | None = None
     num_replicas: tuple[int, ...] = ()
+    stopped: bool = False
 
 
 _RESULT: Final = pydantic.TypeAdapter(Result)
@@ -135,7 +138,12 @@ def merge_results(job: Job, results: Sequence[RankResult], num_blocks: int) -> R
         run_folder=str(job.folder.path),
         test_perplexity=perplexity[-1] if perplexity else None,
         exit_perplexity=perplexity,
+        stopped=bool(tested) and step < _num_steps(job) and not job.evaluates_only,
     )
+
+
+def _num_steps(job: Job) -> int:
+    return job.recipe.num_steps(job.facts.steps_per_epoch)
 
 
 def read_result(folder: RunFolder) -> Result:

@@ -66,7 +66,8 @@ def training_stream(
         recipe: The run's recipe.
         num_steps: Training batches of the whole run.
         start_step: Training batches that the run has behind it.
-        ending: Asked after every batch; once it says yes, a checkpoint and the stop follow.
+        ending: Asked after every batch; once it says yes, a checkpoint and the stop follow, with
+            what the end of a run evaluates between them if it says that, too.
     """
     return _numbered(_drafts(batches, recipe, num_steps, start_step, ending or Ending()))
 
@@ -103,13 +104,16 @@ def _drafts(
         epoch, index = divmod(step - 1, per_epoch)
         for part in _parts(batches.train_batch(epoch, index), recipe, batches.num_samples(index)):
             yield {**_mark(Kind.TRAIN, step, epoch), **part}
-        interrupted = step < num_steps and ending.after(step)
+        ends = step < num_steps and ending.after(step)
         is_due = bool(every and step % every == 0) or (
             recipe.checkpoint.keeps_best and _is_evaluated(batches, recipe, step)
         )
-        if interrupted or step == num_steps or is_due:
+        if ends or step == num_steps or is_due:
             yield _mark(Kind.CHECKPOINT, step, epoch)
-        if interrupted:
+        if ends and ending.is_tested:
+            num_steps = step
+            break
+        if ends:
             yield _mark(Kind.STOP, step, epoch)
             return
         if step % per_epoch == 0 and step < num_steps:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -120,6 +121,7 @@ class Trainer:
         self.callbacks = check_callbacks(callbacks)
         if self.recipe.track.tensorboard:
             self.callbacks.append(TensorBoard())
+        self._stop = threading.Event()
         self._generation = 0
         self._hosts: Hosts | None = None
         if started_by_torchrun():
@@ -183,6 +185,7 @@ class Trainer:
             Interrupted: Ctrl-C or SIGTERM came; a checkpoint was written, unless it came twice.
                 The same with ``out=...`` and ``resume=True`` goes on.
         """
+        self._stop.clear()
         with self._together():
             if not self._is_first:
                 return self._follow()
@@ -196,6 +199,19 @@ class Trainer:
                 beginning = self._beginning(folder)
                 found = begin(beginning)
                 return self._finished(beginning, found) or self._carry_out(beginning)
+
+    def stop(self) -> None:
+        """End the run that ``fit`` carries out as if it were at its end; may be called by callbacks
+        and in any thread.
+
+        A checkpoint is written after the batch that the run is at, and everything is evaluated
+        there. Then ``fit`` returns: the result has ``stopped``, the network holds the values of
+        that step, and ``resume=True`` goes on from it. Which batch it is depends on timing, what
+        is saved there does not. Nothing happens where no run goes on, or it ends already.
+        """
+        self._stop.set()
+        if self._hosts is not None:
+            self._hosts.board.stop()
 
     @property
     def _is_first(self) -> bool:
@@ -312,7 +328,7 @@ class Trainer:
     def _launch(self, beginning: Beginning, watch: Watcher | None) -> list[RankResult]:
         # A run in this process is ended by the second signal, if the first does not suffice.
         stays_here = beginning.job.mesh.size == 1 and not self._max_restarts
-        with Interrupts(most=1 if stays_here else None) as interrupts:
+        with Interrupts(most=1 if stays_here else None, stop=self._stop) as interrupts:
             try:
                 return run_with_restarts(beginning, interrupts, watch, self._max_restarts)
             except WorkerError as error:
@@ -332,7 +348,7 @@ class Trainer:
         if self._hosts is not None:
             result = self._hosts.part(result)
         assert result is not None  # only another process's result is heard first
-        if result.step < self.blueprint.num_steps:  # A run ends before only if a signal came.
+        if result.step < self.blueprint.num_steps and not result.stopped:  # A signal came.
             raise Interrupted(f"interrupted at step {result.step}; saved in {job.folder.to_go_on}")
         if self._own_network is not None:
             put_back(step_folder(job.folder.checkpoints, result.step), self._own_network)

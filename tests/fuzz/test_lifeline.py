@@ -23,7 +23,7 @@ from ppll import fork_server
 from ppll.config import Recipe
 from ppll.data_facts import DataFacts
 from ppll.errors import ProtocolError, WorkerError
-from ppll.interrupts import Interrupts
+from ppll.interrupts import Interrupts, Wish
 from ppll.job import Job, RankResult
 from ppll.launching import launch
 from ppll.launching.failure import Failure
@@ -163,7 +163,7 @@ def test_a_rank_that_is_gone_before_it_is_welcomed_is_no_error() -> None:
         rank.close()
         assert end.receive()
         end.welcome(page)
-        end.ask_to_end()
+        end.ask_to_end(Wish.SAVE)
         assert not end.receive()
     page.close()
 

@@ -43,6 +43,13 @@ def study_recipes(
             help="Train each recipe by each of these methods instead of its own.",
         ),
     ] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SECTION.KEY=VALUE,VALUE,...",
+            help="Train with each of these values; given again, with all combinations.",
+        ),
+    ] = None,
     stages: Stages = None,
     settings: Settings = None,
     out: Annotated[
@@ -60,14 +67,15 @@ def study_recipes(
     """
     if started_by_torchrun():
         raise UsageError("a study starts processes of its own: run it without torchrun.")
-    from ppll.studies.runs import list_runs, split_methods
+    from ppll.studies.runs import grid_points, list_runs, split_methods
     from ppll.studies.study import hold, train_all
 
     wanted = list(settings or [])
     if stages is not None:
         wanted.append(f"runtime.stages={stages}")
     out = out or _default_folder(recipes)
-    runs = list_runs(recipes, split_methods(methods) if methods else [], seeds, wanted, out)
+    named = split_methods(methods) if methods else []
+    runs = list_runs(recipes, named, seeds, wanted, out, grid_points(grid or []))
     console = Console(stderr=True, quiet=quiet)
     left = _check(runs, console)
     with hold(out):

@@ -22,6 +22,7 @@ from typing import Any, Final, NoReturn
 from ppll.errors import ChannelClosed, ChannelTimeout, Interrupted, UsageError
 from ppll.hosts.departure import Departure
 from ppll.hosts.roster import Roster
+from ppll.interrupts import Wish
 from ppll.launching.failure import Failure
 from ppll.launching.launch import Watcher
 from ppll.launching.stall import find_stall, stall_cause
@@ -62,7 +63,7 @@ class Board:
     def __init__(self, world: World, mesh: Mesh, timeout_s: float, departure: Departure) -> None:
         self.page = StatusPage()
         self.monitor = Monitor(self.page)
-        self.ends_early = threading.Event()
+        self.wish = Wish.GO_ON
         self.watch: Watcher | None = None
         self._world = world
         self._mesh = mesh
@@ -128,10 +129,14 @@ class Board:
         del number, frame
         now_s = time.monotonic()
         if self._signalled_s is None:
-            self._signalled_s = now_s  # The board's thread tells the others.
-            self.ends_early.set()
+            self._signalled_s = now_s
+            self.wish = Wish.SAVE  # The board's thread tells the others.
         elif now_s > self._signalled_s + _AGAIN_S:
             self._departure.leave(130)
+
+    def stop(self) -> None:
+        """Let the run of all be tested and ended, unless it ends already."""
+        self.wish = self.wish or Wish.TEST
 
     def _judge(self, code: int, message: str) -> dict[str, Any]:
         """Write the verdict, unless there is one; the one that holds."""
@@ -216,10 +221,10 @@ class Board:
 
     def _turn(self) -> None:
         self._roster.show(self._store, self.page.read())
-        if self._signalled_s is not None:
-            self._store.set(_END, "1")
+        if self.wish:
+            self._store.compare_set(_END, "", str(int(self.wish)))
         if self._store.check([_END]):
-            self.ends_early.set()
+            self.wish = Wish(int(self._store.get(_END)))
         if self._store.check([_VERDICT]):
             self._leave_by(json.loads(self._store.get(_VERDICT)))
         if self._looks:

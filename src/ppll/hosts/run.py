@@ -135,7 +135,7 @@ class Hosts:
         self._world.meet("ready")
         origin_s = time.monotonic()  # The same moment on all clocks, but for what a message takes.
         with torch_as_new():
-            result = run_rank(job, rank, monitor, self.board.ends_early.is_set, self._world)
+            result = run_rank(job, rank, monitor, lambda: self.board.wish, self._world)
         result = dataclasses.replace(result, started_s=result.started_s - origin_s)
         found = self._world.collect("result", dataclasses.asdict(result))
         return job, [_RANK_RESULT.validate_python(entry) for entry in found]

@@ -41,7 +41,7 @@ def run_here(job: Job, interrupts: Interrupts, watch: Watcher | None) -> RankRes
     looker.start()
     try:
         with torch_as_new():
-            return run_rank(job, 0, monitor, lambda: interrupts.ends_early)
+            return run_rank(job, 0, monitor, lambda: interrupts.wish)
     except WorkerError:
         raise
     except Exception as error:

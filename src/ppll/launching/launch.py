@@ -189,8 +189,8 @@ class Launcher:
         return {rank for rank, line in self._lines.items() if line.result is not None}
 
     def _pass_on_interrupts(self, agent: Agent) -> None:
-        if self._interrupts.count and not self._told_to_end and 0 in self._lines:
-            self._lines[0].ask_to_end()
+        if self._interrupts.wish and not self._told_to_end and 0 in self._lines:
+            self._lines[0].ask_to_end(self._interrupts.wish)
             self._told_to_end = True
         if self._interrupts.count > 1:
             self._kill_all(agent)

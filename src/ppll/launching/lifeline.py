@@ -27,6 +27,7 @@ import pydantic_core
 
 from ppll.channels import sockets
 from ppll.errors import ChannelError, ProtocolError
+from ppll.interrupts import Wish
 from ppll.job import RankResult
 from ppll.launching.failure import Failure
 from ppll.status import StatusPage
@@ -65,7 +66,8 @@ class RankEnd:
     def __init__(
         self, path: Path, secret: bytes, rank: int, leftovers: Sequence[Path] = ()
     ) -> None:
-        self.ends_early = threading.Event()
+        self.wish = 0
+        """What the run is asked to do, as in ``Wish``."""
         self._leftovers = leftovers
         self._connected = threading.Event()
         threading.Thread(target=self._watch_parent, name="parent watch", daemon=True).start()
@@ -101,8 +103,8 @@ class RankEnd:
     def _listen(self) -> None:
         """Hear the wish to end; leave when the launcher is gone."""
         with suppress(OSError):
-            while self._socket.recv(1):
-                self.ends_early.set()
+            while asked := self._socket.recv(1):
+                self.wish = asked[0]
         self._leave()
 
     def _watch_parent(self) -> None:
@@ -161,10 +163,10 @@ class LauncherEnd:
         with suppress(OSError):
             socket.send_fds(self.socket, [b"p"], [page.descriptor])
 
-    def ask_to_end(self) -> None:
+    def ask_to_end(self, wish: Wish) -> None:
         """Ask the rank to end the run; nothing happens where it is gone."""
         with suppress(OSError):
-            self.socket.sendall(b"e")
+            self.socket.sendall(bytes([wish]))
 
     def close(self) -> None:
         """Hang up; a rank that is still there leaves."""

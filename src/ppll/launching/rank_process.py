@@ -52,7 +52,7 @@ def main(job: Job) -> None:
     with stacks_path(job, rank).open("w", encoding="utf-8") as stacks:
         faulthandler.register(STACKS_SIGNAL, file=stacks, all_threads=True)
         try:
-            result = run_rank(job, rank, monitor, line.ends_early.is_set)
+            result = run_rank(job, rank, monitor, lambda: line.wish)
         except ChannelClosed:
             line.report_aftermath()
             _leave()

@@ -34,7 +34,7 @@ def run_with_restarts(
         try:
             return carry_out(job, interrupts, watch, own_process=max_restarts > 0)
         except WorkerError as error:
-            if generation == max_restarts or interrupts.count:
+            if generation == max_restarts or interrupts.wish:
                 raise
             if last is not None and error.failure.repeats(last):
                 raise WorkerError(

@@ -50,10 +50,10 @@ class Neighbour:
     outbox: SendEnd
     num_sent: int = 0
 
-    def send(self, piece: Tensor, what: str, last_step: int) -> None:
+    def send(self, piece: Tensor, what: str, word: int) -> None:
         """Hand a piece over, which stays as it is until ``flush``."""
         tensors = {_field(what): canonical(piece)}
-        message = Message(kind=Kind.TRAIN, sequence=self.num_sent, step=last_step, tensors=tensors)
+        message = Message(kind=Kind.TRAIN, sequence=self.num_sent, step=word, tensors=tensors)
         self.outbox.send(message)
         self.num_sent += 1
 
@@ -161,7 +161,7 @@ class Line:
             if source is not None:
                 source.receive(piece, what, self._ending, adds=adds)
             if target is not None:
-                target.send(piece, what, self._ending.step)
+                target.send(piece, what, self._ending.word)
 
     def _flush(self) -> None:
         for neighbour in (self._before, self._after):

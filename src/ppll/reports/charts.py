@@ -63,7 +63,7 @@ def line_chart(title: str, series: Sequence[Series], *, percent: bool = False) -
         return None
     xs = [x for s in lines for x, _ in s.points]
     ys = [y for s in lines for _, y in s.points]
-    frame = _Frame(min(0.0, *xs), max(xs), *_padded(min(ys), max(ys)))
+    frame = _Frame(min(0.0, *xs), max(xs), *_padded(min(ys), max(ys), is_share=percent))
     drawing = tag(
         "svg",
         tag("title", title),
@@ -95,8 +95,11 @@ class _Frame:
         return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
 
 
-def _padded(low: float, high: float) -> tuple[float, float]:
+def _padded(low: float, high: float, *, is_share: bool) -> tuple[float, float]:
+    """Some air below and above; none where no share can be."""
     gap = (high - low) * 0.05 or abs(high) * 0.05 or 0.05
+    if is_share:
+        return max(low - gap, 0.0), min(high + gap, 1.0)
     return low - gap, high + gap
 
 

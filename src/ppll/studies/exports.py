@@ -6,10 +6,11 @@ import csv
 import io
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 from ppll.studies.outcome import Outcome
-from ppll.studies.table import Row, full_cells
+from ppll.studies.table import Row, full_cells, grid_keys, has_validation
 
 __all__ = ["as_csv", "as_latex"]
 
@@ -21,7 +22,8 @@ _SPECIAL: Final = re.compile(r"[&%$#_{}]")
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """A line of names, then a line a finished run; accuracies from 0 to 1, sizes in bytes.
+    """A line of names, then a line a finished run; accuracies from 0 to 1, the gap to ``backprop``
+    of the same seed in points, sizes in bytes.
 
     Exits are those before the final output; a run of fewer blocks leaves the others empty, as a
     block does that makes no prediction.
@@ -29,18 +31,20 @@ def as_csv(rows: Sequence[Row]) -> str:
     num_exits = max((len(row.exit_accuracy) for row in rows), default=1) - 1
     text = io.StringIO()
     exits = [f"exit_{index}" for index in range(num_exits)]
-    names = ["recipe", "method", "seed", "test_accuracy", *exits, "average_accuracy"]
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow([*names, *_COSTS])
-    lines.writerows(_line(row, run, num_exits) for row in rows for run in row.runs)
+    validated = ["validation_accuracy"] if has_validation(rows) else []
+    names = ["recipe", "method", *grid_keys(rows), "seed", *validated, "test_accuracy", *exits]
+    names += ["average_accuracy", "gap_to_backprop", *_COSTS]
+    lines = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
+    lines.writeheader()
+    for row in rows:
+        lines.writerows(map(partial(_line, row), row.runs, row.run_gaps))
     return text.getvalue()
 
 
-def _line(row: Row, run: Outcome, num_exits: int) -> list[Any]:
-    exits = list(run.exit_accuracy[:-1])
-    exits += [None] * (num_exits - len(exits))
-    known = [row.recipe, row.method, run.seed, run.test_accuracy, *exits, run.average_accuracy]
-    return [*known, *(getattr(run, name) for name in _COSTS)]
+def _line(row: Row, run: Outcome, gap: float | None) -> dict[str, Any]:
+    exits = {f"exit_{index}": reached for index, reached in enumerate(run.exit_accuracy[:-1])}
+    named = {"recipe": row.recipe, "method": row.method, "gap_to_backprop": gap}
+    return {**vars(run), **named, **row.grid, **exits}
 
 
 def as_latex(rows: Sequence[Row]) -> str:

@@ -25,6 +25,8 @@ class Outcome:
     Attributes:
         seed: Which run of its row it is.
         run_folder: Where it lies, seen from the study's folder.
+        validation_accuracy: Share of the validation part that the final output gets right; none
+            where the recipe keeps no such part.
         test_accuracy: Share of test samples that the final output gets right.
         exit_accuracy: The same for every block's exit, the final output last; none for a block
             that makes no prediction.
@@ -37,6 +39,7 @@ class Outcome:
 
     seed: int
     run_folder: str
+    validation_accuracy: float | None
     test_accuracy: float
     exit_accuracy: tuple[float | None, ...]
     average_accuracy: float
@@ -87,6 +90,7 @@ def read_outcome(run: StudyRun) -> Outcome | None:
     return Outcome(
         seed=run.seed,
         run_folder=str(Path(*folder.path.parts[-3:])),
+        validation_accuracy=result.validation_accuracy,
         test_accuracy=result.test_accuracy,
         exit_accuracy=result.exit_accuracy,
         average_accuracy=exits.average_accuracy,

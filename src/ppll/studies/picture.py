@@ -38,7 +38,7 @@ def draw_picture(rows: Sequence[Row], path: Path) -> None:
     _mark(axes, averages, 0.2, "D", _AVERAGE, "all exits averaged")
     _mark(axes, [row.test_accuracy for row in rows], 0.0, "o", _FINAL, "final output", spread=True)
     several = len({row.recipe for row in rows}) > 1
-    names = [f"{row.recipe}\n{row.method}" if several else row.method for row in rows]
+    names = [f"{row.recipe}\n{row.name}" if several else row.name for row in rows]
     axes.set_yticks(range(len(rows)), names)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel("test accuracy, %; bars: standard deviation over seeds")

@@ -1,12 +1,13 @@
 """The runs that a study is made of.
 
-A study is a folder. Every run lies in it as ``<recipe>/<method>/seed-K``, an ordinary run folder,
-with what its process printed beside it. So a study needs no memory of its own: what is done is
-what these folders hold.
+A study is a folder. Every run lies in it as ``<recipe>/<method>/seed-K``, with what a grid sets
+behind the method (``dgl,optimizer.lr=0.1``): an ordinary run folder, with what its process printed
+beside it. So a study needs no memory of its own: what is done is what these folders hold.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from ppll.sections import MethodConfig
 __all__ = [
     "StudyRun",
     "check_same_recipe",
+    "grid_points",
     "left_out",
     "list_runs",
     "split_methods",
@@ -32,6 +34,8 @@ __all__ = [
 _COMMA: Final = re.compile(r",(?![^\[{]*[\]}])")
 """A comma outside brackets."""
 _OPTION: Final = re.compile(r"\s*[\w.-]+=")
+_INSTEAD: Final = {"train.seed": "--seeds", "method.name": "--methods"}
+"""What gives a row several values of a key."""
 _METHOD: Final = re.compile(r"(?P<name>[^=,\s]+?)(?::(?P<options>[\w.-]+=.*))?")
 
 
@@ -44,12 +48,14 @@ class StudyRun:
         method: Its method as the study names it, options included.
         recipe: What is trained, by which seed.
         folder: Where.
+        point: What the study's grid sets for it, ``SECTION.KEY=VALUE`` each.
     """
 
     recipe_name: str
     method: str
     recipe: Recipe
     folder: RunFolder
+    point: tuple[str, ...] = ()
 
     @property
     def seed(self) -> int:
@@ -57,9 +63,14 @@ class StudyRun:
         return self.recipe.train.seed
 
     @property
+    def row(self) -> tuple[str, ...]:
+        """What it shares with runs that differ in seed only."""
+        return self.recipe_name, self.method, *self.point
+
+    @property
     def name(self) -> str:
         """What people read."""
-        return f"{self.recipe_name} {self.method} seed {self.seed}"
+        return f"{' '.join(self.row)} seed {self.seed}"
 
     @property
     def log(self) -> Path:
@@ -106,6 +117,36 @@ def _read_method(text: str) -> tuple[str, list[str]]:
     return found["name"], _COMMA.split(found["options"]) if found["options"] else []
 
 
+def grid_points(texts: Iterable[str]) -> list[tuple[str, ...]]:
+    """Every combination of values as ``--grid`` gives them, each as settings.
+
+    ``"optimizer.lr=0.05,0.1"`` holds two values. A comma in brackets separates nothing. Without a
+    grid there is one point, which sets nothing.
+
+    Raises:
+        UsageError: One cannot be read, or something is named twice.
+    """
+    axes = [_read_axis(text) for text in texts]
+    _check_each_once("key of a grid", [axis[0].partition("=")[0] for axis in axes])
+    points = list(itertools.product(*axes))
+    _check_each_once("point of a grid", [_folder_name(",".join(point)) for point in points])
+    return points
+
+
+def _read_axis(text: str) -> list[str]:
+    """The settings that give a key its values."""
+    key, _, values = (part.strip() for part in text.partition("="))
+    found = [value.strip() for value in _COMMA.split(values)]
+    if not key or not all(found):
+        raise UsageError(
+            f"cannot read the grid {text!r}: write SECTION.KEY=VALUE,VALUE, as in "
+            f"optimizer.lr=0.05,0.1."
+        )
+    if key in _INSTEAD:
+        raise UsageError(f"a grid cannot be of {key}: give {_INSTEAD[key]} instead.")
+    return [f"{key}={value}" for value in found]
+
+
 def _check_each_once(kind: str, names: Sequence[str]) -> None:
     for name in names:
         if names.count(name) > 1:
@@ -118,6 +159,7 @@ def list_runs(
     num_seeds: int,
     settings: Sequence[str],
     out: Path,
+    points: Sequence[tuple[str, ...]] = ((),),
 ) -> list[StudyRun]:
     """All runs of a study in the order in which they are trained: the first seed of every row
     first.
@@ -128,31 +170,36 @@ def list_runs(
         num_seeds: Runs of each; their seeds count up from the recipe's.
         settings: What ``--set`` gives, for all.
         out: The study's folder.
+        points: What a grid sets besides, of which each is a row of its own.
 
     Raises:
         UsageError: A recipe, method or setting cannot be, or two are the same.
     """
     _check_each_once("recipe", [Path(recipe).stem for recipe in recipes])
     _check_each_once("method", [_folder_name(method) for method in methods])
+    named: Sequence[str | None] = [*methods] or [None]
     rows = [
-        (Path(name).stem, method, recipe)
+        (Path(name).stem, method or recipe.method.name, point, recipe)
         for name in recipes
-        for method, recipe in _with_methods(name, methods, settings)
+        for method in named
+        for point in points
+        for recipe in [_recipe_of(name, method, settings, point)]
     ]
     return [
         StudyRun(
             name,
             method,
             recipe.with_settings([f"train.seed={recipe.train.seed + index}"]),
-            RunFolder(_run_path(out, name, method, recipe.train.seed + index)),
+            RunFolder(_row_path(out, name, method, point) / f"seed-{recipe.train.seed + index}"),
+            point,
         )
         for index in range(num_seeds)
-        for name, method, recipe in rows
+        for name, method, point, recipe in rows
     ]
 
 
-def _run_path(out: Path, recipe: str, method: str, seed: int) -> Path:
-    return out.absolute() / recipe / _folder_name(method) / f"seed-{seed}"
+def _row_path(out: Path, recipe: str, method: str, point: Sequence[str]) -> Path:
+    return out.absolute() / recipe / _folder_name(",".join([method, *point]))
 
 
 def left_out(runs: Sequence[StudyRun], out: Path) -> list[str]:
@@ -166,23 +213,24 @@ def _folder_name(method: str) -> str:
     return re.sub(r"[^\w.=,+-]+", "-", method)
 
 
-def _with_methods(
-    name: str, methods: Sequence[str], settings: Sequence[str]
-) -> list[tuple[str, Recipe]]:
-    if not methods:
-        recipe = _placed(load_recipe(name, settings))
-        return [(recipe.method.name, recipe)]
-    recipe = load_recipe(name)
-    return [(method, _placed(_with_method(recipe, method, settings))) for method in methods]
+def _recipe_of(
+    name: str, method: str | None, settings: Sequence[str], point: Sequence[str]
+) -> Recipe:
+    """What a row trains: a recipe by its own method, or by another one."""
+    if method is None:
+        return _placed(load_recipe(name, [*settings, *point]))
+    return _placed(_with_method(load_recipe(name), method, settings, point))
 
 
-def _with_method(recipe: Recipe, method: str, settings: Sequence[str]) -> Recipe:
+def _with_method(
+    recipe: Recipe, method: str, settings: Sequence[str], point: Sequence[str]
+) -> Recipe:
     """Another method has other options, so the recipe's own go; those of the study come last."""
     name, options = _read_method(method)
     if name != recipe.method.name:
         recipe = recipe.model_copy(update={"method": MethodConfig(name=name)})
     own = [f"method.name={name}", *(f"method.{option.strip()}" for option in options)]
-    return recipe.with_settings([*settings, *own])
+    return recipe.with_settings([*settings, *own, *point])
 
 
 def _placed(recipe: Recipe) -> Recipe:

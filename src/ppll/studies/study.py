@@ -62,7 +62,7 @@ def check_runs(runs: Sequence[StudyRun]) -> list[StudyRun]:
         if run.folder.path.is_dir():
             with locked(run.folder.path):
                 pass
-    for run in {(run.recipe_name, run.method): run for run in reversed(left)}.values():
+    for run in {run.row: run for run in reversed(left)}.values():
         Trainer(run.recipe, out=run.folder.path, resume=True)
     return left
 
