@@ -189,7 +189,7 @@ def test_a_run_starts_from_a_run_or_a_file(trained: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("model.width=8", "has shape"),
+        ("model.width=4", "has shape"),
         ("model.depth=20", "is missing"),
         ("model.depth=8", "belongs nowhere"),
     ],
