@@ -24,7 +24,7 @@ from ppll.blocks.modules import BlockModules
 from ppll.blocks.nonfinite import LossCheck, NonFiniteLoss, OnNonFinite
 from ppll.blocks.optimization import Schedule
 from ppll.blocks.passage import Passage
-from ppll.blocks.slow import SlowParameters
+from ppll.blocks.slow import SlowParameters, flat_parameters
 from ppll.blocks.updates import Updates
 from ppll.losses.classification import on_both_classes
 from ppll.message import FEATURES, MIX, OTHER_TARGETS, Kind, Message, canonical
@@ -229,7 +229,6 @@ class Block:
         late_part = late_part_of(self.method, lesson, loss)
         return {name: _leaving(tensor) for name, tensor in late_part.items()}
 
-    @in_turn
     def evaluate(self) -> None:
         """Count what the block's exit gets right on the message of the last ``forward``."""
         passage = self._take_passage()
@@ -254,9 +253,7 @@ class Block:
     def published_parameters(self) -> Tensor:
         """Values of all parameters of the layer that others read, one after the other."""
         layer = self.modules.layers[-1 if self.method.slow_from == "last" else 0]
-        with torch.no_grad():
-            values = [p.flatten() for p in layer.module.parameters()]
-            return torch.cat(values) if values else torch.zeros(0, device=self.device)
+        return flat_parameters(layer.module, self.device)
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Parameters and buffers of layers and auxiliary network."""

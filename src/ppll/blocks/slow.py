@@ -11,9 +11,16 @@ from collections import deque
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["InFlight", "SlowParameters"]
+__all__ = ["InFlight", "SlowParameters", "flat_parameters"]
+
+
+def flat_parameters(module: nn.Module, device: torch.device) -> Tensor:
+    """Values of all parameters of a layer that others read, one after the other."""
+    with torch.no_grad():
+        values = [p.flatten() for p in module.parameters()]
+        return torch.cat(values) if values else torch.zeros(0, device=device)
 
 
 class InFlight:
