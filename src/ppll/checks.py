@@ -32,6 +32,7 @@ __all__ = [
     "check_recipe",
     "check_resuming",
     "check_sharding",
+    "check_start",
     "checkpoint_bytes",
     "has_batch_norm",
 ]
@@ -69,6 +70,19 @@ def check_resuming(*, resume: bool, out: object, allow_change: Sequence[str]) ->
             f"allow_change={list(allow_change)} needs resume=True: a run that begins anew has "
             f"nothing that could differ."
         )
+
+
+def check_start(blueprint: Blueprint, data: PreparedData, folder: RunFolder) -> None:
+    """Refuse what cannot be trained on this data, on these devices, or on this disk.
+
+    Raises:
+        DataError: There is a training message that is too small to learn from.
+        ModelError: Processors learn a convolution wrongly in the memory order that is asked for.
+        RunFolderError: There is too little room for checkpoints.
+    """
+    check_messages(blueprint, data)
+    check_layout(blueprint)
+    check_disk(blueprint, folder)
 
 
 def check_compiler(recipe: Recipe) -> None:

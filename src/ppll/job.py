@@ -23,7 +23,7 @@ from ppll.models.splitting import Model, sample_of, split
 from ppll.placement import mesh_of
 from ppll.run_folder import RunFolder
 
-__all__ = ["Job", "RankResult", "draw_blueprint", "given_network", "named_network"]
+__all__ = ["Job", "RankResult", "draw_blueprint", "found_network", "given_network"]
 __all__ += ["refuse_given"]
 
 
@@ -123,6 +123,17 @@ def given_network(model: Model, recipe: Recipe, facts: DataFacts) -> Network:
     """
     num_tokens = facts.num_classes if facts.holds_tokens else None
     return split(model, sample_of(facts.input_shape, num_tokens), untie=recipe.split.untie)
+
+
+def found_network(model: Model | None, recipe: Recipe, facts: DataFacts) -> Network | None:
+    """The row of a given model or a foreign one; none where our shelf has the network.
+
+    Raises:
+        UsageError: It is unknown, or cannot be cut.
+    """
+    if model is not None:
+        return given_network(model, recipe, facts)
+    return named_network(recipe, facts) if recipe.model.is_foreign else None
 
 
 def draw_blueprint(

@@ -18,7 +18,7 @@ from ppll.checkpoints.checkpoint import step_folder
 from ppll.checkpoints.first_values import put_back, skeleton_of
 from ppll.checkpoints.recovery import Recovered, newest_whole
 from ppll.checkpoints.starting import Beginning, begin, find_beginning, kept_data, next_start
-from ppll.checks import check_disk, check_layout, check_messages, check_recipe, check_resuming
+from ppll.checks import check_recipe, check_resuming, check_start
 from ppll.claim import locked
 from ppll.config import Recipe
 from ppll.data import Dataset, load_dataset, prepare
@@ -31,7 +31,7 @@ from ppll.faults import Fault
 from ppll.given import as_recipe, with_own_data, with_own_model
 from ppll.hosts.run import Hosts
 from ppll.interrupts import Interrupts
-from ppll.job import Job, RankResult, draw_blueprint, given_network, named_network
+from ppll.job import Job, RankResult, draw_blueprint, found_network
 from ppll.launching.launch import Watcher
 from ppll.launching.restarts import run_with_restarts
 from ppll.launching.script import check_script, refuse_import
@@ -145,13 +145,11 @@ class Trainer:
             prepared = self._load() if self._is_first else None
             facts = None if prepared is None else facts_of(prepared)
             self._facts = self._share(facts)
-            self._own_network = self._own_network or self._found_network(model)
+            self._own_network = self._own_network or found_network(model, self.recipe, self._facts)
             self.blueprint = draw_blueprint(self.recipe, self._facts, self._own_network)
             self.blueprint.stage_blocks(self.recipe.runtime.stages)
             if prepared is not None:
-                check_messages(self.blueprint, prepared)
-                check_layout(self.blueprint)
-                check_disk(self.blueprint, RunFolder(self._out.absolute()))
+                check_start(self.blueprint, prepared, RunFolder(self._out.absolute()))
                 try_method(self.blueprint, prepared)
                 try_optimizer(self.blueprint)
             self._trained = self._read_weights()
@@ -241,13 +239,6 @@ class Trainer:
         with decoding_shown(self._console):
             data = self._own_data or load_dataset(self.recipe.data)
         return prepare(data, self.recipe.data)
-
-    def _found_network(self, model: Model | None) -> Network | None:
-        """The row of a given model or a foreign one; none where our shelf has the network."""
-        if model is not None:
-            return given_network(model, self.recipe, self._facts)
-        is_foreign = self.recipe.model.is_foreign
-        return named_network(self.recipe, self._facts) if is_foreign else None
 
     def _read_weights(self) -> dict[str, Tensor] | None:
         source = self.recipe.model.weights
