@@ -39,7 +39,6 @@ from ppll.live import progress_console, shown, together
 from ppll.method_trial import try_method
 from ppll.metrics import merge_metrics
 from ppll.models.identity import describe_layers
-from ppll.models.network import Network
 from ppll.models.splitting import Model, plain_row
 from ppll.optimizer_trial import try_optimizer
 from ppll.placement import mesh_of
