@@ -230,6 +230,17 @@ def test_costs_from_before_a_key_was_there_are_those_of_its_default() -> None:
         draw_plan(base.with_settings(["data.cutout=3"]), old, 2, FREE)
 
 
+def test_costs_are_of_the_options_of_ones_own_optimizer() -> None:
+    plain = recipe(blocks=2, cuts=[4]).with_settings(["optimizer.name=torch.optim:RAdam"])
+    other = plain.with_settings(["optimizer.options.foreach=true"])
+    costs = even_costs(plain)
+    with pytest.raises(RecipeError, match=r"measured for optimizer\.options = \{\}, .*'foreach'"):
+        draw_plan(other, costs, 2, FREE)
+    keys = {k: value for k, value in costs.recipe["optimizer"].items() if k != "options"}
+    old = costs.model_copy(update={"recipe": {**costs.recipe, "optimizer": keys}})
+    assert draw_plan(plain, old, 2, FREE).stages == draw_plan(plain, costs, 2, FREE).stages
+
+
 def test_what_changes_no_time_may_differ() -> None:
     base = recipe(blocks=2, cuts=[4])
     other = base.with_settings(["optimizer.lr=3", "train.seed=9", "train.epochs=1"])

@@ -66,6 +66,38 @@ def test_runs_are_compared_where_they_were_evaluated_most_often(run: Path) -> No
     assert after.count("polyline") == before.count("polyline") + 2 + 2
 
 
+def evaluated(run: Path, name: str, **accuracies: list[float]) -> Path:
+    """A copy that was evaluated so and tells nothing else."""
+    copy = Path(shutil.copytree(run, run.with_name(name)))
+    rows = [
+        {"kind": kind, "step": step, "block": 1, "accuracy": accuracy}
+        for kind, values in accuracies.items()
+        for step, accuracy in enumerate(values)
+    ]
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return copy
+
+
+def test_runs_are_compared_by_what_all_have(run: Path) -> None:
+    """One with a validation part, tested once, beside one that was tested all along."""
+    one = evaluated(run, "one", validation=[0.1, 0.2, 0.3], test=[0.4])
+    two = evaluated(run, "two", test=[0.1, 0.2, 0.3, 0.4])
+    page = page_of(one, two)
+    assert "test accuracy of the final output, by step" in page.text
+    assert page.elements.count("circle") == 1 + 1  # in the comparison, and of its own
+    assert page.elements.count("polyline") == 1 + 2
+
+
+def test_what_no_two_runs_have_is_named_in_the_comparison(run: Path) -> None:
+    one = evaluated(run, "one", validation=[0.1, 0.2, 0.3], train=[0.1])
+    two = evaluated(run, "two", test=[0.1, 0.2])
+    none = evaluated(run, "none")
+    text = page_of(one, two, none).text
+    assert "one, validation" in text
+    assert "two, test" in text
+    assert "accuracy of the final output, by step" in text
+
+
 def test_the_page_needs_no_network_and_no_script(run: Path) -> None:
     page = page_of(run)
     assert not {"script", "link", "img", "iframe", "object", "form"} & set(page.elements)

@@ -82,3 +82,26 @@ def test_on_links_that_are_too_slow_one_stage_is_advised() -> None:
     text = recommend(plan, predict_rivals(plan))
     assert text.startswith("Take one stage (--stages 1)")
     assert "0.001 GB/s" in text
+
+
+def beside_one_stage(works_ms: list[float], link: Link) -> str:
+    """What is recommended for two stages with two of these layers each, a block a layer."""
+    base = recipe(blocks=4, cuts=[1, 2, 3])
+    layers = [layer(ms, f"layer{i}", parameter_bytes=100 * MIB) for i, ms in enumerate(works_ms)]
+    plan = draw_plan(base, costs_of(layers, [0.1] * 4, base), 2, link)
+    rivals = [each for each in predict_rivals(plan) if each.system in ("ppll", "sequential")]
+    return recommend(plan, rivals)
+
+
+def test_several_stages_that_are_a_little_faster_are_not_called_slower() -> None:
+    text = beside_one_stage([0.5, 0.5, 20, 20], Link())
+    assert text.startswith("One stage (--stages 1) and several are predicted about equally fast")
+    assert "ratio 1.03" in text
+    assert "stage 1 has 97% of the work" in text
+    assert "GB/s" not in text
+
+
+def test_links_are_named_where_they_take_what_even_stages_give() -> None:
+    text = beside_one_stage([6, 6, 6, 6], Link(bandwidth_bytes_s=8e7))
+    assert text.startswith("One stage (--stages 1) and several are predicted about equally fast")
+    assert "the links (0.08 GB/s, 0 us) take" in text

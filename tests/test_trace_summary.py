@@ -96,8 +96,10 @@ def test_a_slow_stage_of_one_block_asks_for_another_cut() -> None:
     assert "split.cuts=balanced" in text
 
 
-def placed(*stages: list[float], num_cores: int | None = 8) -> list[str]:
-    """Advice on stages whose blocks learn for so many seconds in all."""
+def placed(
+    *stages: list[float], num_cores: int | None = 8, replicas: tuple[int, ...] = ()
+) -> list[str]:
+    """Advice on stages, with so many replicas, whose blocks learn for so many seconds in all."""
     start, ranks = 0, []
     for rank, blocks in enumerate(stages):
         sums = [Sum(name="learn", block=start + i, num=10, seconds=s) for i, s in enumerate(blocks)]
@@ -106,7 +108,8 @@ def placed(*stages: list[float], num_cores: int | None = 8) -> list[str]:
         totals = trace.totals.model_copy(update={"sums": tuple(sums)})
         ranks.append(replace(trace, totals=totals))
         start += len(blocks)
-    return advise(summarize(Start(tuple(ranks))), num_cores)
+    others = [rank for rank, num in zip(ranks, replicas, strict=False) for _ in range(num - 1)]
+    return advise(summarize(Start(tuple(ranks), tuple(others))), num_cores)
 
 
 def test_a_slow_stage_of_two_blocks_asks_for_other_stages() -> None:
@@ -121,17 +124,40 @@ def test_no_number_of_stages_is_advised_that_is_slower() -> None:
     assert "Move a cut" in placed([1], [0.5, 19])[0]
 
 
+def test_fewer_stages_that_make_nothing_faster_are_not_all_that_is_advised() -> None:
+    (text,) = placed([5], [5], [5], [5, 5], num_cores=4)
+    assert "To be faster, move a cut: " in text
+    assert "To be faster" not in placed([5], [5, 5])[0]
+
+
+def test_stages_are_advised_as_blocks_with_replicas_are_dealt() -> None:
+    """The last block's two replicas never share a stage with the others: two stages would take
+    the three blocks before it together, and four are five processes."""
+    (text,) = placed([1], [1, 1], [1], replicas=(1, 1, 2), num_cores=4)
+    assert "--stages" not in text
+    assert "Move a cut: " in text
+    assert "--stages 4 is faster" in placed([1], [1, 1], [1], replicas=(1, 1, 2))[0]
+
+
+def test_no_fewer_stages_are_advised_than_replicas_allow() -> None:
+    (text,) = placed([1], [1], [1, 40], replicas=(1, 2, 1))
+    assert "--stages" not in text
+    assert "Move a cut: " in text
+    assert "take fewer stages" not in text
+
+
 def replicated(seconds: dict[str, float], num_cores: int, **more: float) -> list[str]:
     """Advice on two stages with two replicas each."""
     start = made_up_start(seconds, seconds, **more)
-    return advise(summarize(Start(start.ranks, num_others=2)), num_cores)
+    return advise(summarize(Start(start.ranks, others=start.ranks)), num_cores)
 
 
 def test_replicas_need_processors_too() -> None:
     (text,) = replicated(BUSY, 2, cpu_s=4.5)
     assert text.startswith("4 processes, all replicas of 2 stage(s), share 2 processors")
     assert "other programs" not in text
-    alone = Start((totals_trace(0, (0, 1), {"learn": 5.0}, cpu_s=10.0),), num_others=1)
+    rank = totals_trace(0, (0, 1), {"learn": 5.0}, cpu_s=10.0)
+    alone = Start((rank,), others=(rank,))
     assert advise(summarize(alone), 2) == []
     assert "--stages 2 blocks" in advise(summarize(alone), 4)[0]
 

@@ -262,7 +262,8 @@ def measured_for(recipe: Recipe) -> dict[str, dict[str, Any]]:
     train = {key: tree["train"][key] for key in keys}
     data = {k: v for k, v in tree["data"].items() if f"data.{k}" not in _FREE}
     model = {k: v for k, v in tree["model"].items() if k != "weights"}
-    optimizer = {key: tree["optimizer"][key] for key in ("name", "momentum", "nesterov", "fused")}
+    updates = ("name", "momentum", "nesterov", "options", "fused")
+    optimizer = {key: tree["optimizer"][key] for key in updates}
     parts = {
         "data": data,
         "model": model,

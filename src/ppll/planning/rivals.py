@@ -220,10 +220,7 @@ def _recommended(plan: Plan, rivals: Sequence[Rival]) -> str:
             f"Mind that local learning is another algorithm: compare its accuracy (ppll study)."
         )
     if best.system == "sequential":
-        return (
-            f"Take one stage (--stages 1): {1 / ahead:.2f} times the predicted speed of several, "
-            f"whose links ({_speed(plan.link)}) take more than they give."
-        )
+        return _beside_one_stage(plan, ahead)
     memory = f"{best.memory_bytes / 2**20:,.0f} MiB a device, {ours.memory_bytes / 2**20:,.0f} here"
     if ahead > 1 / CLEARLY:
         return (
@@ -233,6 +230,31 @@ def _recommended(plan: Plan, rivals: Sequence[Rival]) -> str:
     return (
         f"Use {_name(best)}: {1 / ahead:.2f} times the predicted speed of PPLL, if it fits "
         f"({memory}) and the links are as fast as said ({_speed(plan.link)})."
+    )
+
+
+def _beside_one_stage(plan: Plan, ahead: float) -> str:
+    """One stage needs no links, and nothing else makes several clearly slower."""
+    if ahead <= 1 / CLEARLY:
+        return (
+            f"Take one stage (--stages 1): {1 / ahead:.2f} times the predicted speed of several, "
+            f"whose links ({_speed(plan.link)}) take more than they give."
+        )
+    return (
+        f"One stage (--stages 1) and several are predicted about equally fast (ratio {ahead:.2f}): "
+        f"{_why_equal(plan)}"
+    )
+
+
+def _why_equal(plan: Plan) -> str:
+    blocks = [[plan.blocks[i] for i in stage.blocks] for stage in plan.stages]
+    works_s = [sum(block.forward_s + block.learn_s for block in own) for own in blocks]
+    slowest_s = max(works_s)
+    if plan.seconds_per_message > CLEARLY * slowest_s:
+        return f"the links ({_speed(plan.link)}) take about as much as several stages give."
+    return (
+        f"stage {works_s.index(slowest_s)} has {slowest_s / plan.one_stage_s:.0%} of the work. "
+        f"See what blocks of equal time give (--set split.cuts=balanced), or take one stage."
     )
 
 

@@ -23,7 +23,7 @@ from ppll.tracing.files import newest_start
 from ppll.tracing.lanes import Lanes, draw_lanes
 from ppll.tracing.summary import Summary, summarize
 
-__all__ = ["MetricRow", "Outcome", "RunReport", "read_run"]
+__all__ = ["MetricRow", "Outcome", "Points", "RunReport", "read_run"]
 
 _LARGE: Final = 1e15
 _Finite = Annotated[float, Field(ge=-_LARGE, le=_LARGE, allow_inf_nan=False)]

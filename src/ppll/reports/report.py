@@ -12,7 +12,7 @@ from ppll.errors import RecipeError, UsageError
 from ppll.planning.costs import Costs
 from ppll.planning.plan import Plan, draw_plan
 from ppll.reports.charts import Series, colour, legend, line_chart
-from ppll.reports.data import RunReport, read_run
+from ppll.reports.data import Points, RunReport, read_run
 from ppll.reports.markup import Markup, style_sheet, tag
 from ppll.reports.sections import percent, run_sections, size, table
 from ppll.simulation.simulate import Link
@@ -126,22 +126,14 @@ def _plans(runs: Sequence[RunReport], file: Path | None) -> list[Plan | str | No
 def _comparison(runs: Sequence[RunReport]) -> list[Markup]:
     head = ["run", "method", "stages", "steps", "test accuracy", "samples/s", "busy", "memory"]
     names = _names(runs)
-    shades = [colour(i, len(runs)) for i in range(len(runs))]
-    series = [
-        Series(name, shade, _final_curve(run))
-        for name, shade, run in zip(names, shades, runs, strict=True)
-    ]
-    chart = line_chart("accuracy of the final output, by step", series, percent=True)
     differing = _differing([run.recipe for run in runs])
-    parts: list[Markup | None] = [
+    return [
         tag("h3", "Side by side"),
         table(head, [_row(name, run) for name, run in zip(names, runs, strict=True)]),
-        legend(list(zip(names, shades, strict=True))) if chart is not None else None,
-        tag("div", chart, class_="charts") if chart is not None else None,
+        *_final_curves(runs, names),
         tag("h3", "What differs in the recipes"),
         table(["key", *names], differing) if differing else tag("p", "Nothing.", class_="quiet"),
     ]
-    return [part for part in parts if part is not None]
 
 
 def _names(runs: Sequence[RunReport]) -> list[str]:
@@ -166,12 +158,36 @@ def _row(name: str, run: RunReport) -> list[object]:
     ]
 
 
-def _final_curve(run: RunReport) -> tuple[tuple[float, float], ...]:
-    """Accuracy of the last block where it was evaluated most often, else in training."""
+def _final_curves(runs: Sequence[RunReport], names: Sequence[str]) -> list[Markup]:
+    """Accuracy of the last block; where the runs share no kind of it, each name says its own."""
+    curves = [_accuracies(run) for run in runs]
+    shared = _kind([each for each in curves if each])
+    kinds = [shared or _kind([each]) for each in curves]
+    title = "accuracy of the final output, by step"
+    if shared is None:
+        names = [f"{n}, {kind}" if kind else n for n, kind in zip(names, kinds, strict=True)]
+    else:
+        title = f"{shared} {title}"
+    shades = [colour(i, len(runs)) for i in range(len(runs))]
+    points = [each.get(kind or "", ()) for each, kind in zip(curves, kinds, strict=True)]
+    lines = [Series(*line) for line in zip(names, shades, points, strict=True)]
+    if (chart := line_chart(title, lines, percent=True)) is None:
+        return []
+    return [legend(list(zip(names, shades, strict=True))), tag("div", chart, class_="charts")]
+
+
+def _accuracies(run: RunReport) -> dict[str, Points]:
+    """Of the last block, by kind."""
+    curves = {kind: run.curves(kind, "accuracy") for kind in run.kinds}
     final = run.num_blocks - 1
-    curves = {kind: run.curves(kind, "accuracy").get(final, ()) for kind in run.kinds}
-    training = curves.pop("train", ())
-    return max(curves.values(), key=len, default=()) or training
+    return {kind: blocks[final] for kind, blocks in curves.items() if final in blocks}
+
+
+def _kind(curves: Sequence[Mapping[str, Points]]) -> str | None:
+    """What all have and was evaluated most often where that was least; training if nothing else."""
+    shared = [kind for kind in (curves or [{}])[0] if all(kind in each for each in curves)]
+    least = {kind: min(len(each[kind]) for each in curves) for kind in shared}
+    return max(shared, key=lambda kind: (kind != "train", least[kind]), default=None)
 
 
 def _differing(recipes: Sequence[Recipe]) -> list[list[object]]:

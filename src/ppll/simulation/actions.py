@@ -170,6 +170,10 @@ def _problem(schedule: str, num_ranks: int, num_chunks: int, num_microbatches: i
         return "merge the chunks of a rank into one" if one else f"give {2 * num_ranks} chunks"
     if schedule == "1f1b" and num_microbatches < num_ranks:
         return f"give at least {num_ranks} micro-batches"
-    if in_rounds and num_microbatches % _num_rounds(num_ranks, num_microbatches):
-        return f"give a multiple of {num_ranks} micro-batches"
+    num_rounds = _num_rounds(num_ranks, num_microbatches)
+    if in_rounds and num_microbatches % num_rounds:
+        return (
+            f"it deals micro-batches in rounds of {num_ranks} or more, all alike: ask for "
+            f"{num_ranks * num_rounds} or {num_ranks * (num_rounds + 1)}"
+        )
     return ""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from ppll.placement import place
+from ppll.placement import meshes_of, place_alike
 from ppll.sections import CheckpointConfig
 from ppll.tracing.summary import Summary
 
@@ -20,6 +20,11 @@ _INTERRUPTED: Final = 0.6
 _MANY_SAVES: Final = 0.05
 _SAME: Final = 1.05
 _LARGEST_CAPACITY: Final = 64
+_A_CUT: Final = (
+    "a cut: ppll plan RECIPE --set split.cuts=balanced --write NEW.toml writes a recipe with "
+    "blocks of equal time (another network of blocks, so another result; of a network given from "
+    "Python, set split.cuts by hand)"
+)
 _OR_FOR_A_GPU: Final = " If its GPU is busy all the time, it waits for that: then nothing is amiss."
 
 
@@ -89,25 +94,25 @@ def _fewer(summary: Summary, num_cores: int) -> str:
 
 
 def _on_stages(summary: Summary, num_cores: int | None) -> Iterator[str]:
-    most = _most_stages(summary, num_cores)
+    replicas = [stage.replicas for stage in summary.stages for _ in stage.blocks]
+    able = _able_stages(summary, replicas, num_cores)
     if len(summary.stages) == 1:
-        yield from _on_one_stage(most)
+        yield from _on_one_stage(max(able))
         return
     mean_s = sum(stage.work_s for stage in summary.stages) / len(summary.stages)
     if mean_s and summary.bottleneck.work_s > _UNEVEN * mean_s:
-        yield _on_uneven(summary, mean_s, most)
+        yield _on_uneven(summary, mean_s, _best_stages(summary, replicas, able), able[0])
     elif max(stage.average_wait for stage in summary.stages) > _LONG_WAIT:
         yield from _on_replicas(summary)
     elif max(stage.busy for stage in summary.stages) < _BUSY:
         yield from _on_capacity(summary)
 
 
-def _most_stages(summary: Summary, num_cores: int | None) -> int:
-    """With which every block and every process still has one of its own."""
-    num_blocks = sum(len(stage.blocks) for stage in summary.stages)
-    if num_cores is None:
-        return num_blocks
-    return max(1, min(num_blocks, num_cores * len(summary.stages) // summary.num_processes))
+def _able_stages(summary: Summary, replicas: Sequence[int], num_cores: int | None) -> list[int]:
+    """Numbers of stages that the blocks may have, every process still with a core of its own."""
+    meshes = meshes_of(replicas)
+    most = max(num_cores or meshes[-1].size, summary.num_processes)
+    return [mesh.num_stages for mesh in meshes if mesh.size <= most]
 
 
 def _on_one_stage(most: int) -> Iterator[str]:
@@ -118,34 +123,31 @@ def _on_one_stage(most: int) -> Iterator[str]:
         )
 
 
-def _on_uneven(summary: Summary, mean_s: float, most: int) -> str:
+def _on_uneven(summary: Summary, mean_s: float, best: int, least: int) -> str:
     slow = summary.bottleneck
     found = (
         f"Stage {slow.stage} takes {1e3 * slow.work_s:.1f} ms a message, all stages "
         f"{1e3 * mean_s:.1f} ms on average, so the others wait for it."
     )
-    num = _best_stages(summary, most)
-    if len(slow.blocks) > 1 and num != len(summary.stages):
-        how = "is faster" if num > len(summary.stages) else "takes no longer with fewer processes"
-        return (
-            f"{found} It has {len(slow.blocks)} blocks: --stages {num} {how}; the result stays the "
-            f"same."
-        )
+    if len(slow.blocks) == 1 or best == len(summary.stages):
+        fewer = ", or take fewer stages" if least < len(summary.stages) else ""
+        return f"{found} Move {_A_CUT}{fewer}."
+    found += f" It has {len(slow.blocks)} blocks: --stages {best}"
+    if best > len(summary.stages):
+        return f"{found} is faster; the result stays the same."
     return (
-        f"{found} Move a cut: ppll plan RECIPE --set split.cuts=balanced --write NEW.toml writes a "
-        f"recipe with blocks of equal time (another network of blocks, so another result; of a "
-        f"network given from Python, set split.cuts by hand), or take fewer stages."
+        f"{found} takes no longer with fewer processes; the result stays the same. To be faster, "
+        f"move {_A_CUT}."
     )
 
 
-def _best_stages(summary: Summary, most: int) -> int:
+def _best_stages(summary: Summary, replicas: Sequence[int], able: Sequence[int]) -> int:
     """The fewest stages with which no other number is clearly faster, as blocks are dealt."""
     blocks_s = [b.forward_s + b.learn_s for stage in summary.stages for b in stage.blocks]
 
     def slowest_s(num_stages: int) -> float:
-        return max(sum(blocks_s[i] for i in run) for run in place(len(blocks_s), num_stages))
+        return max(sum(blocks_s[i] for i in run) for run in place_alike(replicas, num_stages))
 
-    able = range(1, max(most, len(summary.stages)) + 1)
     fastest_s = min(map(slowest_s, able))
     return next(num for num in able if slowest_s(num) <= _SAME * fastest_s)
 

@@ -135,11 +135,11 @@ class Start:
 
     Attributes:
         ranks: Those that are looked at.
-        num_others: Further replicas, which did the same work beside them.
+        others: Further replicas, which did the same work beside them.
     """
 
     ranks: tuple[RankTrace, ...]
-    num_others: int = 0
+    others: tuple[RankTrace, ...] = ()
 
     @property
     def began_s(self) -> float:
@@ -178,7 +178,8 @@ def newest_start(folder: RunFolder) -> Start:
         raise RunFolderError(f"{folder.path} has no traces: {_why_none(folder)}.")
     everyone = starts[-1].ranks
     ranks = tuple(rank for rank in everyone if rank.replica == 0)
-    return Start(ranks, len(everyone) - len(ranks))
+    others = tuple(rank for rank in everyone if rank.replica > 0)
+    return Start(ranks, others)
 
 
 def _why_none(folder: RunFolder) -> str:

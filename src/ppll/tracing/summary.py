@@ -30,6 +30,7 @@ class StageSummary:
     Attributes:
         stage: Which.
         blocks: What its blocks took.
+        replicas: Processes that shared its messages, as far as they left something behind.
         seconds: All of it.
         busy: Share in which it did not wait for another stage.
         receive_wait: Share in which it waited for the stage before; the first one, for data.
@@ -45,6 +46,7 @@ class StageSummary:
 
     stage: int
     blocks: tuple[BlockTimes, ...]
+    replicas: int
     seconds: float
     busy: float
     receive_wait: float
@@ -73,11 +75,14 @@ class Summary:
 
     Attributes:
         stages: Their first replicas.
-        num_processes: All replicas included.
     """
 
     stages: tuple[StageSummary, ...]
-    num_processes: int
+
+    @property
+    def num_processes(self) -> int:
+        """All replicas included."""
+        return sum(stage.replicas for stage in self.stages)
 
     @property
     def bottleneck(self) -> StageSummary:
@@ -87,11 +92,10 @@ class Summary:
 
 def summarize(start: Start) -> Summary:
     """What the ranks of a start did with their time."""
-    stages = tuple(_stage(trace) for trace in start.ranks)
-    return Summary(stages, len(stages) + start.num_others)
+    return Summary(tuple(_stage(trace, start.others) for trace in start.ranks))
 
 
-def _stage(trace: RankTrace) -> StageSummary:
+def _stage(trace: RankTrace, others: Sequence[RankTrace]) -> StageSummary:
     totals = trace.totals
     sums = totals.sums if totals is not None else _sums_of_spans(trace)
     by_name: dict[str, float] = {}
@@ -104,6 +108,7 @@ def _stage(trace: RankTrace) -> StageSummary:
     return StageSummary(
         stage=trace.rank,
         blocks=blocks,
+        replicas=1 + sum(other.blocks == trace.blocks for other in others),
         seconds=seconds,
         busy=_share(busy_s, seconds),
         receive_wait=_share(by_name.get("receive wait", 0.0), seconds),
