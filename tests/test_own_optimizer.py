@@ -103,6 +103,7 @@ def test_a_class_gets_rate_decay_and_options() -> None:
     (group,) = made.param_groups
     assert (group["lr"], group["weight_decay"], group["betas"]) == (0.5, 0.1, [0.8, 0.9])
     assert len(built("own_optimizers:Lion", decay_all=False).param_groups) == 2
+    assert len(built("torch.optim:AdamW").param_groups) == 1, "decays all, unlike adamw"
 
 
 def test_classes_of_torch_are_taken_too() -> None:

@@ -65,12 +65,12 @@ def build_optimizer(
 ) -> optim.Optimizer:
     """The optimizer of one block, over the trainable parameters of its modules.
 
-    Norms, biases and embeddings are not decayed by AdamW, as its users expect, and are by SGD, as
-    the literature of CIFAR ResNets has it, and Adam, whose decay is part of the gradient in the
-    same way; ``optimizer.decay_all`` chooses otherwise. What is tied within a layer is one
-    parameter, and not decayed if one of its owners has it so. Where one
-    kernel updates a block on a GPU, it reads the learning rate from there, so that the update can
-    be recorded.
+    Norms, biases and embeddings are not decayed by ``"adamw"``, as its users expect, and are by
+    SGD, as the literature of CIFAR ResNets has it, by Adam, whose decay is part of the gradient in
+    the same way, and by a class that is named by its module, ``"torch.optim:AdamW"`` too, as where
+    it is used alone; ``optimizer.decay_all`` chooses otherwise. What is tied within a layer is one
+    parameter, and not decayed if one of its owners has it so. Where one kernel updates a block on a
+    GPU, it reads the learning rate from there, so that the update can be recorded.
 
     Raises:
         RecipeError: A class that is named by its module cannot be imported, or does not take what
