@@ -137,7 +137,8 @@ def restore_state(
 ) -> None:
     """Put back what ``named_state`` gave; a parameter without tensors starts afresh.
 
-    Tensors come to the parameter's device and take its order in memory.
+    Tensors come to the parameter's device and take its order in memory, all but a number called
+    ``step``: torch counts on the processor, unless one kernel does all.
     """
     is_fused = bool(optimizer.defaults.get("fused"))
     for name, parameter in parameters:
@@ -150,10 +151,13 @@ def restore_state(
         }
         if state:
             optimizer.state[parameter] = {
-                # Torch counts steps on the processor, unless one kernel does all.
-                key: tensor if key == "step" and not is_fused else _beside(tensor, parameter)
+                key: tensor if _counts(key, tensor) and not is_fused else _beside(tensor, parameter)
                 for key, tensor in state.items()
             }
+
+
+def _counts(key: str, tensor: Tensor) -> bool:
+    return key == "step" and tensor.ndim == 0
 
 
 def _beside(tensor: Tensor, parameter: Tensor) -> Tensor:
