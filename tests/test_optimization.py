@@ -219,6 +219,15 @@ def test_restored_state_goes_on_bit_for_bit(name: str, fused: bool | None) -> No
     assert all(map(torch.equal, module.parameters(), other.parameters()))
 
 
+def test_a_number_of_steps_stays_on_the_processor_and_all_else_lies_beside_the_parameter() -> None:
+    module = nn.Linear(3, 2, device="meta")
+    optimizer = build_optimizer(OptimizerConfig(), 0, [module])
+    state = {"weight.step": torch.ones(()), "bias.step": torch.ones(2), "bias.mean": torch.ones(())}
+    restore_state(optimizer, module.named_parameters(), state)
+    found = {name: t.device.type for name, t in named_state(optimizer, module.named_parameters())}
+    assert found == {"weight.step": "cpu", "bias.step": "meta", "bias.mean": "meta"}
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_one_kernel_updates_nearly_alike(name: str) -> None:
     modules = [nn.Linear(3, 2) for _ in range(2)]

@@ -31,12 +31,15 @@ class Lion(Optimizer):
         for group in self.param_groups:
             first, second = group["betas"]
             for p in group["params"]:
+                if p.grad is None:
+                    continue
                 mean = self.state[p].setdefault("mean", torch.zeros_like(p))
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.sub_(group["lr"] * mean.lerp(p.grad, 1 - first).sign())
                 mean.lerp_(p.grad, 1 - second)
 
 class Bare(Optimizer):
+    "Takes it that every parameter has a gradient."
     def __init__(self, params, lr):
         super().__init__(params, {"lr": lr})
 
@@ -52,7 +55,8 @@ class Counting(Bare):
         for group in self.param_groups:
             group["step"] = group.get("step", 0) + 1
             for p in group["params"]:
-                p.data.sub_(group["lr"] * p.grad / group["step"])
+                if p.grad is not None:
+                    p.data.sub_(group["lr"] * p.grad / group["step"])
 
 class Numbered(Bare):
     "Counts in the state, but not in a tensor."
@@ -62,7 +66,8 @@ class Numbered(Bare):
                 if not self.state[p]:
                     self.state[p]["mean"], self.state[p]["step"] = torch.zeros_like(p), 0
                 self.state[p]["step"] += 1
-                p.data.sub_(group["lr"] * p.grad / self.state[p]["step"])
+                if p.grad is not None:
+                    p.data.sub_(group["lr"] * p.grad / self.state[p]["step"])
 
 class Failing(Bare):
     def step(self):
@@ -98,6 +103,7 @@ def test_a_class_gets_rate_decay_and_options() -> None:
     (group,) = made.param_groups
     assert (group["lr"], group["weight_decay"], group["betas"]) == (0.5, 0.1, [0.8, 0.9])
     assert len(built("own_optimizers:Lion", decay_all=False).param_groups) == 2
+    assert len(built("torch.optim:AdamW").param_groups) == 1, "decays all, unlike adamw"
 
 
 def test_classes_of_torch_are_taken_too() -> None:
@@ -147,6 +153,7 @@ def test_recipes_that_cannot_be_are_refused(settings: list[str], message: str) -
     ("name", "message"),
     [
         ("Failing", r"on block 0: ValueError: two dimensions only \(.*own_optimizers\.py, line"),
+        ("Bare", r"on block 0: TypeError: .*NoneType.* \(.*own_optimizers\.py, line"),
         ("Counting", r"does not go on alike.*Found besides: param_groups\[\.\.\.\]\['step'\]"),
         ("Numbered", r"does not go on alike.*Found besides: state\[parameter\]\['step'\], int"),
     ],
@@ -171,10 +178,12 @@ def test_a_resumed_run_ends_alike(name: str, tmp_path: Path) -> None:
     same_result(tmp_path / "run", tmp_path / "whole")
 
 
-def test_a_trial_changes_no_random_state() -> None:
-    before = torch.random.get_rng_state()
+def test_a_trial_changes_no_random_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, seeds = torch.random.get_rng_state(), list[int]()
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
     ppll.Trainer({"data": {"name": "digits"}, "optimizer": {"name": "own_optimizers:Lion"}})
     assert torch.equal(before, torch.random.get_rng_state())
+    assert seeds == [], "of the caller's GPUs"
 
 
 def test_the_command_line_ends_with_one_line(

@@ -69,10 +69,31 @@ class Centred(nn.Module):
         return made
 
 
-def test_a_layer_begins_from_the_same_buffers_again_and_changes_them_once() -> None:
+class Counted(nn.Module):
+    """Weighs its output (N, D) by how many batches it has seen, in a buffer that it assigns."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+        self.register_buffer("seen", torch.zeros(()))
+        self.seen: torch.Tensor
+
+    def reset_parameters(self) -> None:
+        self.seen.zero_()
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.seen = self.seen + 1
+        return self.linear(rows).tanh() * self.seen
+
+
+@pytest.mark.parametrize("layer", [Centred, Counted])
+def test_a_layer_begins_from_the_same_buffers_again_and_changes_them_once(
+    layer: type[nn.Module],
+) -> None:
     both = []
     for again in (False, True):
-        [block, _] = make_blocks(Centred(WIDTH), activation_checkpointing=again)
+        [block, _] = make_blocks(layer(WIDTH), activation_checkpointing=again)
         for step in (1, 2, 3):
             learn(block, batch(step=step))
         both.append(dict(block.modules.named_tensors()))

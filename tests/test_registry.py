@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from ppll.errors import RecipeError
@@ -57,6 +59,17 @@ def test_the_shelf_is_listed_by_name_with_its_options(shelf) -> None:
 def test_what_cannot_be_built_is_refused(shelf, name, options, message) -> None:
     with pytest.raises(RecipeError, match=message):
         shelf.check(name, options)
+
+
+@pytest.mark.parametrize("kind", [Any, object])
+def test_an_option_of_any_kind_may_be_true(kind: object) -> None:
+    def build(*, choice: object) -> object:
+        return choice
+
+    build.__annotations__["choice"] = kind
+    shelf: Registry[object] = Registry("thing", "method")
+    shelf.register("any", "takes all")(build)
+    assert shelf.build("any", {"choice": True}) is True
 
 
 def _empty_shelf(section: str) -> Registry[object]:

@@ -82,11 +82,16 @@ def _parameters(module: nn.Module) -> Parameters:
 
 
 def _update(optimizer: optim.Optimizer, parameters: Parameters) -> None:
-    """Make updates with the same gradients and random state every time."""
-    torch.manual_seed(_SEED)
-    for _ in range(_NUM_UPDATES):
+    """Make updates with the same gradients and random state every time.
+
+    In the first, the last of several parameters has no gradient, as one that a loss does not reach.
+    """
+    torch.default_generator.manual_seed(_SEED)
+    for update in range(_NUM_UPDATES):
         for _, parameter in parameters:
             parameter.grad = torch.randn_like(parameter) * 0.01
+        if update == 0 and len(parameters) > 1:
+            parameters[-1][1].grad = None
         optimizer.step()
 
 

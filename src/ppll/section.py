@@ -49,7 +49,7 @@ Factor = Annotated[float, Field(ge=0, le=1)]
 def _takes_bool(annotation: Any) -> bool:
     allowed = (annotation, *get_args(annotation))
     takes_bool = any(choice is bool or isinstance(choice, bool) for choice in allowed)
-    return takes_bool or annotation is Any
+    return takes_bool or annotation in (Any, object)
 
 
 class Checked(pydantic.BaseModel):

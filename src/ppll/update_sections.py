@@ -47,7 +47,8 @@ class OptimizerConfig(Section):
     options: dict[str, Any] = Field(default={})
     """What else ``__init__`` of a ``"module:Class"`` takes, such as ``options.betas``."""
     decay_all: bool | None = None
-    """Decay norms, biases and embeddings too; by default all but AdamW do."""
+    """Decay norms, biases and embeddings too; by default all but ``"adamw"`` do, a class by its
+    module decays all."""
     fused: bool | None = None
     """One kernel for the whole update of a block; by default torch chooses. The bits differ."""
     clip_norm: Positive | None = None

@@ -125,6 +125,16 @@ def test_maps_of_other_proportions_are_read_as_they_are(features: tuple[int, ...
     auxiliaries.build("linear", {}, BlockSite(0, 2, image, features, 10))
 
 
+@pytest.mark.parametrize(
+    ("image", "features"), [((1, 64, 64), (64, 64, 1)), ((3, 32, 32), (32, 32, 16))]
+)
+def test_maps_may_have_as_many_channels_as_rows(
+    image: tuple[int, ...], features: tuple[int, ...]
+) -> None:
+    """A width below the height, as of spectra pooled over time, is not the number of channels."""
+    auxiliaries.build("linear", {}, BlockSite(0, 2, image, features, 10))
+
+
 # The pooled linear head
 
 

@@ -12,7 +12,7 @@ import ppll
 from ppll.blocks.block import Block
 from ppll.errors import RecipeError
 from ppll.message import Kind, Message
-from ppll.methods import Lesson
+from ppll.methods import HeadMethod, Lesson
 from ppll.site import BlockSite
 from tests.interleaving import NETWORKS, MadeUpBatches, blueprint_of, built_blocks, small_recipe
 from tests.methods.trials import blocks_after_a_step, built, recipe_with
@@ -93,6 +93,28 @@ def test_exits_need_a_cut() -> None:
     recipe = small_recipe(method="backprop", split_blocks=1).with_settings(["method.exits=linear"])
     with pytest.raises(RecipeError, match=r"split\.blocks = 1 makes none: .* method\.exits out"):
         blueprint_of(recipe, MadeUpBatches())
+
+
+class Whole(HeadMethod):
+    """One loss for the whole network, with a head behind every cut."""
+
+    default_auxiliary = "linear"
+    end_to_end = True
+
+
+class Uncut(Whole):
+    """The same without heads, since it puts nothing at a cut."""
+
+    reads_cuts = False
+
+
+def test_a_class_that_reads_no_cuts_needs_none() -> None:
+    uncut, whole = (
+        small_recipe(method=f"{__name__}:{kind}", split_blocks=1) for kind in ("Uncut", "Whole")
+    )
+    assert blueprint_of(uncut, MadeUpBatches()).outline(0).auxiliary is None
+    with pytest.raises(RecipeError, match=r"to 2 or more, or set has_auxiliary = False in the cl"):
+        blueprint_of(whole, MadeUpBatches())
 
 
 def test_without_exits_nothing_is_built_behind_a_cut() -> None:

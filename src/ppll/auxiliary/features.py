@@ -21,11 +21,13 @@ class MeanToken(nn.Module):
 def is_channels_last(site: BlockSite) -> bool:
     """Whether features have the shape of maps (H, W, C), as those of Swin transformers.
 
-    Their first two sides then have the image's proportions, their last two have not.
+    Their first two sides then have the image's proportions, their last two have not, and there are
+    more channels than rows: fewer are the columns of maps (C, H, W) with as many channels as rows.
     """
     match site.feature_shape, site.input_shape:
         case (first, second, third), (_, height, width):
-            return first * width == second * height and second * width != third * height
+            is_image = first * width == second * height
+            return is_image and second * width != third * height and third > first
     return False
 
 

@@ -131,10 +131,13 @@ class Blueprint:
                 f"train.replicas = {list(recipe.train.replicas)} is one number a block, but method "
                 f"{recipe.method.name!r} trains the whole network as one: give one number."
             )
-        if method.end_to_end and method.has_auxiliary and recipe.split.blocks == 1:
+        builds = method.reads_cuts and method.has_auxiliary
+        if method.end_to_end and builds and recipe.split.blocks == 1:
+            own = is_own_class(recipe.method.name)
+            other = "set has_auxiliary = False in the class" if own else "leave method.exits out"
             raise RecipeError(
                 f"method {recipe.method.name!r} has an auxiliary network behind every cut, but "
-                f"split.blocks = 1 makes none: set it to 2 or more, or leave method.exits out."
+                f"split.blocks = 1 makes none: set it to 2 or more, or {other}."
             )
         ranges = block_ranges(network, split)
         if shapes is None:
@@ -255,14 +258,9 @@ class Blueprint:
         if not (self.method.end_to_end and self.method.reads_cuts):
             return self._segment(self.sites[index], self.ranges[index])
         ranges = block_ranges(self.network, self.recipe.split)
-        whole = self.sites[index]
+        site = self.sites[index]
         sites = _sites(
-            self.network,
-            ranges,
-            whole.input_shape,
-            whole.num_classes,
-            self.shapes,
-            whole.holds_tokens,
+            self.network, ranges, site.input_shape, site.num_classes, self.shapes, site.holds_tokens
         )
         return Chain.of([self._segment(*pair) for pair in zip(sites, ranges, strict=True)])
 

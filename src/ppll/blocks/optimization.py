@@ -65,12 +65,12 @@ def build_optimizer(
 ) -> optim.Optimizer:
     """The optimizer of one block, over the trainable parameters of its modules.
 
-    Norms, biases and embeddings are not decayed by AdamW, as its users expect, and are by SGD, as
-    the literature of CIFAR ResNets has it, and Adam, whose decay is part of the gradient in the
-    same way; ``optimizer.decay_all`` chooses otherwise. What is tied within a layer is one
-    parameter, and not decayed if one of its owners has it so. Where one
-    kernel updates a block on a GPU, it reads the learning rate from there, so that the update can
-    be recorded.
+    Norms, biases and embeddings are not decayed by ``"adamw"``, as its users expect, and are by
+    SGD, as the literature of CIFAR ResNets has it, by Adam, whose decay is part of the gradient in
+    the same way, and by a class that is named by its module, ``"torch.optim:AdamW"`` too, as where
+    it is used alone; ``optimizer.decay_all`` chooses otherwise. What is tied within a layer is one
+    parameter, and not decayed if one of its owners has it so. Where one kernel updates a block on a
+    GPU, it reads the learning rate from there, so that the update can be recorded.
 
     Raises:
         RecipeError: A class that is named by its module cannot be imported, or does not take what
@@ -137,7 +137,8 @@ def restore_state(
 ) -> None:
     """Put back what ``named_state`` gave; a parameter without tensors starts afresh.
 
-    Tensors come to the parameter's device and take its order in memory.
+    Tensors come to the parameter's device and take its order in memory, all but a number called
+    ``step``: torch counts on the processor, unless one kernel does all.
     """
     is_fused = bool(optimizer.defaults.get("fused"))
     for name, parameter in parameters:
@@ -150,10 +151,13 @@ def restore_state(
         }
         if state:
             optimizer.state[parameter] = {
-                # Torch counts steps on the processor, unless one kernel does all.
-                key: tensor if key == "step" and not is_fused else _beside(tensor, parameter)
+                key: tensor if _counts(key, tensor) and not is_fused else _beside(tensor, parameter)
                 for key, tensor in state.items()
             }
+
+
+def _counts(key: str, tensor: Tensor) -> bool:
+    return key == "step" and tensor.ndim == 0
 
 
 def _beside(tensor: Tensor, parameter: Tensor) -> Tensor:

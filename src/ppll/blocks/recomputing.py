@@ -9,6 +9,7 @@ twice.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -32,6 +33,34 @@ def _contexts(
     return buffers, _CountedBefore(module, buffers)
 
 
+@dataclass(frozen=True)
+class _Buffer:
+    """What a part of a layer holds under a name, and the value of that."""
+
+    part: nn.Module
+    name: str
+    tensor: Tensor
+    value: Tensor
+    version: int
+
+    @classmethod
+    def of(cls, part: nn.Module, name: str) -> _Buffer:
+        """As it is now."""
+        tensor = part.get_buffer(name)
+        return cls(part, name, tensor, tensor.clone(), tensor._version)
+
+    def is_changed(self) -> bool:
+        """Whether another tensor was assigned since, or this one changed in place."""
+        is_assigned = self.part._buffers[self.name] is not self.tensor
+        return is_assigned or self.tensor._version != self.version
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Let the part hold the same tensor of the same value."""
+        self.part._buffers[self.name] = self.tensor
+        self.tensor.copy_(self.value)
+
+
 class _Buffers(AbstractContextManager[None]):
     """What a forward changes of a layer's buffers, as it was before; batch norm's are left out.
 
@@ -41,29 +70,29 @@ class _Buffers(AbstractContextManager[None]):
 
     def __init__(self, module: nn.Module) -> None:
         parts = (part for part in module.modules() if not isinstance(part, _BatchNorm))
-        own = [buffer for part in parts for buffer in part.buffers(recurse=False)]
-        self._before = [(buffer, buffer.clone(), buffer._version) for buffer in own]
-        self._after: list[Tensor] = []
+        self._before = [
+            _Buffer.of(part, name)
+            for part in parts
+            for name, _ in part.named_buffers(recurse=False, remove_duplicate=False)
+        ]
+        self._after: list[_Buffer] = []
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, *error: object) -> None:
-        self._before = [kept for kept in self._before if kept[0]._version != kept[2]]
+        self._before = [buffer for buffer in self._before if buffer.is_changed()]
 
     def put_back(self) -> None:
         """Let the changed ones be as they were before the forward."""
-        self._after = [buffer.clone() for buffer, _, _ in self._before]
-        self._set([before for _, before, _ in self._before])
+        self._after = [_Buffer.of(buffer.part, buffer.name) for buffer in self._before]
+        for buffer in self._before:
+            buffer.put_back()
 
     def go_on(self) -> None:
         """Let them be as they were before ``put_back``."""
-        self._set(self._after)
-
-    @torch.no_grad()
-    def _set(self, values: list[Tensor]) -> None:
-        for (buffer, _, _), value in zip(self._before, values, strict=True):
-            buffer.copy_(value)
+        for buffer in self._after:
+            buffer.put_back()
 
 
 class _CountedBefore(AbstractContextManager[None]):
