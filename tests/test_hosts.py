@@ -254,6 +254,30 @@ def test_a_script_may_train_twice_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_data_that_the_first_process_alone_has_is_that_of_all(tmp_path: Path) -> None:
+    script = tmp_path / "given.py"
+    script.write_text(
+        "import os, numpy as np, ppll\n"
+        "images = np.arange(24 * 64, dtype=np.uint8).reshape(24, 1, 8, 8)\n"
+        "part = (images, np.arange(24) % 3)\n"
+        "is_first = os.environ['RANK'] == '0'\n"
+        "data = ppll.Dataset.from_arrays(train=part, test=part) if is_first else None\n"
+        f"settings = {[s.removeprefix('--set=') for s in RECIPE[1:]]}\n"
+        "for epochs in (1, 2):\n"
+        "    each = [f'train.epochs={epochs}', 'schedule.name=constant', 'data.batch_size=8']\n"
+        "    each = [*settings, *each]\n"
+        "    recipe = ppll.load_recipe('digits-resnet', each)\n"
+        f"    out = '{tmp_path}/run'\n"
+        "    result = ppll.Trainer(recipe, data=data, out=out, resume=True).fit()\n"
+        "print('ended', result.epoch, ppll.load(out).facts.is_given)\n"
+    )
+    agent = torchrun_here([str(script)])
+    printed = agent.communicate(timeout=120)[0]
+    assert agent.returncode == 0, printed
+    assert printed.count("ended 2 True") == 2
+
+
+@pytest.mark.slow
 def test_a_first_process_that_is_stopped_is_named(tmp_path: Path) -> None:
     command = ["-m", *train(tmp_path / "run", "--set=runtime.stall_timeout_s=5")]
     agent = torchrun_here(command, **Fault(0, 15, how="stop").to_environment())

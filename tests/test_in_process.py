@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ppll.launching import in_process
 from ppll.launching.in_process import run_here
 from ppll.numerics import in_turn, own_generator, torch_as_new
 from ppll.run_folder import RunFolder
+from tests.interleaving import MadeUpBatches, blueprint_of, built_blocks, small_recipe
 
 
 def recipe(**sections: Any) -> dict[str, Any]:
@@ -63,6 +65,23 @@ def test_who_draws_in_another_thread_waits(draws: Callable[[], None]) -> None:
         found = torch.rand(1)
     thread.join()
     assert found == torch.rand(1, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", ["forward", "learn", "evaluate"])
+def test_what_a_block_does_waits_too(name: str) -> None:
+    """Without a message it fails, once it has its turn."""
+
+    def act() -> None:
+        with suppress(Exception):
+            getattr(block, name)()
+
+    (block, *_) = built_blocks(blueprint_of(small_recipe(), MadeUpBatches()))
+    thread = threading.Thread(target=act)
+    with own_generator():
+        thread.start()
+        thread.join(0.05)
+        assert thread.is_alive()
+    thread.join()
 
 
 def test_a_network_is_loaded_between_two_messages_of_a_run() -> None:

@@ -62,8 +62,23 @@ def test_the_recipe_says_that_the_data_was_given(tmp_path: Path) -> None:
     assert recipe.data.name == "(given from Python)"
     with pytest.raises(DataError, match=r"given from Python.*data\.name.*resume"):
         ppll.Trainer(recipe)
-    with pytest.raises(RecipeError, match=r"'data\.num_workers': data that is given from Python"):
+    with pytest.raises(RecipeError, match=r"unknown option.*'data\.num_workers'"):
         ppll.Trainer({"data": {"num_workers": 4}}, data=arrays())
+
+
+def test_options_of_a_set_give_way_with_it() -> None:
+    synthetic = {"name": "synthetic", "shape": [1, 8, 8], "num_classes": 3}
+    found = ppll.Trainer({"data": {**synthetic, "batch_size": 16}}, data=arrays()).recipe.data
+    assert (found.name, found.options, found.batch_size) == ("(given from Python)", {}, 16)
+
+
+def test_a_run_goes_on_by_its_own_recipe(tmp_path: Path) -> None:
+    """Whatever of its data may change but the arrays."""
+    out = tmp_path / "run"
+    trainer(out, data=arrays()).fit()
+    longer = load_recipe(out / "config.toml").with_settings(["train.epochs=3", "data.crop=1"])
+    result = ppll.Trainer(longer, out=out, resume=True, allow_change=["data"]).fit()
+    assert (result.step, ppll.load(out).facts.is_given) == (6, True)
 
 
 @pytest.mark.parametrize("before", [None, 0], ids=["named", "arrays"])
@@ -79,9 +94,10 @@ def test_other_arrays_are_refused_before_anything_is_written(
     assert files(tmp_path / "run") == written
 
 
-def test_arrays_may_give_way_to_what_the_recipe_names(tmp_path: Path) -> None:
+@pytest.mark.parametrize("allowed", ["data", "data.name"])
+def test_arrays_may_give_way_to_what_the_recipe_names(allowed: str, tmp_path: Path) -> None:
     trainer(tmp_path / "run", data=arrays()).fit()
-    trainer(tmp_path / "run", epochs=3, resume=True, allow_change=["data"]).fit()
+    trainer(tmp_path / "run", epochs=3, resume=True, allow_change=[allowed]).fit()
     assert not (tmp_path / "run" / "data.safetensors").exists()
     assert ppll.load(tmp_path / "run").facts.num_test == 360
 

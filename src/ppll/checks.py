@@ -15,9 +15,10 @@ from ppll.data import OWN_DATA, PreparedData, datasets, reads_files
 from ppll.devices import check_devices, device_of
 from ppll.errors import ModelError, RecipeError, RunFolderError, UsageError
 from ppll.job import refuse_given
-from ppll.models import models
+from ppll.models import models, qualified
 from ppll.models.libraries import check_of_library
 from ppll.models.own_model import check_own_model
+from ppll.placement import mesh_of
 from ppll.run_folder import RunFolder
 from ppll.sections import ModelConfig
 from ppll.smallest_message import check_smallest_message
@@ -149,21 +150,12 @@ def check_names(recipe: Recipe, *, own_model: bool) -> None:
         refuse_given(recipe)
         _check_model(recipe.model)
     if recipe.data.name == OWN_DATA:
-        _check_no_options(recipe.data.options)
         return
     datasets.check(recipe.data.name, recipe.data.options)
     if recipe.data.root is not None and not reads_files(recipe.data.name):
         raise RecipeError(
             f"data.root = {recipe.data.root}: data set {recipe.data.name!r} reads no files: leave "
             f"it out, or name a set that does as data.name."
-        )
-
-
-def _check_no_options(options: Iterable[str]) -> None:
-    for key in options:
-        raise RecipeError(
-            f"unknown key 'data.{key}': data that is given from Python has no options of its own. "
-            f"Leave it out."
         )
 
 
@@ -198,7 +190,7 @@ def check_layout(blueprint: Blueprint) -> None:
         ModelError: The recipe asks for that order on a processor, and there is one.
     """
     recipe = blueprint.recipe
-    ranks = range(recipe.runtime.stages)
+    ranks = range(mesh_of(recipe.train.replicas, recipe.runtime.stages).size)
     on_processors = any(device_of(recipe.runtime, rank).type == "cpu" for rank in ranks)
     if not (recipe.train.channels_last and on_processors):
         return
@@ -206,13 +198,17 @@ def check_layout(blueprint: Blueprint) -> None:
         for prefix, root in blueprint.outline(index).named():
             for name, module in root.named_modules():
                 if isinstance(module, nn.Conv2d) and _is_too_narrow(module):
-                    raise ModelError(
-                        f"train.channels_last: {prefix}.{name} in block {index} is a convolution "
-                        f"of 1x1 with stride {module.stride} and {_num_read(module)} input "
-                        f"channels. Processors learn it wrongly below {_FEWEST_CHANNELS} with "
-                        f"their channels last (oneDNN issue 6035): set train.channels_last = "
-                        f"false, or give it more channels."
-                    )
+                    place = f"{qualified(prefix, name)} in block {index}"
+                    raise ModelError(_learned_wrongly(place, module))
+
+
+def _learned_wrongly(place: str, convolution: nn.Conv2d) -> str:
+    return (
+        f"train.channels_last: {place} is a convolution of 1x1 with stride {convolution.stride} "
+        f"and {_num_read(convolution)} input channels. Processors learn it wrongly below "
+        f"{_FEWEST_CHANNELS} with their channels last (oneDNN issue 6035): set "
+        f"train.channels_last = false, or give it more channels."
+    )
 
 
 def _is_too_narrow(convolution: nn.Conv2d) -> bool:

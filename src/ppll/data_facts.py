@@ -33,6 +33,7 @@ class DataFacts:
         holds_tokens: Whether a sample is a row of tokens (T), each with a target of its own.
         num_test: Samples to test with; 0 where that is not known.
         num_validation: Training samples that are kept back for validation.
+        is_given: Whether it was given from Python, and lies in the run folder.
     """
 
     input_shape: tuple[int, ...]
@@ -43,6 +44,7 @@ class DataFacts:
     holds_tokens: bool = False
     num_test: int = 0
     num_validation: int = 0
+    is_given: bool = False
 
     def num_evaluated(self, *, at_end: bool) -> int:
         """Samples of an evaluation: of all splits at the run's end, of the first one before."""

@@ -10,6 +10,7 @@ from ppll.config import Recipe
 from ppll.data import OWN_DATA
 from ppll.models import OWN_MODEL
 from ppll.recipe_files import load_recipe
+from ppll.sections import DataConfig
 
 __all__ = ["as_recipe", "with_own_data", "with_own_model"]
 
@@ -35,6 +36,7 @@ def with_own_model(recipe: Recipe) -> Recipe:
 
 
 def with_own_data(recipe: Recipe) -> Recipe:
-    """The recipe of a run whose data is given from Python."""
-    data = recipe.data.model_copy(update={"name": OWN_DATA, "root": None})
+    """The recipe of a run whose data is given from Python, without options of a set."""
+    kept = recipe.data.model_dump(include=set(DataConfig.model_fields) - {"name", "root"})
+    data = DataConfig(name=OWN_DATA, **kept)
     return recipe.model_copy(update={"data": data})

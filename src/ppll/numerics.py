@@ -111,8 +111,12 @@ def _gpus_as_they_were() -> Iterator[None]:
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         yield
         return
-    with (
-        torch.random.fork_rng(devices=range(torch.cuda.device_count())),
-        torch.cuda.device(torch.cuda.current_device()),
-    ):
-        yield
+    # Not torch.random.fork_rng, which puts the processor's back as well, out of turn.
+    gpus = range(torch.cuda.device_count())
+    drawn = [torch.cuda.get_rng_state(gpu) for gpu in gpus]
+    try:
+        with torch.cuda.device(torch.cuda.current_device()):
+            yield
+    finally:
+        for gpu in gpus:
+            torch.cuda.set_rng_state(drawn[gpu], gpu)

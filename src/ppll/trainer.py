@@ -134,16 +134,16 @@ class Trainer:
             if self._is_first:
                 self._check_folder()
             if self._resume and self._own_data is None:
-                self._own_data = kept_data(RunFolder(self._out.absolute()), self._allowed)
-            if self._own_data is not None:
-                self.recipe = with_own_data(self.recipe)
+                folder = RunFolder(self._out.absolute())
+                self._own_data = kept_data(folder, self.recipe.data, self._allowed)
             # What is quick to find out comes first: reading a data set may take a minute.
             check_recipe(self.recipe, own_model=model is not None)
             if self._hosts is None and (max_restarts or self.recipe.has_processes):
                 check_script(self._own_network.as_module() if self._own_network else None)
             prepared = self._load() if self._is_first else None
-            facts = None if prepared is None else facts_of(prepared)
-            self._facts = self._share(facts)
+            self._facts = self._share(prepared)
+            if self._facts.is_given:
+                self.recipe = with_own_data(self.recipe)
             self._own_network = self._own_network or found_network(model, self.recipe, self._facts)
             self.blueprint = draw_blueprint(self.recipe, self._facts, self._own_network)
             self.blueprint.stage_blocks(self.recipe.runtime.stages)
@@ -218,7 +218,10 @@ class Trainer:
     def _together(self) -> AbstractContextManager[None]:
         return nullcontext() if self._hosts is None else self._hosts.together()
 
-    def _share(self, facts: DataFacts | None) -> DataFacts:
+    def _share(self, prepared: PreparedData | None) -> DataFacts:
+        facts = None if prepared is None else facts_of(prepared)
+        if facts is not None:
+            facts = dataclasses.replace(facts, is_given=self._own_data is not None)
         if self._hosts is not None:
             return self._hosts.share_facts(facts)
         assert facts is not None  # the only process has loaded the data
@@ -269,7 +272,7 @@ class Trainer:
             stages,
             skeleton=skeleton_of(self.blueprint.network, num_ranks) if network else None,
             layers=describe_layers(self.blueprint.network),
-            user_data=self._own_data is not None,
+            user_data=self._facts.is_given,
             fault=Fault.from_environment(),
         )
 

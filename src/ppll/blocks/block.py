@@ -1,8 +1,7 @@
 """A block: layers, auxiliary network, local loss, optimizer and schedule as one thing.
 
-A block owns everything that its learning needs, so it can be placed in any process, saved and
-moved as a whole. It receives messages and knows nothing of where they come from. This file is the
-one place that detaches what leaves a block: no gradient crosses a boundary.
+A block owns everything that its learning needs, so it can be placed, saved and moved as a whole,
+and does not know where messages come from. Only here what leaves is detached: no gradient crosses.
 """
 
 from __future__ import annotations
@@ -229,6 +228,7 @@ class Block:
         late_part = late_part_of(self.method, lesson, loss)
         return {name: _leaving(tensor) for name, tensor in late_part.items()}
 
+    @in_turn
     def evaluate(self) -> None:
         """Count what the block's exit gets right on the message of the last ``forward``."""
         passage = self._take_passage()

@@ -19,12 +19,13 @@ from ppll.checkpoints.resume import Change, changes, refuse_changes, training_se
 from ppll.checkpoints.same_network import other_layers
 from ppll.claim import Claim
 from ppll.config import Recipe
-from ppll.data import Dataset
+from ppll.data import OWN_DATA, Dataset
 from ppll.errors import DataError, ModelError, RecipeError, RunFolderError
 from ppll.job import Job
 from ppll.metrics import cut_back
 from ppll.models.identity import describe_layers
 from ppll.run_folder import RunFolder
+from ppll.sections import DataConfig
 
 __all__ = ["Beginning", "begin", "find_beginning", "kept_data", "next_start"]
 
@@ -72,7 +73,7 @@ def begin(beginning: Beginning) -> Recovered | None:
     if found is not None and _changed_facts(found.reader.manifest, beginning):
         forget_validations(job.folder.checkpoints)
     differences = job.folder.describe(job.recipe, job.facts)
-    if found is None or "data" in beginning.allowed:
+    if found is None or "data" in beginning.allowed or beginning.own_data is None:
         _save_data(beginning)
     if found is None:
         write_first_checkpoint(
@@ -199,14 +200,17 @@ def _num_steps(manifest: Manifest, steps_per_epoch: int) -> int:
     return Recipe.from_dict({"train": length}).num_steps(steps_per_epoch)
 
 
-def kept_data(folder: RunFolder, allowed: Collection[str]) -> Dataset | None:
-    """The arrays that a run was given from Python, unless it may go on with other data.
+def kept_data(folder: RunFolder, config: DataConfig, allowed: Collection[str]) -> Dataset | None:
+    """The arrays that a run was given from Python, unless it may go on with a set that is named.
 
     Raises:
         DataError: They are damaged.
     """
-    if "data" in allowed or not folder.user_data.exists():
+    names_another = config.name != OWN_DATA
+    if not folder.user_data.exists() or (names_another and {"data", "data.name"} & set(allowed)):
         return None
+    if names_another:
+        _log.info("the run goes on with the arrays that it was given, not with %s", config.name)
     return Dataset.load(folder.user_data)
 
 
