@@ -178,6 +178,33 @@ def test_a_resumed_run_ends_alike(name: str, tmp_path: Path) -> None:
     same_result(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": {"name": "own_optimizers:Lion", "lr": 1e30}},
+        {
+            "method": {"name": "backprop"},
+            "optimizer": {
+                "name": "torch.optim:Rprop",
+                "weight_decay": 0,
+                "blocks": {0: {"weight_decay": 0.1}},
+            },
+        },
+    ],
+    ids=["beyond all numbers", "overrides that are left out"],
+)
+def test_a_trial_finds_no_fault_that_is_not_the_optimizers(changes: dict) -> None:
+    ppll.Trainer({"data": {"name": "digits"}, **changes})
+
+
+def test_a_block_without_parameters_to_train_is_not_tried() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    model[3].requires_grad_(False)
+    optimizer = {"name": "own_optimizers:Lion"}
+    split = {"blocks": 2, "cuts": [2]}
+    ppll.Trainer({"data": {"name": "digits"}, "split": split, "optimizer": optimizer}, model=model)
+
+
 def test_a_trial_changes_no_random_state(monkeypatch: pytest.MonkeyPatch) -> None:
     before, seeds = torch.random.get_rng_state(), list[int]()
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)

@@ -12,6 +12,7 @@ from torch import Tensor, nn, optim
 from ppll.blocks.blueprint import Blueprint
 from ppll.blocks.optimization import build_optimizer, named_state, restore_state
 from ppll.checkpoints.first_values import first_values
+from ppll.devices import device_of
 from ppll.errors import RecipeError
 from ppll.numerics import own_generator
 from ppll.own_class import blamed_on
@@ -30,7 +31,8 @@ def try_optimizer(blueprint: Blueprint) -> None:
     what a checkpoint would hold of it, which must come to the same values.
 
     Blocks are built one after the other and thrown away, gradients are made up, and the state of
-    the generator is restored. Optimizers of the shelf are not tried.
+    the generator is restored. Optimizers of the shelf are not tried, nor is one that is to run on
+    a GPU, which may do there what it cannot on the CPU.
 
     Args:
         blueprint: The network cut into blocks; its own values are not changed.
@@ -38,7 +40,8 @@ def try_optimizer(blueprint: Blueprint) -> None:
     Raises:
         RecipeError: It raises something, or a resumed run would not be the same.
     """
-    if not blueprint.recipe.optimizer.is_own:
+    recipe = blueprint.recipe
+    if not recipe.optimizer.is_own or device_of(recipe.runtime, 0).type != "cpu":
         return
     with own_generator():
         for index in range(blueprint.num_blocks):
@@ -46,13 +49,15 @@ def try_optimizer(blueprint: Blueprint) -> None:
 
 
 def _try_on(blueprint: Blueprint, index: int) -> None:
-    config, seed = blueprint.recipe.optimizer, blueprint.recipe.train.seed
+    config, seed = blueprint.rules.optimizer, blueprint.recipe.train.seed
     modules = blueprint.build_modules(index, torch.device("cpu"))
     given, values = blueprint.network.held_values(), dict[str, Tensor]()
     for prefix, module in modules.named():
         values |= first_values(prefix, module, given, seed)
     modules.load(values)
     roots = nn.ModuleList(module for _, module in modules.named())
+    if not _parameters(roots):  # That is refused in other words.
+        return
     optimizer = build_optimizer(config, index, roots)
     before = _numbers(optimizer)
     with blamed_on("optimizer.name", config.name, type(optimizer), f"on block {index}"):
@@ -64,7 +69,7 @@ def _try_on(blueprint: Blueprint, index: int) -> None:
         same = _goes_on(restored, twin)
     _update(optimizer, _parameters(roots))
     pairs = zip(_parameters(roots), _parameters(twin), strict=True)
-    if not same or not all(torch.equal(a, b) for (_, a), (_, b) in pairs):
+    if not same or not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for (_, a), (_, b) in pairs):
         raise RecipeError(_not_saved(config.name, optimizer, before))
 
 

@@ -172,10 +172,10 @@ class Blueprint:
     @property
     def knows_end(self) -> bool:
         """Whether a step's learning rates depend on how many follow."""
-        return self._rules.schedule.knows_end(self.num_blocks)
+        return self.rules.schedule.knows_end(self.num_blocks)
 
     @property
-    def _rules(self) -> Recipe:
+    def rules(self) -> Recipe:
         """What optimizers and schedules go by. The one block of an end-to-end method is the whole
         network, not the block 0 that an override means, so there are none."""
         return self.recipe.without_overrides() if self.method.end_to_end else self.recipe
@@ -221,7 +221,7 @@ class Blueprint:
         roots = [module for _, module in modules.named()]
         if not any(p.requires_grad for _, p in modules.named_parameters()):
             raise ModelError(f"block {index} has nothing to train: choose other cuts.")
-        train, rules = self.recipe.train, self._rules
+        train, rules = self.recipe.train, self.rules
         kind = Block if recorder is None else partial(RecordedBlock, recorder=recorder)
         return kind(
             self.sites[index],
