@@ -66,6 +66,15 @@ def test_no_number_of_microbatches_is_better(num_ranks: int) -> None:
         assert 60 / rivals[schedule].samples_per_second == pytest.approx(min(seconds))
 
 
+def test_no_rival_is_faster_than_its_loader() -> None:
+    base = recipe(blocks=2, cuts=[2])
+    costs = even_costs(base, 4).model_copy(update={"load_s": 100.0})
+    _, rivals = rivals_of(base, costs, 4)
+    rates = {system: rival.samples_per_second for system, rival in rivals.items()}
+    assert rates.pop("ddp") == pytest.approx(4 * 8 / 100)  # each of four makes its share
+    assert rates == pytest.approx(dict.fromkeys(rates, 8 / 100), rel=0.01)
+
+
 def test_the_loss_counts_where_chunks_are_balanced() -> None:
     base = recipe(blocks=2, cuts=[2])
     layers = [layer(2, f"layer{i}", backward_first_s=4 / 3e3) for i in range(8)]

@@ -109,12 +109,19 @@ def _best(
             prediction = predict(system, work, num_ranks, microbatches, plan.link)
         except PpllError:
             continue
-        found.append((prediction.seconds_per_batch, microbatches, prediction))
+        seconds = max(prediction.seconds_per_batch, _loading_s(plan, system, num_ranks))
+        found.append((seconds, microbatches, prediction))
     if found:
         seconds, microbatches, prediction = min(found, key=lambda each: each[0])
         memory = _memory(plan, system, num_ranks, num_chunks, microbatches, prediction)
         rate = _batch_size(plan) / seconds
         yield Rival(system, microbatches, rate, prediction.idle_fraction, memory, num_ranks)
+
+
+def _loading_s(plan: Plan, system: str, num_ranks: int) -> float:
+    """What a loader takes for a batch, beside the work; with DDP each makes a share of it."""
+    num_loaders = num_ranks if system == "ddp" else 1
+    return plan.recipe.train.accumulate * plan.costs.load_s / num_loaders
 
 
 def pipeline_work(plan: Plan, num_chunks: int) -> PipelineWork:
