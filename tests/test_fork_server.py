@@ -63,3 +63,28 @@ def test_it_ends_with_the_process_that_started_it_and_not_before(tmp_path: Path)
     # Its processes hold the pipe, so this waits for all of them.
     done = subprocess.run([sys.executable, str(script)], stderr=subprocess.PIPE, timeout=60)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+
+
+LAST_LINE = """
+import threading
+from multiprocessing import forkserver
+from ppll import fork_server
+
+set_preload = forkserver.set_forkserver_preload
+forkserver.set_forkserver_preload = lambda names: set_preload(names[:1])  # The others take long.
+
+
+def start():
+    threading.main_thread().join()
+    fork_server.warm_up()
+    print("done")
+
+
+threading.Thread(target=start).start()
+"""
+
+
+@pytest.mark.processes
+def test_it_starts_though_the_main_thread_has_ended() -> None:
+    done = subprocess.run([sys.executable, "-c", LAST_LINE], capture_output=True, timeout=60)
+    assert done.stdout == b"done\n", done.stderr.decode()

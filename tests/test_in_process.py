@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -13,11 +13,13 @@ import pytest
 import torch
 
 import ppll
-from ppll.interrupts import Interrupts
+from ppll.interrupts import Interrupts, Wish
+from ppll.job import Job
 from ppll.launching import in_process
 from ppll.launching.in_process import run_here
 from ppll.numerics import in_turn, own_generator, torch_as_new
 from ppll.run_folder import RunFolder
+from ppll.status import Activity, Monitor, Status
 from tests.interleaving import MadeUpBatches, blueprint_of, built_blocks, small_recipe
 
 
@@ -106,32 +108,65 @@ def test_a_run_learns_where_nothing_is_to_be_learned(tmp_path: Path) -> None:
 
 
 class Stuck:
-    """A stage that hears no signal."""
+    """A stage that hears no signal and stands still, twice."""
 
     def __init__(self) -> None:
-        self.told = threading.Event()
+        self.told: list[str] = []
+        self.new = threading.Semaphore(0)
+        """Counts what was told."""
+        self.looks = threading.Semaphore(0)
+        """Counts the looks at it since."""
 
-    def run(self, *_: Any) -> None:
-        assert self.told.wait(60)
+    def run(self, job: Job, rank: int, monitor: Monitor, wish: Callable[[], Wish]) -> None:
+        for _ in range(2):
+            monitor.enter(Activity.START)
+            assert self.new.acquire(timeout=10)
+            assert all(self.looks.acquire(timeout=10) for _ in range(3))
 
     def tell(self, message: str, *args: object) -> None:
-        self.message = message % args
-        self.told.set()
+        self.told.append(message % args)
+        self.new.release()
+
+    def watch(self, statuses: Sequence[Status]) -> None:
+        if self.told:
+            self.looks.release()
 
 
-def test_a_stage_that_stands_still_and_cannot_be_ended_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As in a thread that is not the main one, or in a disk that does not answer."""
+@pytest.fixture
+def stuck(monkeypatch: pytest.MonkeyPatch) -> Stuck:
     stuck = Stuck()
     monkeypatch.setattr(in_process, "run_rank", stuck.run)
+    monkeypatch.setattr(in_process, "_TURN_S", 0.01)
     monkeypatch.setattr(in_process, "_END_S", 0.0)
     monkeypatch.setattr(in_process._log, "error", stuck.tell)
     monkeypatch.setattr("ppll.launching.stall._START_TIMEOUT_S", 0.0)
+    return stuck
+
+
+@pytest.fixture
+def thread(stuck: Stuck, tmp_path: Path) -> threading.Thread:
+    """Of a run that may stand still for 0.1 s."""
     trainer = ppll.Trainer(recipe(runtime={"stall_timeout_s": 0.1}), out=tmp_path / "run")
     job = trainer._job(RunFolder(tmp_path))
-    thread = threading.Thread(target=run_here, args=(job, Interrupts(), None))
+    return threading.Thread(target=run_here, args=(job, Interrupts(), stuck.watch))
+
+
+def test_a_stage_that_stands_still_and_cannot_be_ended_is_named_once_and_watched_on(
+    stuck: Stuck, thread: threading.Thread
+) -> None:
+    """As in a thread that is not the main one, or in a disk that does not answer."""
     thread.start()
     thread.join()
-    assert "while it started: no progress for 0.1 s" in stuck.message
-    assert stuck.message.endswith("It cannot be ended from here.")
+    assert len(stuck.told) == 2
+    for message in stuck.told:
+        assert "while it started: no progress for 0.1 s" in message
+        assert message.endswith("It cannot be ended from here.")
+
+
+def test_a_run_that_waits_for_its_turn_does_not_stand_still(
+    stuck: Stuck, thread: threading.Thread
+) -> None:
+    with torch_as_new():
+        thread.start()
+        assert not stuck.new.acquire(timeout=0.3)
+    thread.join()

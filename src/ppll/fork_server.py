@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from concurrent.futures import Future
 from functools import cache
 from multiprocessing import forkserver, resource_tracker, util
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Final
 
 __all__ = ["LAUNCHER_VARIABLE", "SIGNALS", "START_METHOD", "temporary_folder", "warm_up"]
@@ -26,14 +28,31 @@ def warm_up() -> None:
         ["ppll.launching.fork_server_guard", "torch._dynamo", "ppll.launching.rank_process"]
     )
     os.environ[LAUNCHER_VARIABLE] = str(os.getpid())
-    _starter(os.getpid()).submit(_start).result()
+    done: Future[None] = Future()
+    _orders(os.getpid()).put(done)
+    done.result()
 
 
 @cache
-def _starter(process: int) -> ThreadPoolExecutor:  # noqa: ARG001
-    """A thread that lasts as long as the process: Linux ends the server with the one it came from,
-    and whoever calls ``fit`` in a thread may end before another's run does."""
-    return ThreadPoolExecutor(1, thread_name_prefix="fork server")
+def _orders(process: int) -> SimpleQueue[Future[None]]:  # noqa: ARG001
+    """What a thread that lasts as long as the process is asked to do.
+
+    Linux ends the server with the thread that it came from. Whoever calls ``fit`` in a thread may
+    end before another's run does, and so may the main thread, which executors end with.
+    """
+    orders: SimpleQueue[Future[None]] = SimpleQueue()
+    threading.Thread(target=_follow, args=(orders,), name="fork server", daemon=True).start()
+    return orders
+
+
+def _follow(orders: SimpleQueue[Future[None]]) -> None:
+    while True:
+        done = orders.get()
+        try:
+            _start()
+            done.set_result(None)
+        except BaseException as error:
+            done.set_exception(error)
 
 
 def _start() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import logging
+import math
 import tempfile
 import threading
 import time
@@ -34,14 +35,18 @@ def run_here(job: Job, interrupts: Interrupts, watch: Watcher | None) -> RankRes
     Raises:
         WorkerError: It failed, or stood still for too long.
     """
+    with torch_as_new():  # While others have their turn there is nothing to look at.
+        return _run_watched(job, interrupts, watch)
+
+
+def _run_watched(job: Job, interrupts: Interrupts, watch: Watcher | None) -> RankResult:
     page = StatusPage()
     monitor = injected_monitor(job.fault, job.generation, 0, Monitor(page))
     ended = threading.Event()
     looker = threading.Thread(target=_look, args=(job, page, watch, interrupts, ended), daemon=True)
     looker.start()
     try:
-        with torch_as_new():
-            return run_rank(job, 0, monitor, lambda: interrupts.wish)
+        return run_rank(job, 0, monitor, lambda: interrupts.wish)
     except WorkerError:
         raise
     except Exception as error:
@@ -63,21 +68,23 @@ def _look(
     """Show the stage's status while it runs, and end a stage that stands still."""
     timeout_s = job.recipe.runtime.stall_timeout_s
     pauses = Pauses()
+    told_since_s = -math.inf
     while True:
         with pauses.noticed():
             if ended.wait(_TURN_S):
                 return
-        statuses = [page.read()]
+        status = page.read()
         if watch is not None:
-            watch(statuses)
+            watch([status])
         now_s = time.monotonic()
-        if find_stall(statuses, job.mesh, now_s, timeout_s, resumed_s=pauses.resumed_s) is not None:
-            detail = f"{describe(statuses, now_s)}\n{_stacks()}"
-            failure = Failure.silent(0, statuses[0], now_s, stall_cause(timeout_s), detail)
+        stall = find_stall([status], job.mesh, now_s, timeout_s, resumed_s=pauses.resumed_s)
+        if stall is not None and status.since != told_since_s:
+            told_since_s = status.since
+            detail = f"{describe([status], now_s)}\n{_stacks()}"
+            failure = Failure.silent(0, status, now_s, stall_cause(timeout_s), detail)
             interrupts.abort(WorkerError(failure.message(), failure))
             if not ended.wait(_END_S):
                 _log.error("%s\nIt cannot be ended from here.", failure.message())
-            return
 
 
 def _stacks() -> str:
