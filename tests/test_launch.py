@@ -292,6 +292,23 @@ def test_a_second_signal_stops_ranks_that_have_said_nothing_yet(own_module: Path
         trainer.fit()
 
 
+def test_a_signal_to_ranks_that_come_up_is_no_failure(own_module: Path) -> None:
+    """As ``timeout`` and others send it: to all processes."""
+    sent = []
+
+    def signal_all(statuses: Sequence[Status]) -> None:
+        if own_module.with_suffix(".there").exists() and not sent:
+            sent.extend([*descendants(os.getpid()), os.getpid()])
+            for process in sent:
+                os.kill(process, signal.SIGTERM)
+
+    trainer = trainer_with(
+        own_module, "    time.sleep(600)", stall_timeout_s=600.0, watch=signal_all
+    )
+    with pytest.raises(Interrupted, match="before training began"):
+        trainer.fit()
+
+
 def test_ranks_that_never_say_anything_are_named(
     own_module: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

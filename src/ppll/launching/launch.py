@@ -92,6 +92,7 @@ class Launcher:
 
         Raises:
             WorkerError: A rank failed; all are gone.
+            Interrupted: A second signal came, or one to all processes while they came up.
         """
         agent = Agent(rank_process.main, (self._job,), self._job.mesh.size, self._folder)
         try:
@@ -256,7 +257,14 @@ class Launcher:
         if self._interrupts.count > 1:
             raise Interrupted("interrupted twice: stopped at once, nothing more was saved.")
         first = self._first_cause(agent)
+        if self._interrupts.count and self._fell_to_a_signal(agent, first.rank):
+            raise Interrupted("stopped before training began; nothing more was saved.")
         raise WorkerError(first.message(), first)
+
+    def _fell_to_a_signal(self, agent: Agent, rank: int) -> bool:
+        """Whether a signal that came to all processes ended a rank before it could say anything."""
+        ends = [-number for number in fork_server.SIGNALS]
+        return rank not in self._lines and agent.exit_codes().get(rank) in ends
 
     def _first_cause(self, agent: Agent) -> Failure:
         """The earliest failure; one of a rank that died without a word gets its exit code."""
