@@ -31,10 +31,10 @@ def test_every_layer_and_every_exit_is_measured() -> None:
 def test_sizes_are_those_of_the_tensors() -> None:
     costs = measured()
     layers = {layer.name: layer for layer in costs.layers}
-    assert layers["stage1_0"].features_bytes == 10 * 4 * 8 * 8 * 4
+    assert layers["stage1_0"].features_bytes == 10 * 8 * 8 * 8 * 4
     assert layers["head"].features_bytes == 10 * 3 * 4
-    assert layers["head"].parameter_bytes == (16 * 3 + 3) * 4
-    site = BlockSite(0, 2, (1, 8, 8), (4, 8, 8), 3)
+    assert layers["head"].parameter_bytes == (32 * 3 + 3) * 4
+    site = BlockSite(0, 2, (1, 8, 8), (8, 8, 8), 3)
     auxiliary = build_method(recipe()).build_auxiliary(site)
     expected = sum(p.nbytes for p in auxiliary.parameters())
     assert costs.exits[1].parameter_bytes == expected
