@@ -15,9 +15,11 @@ from ppll.data import OWN_DATA, PreparedData, datasets, reads_files
 from ppll.devices import check_devices, device_of
 from ppll.errors import ModelError, RecipeError, RunFolderError, UsageError
 from ppll.job import refuse_given
+from ppll.method_trial import try_method
 from ppll.models import models, qualified
 from ppll.models.libraries import check_of_library
 from ppll.models.own_model import check_own_model
+from ppll.optimizer_trial import try_optimizer
 from ppll.placement import mesh_of
 from ppll.run_folder import RunFolder
 from ppll.sections import ModelConfig
@@ -80,10 +82,13 @@ def check_start(blueprint: Blueprint, data: PreparedData, folder: RunFolder) -> 
         DataError: There is a training message that is too small to learn from.
         ModelError: Processors learn a convolution wrongly in the memory order that is asked for.
         RunFolderError: There is too little room for checkpoints.
+        RecipeError: A method or optimizer of the user's own does not work.
     """
     check_messages(blueprint, data)
     check_layout(blueprint)
     check_disk(blueprint, folder)
+    try_method(blueprint, data)
+    try_optimizer(blueprint)
 
 
 def check_compiler(recipe: Recipe) -> None:

@@ -12,11 +12,15 @@ from ppll.models import OWN_MODEL
 from ppll.recipe_files import load_recipe
 from ppll.sections import DataConfig
 
-__all__ = ["as_recipe", "with_own_data", "with_own_model"]
+__all__ = ["as_recipe", "with_own_data"]
 
 
-def as_recipe(given: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
-    """A recipe, the sections of one, a recipe file, or the name of a shipped one.
+def as_recipe(given: Recipe | Mapping[str, Any] | str | Path, *, own_model: bool) -> Recipe:
+    """The recipe of a run.
+
+    Args:
+        given: A recipe, the sections of one, a recipe file, or the name of a shipped one.
+        own_model: Whether the network is given from Python, whatever the recipe names.
 
     Raises:
         RecipeError: It is no recipe.
@@ -26,11 +30,9 @@ def as_recipe(given: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
     elif not isinstance(given, Recipe):
         given = Recipe.from_dict(given)
     # Other processes, and a later look at the run, may stand in another folder.
-    return given.with_absolute_paths()
-
-
-def with_own_model(recipe: Recipe) -> Recipe:
-    """The recipe of a run whose network is given from Python."""
+    recipe = given.with_absolute_paths()
+    if not own_model:
+        return recipe
     model = recipe.model.model_copy(update={"name": OWN_MODEL})
     return recipe.model_copy(update={"model": model})
 

@@ -28,7 +28,7 @@ from ppll.data_facts import DataFacts
 from ppll.decoding_view import decoding_shown
 from ppll.errors import Interrupted, WorkerError
 from ppll.faults import Fault
-from ppll.given import as_recipe, with_own_data, with_own_model
+from ppll.given import as_recipe, with_own_data
 from ppll.hosts.run import Hosts
 from ppll.interrupts import Interrupts
 from ppll.job import Job, RankResult, draw_blueprint, found_network
@@ -36,11 +36,9 @@ from ppll.launching.launch import Watcher
 from ppll.launching.restarts import run_with_restarts
 from ppll.launching.script import check_script, refuse_import
 from ppll.live import progress_console, shown, together
-from ppll.method_trial import try_method
 from ppll.metrics import merge_metrics
 from ppll.models.identity import describe_layers
 from ppll.models.splitting import Model, plain_row
-from ppll.optimizer_trial import try_optimizer
 from ppll.placement import mesh_of
 from ppll.result import Result, merge_results, read_result
 from ppll.run_folder import RunFolder, default_folder, take_free
@@ -106,9 +104,7 @@ class Trainer:
         refuse_import()
         check_resuming(resume=resume, out=out, allow_change=allow_change)
         name = name or (str(recipe) if isinstance(recipe, str | Path) else "run")
-        self.recipe = as_recipe(recipe)
-        if model is not None:
-            self.recipe = with_own_model(self.recipe)
+        self.recipe = as_recipe(recipe, own_model=model is not None)
         self._own_network = None if model is None else plain_row(model)
         self._own_data = check_dataset(data)
         self._out = Path(out) if out is not None else default_folder(name)
@@ -149,8 +145,6 @@ class Trainer:
             self.blueprint.stage_blocks(self.recipe.runtime.stages)
             if prepared is not None:
                 check_start(self.blueprint, prepared, RunFolder(self._out.absolute()))
-                try_method(self.blueprint, prepared)
-                try_optimizer(self.blueprint)
             self._trained = self._read_weights()
 
     def check(self) -> int:
