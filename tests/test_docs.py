@@ -105,6 +105,14 @@ def run(page: str, index: int) -> dict[str, Any]:
     return names
 
 
+def test_the_data_set_of_torch_is_read() -> None:
+    names = run("data.md", 1)
+    data, digits = names["data"], names["whole"].digits
+    assert (len(data.train), len(data.test), data.input_shape) == (1437, 360, (1, 8, 8))
+    assert data.test.targets.tolist() == digits.target[1437:].tolist()
+    assert data.mean[0] == pytest.approx(digits.images[:1437].mean() / 16, abs=1e-3)
+
+
 def test_the_function_as_a_callback_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import numbers
 import operator
@@ -17,13 +16,19 @@ import safetensors.numpy
 import torch
 from torch import Tensor
 
-from ppll.data.arrays import ArrayLike, as_tensor, channel_statistics, check_finite
+from ppll.data.arrays import (
+    ArrayLike,
+    as_tensor,
+    channel_statistics,
+    check_finite,
+    warn_of_order,
+)
+from ppll.data.arrays import describe as _describe
+from ppll.data.torch_dataset import MapStyle, read_samples
 from ppll.durable import write_whole
 from ppll.errors import DataError
 
-__all__ = ["Dataset", "Split", "check_dataset"]
-
-_log = logging.getLogger(__name__)
+__all__ = ["Dataset", "Split"]
 
 _SHAPES = "uint8 images (N, C, H, W) or float32 of any shape (N, ...)"
 _TOKENS = (torch.uint8, torch.int32, torch.int64)
@@ -182,7 +187,7 @@ class Dataset:
             DataError: The arrays do not fit together, or a part is no pair of them.
         """
         train_split, test_split = _as_split("train", train), _as_split("test", test)
-        _warn_of_order(train_split.inputs)
+        warn_of_order(train_split.inputs)
         if num_classes is None:
             num_classes = 1 + max(int(part.targets.max()) for part in (train_split, test_split))
         with suppress(TypeError):  # What numpy and torch count is no int.
@@ -191,6 +196,29 @@ class Dataset:
         if train_split.inputs.dtype == torch.uint8 and not train_split.holds_tokens:
             mean, std = channel_statistics(train_split.inputs)
         return cls(train_split, test_split, num_classes, mean, std)
+
+    @classmethod
+    def from_torch(cls, *, train: MapStyle, test: MapStyle, num_classes: int | None = None) -> Self:
+        """Make a data set of torch's map-style ones, which are read into memory: every sample
+        once, the first 32 twice.
+
+        Best are images in bytes, as Pillow's RGB and grey ones become (C, H, W); tensors and numpy
+        arrays are taken as ``from_arrays`` takes rows of them. No transform may be random.
+
+        Args:
+            train: Gives ``(input, label)`` by index, and has a length; a label is a whole number.
+            test: The same, of samples to test with.
+            num_classes: Classes to tell apart; without it, one more than the largest label.
+
+        Raises:
+            DataError: One is no such data set or changes from reading to reading, or the samples
+                do not fit together; the message names the sample.
+        """
+        return cls.from_arrays(
+            train=read_samples("train", train),
+            test=read_samples("test", test),
+            num_classes=num_classes,
+        )
 
     def equals(self, other: Dataset) -> bool:
         """Whether another data set has the same samples, labels, classes and normalisation."""
@@ -262,37 +290,6 @@ def _equal(one: Tensor | None, other: Tensor | None) -> bool:
     if one is None or other is None:
         return one is other
     return torch.equal(one, other)
-
-
-def check_dataset(data: object) -> Dataset | None:
-    """What was given as a data set, which may be none.
-
-    Raises:
-        DataError: It is something else.
-    """
-    if data is None or isinstance(data, Dataset):
-        return data
-    raise DataError(
-        f"data must be a ppll.Dataset, found {type(data).__name__}: give "
-        f"ppll.Dataset.from_arrays(train=(inputs, targets), test=(inputs, targets)), or name a "
-        f"data set of the shelf as data.name in the recipe."
-    )
-
-
-def _warn_of_order(inputs: Tensor) -> None:
-    """Images with their channels last would be trained on as narrow ones of many channels."""
-    if inputs.dim() == 4 and inputs.shape[3] in (1, 3) and inputs.shape[1] > 4:
-        _log.warning(
-            "train samples are %s, as if channels were last, but images are (N, C, H, W): unless "
-            "they have %d channels, give inputs.transpose(0, 3, 1, 2) of NumPy, or "
-            "inputs.permute(0, 3, 1, 2) of torch",
-            _describe(inputs),
-            inputs.shape[1],
-        )
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
 
 
 def _check_tokens(inputs: Tensor, targets: Tensor) -> None:
