@@ -179,6 +179,7 @@ def load(
     *,
     model: Model | None = None,
     best: bool = False,
+    step: int | None = None,
 ) -> TrainedNetwork:
     """The network of a run's newest checkpoint, with its exits, on the CPU.
 
@@ -189,28 +190,31 @@ def load(
         run: A run folder.
         model: The network, where it was given from Python; it is not changed.
         best: Take the checkpoint with the best validation accuracy instead of the newest.
+        step: Take the checkpoint after so many training batches.
 
     Raises:
+        UsageError: Both ``best`` and ``step`` are given.
         RunFolderError: It is no run or has no such checkpoint.
         ModelError: ``model`` is missing, is not wanted, or is another network.
-        CheckpointError: All its checkpoints are damaged.
+        CheckpointError: All its checkpoints are damaged, or the one that is asked for is.
     """
-    folder, found, recipe = open_checkpoint(run, model, best=best)
+    folder, found, recipe = open_checkpoint(run, model, best=best, step=step)
     return network_of(found, recipe, folder.read_facts(), model)
 
 
 def open_checkpoint(
-    run: str | Path, model: Model | None, *, best: bool
+    run: str | Path, model: Model | None, *, best: bool, step: int | None
 ) -> tuple[RunFolder, Recovered, Recipe]:
-    """A run, its newest checkpoint or the best, and the recipe that this is read by.
+    """A run, its newest checkpoint or the one asked for, and the recipe that this is read by.
 
     Raises:
+        UsageError: Both ``best`` and ``step`` are given.
         RunFolderError: It is no run, or has no such checkpoint.
         ModelError: ``model`` is missing or is not wanted.
-        CheckpointError: All its checkpoints are damaged.
+        CheckpointError: All its checkpoints are damaged, or the one that is asked for is.
     """
     folder = RunFolder.open(Path(run))
-    found = find(folder, best=best)
+    found = find(folder, best=best, step=step)
     recipe = as_saved(folder.read_recipe(), found.reader.manifest.recipe)
     _check_given(run, recipe, model)
     return folder, found, recipe
