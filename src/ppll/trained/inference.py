@@ -118,6 +118,24 @@ class TrainedNetwork(nn.Module):
             found = [self._method.exit(block.auxiliary, features) for block, features in pairs]
         return [None if logits is None else logits.float() for logits in found]
 
+    def features(self, inputs: Tensor) -> list[Tensor]:
+        """What every block makes of the inputs (N, ...) in float32, the final output last.
+
+        They are the features that cross the cuts, as the next block gets them, so in fewer bits
+        where ``split.features_dtype`` asks for it; where several tensors cross, the main one. No
+        cut follows the last block: its entry is the logits of ``forward``. As there, gradients
+        flow through all blocks unless ``torch.no_grad()`` is around the call.
+
+        Args:
+            inputs: As for ``forward``.
+        """
+        with self._as_trained(inputs):
+            *crossing, last = self._outputs(inputs)
+            logits = self._method.exit(None, last)
+        assert logits is not None  # The last block always predicts.
+        received = [as_received(features, self._features_type) for features in crossing]
+        return [features.float() for features in (*received, logits)]
+
     def multiply_adds(self, inputs: Tensor) -> list[BlockCompute]:
         """What every block computes on a sample, as torch's flop counter has it.
 
