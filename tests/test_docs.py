@@ -128,6 +128,16 @@ def assert_there_are_four_blocks(result: ppll.Result, folder: Path) -> None:
     assert (folder / result.run_folder / "result.json").is_file()
 
 
+def test_rows_of_padded_tokens_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    result = run("data.md", 1)["result"]
+    assert result.test_accuracy > 0.85
+    assert_there_are_four_blocks(result, tmp_path)
+
+
 def test_the_script_that_may_be_interrupted_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
