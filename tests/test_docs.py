@@ -107,7 +107,7 @@ def run(page: str, *indices: int) -> dict[str, Any]:
 
 
 def test_the_data_set_of_torch_is_read() -> None:
-    names = run("data.md", 1)
+    names = run("data.md", 2)
     data, digits = names["data"], names["whole"].digits
     assert (len(data.train), len(data.test), data.input_shape) == (1437, 360, (1, 8, 8))
     assert data.test.targets.tolist() == digits.target[1437:].tolist()
@@ -135,6 +135,16 @@ def test_the_model_that_hands_on_a_dict_learns(
 def assert_there_are_four_blocks(result: ppll.Result, folder: Path) -> None:
     assert len(result.exit_accuracy) == 4
     assert (folder / result.run_folder / "result.json").is_file()
+
+
+def test_rows_of_padded_tokens_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    result = run("data.md", 1)["result"]
+    assert result.test_accuracy > 0.85
+    assert_there_are_four_blocks(result, tmp_path)
 
 
 def test_the_script_that_may_be_interrupted_works(

@@ -102,6 +102,13 @@ def test_rows_of_tokens_have_a_target_each(dtype: torch.dtype) -> None:
     assert torch.equal(dataset.train.targets, rows[:, 1:])
 
 
+def test_rows_of_tokens_may_have_one_class_each() -> None:
+    rows = torch.arange(24).reshape(6, 4)
+    dataset = read(lambda index: (rows[index], LABELS[index]), num_tokens=30)
+    assert torch.equal(dataset.train.inputs, rows)
+    assert (dataset.num_classes, dataset.num_tokens) == (3, 30)
+
+
 def test_every_sample_is_read_once_but_the_first_ones() -> None:
     made = Made(lambda index: (np.float32([index]), 0), number=100)
     test = Made(lambda index: (np.float32([index]), 0), number=2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,10 +12,7 @@ from torch import Tensor
 
 from ppll.errors import DataError
 
-__all__ = ["ArrayLike", "as_tensor", "channel_statistics", "check_finite", "describe"]
-__all__ += ["warn_of_order"]
-
-_log = logging.getLogger(__name__)
+__all__ = ["ArrayLike", "as_tensor", "channel_statistics", "check_finite"]
 
 ArrayLike = Tensor | npt.NDArray[Any] | Sequence[Any]
 """What users have: a tensor, a numpy array, or nested lists."""
@@ -41,23 +37,6 @@ def as_tensor(array: ArrayLike) -> Tensor:
     # torch takes native byte order and memory that may be written, and no negative strides.
     native = plain.astype(plain.dtype.newbyteorder("="), copy=False)
     return torch.from_numpy(np.require(native, requirements=["C", "W"]))
-
-
-def describe(tensor: Tensor) -> str:
-    """Its type and shape, for messages."""
-    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
-
-
-def warn_of_order(inputs: Tensor) -> None:
-    """Point at images (N, H, W, C), which would be trained on as narrow ones of many channels."""
-    if inputs.dim() == 4 and inputs.shape[3] in (1, 3) and inputs.shape[1] > 4:
-        _log.warning(
-            "train samples are %s, as if channels were last, but images are (N, C, H, W): unless "
-            "they have %d channels, give inputs.transpose(0, 3, 1, 2) of NumPy, or "
-            "inputs.permute(0, 3, 1, 2) of torch",
-            describe(inputs),
-            inputs.shape[1],
-        )
 
 
 def check_finite(samples: Tensor) -> None:

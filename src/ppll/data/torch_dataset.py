@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from ppll.data.arrays import as_tensor, describe
+from ppll.data.arrays import as_tensor
 from ppll.data.progress import counted
+from ppll.data.split import described
 from ppll.errors import DataError
 
 __all__ = ["MapStyle", "read_samples"]
@@ -83,17 +84,17 @@ class _Rows:
     def like(cls, value: Tensor, number: int, part: str) -> Self:
         dtype = torch.float32 if value.is_floating_point() else value.dtype
         try:
-            return cls(torch.empty((number, *value.shape), dtype=dtype), describe(value))
+            return cls(torch.empty((number, *value.shape), dtype=dtype), described(value))
         except RuntimeError:
             raise DataError(
-                f"{part}: {number} samples that are {describe(value)} do not fit into memory: "
+                f"{part}: {number} samples that are {described(value)} do not fit into memory: "
                 f"give smaller ones, or fewer by torch.utils.data.Subset."
             ) from None
 
     def put(self, index: int, value: Tensor, what: str) -> None:
-        if describe(value) != self.first:
+        if described(value) != self.first:
             raise DataError(
-                f"{what} {describe(value)}, but sample 0 {self.first}: give all the same shape "
+                f"{what} {described(value)}, but sample 0 {self.first}: give all the same shape "
                 f"and type, as by a transform that is not random."
             )
         with torch.no_grad():
@@ -193,6 +194,6 @@ def _refuse_random(what: str, first: tuple[Tensor, ...], again: tuple[Tensor, ..
 
 def _same(one: Tensor, other: Tensor) -> bool:
     """Bit for bit, but that what is no number is like all of its kind."""
-    if describe(one) != describe(other):
+    if described(one) != described(other):
         return False
     return torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)

@@ -141,4 +141,9 @@ def _load_data(folder: RunFolder, recipe: Recipe, facts: DataFacts) -> Dataset:
             f"classes, but its data has {data.input_shape} in {data.num_classes} now: put back "
             f"what it had."
         )
+    if data.num_tokens != facts.num_tokens:
+        raise DataError(
+            f"the run was trained on {facts.num_tokens} different tokens, but its data has "
+            f"{data.num_tokens} now: put back what it had."
+        )
     return data

@@ -98,6 +98,7 @@ class TrainedNetwork(nn.Module):
                 floating point (N, ...), which the layers get as it is: what the network was trained
                 on, or images that are normalised already, as ``(images / 255 - facts.mean) /
                 facts.std`` by channel. Images of any other scale give wrong predictions silently.
+                Or, where it was trained on them, tokens (N, T) in any type of whole number.
         """
         with self._as_trained(inputs):
             *_, features = self._outputs(inputs)
@@ -174,6 +175,8 @@ class TrainedNetwork(nn.Module):
             yield features
 
     def _normalised(self, inputs: Tensor) -> Tensor:
+        if self.facts.holds_tokens:
+            return _as_tokens(inputs)
         if inputs.dtype != torch.uint8:
             self._refuse_missing_image()
             return inputs
@@ -190,6 +193,15 @@ class TrainedNetwork(nn.Module):
                 "blocks of this network read the image as it was before normalisation: give uint8 "
                 "images, which are normalised here."
             )
+
+
+def _as_tokens(inputs: Tensor) -> Tensor:
+    if inputs.is_floating_point():
+        raise ModelError(
+            f"the network was trained on tokens, found {inputs.dtype}: give rows (N, T) of whole "
+            f"numbers."
+        )
+    return inputs.long()
 
 
 def load(
