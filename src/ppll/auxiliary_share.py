@@ -85,9 +85,8 @@ class _Tally:
 def _run(blueprint: Blueprint, modules: BlockModules, site: BlockSite) -> None:
     """One block's forward and local loss on one sample."""
     method = blueprint.method
-    reads_tokens = site.holds_tokens and site.block_index == 0
-    leaf = _sample(site.block_input_shape, torch.int64 if reads_tokens else torch.float32)
-    leaf.requires_grad_(method.needs_input_gradient and not reads_tokens)
+    leaf = _sample(site.block_input_shape, torch.int64 if site.reads_tokens else torch.float32)
+    leaf.requires_grad_(method.needs_input_gradient and not site.reads_tokens)
     inputs = leaf.clone()  # The counter's hooks cannot be where a gradient ends.
     image = _sample(site.input_shape, torch.int64 if site.holds_tokens else torch.uint8)
     fields = {IMAGE: image, PREVIOUS: _sample(site.previous_input_shape)}

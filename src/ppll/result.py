@@ -165,7 +165,7 @@ def read_result(folder: RunFolder) -> Result:
 
 def _perplexities(job: Job, tested: Sequence[Tally]) -> tuple[float | None, ...] | None:
     """Of every exit, where losses are those of tokens."""
-    if not (tested and job.facts.holds_tokens) or job.recipe.train.label_smoothing:
+    if not (tested and job.facts.predicts_tokens) or job.recipe.train.label_smoothing:
         return None
     silent = [math.isnan(tally.accuracy) for tally in tested]
     losses = [tally.loss for tally in tested]

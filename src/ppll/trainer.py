@@ -22,13 +22,12 @@ from ppll.checks import check_recipe, check_resuming, check_start
 from ppll.claim import locked
 from ppll.config import Recipe
 from ppll.data import Dataset, load_dataset, prepare
-from ppll.data.dataset import check_dataset
 from ppll.data.preparation import PreparedData, facts_of
 from ppll.data_facts import DataFacts
 from ppll.decoding_view import decoding_shown
 from ppll.errors import Interrupted, WorkerError
 from ppll.faults import Fault
-from ppll.given import as_recipe, with_own_data
+from ppll.given import as_recipe, check_dataset, with_own_data
 from ppll.hosts.run import Hosts
 from ppll.interrupts import Interrupts
 from ppll.job import Job, RankResult, draw_blueprint, found_network

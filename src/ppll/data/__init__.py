@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Final
 
 from ppll.data.cifar10 import cifar10
-from ppll.data.dataset import Dataset, Split
+from ppll.data.dataset import Dataset
 from ppll.data.digits import digits
 from ppll.data.image_folder import image_folder
 from ppll.data.loader import Loader
 from ppll.data.preparation import PreparedData, prepare
+from ppll.data.split import Split
 from ppll.data.stdlib_text import stdlib_text
 from ppll.data.stl10 import stl10
 from ppll.data.svhn import svhn

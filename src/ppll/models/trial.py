@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
@@ -88,6 +89,7 @@ def output_of(layer: Layer, inputs: Any) -> Any:
         shapes = ", ".join(str(tuple(tensor.shape[1:])) for tensor in tensors)
         raise ModelError(
             f"{layer} cannot read samples of shape {shapes}: {type(error).__name__}: {error}"
+            f"{_hint_of_types(tensors)}"
         ) from error
     if problem := problem_of(output, tensors[0].shape[0]):
         raise ModelError(
@@ -97,3 +99,9 @@ def output_of(layer: Layer, inputs: Any) -> Any:
             f"does, or make one layer of it and those after it."
         )
     return output
+
+
+def _hint_of_types(tensors: Sequence[Tensor]) -> str:
+    if any(tensor.is_floating_point() for tensor in tensors):
+        return ""
+    return ". Whole numbers (N, T) are tokens: give floating point where they are quantities."
