@@ -40,7 +40,7 @@ from ppll.metrics import merge_metrics
 from ppll.models.identity import describe_layers
 from ppll.models.splitting import Model, plain_row
 from ppll.placement import mesh_of
-from ppll.result import Result, merge_results, read_result
+from ppll.result import Result, merge_results, read_result, written
 from ppll.run_folder import RunFolder, default_folder, take_free
 from ppll.tensorboard import TensorBoard
 from ppll.torchrun import is_first_process, started_by_torchrun
@@ -308,9 +308,7 @@ class Trainer:
             merge_metrics(folder.metric_parts, folder.metrics)
             merge_timeline(folder.traces, folder.timeline)
         result = merge_results(job, results, self.blueprint.num_blocks)
-        if results[0].samples or not folder.result.exists():  # else it was only looked at again
-            folder.write_result(dataclasses.asdict(result))
-        return job, result
+        return job, written(result, folder, has_trained=results[0].samples > 0)
 
     def _launch(self, beginning: Beginning, watch: Watcher | None) -> list[RankResult]:
         # A run in this process is ended by the second signal, if the first does not suffice.
