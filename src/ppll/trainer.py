@@ -317,7 +317,7 @@ class Trainer:
             try:
                 return run_with_restarts(beginning, interrupts, watch, self._max_restarts)
             except WorkerError as error:
-                error.add_note(f"Its newest checkpoint is in {beginning.job.folder.to_go_on}")
+                error.add_note(beginning.job.folder.after_failure)
                 raise
 
     def _follow(self) -> Result:
