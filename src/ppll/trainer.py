@@ -17,12 +17,14 @@ from ppll.callbacks import CallbackLike, check_callbacks, followed
 from ppll.checkpoints.checkpoint import step_folder
 from ppll.checkpoints.first_values import put_back, skeleton_of
 from ppll.checkpoints.recovery import Recovered, newest_whole
-from ppll.checkpoints.starting import Beginning, begin, find_beginning, kept_data, next_start
+from ppll.checkpoints.run_data import kept_data
+from ppll.checkpoints.starting import Beginning, begin, find_beginning, next_start
 from ppll.checks import check_recipe, check_resuming, check_start
 from ppll.claim import locked
 from ppll.config import Recipe
 from ppll.data import Dataset, load_dataset, prepare
 from ppll.data.dataset import check_dataset
+from ppll.data.kept import digest_of
 from ppll.data.preparation import PreparedData, facts_of
 from ppll.data_facts import DataFacts
 from ppll.decoding_view import decoding_shown
@@ -214,8 +216,9 @@ class Trainer:
 
     def _share(self, prepared: PreparedData | None) -> DataFacts:
         facts = None if prepared is None else facts_of(prepared)
-        if facts is not None:
-            facts = dataclasses.replace(facts, is_given=self._own_data is not None)
+        if facts is not None and self._own_data is not None:
+            digest = digest_of(self._own_data)
+            facts = dataclasses.replace(facts, is_given=True, digest=digest)
         if self._hosts is not None:
             return self._hosts.share_facts(facts)
         assert facts is not None  # the only process has loaded the data
