@@ -37,6 +37,7 @@ class DataFacts:
         num_test: Samples to test with; 0 where that is not known.
         num_validation: Training samples that are kept back for validation.
         is_given: Whether it was given from Python, and lies in the run folder.
+        digest: Of what was given; see ``ppll.data.kept``. Older versions wrote none.
     """
 
     input_shape: tuple[int, ...]
@@ -49,6 +50,7 @@ class DataFacts:
     num_test: int = 0
     num_validation: int = 0
     is_given: bool = False
+    digest: str | None = None
 
     @property
     def holds_tokens(self) -> bool:

@@ -188,6 +188,11 @@ class RunFolder:
         )
 
     @property
+    def after_failure(self) -> str:
+        """What to say below the cause of a failure."""
+        return f"Its newest checkpoint is in {self.to_go_on}"
+
+    @property
     def config(self) -> Path:
         """The whole recipe, defaults included."""
         return self.path / "config.toml"
