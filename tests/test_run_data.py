@@ -14,7 +14,7 @@ from PIL import Image
 import ppll
 from ppll.checkpoints.checkpoint import read_validation, step_folder, write_validation
 from ppll.data import Dataset
-from ppll.errors import DataError, RecipeError, WorkerError
+from ppll.errors import DataError, RecipeError
 from ppll.recipe_files import load_recipe
 
 RECIPE: dict[str, dict[str, Any]] = {
@@ -109,8 +109,9 @@ def test_damaged_arrays_are_told_from_the_run_s(tmp_path: Path) -> None:
     damage(run)
     with pytest.raises(DataError, match=r"data\.safetensors does not hold .*--allow-change data"):
         trainer(run, epochs=3, resume=True)
-    with pytest.raises(WorkerError, match="does not hold the arrays that the run was given"):
-        ppll.evaluate(run)
+    for evaluate in (ppll.evaluate, ppll.evaluate_exits):
+        with pytest.raises(DataError, match="does not hold the arrays that the run was given"):
+            evaluate(run)
     assert trainer(run, epochs=3, resume=True, data=arrays()).fit().step == 6
     assert (run / "data.safetensors").read_bytes() == whole
     assert ppll.evaluate(run).step == trained.step + 2
