@@ -8,6 +8,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import hypothesis.strategies as st
@@ -36,6 +37,7 @@ from tests.interleaving import (
     small_recipe,
     train_interleaved,
 )
+from tests.libraries import library
 from tests.token_rows import LENGTH, NUM_TOKENS, MadeUpRows, classifier, dataset, rows
 
 WORKING = [
@@ -255,6 +257,43 @@ def test_another_vocabulary_is_other_data() -> None:
     facts = MadeUpRows().facts
     larger = dataclasses.replace(facts, num_tokens=NUM_TOKENS + 1)
     assert larger.differences(facts) == ["num_tokens (was 20, is 21)"]
+
+
+def bert(transformers: Any, family: str) -> Any:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2}
+    config = getattr(transformers, f"{family}Config")(
+        **sizes,
+        vocab_size=NUM_TOKENS,
+        intermediate_size=24,
+        max_position_embeddings=LENGTH + 3,
+        num_labels=NUM_CLASSES,
+    )
+    torch.manual_seed(0)
+    return getattr(transformers, f"{family}ForSequenceClassification")(config)
+
+
+@pytest.mark.parametrize("family", ["Bert", "Roberta"])
+def test_encoders_of_hugging_face_are_cut(family: str, tmp_path: Path) -> None:
+    transformers = library("transformers")
+    model = bert(transformers, family)
+    recipe = run_recipe("dgl", "train.max_steps=2")
+    result = ppll.Trainer(recipe, model=model, data=dataset(), out=tmp_path / "run").fit()
+    assert len(result.exit_accuracy) == 4
+    ppll.export(tmp_path / "run", tmp_path / "model.safetensors")
+    other, test = bert(transformers, family).eval(), dataset().test.inputs
+    other.load_state_dict(safetensors.torch.load_file(tmp_path / "model.safetensors"))
+    with torch.no_grad():
+        trained = ppll.load(tmp_path / "run", model=bert(transformers, family))
+        assert torch.equal(trained(test), other(test).logits)
+
+
+def test_an_encoder_that_computes_before_its_head_is_refused() -> None:
+    transformers = library("transformers")
+    sizes = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24, "vocab_size": NUM_TOKENS}
+    config = transformers.DistilBertConfig(**sizes, num_labels=NUM_CLASSES)
+    model = transformers.DistilBertForSequenceClassification(config)
+    with pytest.raises(ModelError, match="compute something else than its own forward"):
+        ppll.Trainer(run_recipe("dgl"), model=model, data=dataset())
 
 
 @pytest.mark.processes
