@@ -168,6 +168,24 @@ def test_networks_that_do_not_fit_are_refused(network: dict[str, str], words: st
         ppll.Trainer({"model": network, "data": {"batch_size": 8}}, data=dataset())
 
 
+def test_the_largest_token_is_tried_before_anything_trains() -> None:
+    words = rf"\(Embedding\) reads token 0 but not {NUM_TOKENS - 1}, the largest of .*IndexError"
+    with pytest.raises(ModelError, match=words):
+        ppll.Trainer(
+            {"split": {"blocks": 1}, "data": {"batch_size": 8}},
+            model=[nn.Embedding(NUM_TOKENS - 1, 8), nn.Flatten(), nn.Linear(8 * LENGTH, 3)],
+            data=dataset(),
+        )
+
+
+def test_floating_point_is_no_row_of_tokens() -> None:
+    rows, classes = torch.zeros(20, 3), torch.arange(20) % 2
+    data = ppll.Dataset.from_arrays(train=(rows, classes), test=(rows, classes))
+    model = [nn.Embedding(5, 8), nn.Flatten(), nn.Linear(24, 2)]
+    with pytest.raises(ModelError, match=r"where they are tokens, give whole numbers \(N, T\)\.$"):
+        ppll.Trainer({"split": {"blocks": 1}, "data": {"batch_size": 8}}, model=model, data=data)
+
+
 def test_a_table_of_whole_numbers_is_no_row_of_tokens() -> None:
     model = [nn.Linear(LENGTH, 8), nn.Linear(8, NUM_CLASSES)]
     recipe = {"split": {"blocks": 2}, "data": {"batch_size": 8}}

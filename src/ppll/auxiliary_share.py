@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ppll.blocks.blueprint import Blueprint
 from ppll.blocks.modules import BlockModules
 from ppll.data.loader import IMAGE
 from ppll.methods.base import PREVIOUS, Lesson
+from ppll.plain_attention import plain_attention
 from ppll.site import BlockSite
 
 __all__ = ["Share", "auxiliary_share"]
@@ -50,7 +50,7 @@ def auxiliary_share(blueprint: Blueprint) -> Share:
     for modules in blocks:
         own.include(layer.module for layer in modules.layers)
         added.include([*modules.auxiliaries(), *modules.contexts()])
-    with counter, sdpa_kernel(SDPBackend.MATH):  # It knows the products of plain attention only.
+    with counter, plain_attention():
         for modules, site in zip(blocks, blueprint.sites, strict=True):
             _run(blueprint, modules, site)
     return Share(added.flops / own.flops, added.num_parameters / own.num_parameters)

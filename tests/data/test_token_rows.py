@@ -46,8 +46,10 @@ def test_the_vocabulary_may_be_larger_than_what_is_found() -> None:
     assert given(num_classes=4).num_classes == 4
 
 
-def test_the_tokens_that_follow_are_classes() -> None:
-    part = (ROWS[:, 1:], ROWS[:, :-1])
+@pytest.mark.parametrize("largest", ["inputs", "targets"])
+def test_the_tokens_that_follow_are_classes(largest: str) -> None:
+    """Where none is given, the largest of them counts wherever it is."""
+    part = (ROWS[:, :-1], ROWS[:, 1:]) if largest == "inputs" else (ROWS[:, 1:], ROWS[:, :-1])
     for numbers in ({}, {"num_classes": 7}, {"num_classes": 7, "num_tokens": 7}):
         found = Dataset.from_arrays(train=part, test=part, **numbers)
         assert found.num_tokens == found.num_classes
@@ -70,6 +72,15 @@ def test_the_tokens_that_follow_are_classes() -> None:
 def test_rows_that_do_not_fit_are_refused(rows: Any, numbers: dict[str, Any], words: str) -> None:
     with pytest.raises(DataError, match=words):
         given(rows, **numbers)
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_columns_and_one_hot_rows_are_no_classes(width: int) -> None:
+    classes = np.zeros((4, width), np.int64)
+    with pytest.raises(DataError, match=r"one class index a sample, as by .*\[:, 0\].*argmax\(1\)"):
+        given(classes=classes)
+    with pytest.raises(DataError, match=r"one class index a sample, as by .*\[:, 0\].*argmax\(1\)"):
+        given(ROWS.astype(np.float32), classes)
 
 
 def test_what_has_no_vocabulary_of_its_own_takes_none() -> None:
@@ -109,7 +120,9 @@ def test_text_that_was_saved_without_its_vocabulary_is_read(tmp_path: Path) -> N
 @pytest.mark.parametrize("key", ["crop", "flip", "randaugment", "cutout", "mixup", "cutmix"])
 def test_what_only_images_have_is_refused(key: str) -> None:
     config = DataConfig(name="mine", batch_size=2, **{key: True if key == "flip" else 1})
-    with pytest.raises(DataError, match=rf"data\.{key} needs images .* the shape \(3,\)"):
+    with pytest.raises(
+        DataError, match=rf"data\.{key} needs images .* samples have the shape \(3,"
+    ):
         prepare(given(), config)
 
 

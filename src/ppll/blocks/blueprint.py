@@ -29,7 +29,7 @@ from ppll.memory_layout import lay_out
 from ppll.methods import BlockSite, Method, TaskLoss, methods
 from ppll.models.empty import with_memory, without_values
 from ppll.models.network import Layer, Network
-from ppll.models.trial import tried
+from ppll.models.trial import check_vocabulary, tried
 from ppll.numerics import autocast_dtype
 from ppll.own_class import is_own_class
 from ppll.own_method import blamed, build_own_method
@@ -135,6 +135,7 @@ class Blueprint:
                 f"split.blocks = 1 makes none: set it to 2 or more, or {other}."
             )
         ranges = block_ranges(network, split)
+        is_tried = shapes is not None
         if shapes is None:
             network, shapes = tried(network, facts.input_shape, _input_dtype(facts))
         sites = sites_of(network, ranges, shapes, facts)
@@ -145,6 +146,8 @@ class Blueprint:
             )
         if shapes[-1] != sites[-1].output_shape:
             raise _other_output(sites[-1])
+        if facts.num_tokens is not None and not is_tried:
+            check_vocabulary(network, facts.input_shape[0], facts.num_tokens)
         num_steps = recipe.num_steps(facts.steps_per_epoch)
         return cls(recipe, network, method, ranges, sites, tuple(shapes), facts, num_steps)
 

@@ -144,7 +144,8 @@ class Dataset:
         train_split, test_split = _as_split("train", train), _as_split("test", test)
         _warn_of_order(train_split.inputs)
         splits = (train_split, test_split)
-        num_classes = _count(num_classes, [part.targets for part in splits])
+        follow = [part.inputs for part in splits if part.predicts_tokens]
+        num_classes = _count(num_classes, [*(part.targets for part in splits), *follow])
         if num_tokens is not None or (splits[0].holds_tokens and not splits[0].predicts_tokens):
             num_tokens = _count(num_tokens, [part.inputs for part in splits])
         mean = std = None

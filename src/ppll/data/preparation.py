@@ -167,13 +167,13 @@ def _check_augmentation(dataset: Dataset, config: DataConfig) -> None:
         return
     if not dataset.train.holds_images:
         raise DataError(
-            f"data.{asked_for[0]} needs images (channels, height, width), but samples of "
-            f"{config.name!r} have the shape {dataset.input_shape}: leave it out."
+            f"data.{asked_for[0]} needs images (channels, height, width), but samples have the "
+            f"shape {dataset.input_shape}: leave it out."
         )
     if config.randaugment and dataset.train.inputs.dtype != torch.uint8:
         raise DataError(
-            f"data.randaugment needs images in bytes, but those of {config.name!r} are "
-            f"{dataset.train.inputs.dtype}: leave it out, or give uint8 images."
+            f"data.randaugment needs images in bytes, but these are {dataset.train.inputs.dtype}: "
+            f"leave it out, or give uint8 images."
         )
     smaller_side = min(dataset.input_shape[1:])
     for key, what in (("crop", "cut a whole image away"), ("cutout", "paint a whole image over")):

@@ -17,6 +17,10 @@ _SHAPES: Final = (
     "uint8 images (N, C, H, W), rows of tokens (N, T) in uint8, int32 or int64, or float32 of any "
     "shape (N, ...)"
 )
+_ONE_CLASS: Final = (
+    "give one class index a sample, as by targets[:, 0] of a column or targets.argmax(1) of "
+    "one-hot rows."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +92,7 @@ def _check_following(tokens: Tensor, targets: Tensor) -> None:
         raise DataError(
             f"rows of tokens must be (N, T) in uint8, int32 or int64, with one class a row or "
             f"targets of the same shape, found {described(tokens)} and targets "
-            f"{described(targets)}."
+            f"{described(targets)}: {_ONE_CLASS}"
         )
     if targets.dtype != tokens.dtype:
         raise DataError(f"targets must be {tokens.dtype} like the tokens, found {targets.dtype}.")
@@ -98,7 +102,10 @@ def _check_inputs(inputs: Tensor) -> None:
     dims, dtype = inputs.dim(), inputs.dtype
     is_known = dims >= 1 if dtype == torch.float32 else dims == 2 and dtype in _TOKENS
     if not is_known and not (dims == 4 and dtype == torch.uint8):
-        raise DataError(f"inputs must be {_SHAPES}, found {described(inputs)}.")
+        raise DataError(
+            f"inputs must be {_SHAPES}, found {described(inputs)}: turn them into one of these, "
+            f"such as inputs[:, None] of grey images (N, H, W)."
+        )
     if inputs.numel() == 0:
         raise DataError(f"inputs of shape {tuple(inputs.shape)} are empty: give samples.")
     if inputs.requires_grad:
@@ -108,8 +115,7 @@ def _check_inputs(inputs: Tensor) -> None:
 def _check_classes(inputs: Tensor, targets: Tensor) -> None:
     if targets.dtype != torch.int64 or targets.dim() != 1:
         raise DataError(
-            f"targets must be int64 of shape (N,), found {described(targets)}: "
-            "give one class index a sample."
+            f"targets must be int64 of shape (N,), found {described(targets)}: {_ONE_CLASS}"
         )
     if len(inputs) != len(targets):
         raise DataError(

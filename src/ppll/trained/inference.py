@@ -33,6 +33,7 @@ from ppll.models import OWN_MODEL
 from ppll.models.identity import describe_layers
 from ppll.models.splitting import Model
 from ppll.numerics import autocast_dtype
+from ppll.plain_attention import plain_attention
 from ppll.run_folder import RunFolder
 
 __all__ = ["BlockCompute", "TrainedNetwork", "blueprint_of", "load", "network_of"]
@@ -145,8 +146,7 @@ class TrainedNetwork(nn.Module):
         """
         totals = [0]
         counter = FlopCounterMode(display=False)
-        # The counter knows the products of plain attention only.
-        with torch.no_grad(), counter, sdpa_kernel(SDPBackend.MATH), self._as_trained(inputs):
+        with torch.no_grad(), counter, plain_attention(), self._as_trained(inputs):
             for block, features in zip(self._modules_of, self._outputs(inputs), strict=True):
                 totals.append(counter.get_total_flops())
                 self._method.exit(block.auxiliary, features)
