@@ -14,7 +14,7 @@ from PIL import Image
 import ppll
 from ppll.checkpoints.checkpoint import read_validation, step_folder, write_validation
 from ppll.data import Dataset
-from ppll.errors import DataError, RecipeError, WorkerError
+from ppll.errors import DataError, RecipeError
 from ppll.recipe_files import load_recipe
 
 RECIPE: dict[str, dict[str, Any]] = {
@@ -109,8 +109,9 @@ def test_damaged_arrays_are_told_from_the_run_s(tmp_path: Path) -> None:
     damage(run)
     with pytest.raises(DataError, match=r"data\.safetensors does not hold .*--allow-change data"):
         trainer(run, epochs=3, resume=True)
-    with pytest.raises(WorkerError, match="does not hold the arrays that the run was given"):
-        ppll.evaluate(run)
+    for evaluate in (ppll.evaluate, ppll.evaluate_exits):
+        with pytest.raises(DataError, match="does not hold the arrays that the run was given"):
+            evaluate(run)
     assert trainer(run, epochs=3, resume=True, data=arrays()).fit().step == 6
     assert (run / "data.safetensors").read_bytes() == whole
     assert ppll.evaluate(run).step == trained.step + 2
@@ -124,6 +125,27 @@ def test_arrays_of_another_run_pass_where_that_is_allowed(tmp_path: Path) -> Non
         trainer(tmp_path / "0", epochs=3, resume=True)
     trainer(tmp_path / "0", epochs=3, resume=True, allow_change=["data"]).fit()
     assert ppll.evaluate(tmp_path / "0").step == 6
+
+
+def test_arrays_that_could_not_be_kept_are_not_the_run_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else accuracies of others would stand beside theirs, once there is room on the disk."""
+    run = tmp_path / "run"
+    trainer(run, data=arrays()).fit()
+    newest = step_folder(run / "checkpoints", 4)
+    write_validation(newest, 4, 1.0)
+
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Dataset, "save", full)
+        with pytest.raises(OSError, match="no space left"):
+            trainer(run, epochs=3, resume=True, data=arrays(1), allow_change=["data"]).fit()
+    assert ppll.evaluate(run).step == 4
+    with pytest.raises(DataError, match="other data than is given now"):
+        trainer(run, epochs=3, resume=True, data=arrays(1)).check()
 
 
 def test_arrays_that_were_left_out_are_written_again(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from ppll.checkpoints.first_values import skeleton_of
 from ppll.config import Recipe
 from ppll.data import Dataset, load_dataset, prepare
+from ppll.data.kept import read_kept
 from ppll.data.preparation import facts_of
 from ppll.data_facts import DataFacts
 from ppll.errors import DataError
@@ -131,10 +132,10 @@ def _load_data(folder: RunFolder, recipe: Recipe, facts: DataFacts) -> Dataset:
     """The user's own data where the run has some, otherwise what the recipe names.
 
     Raises:
-        DataError: It is missing, or of another kind than the run's.
+        DataError: It is missing or damaged, or of another kind than the run's.
     """
     kept = folder.user_data
-    data = Dataset.load(kept) if kept.exists() else load_dataset(recipe.data)
+    data = read_kept(kept, facts) if kept.exists() else load_dataset(recipe.data)
     if (data.input_shape, data.num_classes) != (facts.input_shape, facts.num_classes):
         raise DataError(
             f"the run was trained on samples of shape {facts.input_shape} in {facts.num_classes} "
