@@ -127,6 +127,27 @@ def test_arrays_of_another_run_pass_where_that_is_allowed(tmp_path: Path) -> Non
     assert ppll.evaluate(tmp_path / "0").step == 6
 
 
+def test_arrays_that_could_not_be_kept_are_not_the_run_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else accuracies of others would stand beside theirs, once there is room on the disk."""
+    run = tmp_path / "run"
+    trainer(run, data=arrays()).fit()
+    newest = step_folder(run / "checkpoints", 4)
+    write_validation(newest, 4, 1.0)
+
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Dataset, "save", full)
+        with pytest.raises(OSError, match="no space left"):
+            trainer(run, epochs=3, resume=True, data=arrays(1), allow_change=["data"]).fit()
+    assert ppll.evaluate(run).step == 4
+    with pytest.raises(DataError, match="other data than is given now"):
+        trainer(run, epochs=3, resume=True, data=arrays(1)).check()
+
+
 def test_arrays_that_were_left_out_are_written_again(tmp_path: Path) -> None:
     trainer(tmp_path / "run", data=arrays()).fit()
     (tmp_path / "run" / "data.safetensors").unlink()

@@ -86,6 +86,19 @@ def test_a_shared_readout_of_features_that_the_last_layer_cannot_read_is_refused
     shared_readout(site, depth=1)
 
 
+class Untried(nn.Linear):
+    """What would take long to run, such as the logits of a large vocabulary."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("it was run")
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_the_last_layer_is_not_run_on_what_it_reads_in_the_network(depth: int) -> None:
+    layers = (LAYERS[0], Layer("head", Untried(WIDTH, NUM_CLASSES)))
+    shared_readout(replace(SITE, layers_behind=layers), depth=depth)
+
+
 @pytest.mark.parametrize(
     ("options", "site", "words"),
     [

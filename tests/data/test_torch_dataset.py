@@ -253,6 +253,18 @@ def test_a_transform_that_is_random_is_refused(part: str) -> None:
         read(make, number=40)
 
 
+def test_what_is_random_is_refused_also_in_memory_that_is_used_again() -> None:
+    """A second reading overwrites what the first one gave."""
+    draws, sample = np.random.default_rng(0), np.zeros((1, 4, 4), dtype=np.float32)
+
+    def make(index: int) -> object:
+        sample[:] = draws.random(sample.shape)
+        return sample, index % 2
+
+    with pytest.raises(DataError, match=RANDOM):
+        read(make)
+
+
 def test_a_random_size_is_refused() -> None:
     sizes = itertools.count(3)
     with pytest.raises(DataError, match=RANDOM):

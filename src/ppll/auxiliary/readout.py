@@ -99,7 +99,13 @@ def shared_readout(site: BlockSite, *, depth: int = 1) -> SharedReadout:
 
 
 def _check_read(site: BlockSite, depth: int, shape: tuple[int, ...]) -> None:
-    """Refuse an adapter whose output the last layer cannot read."""
+    """Refuse an adapter whose output the last layer cannot read.
+
+    It is not run on what it reads in the network: with a large vocabulary that takes seconds and
+    hundreds of megabytes for every block.
+    """
+    if site.layers_behind[-1].reads is None and shape == _read_by_last(site):
+        return
     try:
         with torch.device("cpu"):
             feature_shapes(Network(site.layers_behind[-1:]), shape)
@@ -124,7 +130,7 @@ def frozen_readout(site: BlockSite, *, adapter: int = 0) -> nn.Module:
     """
     if adapter < 0:
         raise RecipeError(f"frozen-readout: adapter must be at least 0, found {adapter}.")
-    read = site.shapes_behind[-2] if len(site.shapes_behind) > 1 else site.feature_shape
+    read = _read_by_last(site)
     if read != site.feature_shape:
         raise ModelError(
             f"'frozen-readout' reads features by the network's last layer, which reads {read} a "
@@ -136,6 +142,11 @@ def frozen_readout(site: BlockSite, *, adapter: int = 0) -> nn.Module:
         return readout
     adapted = NearIdentity(site.feature_shape[-1], adapter)
     return nn.Sequential(OrderedDict(adapter=adapted, readout=readout))
+
+
+def _read_by_last(site: BlockSite) -> tuple[int, ...]:
+    """One sample's shape at the input of the network's last layer."""
+    return site.shapes_behind[-2] if len(site.shapes_behind) > 1 else site.feature_shape
 
 
 def _last_layer(auxiliary: str, site: BlockSite) -> CopyOf:

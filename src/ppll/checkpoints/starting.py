@@ -67,28 +67,39 @@ def begin(beginning: Beginning) -> Recovered | None:
         UsageError: The recipe, the user's network or the data is another one than the run's.
         CheckpointError: There are checkpoints, and all are damaged.
     """
-    job = beginning.job
     found = find_beginning(beginning)
-    if found is not None and _changed_facts(found.reader.manifest, beginning):
-        forget_validations(job.folder.checkpoints)
-    differences = job.folder.describe(job.recipe, job.facts)
-    is_same = found is not None and beginning.own_data is not None
-    may_differ = not is_same or "data" in beginning.allowed
-    keep_data(job.folder, beginning.own_data, may_differ=may_differ)
     if found is None:
-        write_first_checkpoint(
-            beginning.blueprint,
-            job.folder.checkpoints,
-            own=beginning.own_model,
-            trained=beginning.trained,
-        )
-    elif differences:
+        _begin_anew(beginning)
+    else:
+        _go_on(found.reader.manifest, beginning)
+    return found
+
+
+def _begin_anew(beginning: Beginning) -> None:
+    job = beginning.job
+    job.folder.describe(job.recipe, job.facts)
+    keep_data(job.folder, beginning.own_data, may_differ=True)
+    write_first_checkpoint(
+        beginning.blueprint,
+        job.folder.checkpoints,
+        own=beginning.own_model,
+        trained=beginning.trained,
+    )
+
+
+def _go_on(manifest: Manifest, beginning: Beginning) -> None:
+    job = beginning.job
+    if _changed_facts(manifest, beginning):
+        forget_validations(job.folder.checkpoints)
+    may_differ = beginning.own_data is None or "data" in beginning.allowed
+    # Their digest is written after them: what the disk did not take would pass for the run's.
+    keep_data(job.folder, beginning.own_data, may_differ=may_differ)
+    if differences := job.folder.describe(job.recipe, job.facts):
         _log.warning(
             "the run goes on in another environment, so the bits may differ from those of an "
             "unbroken one: %s",
             "; ".join(differences),
         )
-    return found
 
 
 def find_beginning(beginning: Beginning) -> Recovered | None:

@@ -45,5 +45,5 @@ def read_kept(path: Path, facts: DataFacts | None) -> Dataset:
     raise DataError(
         f"{path} does not hold the arrays that the run was given (their SHA-256 is in data.json): "
         f"it is damaged, or of another run. Put it back from a copy, give the run the same arrays "
-        f"again (data=... in Python), or go on with these: --allow-change data."
+        f"again (data=... in Python), or train on with these: --resume --allow-change data."
     )

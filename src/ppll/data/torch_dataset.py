@@ -63,8 +63,9 @@ def read_samples(part: str, dataset: MapStyle) -> tuple[Tensor, Tensor]:
         inputs.put(index, given, f"{part}: sample {index} is")
         labels.put(index, label, f"{part}: sample {index} has a label that is")
         if index < _READ_TWICE:
+            read = given.clone(), label.clone()  # Some data sets give the same memory every time.
             again = _sample(part, dataset, index)
-            _refuse_random(f"{part}: sample {index}", (given, label), again)
+            _refuse_random(f"{part}: sample {index}", read, again)
     return inputs.values, labels.values
 
 

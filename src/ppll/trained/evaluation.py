@@ -132,7 +132,7 @@ def _load_data(folder: RunFolder, recipe: Recipe, facts: DataFacts) -> Dataset:
     """The user's own data where the run has some, otherwise what the recipe names.
 
     Raises:
-        DataError: It is missing, or of another kind than the run's.
+        DataError: It is missing or damaged, or of another kind than the run's.
     """
     kept = folder.user_data
     data = read_kept(kept, facts) if kept.exists() else load_dataset(recipe.data)
