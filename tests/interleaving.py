@@ -95,7 +95,9 @@ class MadeUpText(MadeUpBatches):
     @property
     def facts(self) -> DataFacts:
         shape = tuple(self._batches[0][FEATURES].shape[1:])
-        return DataFacts(shape, NUM_CLASSES, self.steps_per_epoch, holds_tokens=True)
+        return DataFacts(
+            shape, NUM_CLASSES, self.steps_per_epoch, num_tokens=NUM_CLASSES, predicts_tokens=True
+        )
 
 
 class ListInbox:

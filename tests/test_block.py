@@ -15,6 +15,7 @@ from ppll.blocks.block import Block, NonFiniteLoss
 from ppll.blocks.blueprint import Blueprint
 from ppll.blocks.nonfinite import LossCheck
 from ppll.config import Recipe
+from ppll.data_facts import DataFacts
 from ppll.errors import ModelError, WorkerError
 from ppll.message import FEATURES, TARGETS, Kind, Message
 from ppll.methods import Lesson, LocalLoss, Method, Paper
@@ -53,9 +54,7 @@ def make_blocks(*layers: nn.Module, auxiliary: nn.Module | None = None, **tree: 
     blueprint = Blueprint.draw(
         recipe,
         Network.from_modules(modules),
-        input_shape=(WIDTH,),
-        num_classes=NUM_CLASSES,
-        steps_per_epoch=10,
+        DataFacts((WIDTH,), NUM_CLASSES, 10),
     )
     return built_blocks(
         blueprint if auxiliary is None else replace(blueprint, method=Own(auxiliary))

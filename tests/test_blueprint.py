@@ -10,6 +10,7 @@ from torch import nn
 
 from ppll.blocks.blueprint import Blueprint, block_ranges
 from ppll.config import Recipe
+from ppll.data_facts import DataFacts
 from ppll.errors import ModelError
 from ppll.models import models
 from ppll.models.empty import without_values
@@ -73,7 +74,7 @@ def test_runs_are_contiguous_and_nearly_equal(num_items: int, num_places: int) -
 
 def draw(net: Network, num_classes: int = 3, **tree) -> Blueprint:
     recipe = Recipe.from_dict({"split": {"blocks": 2}, **tree})
-    return Blueprint.draw(recipe, net, input_shape=(3,), num_classes=num_classes, steps_per_epoch=5)
+    return Blueprint.draw(recipe, net, DataFacts((3,), num_classes, 5))
 
 
 def test_the_output_must_fit_the_classes() -> None:

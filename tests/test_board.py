@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import pytest
 
-from ppll.errors import ChannelClosed
+from ppll.errors import ChannelClosed, UsageError
 from ppll.hosts.board import Board
 from ppll.hosts.departure import Departure
 from ppll.mesh import Mesh
@@ -153,13 +153,28 @@ def test_who_hears_nothing_of_a_death_looks_itself(
     assert "rank 0 (stage 0) failed at step 0" in store.get("verdict").decode()
 
 
+@pytest.mark.parametrize(("error", "note"), [(ValueError, "\nHow."), (UsageError, "")])
+def test_below_a_failure_stands_how_to_go_on(
+    error: type[Exception], note: str, store: BoardStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    board, other = boards(store, 1, 2)
+    board.after_failure = other.after_failure = "How."
+    with pytest.raises(Left), board.ending_together():
+        raise error("why")
+    with pytest.raises(Left):
+        other._turn()
+    assert capsys.readouterr().err.endswith(f"{error.__name__}: why{note}\n")
+
+
 def test_a_store_that_is_gone_is_named(
     store: BoardStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MASTER_ADDR", "10.0.0.7")
     monkeypatch.setenv("MASTER_PORT", "29500")
     for board in boards(store, 2, 2):
+        board.after_failure = "How."
         with pytest.raises(Left):
             board._lose_store(None)
     printed = capsys.readouterr().err
     assert printed.count("torchrun's store at 10.0.0.7:29500 cannot be reached for 60 s") == 2
+    assert printed.count("\nHow.\n") == 2

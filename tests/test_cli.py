@@ -241,6 +241,7 @@ def run_here(
         ),
         ("digits-resnet", ["method.name=contsup", "method.context=R2"], "method.context"),
         ("digits-resnet", ["model.name=resnet23"], "unknown model 'resnet23'"),
+        ("digits-resnet", ["model.name=vit-tiny"], "--set 'model={name = \"vit-tiny\"}' leaves"),
         ("digits-resnet", ["data.name=digit"], "Did you mean 'digits'"),
         ("digits-resnet", ["runtime.devices=cuda"], "it has none"),
         ("cifar10-resnet32-dgl", ["data.root=ROOT"], "train-0.parquet"),

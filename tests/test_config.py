@@ -156,6 +156,12 @@ def test_another_method_has_none_of_the_options_of_the_one_before(recipe: str) -
     assert same.method == loaded.method
 
 
+def test_a_section_that_is_set_has_nothing_of_the_one_before() -> None:
+    settings = ['model={name = "vit-tiny"}', "model.dropout=0.5"]
+    model = load_recipe("digits-resnet", settings).model
+    assert model.model_dump(exclude_unset=True) == {"name": "vit-tiny", "dropout": 0.5}
+
+
 def test_a_recipe_that_extends_another_may_have_another_method(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('extends = "cifar10-resnet32-quick"\n[method]\nname = "greedy"\n')

@@ -98,11 +98,20 @@ def test_every_key_of_track_is_told_of() -> None:
     assert [key for key in TrackConfig.model_fields if f"track.{key}" not in text] == []
 
 
-def run(page: str, index: int) -> dict[str, Any]:
-    """Carry out a page's Python and give back its names."""
+def run(page: str, *indices: int) -> dict[str, Any]:
+    """Carry out a page's Python, one block after another, and give back its names."""
     names: dict[str, Any] = {"__name__": "__main__"}
-    exec(compile(blocks(DOCS / page, "python")[index], page, "exec"), names)
+    for index in indices:
+        exec(compile(blocks(DOCS / page, "python")[index], page, "exec"), names)
     return names
+
+
+def test_the_data_set_of_torch_is_read() -> None:
+    names = run("data.md", 2)
+    data, digits = names["data"], names["whole"].digits
+    assert (len(data.train), len(data.test), data.input_shape) == (1437, 360, (1, 8, 8))
+    assert data.test.targets.tolist() == digits.target[1437:].tolist()
+    assert data.mean[0] == pytest.approx(digits.images[:1437].mean() / 16, abs=1e-3)
 
 
 def test_the_function_as_a_callback_works(
@@ -140,6 +149,16 @@ def assert_there_are_four_blocks(result: ppll.Result, folder: Path) -> None:
     assert (folder / result.run_folder / "result.json").is_file()
 
 
+def test_rows_of_padded_tokens_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    result = run("data.md", 1)["result"]
+    assert result.test_accuracy > 0.85
+    assert_there_are_four_blocks(result, tmp_path)
+
+
 @pytest.mark.usefixtures("ten_steps")
 def test_the_script_that_may_be_interrupted_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -153,12 +172,14 @@ def test_the_script_that_may_be_interrupted_works(
     assert printed[0].endswith("%\n")
 
 
-def test_what_is_exported_predicts_as_it_is_fed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_is_exported_predicts_as_it_is_fed_and_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    names = run("trained.md", 0)
+    names = run("trained.md", 0, 1)
+    probes = re.findall(r"^block (\d): ([\d.]+)%$", capsys.readouterr().out, flags=re.MULTILINE)
+    assert [index for index, accuracy in probes if float(accuracy) > 85] == ["0", "1"]
     assert torch.equal(names["logits"], names["same_logits"])
     shown = " | ".join(f"{names['data'][key][0]:.4f}" for key in ("mean", "std"))
     assert f"| `digits` | {shown} |" in (DOCS / "data.md").read_text(encoding="utf-8")

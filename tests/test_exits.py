@@ -304,6 +304,20 @@ def test_multiply_adds_of_attention(precision: str, tmp_path: Path) -> None:
     assert [block.layers for block in found] == expected
 
 
+def test_multiply_adds_of_torch_s_own_layers(tmp_path: Path) -> None:
+    """Seven rows of eight: qkv, two products of attention, projection, an MLP of width 16."""
+    rows, classes = torch.randn(20, 7, 8), torch.arange(20) % 2
+    data = ppll.Dataset.from_arrays(train=(rows, classes), test=(rows, classes))
+    layers = [nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(2)]
+    model = [*layers, nn.Sequential(nn.Flatten(), nn.Linear(7 * 8, 2))]
+    fields = {"data": {"batch_size": 10}, "split": {"blocks": 2}, "train": {"epochs": 1}}
+    ppll.Trainer(fields, model=model, data=data, out=tmp_path / "run").fit()
+    found = ppll.load(tmp_path / "run", model=model).multiply_adds(rows[:1])
+    layer = 7 * 8 * 24 + 2 * 7 * 7 * 8 + 7 * 8 * 8 + 2 * 7 * 8 * 16
+    assert [block.layers for block in found] == [layer, layer + 7 * 8 * 2]
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(tmp_path_factory.mktemp("exits") / "run")

@@ -105,6 +105,7 @@ def test_every_host_hears_who_failed_and_why(
         assert len(re.findall(rf"rank 2 \(stage 2.*\) failed at step {cause}", text)) == 1, (
             "\n".join(printed)
         )
+        assert f"Its newest checkpoint is in {tmp_path / 'run'}. The same with --resume" in text
     resumed = subprocess.run(
         [sys.executable, "-m", *train(tmp_path / "run", "--resume", "--stages=2", "--quiet")],
         capture_output=True,
@@ -215,6 +216,7 @@ def test_a_start_that_follows_a_failure_goes_on(tmp_path: Path, on_one_host: ppl
     agent = torchrun_here(["-m", *train(out)], "--max-restarts=1", **fault)
     printed = agent.communicate(timeout=120)[0]
     assert agent.returncode == 0, printed
+    assert "--resume" not in printed
     assert weights(out) == on_one_host.weights_sha256
     lines = (out / "history.jsonl").read_text().splitlines()
     assert [json.loads(line)["generation"] for line in lines] == [0, 1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -105,6 +107,32 @@ def test_a_run_learns_where_nothing_is_to_be_learned(tmp_path: Path) -> None:
     alone = fit(tmp_path / "alone")
     with torch.inference_mode():
         assert fit(tmp_path / "run") == alone
+
+
+LAST_LINE = """
+import sys
+import threading
+import ppll
+
+model = {"name": "resnet", "depth": 8, "width": 4}
+recipe = {"model": model, "split": {"blocks": 2}, "train": {"max_steps": 1}}
+trainer = ppll.Trainer(recipe, out=sys.argv[1])
+
+
+def fit():
+    threading.main_thread().join()
+    print(trainer.fit().step)
+
+
+threading.Thread(target=fit).start()
+"""
+
+
+@pytest.mark.processes
+def test_a_run_saves_though_the_main_thread_has_ended(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LAST_LINE, str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, timeout=60)
+    assert done.stdout == b"1\n", done.stderr.decode()
 
 
 class Stuck:

@@ -15,7 +15,7 @@ FACTS = {
     "cifar10": DataFacts((3, 32, 32), 10, 49),
     "svhn": DataFacts((3, 32, 32), 10, 72),
     "stl10": DataFacts((3, 96, 96), 10, 40),
-    "stdlib-text": DataFacts((128,), 256, 5000, holds_tokens=True),
+    "stdlib-text": DataFacts((128,), 256, 5000, num_tokens=256, predicts_tokens=True),
 }
 
 

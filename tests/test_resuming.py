@@ -8,7 +8,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +30,8 @@ from ppll.errors import (
     UsageError,
     WorkerError,
 )
+from ppll.result import read_result
+from ppll.run_folder import RunFolder
 from ppll.testing import FAULT_VARIABLE, Fault
 from tests.faults import injected, recipe
 
@@ -294,6 +296,25 @@ def test_a_finished_run_keeps_what_it_measured(tmp_path: Path) -> None:
     fit(tmp_path / "run", resume=True)
     saved = json.loads((tmp_path / "run" / "result.json").read_text())
     assert saved["samples_per_second"] == first.samples_per_second > 0
+
+
+def test_what_a_run_that_is_tested_again_came_to_is_written(tmp_path: Path) -> None:
+    first = fit(tmp_path / "run")
+    again = fit(tmp_path / "run", "data.test_limit=3", resume=True, allow_change=["data"])
+    assert again == read_result(RunFolder(tmp_path / "run"))
+    assert again.exit_accuracy == ppll.evaluate(tmp_path / "run").exit_accuracy
+    assert again.train_seconds == first.train_seconds > 0
+
+
+def test_a_run_that_died_before_its_result_was_written_is_not_left_with_an_older_one(
+    tmp_path: Path,
+) -> None:
+    first = fit(tmp_path / "run")
+    interrupted = replace(first, step=5, test_accuracy=None, exit_accuracy=())
+    RunFolder(tmp_path / "run").write_result(asdict(interrupted))
+    again = fit(tmp_path / "run", resume=True)
+    assert again == read_result(RunFolder(tmp_path / "run"))
+    assert (again.step, again.exit_accuracy) == (12, first.exit_accuracy)
 
 
 def test_weights_are_not_forgotten_where_no_checkpoint_was_finished(tmp_path: Path) -> None:

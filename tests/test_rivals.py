@@ -110,6 +110,29 @@ def test_several_stages_that_are_a_little_faster_are_not_called_slower() -> None
     assert "GB/s" not in text
 
 
+def beside_one_process(parameter_bytes: int, fixed: float) -> str:
+    """What is recommended for two replicas of one stage, where a share of the work is fixed."""
+    base = recipe(blocks=2, cuts=[1]).with_settings(["train.replicas=2"])
+    costs = {"forward_fixed_s": fixed * 2e-3, "backward_fixed_s": fixed * 4e-3}
+    layers = [layer(6, f"layer{i}", parameter_bytes=parameter_bytes, **costs) for i in range(2)]
+    whole = costs_of(layers, [0.1] * 2, base).model_copy(update={"message_size": 8})
+    plan = draw_plan(base, whole, 1, Link(bandwidth_bytes_s=1e8))
+    rivals = [each for each in predict_rivals(plan) if each.system in ("ppll", "sequential")]
+    return recommend(plan, rivals)
+
+
+def test_beside_replicas_of_one_stage_one_process_is_advised() -> None:
+    """One stage is what they are."""
+    alone = "ne process (--stages 1 --set train.replicas=1)"
+    text = beside_one_process(MIB, 0.0)
+    assert text.startswith(f"Take o{alone}")
+    assert "links (0.1 GB/s, 0 us) take more than they give" in text
+    text = beside_one_process(10, 0.95)
+    assert text.startswith(f"O{alone} and several are predicted about equally fast")
+    assert "a replica of stage 0 takes 9" in text
+    assert "split.cuts" not in text
+
+
 def test_links_are_named_where_they_take_what_even_stages_give() -> None:
     text = beside_one_stage([6, 6, 6, 6], Link(bandwidth_bytes_s=8e7))
     assert text.startswith("One stage (--stages 1) and several are predicted about equally fast")

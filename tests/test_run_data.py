@@ -94,6 +94,60 @@ def test_other_arrays_are_refused_before_anything_is_written(
     assert files(tmp_path / "run") == written
 
 
+def damage(run: Path) -> None:
+    """Another value of one pixel."""
+    kept = run / "data.safetensors"
+    content = bytearray(kept.read_bytes())
+    content[-1] ^= 1
+    kept.write_bytes(content)
+
+
+def test_damaged_arrays_are_told_from_the_run_s(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    trained = trainer(run, data=arrays()).fit()
+    whole = (run / "data.safetensors").read_bytes()
+    damage(run)
+    with pytest.raises(DataError, match=r"data\.safetensors does not hold .*--allow-change data"):
+        trainer(run, epochs=3, resume=True)
+    for evaluate in (ppll.evaluate, ppll.evaluate_exits):
+        with pytest.raises(DataError, match="does not hold the arrays that the run was given"):
+            evaluate(run)
+    assert trainer(run, epochs=3, resume=True, data=arrays()).fit().step == 6
+    assert (run / "data.safetensors").read_bytes() == whole
+    assert ppll.evaluate(run).step == trained.step + 2
+
+
+def test_arrays_of_another_run_pass_where_that_is_allowed(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        trainer(tmp_path / str(seed), data=arrays(seed)).fit()
+    shutil.copy(tmp_path / "1" / "data.safetensors", tmp_path / "0")
+    with pytest.raises(DataError, match="is damaged, or of another run"):
+        trainer(tmp_path / "0", epochs=3, resume=True)
+    trainer(tmp_path / "0", epochs=3, resume=True, allow_change=["data"]).fit()
+    assert ppll.evaluate(tmp_path / "0").step == 6
+
+
+def test_arrays_that_were_left_out_are_written_again(tmp_path: Path) -> None:
+    trainer(tmp_path / "run", data=arrays()).fit()
+    (tmp_path / "run" / "data.safetensors").unlink()
+    with pytest.raises(DataError, match="other data than is given now"):
+        trainer(tmp_path / "run", epochs=3, resume=True, data=arrays(1)).check()
+    trainer(tmp_path / "run", epochs=3, resume=True, data=arrays()).fit()
+    assert ppll.evaluate(tmp_path / "run").step == 6
+
+
+def test_a_folder_that_knows_no_digest_still_opens(tmp_path: Path) -> None:
+    """As earlier versions wrote it."""
+    trainer(tmp_path / "run", data=arrays()).fit()
+    facts = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert facts.pop("digest")
+    (tmp_path / "run" / "data.json").write_text(json.dumps(facts))
+    with pytest.raises(DataError, match="other data than is given now"):
+        trainer(tmp_path / "run", epochs=3, resume=True, data=arrays(1)).check()
+    assert ppll.evaluate(tmp_path / "run").step == 4
+    assert trainer(tmp_path / "run", epochs=3, resume=True, data=arrays()).fit().step == 6
+
+
 @pytest.mark.parametrize("allowed", ["data", "data.name"])
 def test_arrays_may_give_way_to_what_the_recipe_names(allowed: str, tmp_path: Path) -> None:
     trainer(tmp_path / "run", data=arrays()).fit()

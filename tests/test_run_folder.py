@@ -40,6 +40,18 @@ def test_a_new_folder_says_what_the_run_is(tmp_path: Path) -> None:
     assert folder.logs.is_dir()
 
 
+@pytest.mark.parametrize("were_tokens", [False, True])
+def test_facts_of_before_are_read(were_tokens: bool, tmp_path: Path) -> None:
+    """Then ``holds_tokens`` said both that samples were tokens and that each had a target."""
+    folder = make(tmp_path)
+    facts = {"input_shape": [128], "num_classes": 256, "steps_per_epoch": 20, "mean": None}
+    folder.facts.write_text(json.dumps({**facts, "holds_tokens": were_tokens}))
+    found = DataFacts((128,), 256, 20)
+    if were_tokens:
+        found = DataFacts((128,), 256, 20, num_tokens=256, predicts_tokens=True)
+    assert folder.read_facts() == found
+
+
 @pytest.mark.parametrize("lost", [0, 1, 5])
 def test_a_start_that_was_cut_off_in_its_line_takes_no_other_with_it(
     lost: int, tmp_path: Path

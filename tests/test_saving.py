@@ -100,11 +100,15 @@ def test_a_stage_has_saved_no_more_than_those_before_it(savers, blocks) -> None:
     assert last.saved_step == 0
 
 
-def test_the_copy_is_made_when_the_mark_passes(tmp_path, blocks, monkeypatch) -> None:
+def wait_for(event: threading.Event) -> None:
+    assert event.wait(20)
+
+
+def test_the_copy_is_made_when_the_mark_passes(tmp_path, blocks) -> None:
     """Training goes on while the thread writes; here it cannot begin before."""
     go_on = threading.Event()
-    saver = Saver(SaveRules(tmp_path, 2, {}, keep=9), commits=True, saved_step=0)
-    saver._thread.submit(go_on.wait)
+    rules = SaveRules(tmp_path, 2, {}, keep=9, before_write=lambda _: wait_for(go_on))
+    saver = Saver(rules, commits=True, saved_step=0)
     saver.hear(EVERYTHING_SAVED)
     expected = {n: t.detach().clone() for b in blocks for n, t in b.modules.named_tensors()}
     saver.save(5, blocks)

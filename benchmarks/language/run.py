@@ -128,7 +128,7 @@ def memory(part: Part, steps: int) -> None:
 def kept_bytes(settings: list[str]) -> int:
     """Of one step, block after block, as one stage runs them."""
     recipe = load_recipe("text-gpt", settings)
-    facts = DataFacts((128,), 256, 1000, holds_tokens=True)
+    facts = DataFacts((128,), 256, 1000, num_tokens=256, predicts_tokens=True)
     tokens = torch.randint(256, (recipe.data.batch_size, 129))
     fields = {FEATURES: tokens[:, :-1].clone(), TARGETS: tokens[:, 1:].clone()}
     return kept_in_a_step(draw_blueprint(recipe, facts, None), fields)

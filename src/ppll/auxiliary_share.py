@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ppll.blocks.blueprint import Blueprint
 from ppll.blocks.modules import BlockModules
 from ppll.data.loader import IMAGE
 from ppll.methods.base import PREVIOUS, Lesson
+from ppll.plain_attention import plain_attention
 from ppll.site import BlockSite
 
 __all__ = ["Share", "auxiliary_share"]
@@ -50,7 +50,7 @@ def auxiliary_share(blueprint: Blueprint) -> Share:
     for modules in blocks:
         own.include(layer.module for layer in modules.layers)
         added.include([*modules.auxiliaries(), *modules.contexts()])
-    with counter, sdpa_kernel(SDPBackend.MATH):  # It knows the products of plain attention only.
+    with counter, plain_attention():
         for modules, site in zip(blocks, blueprint.sites, strict=True):
             _run(blueprint, modules, site)
     return Share(added.flops / own.flops, added.num_parameters / own.num_parameters)
@@ -85,9 +85,8 @@ class _Tally:
 def _run(blueprint: Blueprint, modules: BlockModules, site: BlockSite) -> None:
     """One block's forward and local loss on one sample."""
     method = blueprint.method
-    reads_tokens = site.holds_tokens and site.block_index == 0
-    leaf = _sample(site.block_input_shape, torch.int64 if reads_tokens else torch.float32)
-    leaf.requires_grad_(method.needs_input_gradient and not reads_tokens)
+    leaf = _sample(site.block_input_shape, torch.int64 if site.reads_tokens else torch.float32)
+    leaf.requires_grad_(method.needs_input_gradient and not site.reads_tokens)
     inputs = leaf.clone()  # The counter's hooks cannot be where a gradient ends.
     image = _sample(site.input_shape, torch.int64 if site.holds_tokens else torch.uint8)
     fields = {IMAGE: image, PREVIOUS: _sample(site.previous_input_shape)}

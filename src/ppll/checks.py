@@ -170,7 +170,25 @@ def _check_model(config: ModelConfig) -> None:
     elif config.is_foreign:
         check_of_library(config.name)
     else:
+        _refuse_others(config)
         models.check(config.name, config.options)
+
+
+def _refuse_others(config: ModelConfig) -> None:
+    """Refuse another network's options, which ``--set model.name`` leaves as a recipe has them.
+
+    Raises:
+        RecipeError: There are some.
+    """
+    known = models[config.name].options
+    others = {key for entry in models for key in entry.options} - known.keys()
+    if left := [f"model.{key}" for key in config.options if key in others]:
+        options = ", ".join(f"model.{key}" for key in known)
+        raise RecipeError(
+            f"{', '.join(left)}: options of another network; those of {config.name!r} are "
+            f"{options}. Take them out of the recipe; over one that has them, --set "
+            f"'model={{name = \"{config.name}\"}}' leaves nothing of its section model."
+        )
 
 
 def check_messages(blueprint: Blueprint, data: PreparedData) -> None:

@@ -11,7 +11,8 @@ __all__ = ["DataFacts"]
 _TRAINED_ON: Final = (
     "input_shape",
     "num_classes",
-    "holds_tokens",
+    "num_tokens",
+    "predicts_tokens",
     "steps_per_epoch",
     "mean",
     "std",
@@ -30,10 +31,13 @@ class DataFacts:
         steps_per_epoch: Training batches of an epoch.
         mean: Of every channel of uint8 images, 0 to 1; none for floating point.
         std: Standard deviation of every channel, like ``mean``.
-        holds_tokens: Whether a sample is a row of tokens (T), each with a target of its own.
+        num_tokens: Different tokens there are, where a sample is a row of tokens (T).
+        predicts_tokens: Whether each token of a sample has a target of its own, the token that
+            follows it.
         num_test: Samples to test with; 0 where that is not known.
         num_validation: Training samples that are kept back for validation.
         is_given: Whether it was given from Python, and lies in the run folder.
+        digest: Of what was given; see ``ppll.data.kept``. Older versions wrote none.
     """
 
     input_shape: tuple[int, ...]
@@ -41,10 +45,17 @@ class DataFacts:
     steps_per_epoch: int
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    holds_tokens: bool = False
+    num_tokens: int | None = None
+    predicts_tokens: bool = False
     num_test: int = 0
     num_validation: int = 0
     is_given: bool = False
+    digest: str | None = None
+
+    @property
+    def holds_tokens(self) -> bool:
+        """Whether a sample is a row of tokens (T)."""
+        return self.num_tokens is not None
 
     def num_evaluated(self, *, at_end: bool) -> int:
         """Samples of an evaluation: of all splits at the run's end, of the first one before."""

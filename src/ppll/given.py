@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ppll.config import Recipe
-from ppll.data import OWN_DATA
+from ppll.data import OWN_DATA, Dataset
+from ppll.errors import DataError
 from ppll.models import OWN_MODEL
 from ppll.recipe_files import load_recipe
 from ppll.sections import DataConfig
 
-__all__ = ["as_recipe", "with_own_data"]
+__all__ = ["as_recipe", "check_dataset", "with_own_data"]
 
 
 def as_recipe(given: Recipe | Mapping[str, Any] | str | Path, *, own_model: bool) -> Recipe:
@@ -42,3 +43,19 @@ def with_own_data(recipe: Recipe) -> Recipe:
     kept = recipe.data.model_dump(include=set(DataConfig.model_fields) - {"name", "root"})
     data = DataConfig(name=OWN_DATA, **kept)
     return recipe.model_copy(update={"data": data})
+
+
+def check_dataset(data: object) -> Dataset | None:
+    """What was given as a data set, which may be none.
+
+    Raises:
+        DataError: It is something else.
+    """
+    if data is None or isinstance(data, Dataset):
+        return data
+    raise DataError(
+        f"data must be a ppll.Dataset, found {type(data).__name__}: give "
+        f"ppll.Dataset.from_arrays(train=(inputs, targets), test=(inputs, targets)), or "
+        f"ppll.Dataset.from_torch(train=..., test=...) of data sets of torch, or name a data set "
+        f"of the shelf as data.name in the recipe."
+    )

@@ -109,7 +109,7 @@ def named_network(recipe: Recipe, facts: DataFacts) -> Network:
     if recipe.model.is_own:
         return given_network(build_own_model(name, options, seed), recipe, facts)
     if recipe.model.is_foreign:
-        model = build_of_library(name, options, shape, num_classes, seed)
+        model = build_of_library(name, options, shape, facts.num_tokens or num_classes, seed)
         return given_network(model, recipe, facts)
     with without_values():
         return models.build(name, options, shape, num_classes)
@@ -121,8 +121,8 @@ def given_network(model: Model, recipe: Recipe, facts: DataFacts) -> Network:
     Raises:
         ModelError: It cannot be cut, or does not read such data.
     """
-    num_tokens = facts.num_classes if facts.holds_tokens else None
-    return split(model, sample_of(facts.input_shape, num_tokens), untie=recipe.split.untie)
+    sample = sample_of(facts.input_shape, facts.num_tokens)
+    return split(model, sample, untie=recipe.split.untie)
 
 
 def found_network(model: Model | None, recipe: Recipe, facts: DataFacts) -> Network | None:
@@ -157,15 +157,7 @@ def draw_blueprint(
         network = named_network(recipe, facts)
         if recipe.model.is_foreign:
             shapes = None  # They do not say whether, and how, tensors are put together.
-    return Blueprint.draw(
-        recipe,
-        network,
-        input_shape=facts.input_shape,
-        num_classes=facts.num_classes,
-        steps_per_epoch=facts.steps_per_epoch,
-        shapes=shapes,
-        holds_tokens=facts.holds_tokens,
-    )
+    return Blueprint.draw(recipe, network, facts, shapes)
 
 
 @dataclass(frozen=True)

@@ -81,8 +81,8 @@ def run_rank(
         if not job.evaluates_only and not job.mesh.replica(rank):
             saver = _saver(job, rank, blueprint.num_blocks)
             metrics = MetricsFile(job.folder.metric_parts / f"rank-{rank}.jsonl")
-            # A rank that fails must say so at once.
-            stack.callback(saver.close, wait=job.sockets is None)
+            if job.sockets is None:  # Elsewhere, a rank that fails must say so at once.
+                stack.callback(saver.close)
             stack.callback(metrics.close)
         if not job.evaluates_only:
             _record(job, rank, blueprint, monitor, stack)

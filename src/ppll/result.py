@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import statistics
@@ -18,7 +19,7 @@ from ppll.mesh import Mesh
 from ppll.metrics import Tally
 from ppll.run_folder import RunFolder
 
-__all__ = ["ReplicasDiffer", "Result", "merge_results", "read_result"]
+__all__ = ["ReplicasDiffer", "Result", "merge_results", "read_result", "written"]
 
 
 class ReplicasDiffer(PpllError):
@@ -37,7 +38,7 @@ class Result:
         step: Training batches that every block has learned from.
         epoch: Whole epochs among them.
         train_seconds: From the first batch to the stop, without the evaluations; of a run that went
-            on, since its last start.
+            on, since the last start that trained.
         samples_per_second: Training samples per second of ``train_seconds``.
         test_accuracy: Share of test samples that the final output gets right; none where the run
             was interrupted before the test.
@@ -86,6 +87,17 @@ class Result:
     num_replicas: tuple[int, ...] = ()
     stopped: bool = False
 
+
+_OF_TRAINING: Final = (
+    "train_seconds",
+    "samples_per_second",
+    "num_stages",
+    "num_replicas",
+    "busy_fraction",
+    "peak_memory_bytes",
+    "training_peak_bytes",
+)
+"""What a test of weights says nothing of."""
 
 _RESULT: Final = pydantic.TypeAdapter(Result)
 
@@ -163,9 +175,24 @@ def read_result(folder: RunFolder) -> Result:
         ) from None
 
 
+def written(result: Result, folder: RunFolder, *, has_trained: bool) -> Result:
+    """A result as it is written down; where a run was only tested again, what training took stays.
+
+    Raises:
+        RunFolderError: What was written before cannot be read.
+    """
+    before = None if has_trained or not folder.result.exists() else read_result(folder)
+    if before is not None and before.step == result.step:
+        result = dataclasses.replace(result, **{n: getattr(before, n) for n in _OF_TRAINING})
+        if not result.exit_accuracy:
+            return result  # A signal came before the test.
+    folder.write_result(dataclasses.asdict(result))
+    return result
+
+
 def _perplexities(job: Job, tested: Sequence[Tally]) -> tuple[float | None, ...] | None:
     """Of every exit, where losses are those of tokens."""
-    if not (tested and job.facts.holds_tokens) or job.recipe.train.label_smoothing:
+    if not (tested and job.facts.predicts_tokens) or job.recipe.train.label_smoothing:
         return None
     silent = [math.isnan(tally.accuracy) for tally in tested]
     losses = [tally.loss for tally in tested]

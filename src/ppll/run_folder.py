@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Final, Self
 
 import pydantic
 
@@ -28,7 +28,16 @@ __all__ = ["PROOF_NAME", "RunFolder", "default_folder", "take_free"]
 PROOF_NAME = "meeting"
 """By which processes of several hosts find out that they see the same folder."""
 
-_FACTS = pydantic.TypeAdapter(DataFacts)
+
+def _as_now(facts: Any) -> Any:
+    """Facts as they are written today, of those that were written before some were known."""
+    if isinstance(facts, dict) and facts.get("holds_tokens"):
+        # Then every sample of tokens had a target a token.
+        return {"num_tokens": facts.get("num_classes"), "predicts_tokens": True, **facts}
+    return facts
+
+
+_FACTS: Final = pydantic.TypeAdapter(Annotated[DataFacts, pydantic.BeforeValidator(_as_now)])
 _STUDY = "study.json"
 """In the folder of a study, whose runs lie below."""
 _MOST_LISTED = 3
@@ -177,6 +186,11 @@ class RunFolder:
             f"{self.path}. The same with --resume and this --out goes on (resume=True and out=... "
             f"in Python)."
         )
+
+    @property
+    def after_failure(self) -> str:
+        """What to say below the cause of a failure."""
+        return f"Its newest checkpoint is in {self.to_go_on}"
 
     @property
     def config(self) -> Path:

@@ -65,13 +65,12 @@ class Layouts:
         types = {TARGETS: torch.int64}
         if self._mixes:
             types |= {OTHER_TARGETS: torch.int64, MIX: torch.float32}
-        each = prod(self._facts.input_shape) if self._facts.holds_tokens else 1
+        each = prod(self._facts.input_shape) if self._facts.predicts_tokens else 1
         return {name: num * each * dtype.itemsize for name, dtype in types.items()}
 
     def _input_bytes(self) -> int:
         """Of one sample."""
-        dtype = torch.int64 if self._facts.holds_tokens else torch.float32
-        return prod(self._facts.input_shape) * dtype.itemsize
+        return prod(self._facts.input_shape) * self._blueprint.input_dtype.itemsize
 
     def late(self, block_index: int) -> SlotLayout:
         """Of what enters a block late."""

@@ -10,6 +10,7 @@ __all__ = [
     "num_restarts",
     "speaks_for_its_host",
     "started_by_torchrun",
+    "starts_again",
     "store_address",
 ]
 
@@ -34,6 +35,11 @@ def is_first_process() -> bool:
 def num_restarts() -> int:
     """How often this host's agent has started its processes again after a failure."""
     return int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+
+
+def starts_again() -> bool:
+    """Whether this host's agent starts its processes once more where one fails."""
+    return num_restarts() < int(os.environ["TORCHELASTIC_MAX_RESTARTS"])
 
 
 def store_address() -> str:

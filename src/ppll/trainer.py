@@ -17,18 +17,19 @@ from ppll.callbacks import CallbackLike, check_callbacks, followed
 from ppll.checkpoints.checkpoint import step_folder
 from ppll.checkpoints.first_values import put_back, skeleton_of
 from ppll.checkpoints.recovery import Recovered, newest_whole
-from ppll.checkpoints.starting import Beginning, begin, find_beginning, kept_data, next_start
+from ppll.checkpoints.run_data import kept_data
+from ppll.checkpoints.starting import Beginning, begin, find_beginning, next_start
 from ppll.checks import check_recipe, check_resuming, check_start
 from ppll.claim import locked
 from ppll.config import Recipe
 from ppll.data import Dataset, load_dataset, prepare
-from ppll.data.dataset import check_dataset
+from ppll.data.kept import digest_of
 from ppll.data.preparation import PreparedData, facts_of
 from ppll.data_facts import DataFacts
 from ppll.decoding_view import decoding_shown
 from ppll.errors import Interrupted, WorkerError
 from ppll.faults import Fault
-from ppll.given import as_recipe, with_own_data
+from ppll.given import as_recipe, check_dataset, with_own_data
 from ppll.hosts.run import Hosts
 from ppll.interrupts import Interrupts
 from ppll.job import Job, RankResult, draw_blueprint, found_network
@@ -40,7 +41,7 @@ from ppll.metrics import merge_metrics
 from ppll.models.identity import describe_layers
 from ppll.models.splitting import Model, plain_row
 from ppll.placement import mesh_of
-from ppll.result import Result, merge_results, read_result
+from ppll.result import Result, merge_results, read_result, written
 from ppll.run_folder import RunFolder, default_folder, take_free
 from ppll.tensorboard import TensorBoard
 from ppll.torchrun import is_first_process, started_by_torchrun
@@ -214,8 +215,9 @@ class Trainer:
 
     def _share(self, prepared: PreparedData | None) -> DataFacts:
         facts = None if prepared is None else facts_of(prepared)
-        if facts is not None:
-            facts = dataclasses.replace(facts, is_given=self._own_data is not None)
+        if facts is not None and self._own_data is not None:
+            digest = digest_of(self._own_data)
+            facts = dataclasses.replace(facts, is_given=True, digest=digest)
         if self._hosts is not None:
             return self._hosts.share_facts(facts)
         assert facts is not None  # the only process has loaded the data
@@ -308,9 +310,7 @@ class Trainer:
             merge_metrics(folder.metric_parts, folder.metrics)
             merge_timeline(folder.traces, folder.timeline)
         result = merge_results(job, results, self.blueprint.num_blocks)
-        if results[0].samples or not folder.result.exists():  # else it was only looked at again
-            folder.write_result(dataclasses.asdict(result))
-        return job, result
+        return job, written(result, folder, has_trained=results[0].samples > 0)
 
     def _launch(self, beginning: Beginning, watch: Watcher | None) -> list[RankResult]:
         # A run in this process is ended by the second signal, if the first does not suffice.
@@ -319,7 +319,7 @@ class Trainer:
             try:
                 return run_with_restarts(beginning, interrupts, watch, self._max_restarts)
             except WorkerError as error:
-                error.add_note(f"Its newest checkpoint is in {beginning.job.folder.to_go_on}")
+                error.add_note(beginning.job.folder.after_failure)
                 raise
 
     def _follow(self) -> Result:

@@ -129,3 +129,18 @@ def test_where_there_is_no_way_back_it_says_so(
 ) -> None:
     with pytest.raises(ModelError, match=r"'lopt' .* no way from \(.* in block 1: .*Cut elsewhere"):
         input_decoder(site_of(feature_shape, input_shape))
+
+
+def test_rows_of_a_block_that_reads_tokens_say_which_each_was() -> None:
+    """Of the vocabulary, whatever classes there are."""
+    site = BlockSite(0, 4, (7,), (7, 12), 3, (7,), num_tokens=20)
+    assert input_decoder(site)(torch.randn(2, 7, 12)).shape == (2, 7, 20)
+    later = BlockSite(1, 4, (7,), (7, 12), 3, (7, 8), num_tokens=20)
+    assert input_decoder(later)(torch.randn(2, 7, 12)).shape == (2, 7, 8)
+
+
+@pytest.mark.parametrize("feature_shape", [(12,), (4, 12)])
+def test_tokens_are_not_found_again_in_fewer_rows(feature_shape: tuple[int, ...]) -> None:
+    site = BlockSite(0, 4, (7,), feature_shape, 3, (7,), num_tokens=20)
+    with pytest.raises(ModelError, match=r"back to \(7,\) in block 0.*vectors into all but tokens"):
+        input_decoder(site)

@@ -77,6 +77,15 @@ def test_a_shared_readout_takes_over_what_comes(depth: int) -> None:
     assert all(p.grad is None for p in module.readout.parameters())
 
 
+def test_a_shared_readout_of_features_that_the_last_layer_cannot_read_is_refused() -> None:
+    """Where the width changes across the cut, an adapter without layers leaves it as it is."""
+    layers = (Layer("wider", nn.Linear(4, WIDTH)), LAYERS[1])
+    site = replace(SITE, feature_shape=(4,), layers_behind=layers)
+    with pytest.raises(ModelError, match=r"0 layer\(s\).*'head'.*\(4,\).*Raise method\.depth"):
+        shared_readout(site, depth=0)
+    shared_readout(site, depth=1)
+
+
 @pytest.mark.parametrize(
     ("options", "site", "words"),
     [

@@ -103,7 +103,7 @@ def test_channel_of_one_value_is_not_divided_by_zero() -> None:
         (images(2), torch.zeros(2), r"targets must be int64 .* found float32 of shape \(2,\)"),
         (images(2), torch.zeros(2, 1).long(), r"found int64 of shape \(2, 1\)"),
         (images(2).long(), labels(0, 1), r"inputs must be uint8 images .* found int64"),
-        (images(2).flatten(1), labels(0, 1), r"uint8 of shape \(2, 48\)"),
+        (images(2).flatten(2), labels(0, 1), r"uint8 of shape \(2, 3, 16\): .*\[:, None\] of grey"),
         (torch.tensor(1.0), labels(0), r"float32 of shape \(\)"),
         (images(2)[:0], labels(), "are empty"),
         (torch.ones(1, 2, requires_grad=True), labels(0), "require a gradient"),
@@ -145,7 +145,7 @@ def test_normalisation_must_fit_the_samples() -> None:
         (np.array(["a", "b"]), "train: found an array of <U1"),
         (np.array([[1.0], [np.nan]]), "train: sample 1 holds a value that is not finite"),
         (np.array([np.inf, 1.0]), "train: sample 0 holds"),
-        (np.zeros((2, 3), np.int32), "train: inputs must be uint8 images"),
+        (np.zeros((2, 3), np.int16), "train: inputs must be uint8 images"),
         ([[1.0], [1.0, 2.0]], "train: found lists of different lengths"),
     ],
 )

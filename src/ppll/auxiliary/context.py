@@ -93,9 +93,10 @@ def image_encoder(site: BlockSite) -> nn.Module:
         ModelError: The data holds no images, or the input has no place for them.
     """
     if len(site.input_shape) != 3:
+        other = "" if site.holds_tokens else "set method.context = 'R1', or "
         raise ModelError(
             "context 'E' encodes images (channels, height, width), but samples have the shape "
-            f"{site.input_shape}: set method.context = 'R1', or choose another method.name."
+            f"{site.input_shape}: {other}choose another method.name."
         )
     image_channels, height, width = site.input_shape
     (channels, *target), writing = _as_input(site)
@@ -118,6 +119,11 @@ def previous_encoder(site: BlockSite) -> nn.Module:
     Raises:
         ModelError: One of both inputs is neither a map nor token rows nor a vector.
     """
+    if site.holds_tokens and site.block_index == 1:
+        raise ModelError(
+            "context 'R1' adds what the block before has read, and the first block reads whole "
+            "numbers, tokens: choose another method.name."
+        )
     here, before = site.block_input_shape, site.previous_input_shape
     if len(here) == len(before) == 2 and here[0] == before[0]:
         num_tokens, channels = here

@@ -50,7 +50,7 @@ def refuse_tokens(auxiliary: str, site: BlockSite) -> None:
     Raises:
         ModelError: Every token has a target.
     """
-    if site.holds_tokens:
+    if site.predicts_tokens:
         raise ModelError(
             f"{auxiliary!r} mixes a token with those that follow it, which are to be predicted: "
             "choose method.auxiliary = 'linear', 'mlp-sr' or 'auglocal', or another method.name."

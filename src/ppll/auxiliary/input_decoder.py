@@ -84,13 +84,13 @@ def input_decoder(site: BlockSite) -> nn.Module:
     Raises:
         ModelError: There is no way from the one to the other.
     """
+    if site.reads_tokens:
+        return _on_tokens(site)
     match site.feature_shape, site.block_input_shape:
         case (width,), shape:
             return nn.Sequential(*_rows(width, math.prod(shape)), nn.Unflatten(1, shape))
         case (num_tokens, width), (num_before, width_before) if num_tokens == num_before:
             return nn.Sequential(*_rows(width, width_before))
-        case (_, width), (_,) if site.holds_tokens:
-            return nn.Sequential(*_rows(width, site.num_classes))
         case (_, _), (_, _, _):
             return _on_patches(site)
         case (_, _, _), (_, _, _) if not is_channels_last(site):
@@ -101,6 +101,14 @@ def input_decoder(site: BlockSite) -> nn.Module:
 def _rows(width: int, width_before: int) -> list[nn.Module]:
     hidden = max(1, width // _NARROWING)
     return [nn.LayerNorm(width), Linear(width, hidden), nn.GELU(), Linear(hidden, width_before)]
+
+
+def _on_tokens(site: BlockSite) -> nn.Module:
+    """From token rows (T, D) to logits of the tokens (T) that they stand for."""
+    match site.feature_shape, site.num_tokens:
+        case (num_rows, width), int(num_tokens) if (num_rows,) == site.block_input_shape:
+            return nn.Sequential(*_rows(width, num_tokens))
+    raise _impossible(site)
 
 
 def _on_patches(site: BlockSite) -> nn.Module:
@@ -141,7 +149,7 @@ def _impossible(site: BlockSite) -> ModelError:
     return ModelError(
         f"method 'lopt' finds a block's input again in its features, but knows no way from "
         f"{site.feature_shape} back to {site.block_input_shape} in block {site.block_index}: it "
-        f"decodes maps into maps that are no smaller, token rows into rows of as many tokens or "
-        f"into the image whose patches they are, and vectors. Cut elsewhere (split.cuts) "
-        f"or choose another method."
+        f"decodes maps into maps that are no smaller, token rows into rows of as many tokens, into "
+        f"these tokens or into the image whose patches they are, and vectors into all but tokens. "
+        f"Cut elsewhere (split.cuts) or choose another method."
     )

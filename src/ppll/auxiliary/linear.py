@@ -81,7 +81,7 @@ def linear(site: BlockSite) -> nn.Module:
     match site.feature_shape:
         case (channels, _, _) if not is_channels_last(site):
             return MapHead(channels, num_classes)
-        case (_, width) if site.holds_tokens:
+        case (_, width) if site.predicts_tokens:
             return EveryTokenHead(width, num_classes)
         case (num_tokens, width) if _has_class_token(num_tokens, site.input_shape):
             return TokenHead(width, num_classes)

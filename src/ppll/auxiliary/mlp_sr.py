@@ -54,7 +54,7 @@ def mlp_sr(site: BlockSite) -> nn.Module:
     match site.feature_shape:
         case (channels, height, width) if not is_channels_last(site):
             return _on_maps(channels, (height, width), num_classes)
-        case (_, width) if site.holds_tokens:
+        case (_, width) if site.predicts_tokens:
             return _mlp(width, num_classes, nn.LayerNorm)
         case (num_tokens, width):
             grid = token_grid(num_tokens, site.input_shape)

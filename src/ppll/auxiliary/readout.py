@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from ppll.auxiliary.later_layers import hidden_layers
 from ppll.errors import ModelError, RecipeError
 from ppll.models.copies import CopyOf
+from ppll.models.network import Network
+from ppll.models.trial import feature_shapes
 from ppll.site import BlockSite
 
 __all__ = ["SharedReadout", "frozen_readout", "shared_readout"]
@@ -84,15 +86,29 @@ def shared_readout(site: BlockSite, *, depth: int = 1) -> SharedReadout:
 
     Raises:
         RecipeError: The depth is negative.
-        ModelError: The layers do not fit onto each other, or the last one has no parameters.
+        ModelError: The layers do not fit onto each other, or the last one cannot read what they
+            make or has no parameters.
     """
     if depth < 0:
         raise RecipeError(f"shared-readout: depth must be at least 0, found {depth}.")
     layers, shape = hidden_layers(site, depth)
     norm = nn.RMSNorm(shape[-1]) if len(shape) == 2 else nn.Identity()
-    return SharedReadout(
-        nn.Sequential(OrderedDict(layers=layers, norm=norm)), _last_layer("shared-readout", site)
-    )
+    readout = _last_layer("shared-readout", site)
+    _check_read(site, len(layers), shape)
+    return SharedReadout(nn.Sequential(OrderedDict(layers=layers, norm=norm)), readout)
+
+
+def _check_read(site: BlockSite, depth: int, shape: tuple[int, ...]) -> None:
+    """Refuse an adapter whose output the last layer cannot read."""
+    try:
+        with torch.device("cpu"):
+            feature_shapes(Network(site.layers_behind[-1:]), shape)
+    except ModelError as error:
+        raise ModelError(
+            f"'shared-readout' reads features by the network's last layer, behind an adapter of "
+            f"{depth} layer(s) here, but they do not fit onto each other ({error}). Raise "
+            f"method.depth, cut elsewhere (split.cuts), or choose another method.name."
+        ) from error
 
 
 def frozen_readout(site: BlockSite, *, adapter: int = 0) -> nn.Module:

@@ -22,18 +22,20 @@ from ppll.blocks.modules import BlockModules, Chain
 from ppll.blocks.optimization import Schedule, build_optimizer
 from ppll.config import Recipe
 from ppll.cuts import cut_starts
+from ppll.data_facts import DataFacts
 from ppll.errors import ModelError, RecipeError, up_to
 from ppll.losses.classification import cross_entropy
 from ppll.memory_layout import lay_out
 from ppll.methods import BlockSite, Method, TaskLoss, methods
 from ppll.models.empty import with_memory, without_values
 from ppll.models.network import Layer, Network
-from ppll.models.trial import tried
+from ppll.models.trial import check_vocabulary, tried
 from ppll.numerics import autocast_dtype
 from ppll.own_class import is_own_class
 from ppll.own_method import blamed, build_own_method
 from ppll.placement import place, place_alike
 from ppll.sections import SplitConfig, TrainConfig
+from ppll.site import sites_of
 
 __all__ = ["Blueprint", "block_ranges", "build_method"]
 
@@ -83,7 +85,7 @@ class Blueprint:
         ranges: The layers of every block.
         sites: Where every block stands.
         shapes: One sample's shape at the output of every layer, without N.
-        steps_per_epoch: Training batches of an epoch.
+        facts: What it is trained on.
         num_steps: Training batches of the whole run.
     """
 
@@ -93,7 +95,7 @@ class Blueprint:
     ranges: tuple[range, ...]
     sites: tuple[BlockSite, ...]
     shapes: tuple[tuple[int, ...], ...]
-    steps_per_epoch: int
+    facts: DataFacts
     num_steps: int
 
     @classmethod
@@ -101,23 +103,16 @@ class Blueprint:
         cls,
         recipe: Recipe,
         network: Network,
-        *,
-        input_shape: tuple[int, ...],
-        num_classes: int,
-        steps_per_epoch: int,
+        facts: DataFacts,
         shapes: Sequence[tuple[int, ...]] | None = None,
-        holds_tokens: bool = False,
     ) -> Blueprint:
         """Cut ``network`` as the recipe says and check that its blocks fit together.
 
         Args:
             recipe: The run's recipe.
             network: The network to cut; it is not changed.
-            input_shape: One sample's shape, without N.
-            num_classes: Classes to tell apart.
-            steps_per_epoch: Training batches of an epoch.
+            facts: What it is trained on.
             shapes: What ``tried`` said of the network, which knows all else; asked again without.
-            holds_tokens: Whether a sample is a row of tokens, each with a target of its own.
 
         Raises:
             ModelError: The network cannot be cut so, or does not fit the data.
@@ -140,24 +135,26 @@ class Blueprint:
                 f"split.blocks = 1 makes none: set it to 2 or more, or {other}."
             )
         ranges = block_ranges(network, split)
+        is_tried = shapes is not None
         if shapes is None:
-            network, shapes = tried(network, input_shape, _input_dtype(holds_tokens))
-        sites = _sites(network, ranges, input_shape, num_classes, shapes, holds_tokens)
+            network, shapes = tried(network, facts.input_shape, _input_dtype(facts))
+        sites = sites_of(network, ranges, shapes, facts)
         if network.layers[-1].makes is not None:
             raise ModelError(
                 f"{network.layers[-1]} returns {network.layers[-1].makes.layout}, but the last "
                 f"layer must return one tensor of logits: wrap it in a module that does."
             )
         if shapes[-1] != sites[-1].output_shape:
-            what = "tokens" if holds_tokens else "classes"
-            raise ModelError(
-                f"the network's output has shape {shapes[-1]} a sample, but the data has "
-                f"{num_classes} {what}: it must be {sites[-1].output_shape}."
-            )
-        num_steps = recipe.num_steps(steps_per_epoch)
-        return cls(
-            recipe, network, method, ranges, sites, tuple(shapes), steps_per_epoch, num_steps
-        )
+            raise _other_output(sites[-1])
+        if facts.num_tokens is not None and not is_tried:
+            check_vocabulary(network, facts.input_shape[0], facts.num_tokens)
+        num_steps = recipe.num_steps(facts.steps_per_epoch)
+        return cls(recipe, network, method, ranges, sites, tuple(shapes), facts, num_steps)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training batches of an epoch."""
+        return self.facts.steps_per_epoch
 
     @property
     def num_blocks(self) -> int:
@@ -167,7 +164,7 @@ class Blueprint:
     @property
     def input_dtype(self) -> torch.dtype:
         """Of what the first block reads."""
-        return _input_dtype(self.sites[0].holds_tokens)
+        return _input_dtype(self.facts)
 
     @property
     def knows_end(self) -> bool:
@@ -258,10 +255,7 @@ class Blueprint:
         if not (self.method.end_to_end and self.method.reads_cuts):
             return self._segment(self.sites[index], self.ranges[index])
         ranges = block_ranges(self.network, self.recipe.split)
-        site = self.sites[index]
-        sites = _sites(
-            self.network, ranges, site.input_shape, site.num_classes, self.shapes, site.holds_tokens
-        )
+        sites = sites_of(self.network, ranges, self.shapes, self.facts)
         return Chain.of([self._segment(*pair) for pair in zip(sites, ranges, strict=True)])
 
     def _segment(self, site: BlockSite, layers: range) -> BlockModules:
@@ -302,34 +296,21 @@ class Blueprint:
         return made
 
 
-def _input_dtype(holds_tokens: bool) -> torch.dtype:
-    return torch.int64 if holds_tokens else torch.float32
+def _input_dtype(facts: DataFacts) -> torch.dtype:
+    return torch.int64 if facts.holds_tokens else torch.float32
 
 
-def _sites(
-    network: Network,
-    ranges: Sequence[range],
-    input_shape: tuple[int, ...],
-    num_classes: int,
-    shapes: Sequence[tuple[int, ...]],
-    holds_tokens: bool,
-) -> tuple[BlockSite, ...]:
-    """Where every block stands that has these layers of a network."""
-    inputs = [shapes[layers[0] - 1] if layers[0] else input_shape for layers in ranges]
-    return tuple(
-        BlockSite(
-            index,
-            len(ranges),
-            input_shape,
-            shapes[layers[-1]],
-            num_classes,
-            inputs[index],
-            network.layers[layers.stop :],
-            tuple(shapes[layers.stop :]),
-            inputs[index - 1] if index else (),
-            holds_tokens,
+def _other_output(last: BlockSite) -> ModelError:
+    """The error for a network whose output is not what the data has targets for."""
+    what, hint = ("tokens" if last.predicts_tokens else "classes"), ""
+    if last.feature_shape[:1] == last.input_shape and not last.predicts_tokens:
+        hint = (
+            " It says something of every token, as 'gpt' does, but the data has one class a row: "
+            "end it in a layer that reads all of them, such as by their mean."
         )
-        for index, layers in enumerate(ranges)
+    return ModelError(
+        f"the network's output has shape {last.feature_shape} a sample, but the data has "
+        f"{last.num_classes} {what}: it must be {last.output_shape}.{hint}"
     )
 
 

@@ -18,7 +18,7 @@ from ppll.checkpoints.checkpoint import (
 from ppll.checkpoints.manifest import ValidationRecord
 from ppll.checkpoints.reader import TensorReader
 from ppll.checkpoints.resume import Tree, same_validation, training_sections
-from ppll.errors import CheckpointError, RunFolderError
+from ppll.errors import CheckpointError, RunFolderError, UsageError
 from ppll.run_folder import RunFolder
 
 __all__ = ["Recovered", "best_validation", "find", "forget_validations", "newest_whole", "prune"]
@@ -100,19 +100,43 @@ def _is_comparable(folder: Path, recipe: Tree) -> bool:
         return True  # That it is damaged is said when it is asked for.
 
 
-def find(folder: RunFolder, *, best: bool = False) -> Recovered:
-    """The newest whole checkpoint of a run, or the one with the best validation accuracy.
+def find(folder: RunFolder, *, best: bool = False, step: int | None = None) -> Recovered:
+    """The newest whole checkpoint of a run, or the one that is asked for.
+
+    Args:
+        folder: The run.
+        best: Whether to take the one with the best validation accuracy.
+        step: That after so many training batches.
 
     Raises:
+        UsageError: Both are asked for.
         RunFolderError: There is none, or the run's recipe cannot be read.
-        CheckpointError: All are damaged, or the best one is.
+        CheckpointError: All are damaged, or the one that is asked for is.
     """
-    checkpoints = folder.checkpoints
-    if not best:
-        found = newest_whole(checkpoints)
-        if found is None:
-            raise RunFolderError(f"{folder.path} has no whole checkpoint.")
-        return found
+    if best and step is not None:
+        raise UsageError(
+            f"a checkpoint is the best one or that of a step, found both, the best and step "
+            f"{step}: ask for one of them."
+        )
+    if best:
+        return _asked_for(_best_folder(folder))
+    if step is not None:
+        return _asked_for(_folder_of(folder, step))
+    found = newest_whole(folder.checkpoints)
+    if found is None:
+        raise RunFolderError(f"{folder.path} has no whole checkpoint.")
+    return found
+
+
+def _asked_for(checkpoint: Path) -> Recovered:
+    """It and no other: an older one would be taken for it."""
+    reader = TensorReader(checkpoint)
+    reader.check()
+    _check_step(reader)
+    return Recovered(reader, ())
+
+
+def _best_folder(folder: RunFolder) -> Path:
     record = best_validation(folder)
     if record is None:
         raise RunFolderError(
@@ -120,10 +144,18 @@ def find(folder: RunFolder, *, best: bool = False) -> Recovered:
             f"data and the train.ema that the run has now: take the newest one, or train with "
             f'checkpoint.keep = "best".'
         )
-    reader = TensorReader(step_folder(checkpoints, record.step))
-    reader.check()
-    _check_step(reader)
-    return Recovered(reader, ())
+    return step_folder(folder.checkpoints, record.step)
+
+
+def _folder_of(folder: RunFolder, step: int) -> Path:
+    found = {_step_of(checkpoint): checkpoint for checkpoint in _committed(folder.checkpoints)}
+    if step not in found:
+        raise RunFolderError(
+            f"{folder.path} has no checkpoint of step {step}: there are "
+            f"{', '.join(map(str, found)) or 'none'}. Name one of these; checkpoint.every_steps "
+            f"decides when one is taken, checkpoint.keep how many stay."
+        )
+    return found[step]
 
 
 def _check_step(reader: TensorReader) -> None:
@@ -136,7 +168,11 @@ def _check_step(reader: TensorReader) -> None:
 def _folders(checkpoints: Path) -> Iterator[Path]:
     """All folders of checkpoints, the oldest first."""
     found = [f for f in checkpoints.glob("step-*") if _NAME.fullmatch(f.name) and f.is_dir()]
-    yield from sorted(found, key=lambda f: int(f.name.removeprefix("step-")))
+    yield from sorted(found, key=_step_of)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def _committed(checkpoints: Path) -> list[Path]:
@@ -158,7 +194,7 @@ def set_aside(checkpoints: Path, step: int) -> None:
     for folder in list(_folders(checkpoints)):
         if not is_committed(folder):
             _remove(folder)
-        elif int(folder.name.removeprefix("step-")) > step:
+        elif _step_of(folder) > step:
             aside = folder.with_name(folder.name + _DAMAGED)
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import shutil
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +122,6 @@ class Saver:
         self._upstream_step = NOTHING_SAVED
         self._uncommitted: list[int] = []
         self._accuracies: dict[int, float] = {}  # of checkpoints that are not committed yet
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saver")
         self._writing: Future[None] | None = None
         self._held: deque[tuple[int, list[_BlockCopy]]] = deque()  # parameters are on their way
 
@@ -186,26 +187,21 @@ class Saver:
         self._finish_writing()
         self.hear(self._upstream_step)
 
-    def close(self, *, wait: bool = True) -> None:
-        """End the thread.
+    def close(self) -> None:
+        """Finish what is being written and commit it if that makes it whole, also after a failure.
 
-        Args:
-            wait: Finish what is being written and commit it if that makes it whole, also after a
-                failure. A process that is about to end need not: what is unfinished is no
-                checkpoint.
+        A process that is about to end need not: what is unfinished is no checkpoint.
         """
-        self._thread.shutdown(wait, cancel_futures=not wait)
-        if wait:
-            try:
-                self.finish()
-            except (OSError, CheckpointError) as error:
-                _log.warning("the last checkpoint was not finished: %s", error)
+        try:
+            self.finish()
+        except (OSError, CheckpointError) as error:
+            _log.warning("the last checkpoint was not finished: %s", error)
 
     def _write_what_is_whole(self) -> None:
         """Begin to write the copies that nothing is missing of."""
         while self._held and all(copy.is_whole for copy in self._held[0][1]):
             self._finish_writing()
-            self._writing = self._thread.submit(self._write, *self._held.popleft())
+            self._writing = _begun(partial(self._write, *self._held.popleft()))
 
     def _write(self, step: int, copies: Iterable[_BlockCopy]) -> None:
         self._check_claim()
@@ -256,6 +252,25 @@ class Saver:
     def _check_claim(self) -> None:
         if self._rules.claim is not None:
             self._rules.claim.check()
+
+
+def _begun(write: Callable[[], None]) -> Future[None]:
+    """What becomes of a write in a thread of its own.
+
+    Executors take no more work once the main thread has ended, which a run may outlast.
+    """
+    writing: Future[None] = Future()
+    threading.Thread(target=_settle, args=(writing, write), name="saver", daemon=True).start()
+    return writing
+
+
+def _settle(writing: Future[None], write: Callable[[], None]) -> None:
+    try:
+        write()
+    except BaseException as error:
+        writing.set_exception(error)
+    else:
+        writing.set_result(None)
 
 
 def _copy(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -16,18 +16,17 @@ from ppll.checkpoints.first_values import write_first_checkpoint
 from ppll.checkpoints.manifest import Manifest, TensorRecord
 from ppll.checkpoints.recovery import Recovered, forget_validations, newest_whole, set_aside
 from ppll.checkpoints.resume import Change, changes, refuse_changes, training_sections
+from ppll.checkpoints.run_data import keep_data, was_given
 from ppll.checkpoints.same_network import other_layers
 from ppll.claim import Claim
 from ppll.config import Recipe
-from ppll.data import OWN_DATA, Dataset
+from ppll.data import Dataset
 from ppll.errors import DataError, ModelError, RecipeError, RunFolderError
 from ppll.job import Job
 from ppll.metrics import cut_back
 from ppll.models.identity import describe_layers
-from ppll.run_folder import RunFolder
-from ppll.sections import DataConfig
 
-__all__ = ["Beginning", "begin", "find_beginning", "kept_data", "next_start"]
+__all__ = ["Beginning", "begin", "find_beginning", "next_start"]
 
 _log = logging.getLogger(__name__)
 
@@ -73,8 +72,9 @@ def begin(beginning: Beginning) -> Recovered | None:
     if found is not None and _changed_facts(found.reader.manifest, beginning):
         forget_validations(job.folder.checkpoints)
     differences = job.folder.describe(job.recipe, job.facts)
-    if found is None or "data" in beginning.allowed or beginning.own_data is None:
-        _save_data(beginning)
+    is_same = found is not None and beginning.own_data is not None
+    may_differ = not is_same or "data" in beginning.allowed
+    keep_data(job.folder, beginning.own_data, may_differ=may_differ)
     if found is None:
         write_first_checkpoint(
             beginning.blueprint,
@@ -119,10 +119,8 @@ def _check_same_data(manifest: Manifest, beginning: Beginning) -> None:
     differences: list[str] = []
     if data is None:
         differences = _changed_facts(manifest, beginning)
-    elif not folder.user_data.exists():
-        differences = ["arrays from Python (the run had none)"]
-    elif not Dataset.load(folder.user_data).equals(data):
-        differences = ["arrays from Python (others than the run's)"]
+    elif not was_given(folder, data, beginning.job.facts):
+        differences = ["arrays from Python (the run had others, or none)"]
     if differences:
         listed = "\n".join(f"  {difference}" for difference in differences)
         raise DataError(
@@ -198,35 +196,6 @@ def _num_steps(manifest: Manifest, steps_per_epoch: int) -> int:
     train = manifest.recipe.get("train", {})
     length = {key: train[key] for key in ("epochs", "max_steps") if key in train}
     return Recipe.from_dict({"train": length}).num_steps(steps_per_epoch)
-
-
-def kept_data(folder: RunFolder, config: DataConfig, allowed: Collection[str]) -> Dataset | None:
-    """The arrays that a run was given from Python, unless it may go on with a set that is named.
-
-    Raises:
-        DataError: They are damaged.
-    """
-    names_another = config.name != OWN_DATA
-    if not folder.user_data.exists() or (names_another and {"data", "data.name"} & set(allowed)):
-        return None
-    if names_another:
-        _log.info("the run goes on with the arrays that it was given, not with %s", config.name)
-    return Dataset.load(folder.user_data)
-
-
-def _save_data(beginning: Beginning) -> None:
-    """Keep arrays given from Python for the rank that loads them, and none but these."""
-    data, folder = beginning.own_data, beginning.job.folder
-    kept = folder.user_data
-    if data is None and not kept.exists():
-        return
-    if data is not None and kept.exists() and Dataset.load(kept).equals(data):
-        return
-    forget_validations(folder.checkpoints)
-    if data is None:
-        kept.unlink()
-    else:
-        data.save(kept)
 
 
 def next_start(beginning: Beginning, generation: int) -> Job:

@@ -26,6 +26,7 @@ from ppll.cli.options import (
     RecipeArgument,
     Settings,
     Stages,
+    Step,
     give_json,
     load,
     with_json_printed,
@@ -142,11 +143,12 @@ def evaluate_run(
         ),
     ] = None,
     best: Best = False,
+    step: Step = None,
     json: Json = None,
 ) -> None:
-    """Evaluate every exit of a run's newest checkpoint."""
+    """Evaluate every exit of a run's newest checkpoint, or of another one."""
     if exits:
-        _evaluate_exits(run, stages or 1, thresholds, json, best=best)
+        _evaluate_exits(run, stages or 1, thresholds, json, best=best, step=step)
         return
     if thresholds:
         raise UsageError("--thresholds needs --exits: only there samples leave early.")
@@ -157,13 +159,19 @@ def evaluate_run(
     from ppll.trained.evaluation import evaluate
 
     with decoding_shown(Console(stderr=True)):
-        result = evaluate(run, stages or 1, best=best)
+        result = evaluate(run, stages or 1, best=best, step=step)
     if not give_json(json, asdict(result)):
         show_evaluation(Console(), result)
 
 
 def _evaluate_exits(
-    run: Path, stages: int, thresholds: list[str] | None, json: Path | None, *, best: bool
+    run: Path,
+    stages: int,
+    thresholds: list[str] | None,
+    json: Path | None,
+    *,
+    best: bool,
+    step: int | None,
 ) -> None:
     if stages > 1:
         raise UsageError(
@@ -176,7 +184,7 @@ def _evaluate_exits(
 
     wanted = _probabilities(thresholds) if thresholds else THRESHOLDS
     with decoding_shown(Console(stderr=True)):
-        report = evaluate_exits(run, wanted, best=best)
+        report = evaluate_exits(run, wanted, best=best, step=step)
     if not give_json(json, report.to_dict()):
         show_exits(Console(), report)
 
@@ -198,12 +206,13 @@ def export_run(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     to: Annotated[Path, typer.Option("--to", help="The .safetensors file to write.")],
     best: Best = False,
+    step: Step = None,
 ) -> None:
     """Write the plain trained network, without auxiliary networks."""
     from ppll.trained.exporting import export
 
-    step = export(run, to, best=best)
-    Console().print(f"{to}: the network after step {step}", highlight=False, soft_wrap=True)
+    found = export(run, to, best=best, step=step)
+    Console().print(f"{to}: the network after step {found}", highlight=False, soft_wrap=True)
 
 
 @app.command("doctor")

@@ -24,6 +24,7 @@ __all__ = [
     "RecipeArgument",
     "Settings",
     "Stages",
+    "Step",
     "bytes_of",
     "give_json",
     "give_rows",
@@ -50,6 +51,12 @@ Best = Annotated[
     bool,
     typer.Option(
         "--best", help="The checkpoint with the best validation accuracy, not the newest."
+    ),
+]
+Step = Annotated[
+    int | None,
+    typer.Option(
+        "--step", min=0, help="The checkpoint after so many training batches, not the newest."
     ),
 ]
 Json = Annotated[

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Final
 
 from ppll.data.cifar10 import cifar10
-from ppll.data.dataset import Dataset, Split
+from ppll.data.dataset import Dataset
 from ppll.data.digits import digits
 from ppll.data.image_folder import image_folder
+from ppll.data.kept import read_kept
 from ppll.data.loader import Loader
 from ppll.data.preparation import PreparedData, prepare
+from ppll.data.split import Split
 from ppll.data.stdlib_text import stdlib_text
 from ppll.data.stl10 import stl10
 from ppll.data.svhn import svhn
@@ -97,7 +99,8 @@ def load_batches(
         seed: The run's seed.
         eval_batch_size: Samples of an evaluation batch; as ``config`` says without.
         user_data: A file of ``Dataset.save`` that takes the place of the set that is named.
-        facts: By what images are normalised; by the data set's own means without.
+        facts: By what images are normalised, by the data set's own means without; and what is in
+            ``user_data``.
         fields: Fields of a message that the method needs; of these, ``image`` is made here.
         replica: Who asks; see ``Loader``.
         num_replicas: Of how many.
@@ -106,7 +109,7 @@ def load_batches(
         RecipeError: The name or an option is unknown.
         DataError: Data is missing or damaged, or does not fit the recipe.
     """
-    dataset = load_dataset(config) if user_data is None else Dataset.load(user_data)
+    dataset = load_dataset(config) if user_data is None else read_kept(user_data, facts)
     if facts is not None:
         dataset = replace(dataset, mean=facts.mean, std=facts.std)
     return Loader(

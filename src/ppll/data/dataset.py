@@ -7,6 +7,7 @@ import logging
 import math
 import numbers
 import operator
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,83 +19,20 @@ import torch
 from torch import Tensor
 
 from ppll.data.arrays import ArrayLike, as_tensor, channel_statistics, check_finite
+from ppll.data.split import Split, described
+from ppll.data.torch_dataset import MapStyle, read_samples
 from ppll.durable import write_whole
 from ppll.errors import DataError
 
-__all__ = ["Dataset", "Split", "check_dataset"]
+__all__ = ["Dataset"]
 
 _log = logging.getLogger(__name__)
 
-_SHAPES = "uint8 images (N, C, H, W) or float32 of any shape (N, ...)"
-_TOKENS = (torch.uint8, torch.int32, torch.int64)
 _FIELDS = ("inputs", "targets", "groups")
 _WHOLE_NUMBERS = (
     *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
     *(torch.int8, torch.int16, torch.int32, torch.int64),
 )
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Samples that are used together, such as all that are trained on.
-
-    Attributes:
-        inputs: uint8 images (N, C, H, W), or float32 of any shape (N, ...); or rows of tokens
-            (N, T) in uint8, int32 or int64; on the CPU.
-        targets: Class indices (N), int64; of tokens the one that follows each (N, T), in the type
-            of the inputs.
-        groups: Of every sample, a number (N), int64, that it shares with those that it may not be
-            parted from, such as the windows of one file; none where every sample stands alone.
-
-    Raises:
-        DataError: The two do not belong together, are empty, or have other types.
-    """
-
-    inputs: Tensor
-    targets: Tensor
-    groups: Tensor | None = None
-
-    def __repr__(self) -> str:
-        return f"Split({_describe(self.inputs)}, targets {_describe(self.targets)})"
-
-    def __post_init__(self) -> None:
-        if self.groups is not None and self.groups.shape != self.inputs.shape[:1]:
-            raise DataError(
-                f"groups must be of shape ({len(self.inputs)},), found {_describe(self.groups)}: "
-                "give one number a sample."
-            )
-        if self.holds_tokens:
-            _check_tokens(self.inputs, self.targets)
-            return
-        _check_inputs(self.inputs)
-        if self.targets.dtype != torch.int64 or self.targets.dim() != 1:
-            raise DataError(
-                f"targets must be int64 of shape (N,), found {_describe(self.targets)}: "
-                "give one class index a sample."
-            )
-        if len(self.inputs) != len(self.targets):
-            raise DataError(
-                f"there are {len(self.inputs)} inputs but {len(self.targets)} targets: "
-                "give one class index a sample."
-            )
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """One sample's shape, without N."""
-        return tuple(self.inputs.shape[1:])
-
-    @property
-    def holds_tokens(self) -> bool:
-        """Whether a sample is a row of tokens (T), each with a target of its own."""
-        return self.targets.dim() == self.inputs.dim() == 2
-
-    @property
-    def holds_images(self) -> bool:
-        """Whether a sample has channels, height and width."""
-        return self.inputs.dim() == 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,9 +46,12 @@ class Dataset:
         mean: Of every channel of uint8 images, 0 to 1; none for floating point, which the network
             gets as it is.
         std: Standard deviation of every channel, like ``mean``.
+        num_tokens: Different tokens there are, where samples are rows of tokens; as many as
+            classes, where the tokens that follow are predicted.
 
     Raises:
-        DataError: A label is not a class, or the parts do not fit together.
+        DataError: A label is not a class, a token not one of these, or the parts do not fit
+            together.
     """
 
     train: Split
@@ -118,24 +59,41 @@ class Dataset:
     num_classes: int
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    num_tokens: int | None = None
 
     def __post_init__(self) -> None:
+        if self.num_tokens is None and self.train.predicts_tokens:
+            object.__setattr__(self, "num_tokens", self.num_classes)
         train, test = self.train.inputs, self.test.inputs
         if (train.shape[1:], train.dtype) != (test.shape[1:], test.dtype):
             raise DataError(
-                f"train samples are {_describe(train)} but test samples {_describe(test)}: "
+                f"train samples are {described(train)} but test samples {described(test)}: "
                 "give both the same shape and type."
             )
-        if self.train.holds_tokens != self.test.holds_tokens:
+        if self.train.predicts_tokens != self.test.predicts_tokens:
             raise DataError("train and test must both have a target a token, or neither.")
-        if not isinstance(self.num_classes, int) or not 1 <= self.num_classes < 2**31:
-            raise DataError(f"num_classes must be a number of classes, found {self.num_classes!r}.")
+        _check_count("num_classes", "classes", self.num_classes)
         _check_labels("train", self.train.targets, self.num_classes)
         _check_labels("test", self.test.targets, self.num_classes)
-        if self.train.holds_tokens:
-            _check_labels("train", self.train.inputs, self.num_classes)
-            _check_labels("test", self.test.inputs, self.num_classes)
+        self._check_tokens()
         self._check_normalisation()
+
+    def _check_tokens(self) -> None:
+        if not self.train.holds_tokens:
+            if self.num_tokens is not None:
+                raise DataError(
+                    f"num_tokens = {self.num_tokens!r}, but samples are "
+                    f"{described(self.train.inputs)} and no rows of tokens: leave it out."
+                )
+            return
+        if self.train.predicts_tokens and self.num_tokens != self.num_classes:
+            raise DataError(
+                f"num_tokens = {self.num_tokens!r}, but targets are tokens, too, and num_classes "
+                f"= {self.num_classes} of them: give both the same number, or num_classes alone."
+            )
+        num_tokens = _check_count("num_tokens", "different tokens", self.num_tokens)
+        _check_vocabulary("train", self.train.inputs, num_tokens)
+        _check_vocabulary("test", self.test.inputs, num_tokens)
 
     def _check_normalisation(self) -> None:
         has_bytes = self.train.inputs.dtype == torch.uint8 and not self.train.holds_tokens
@@ -145,7 +103,7 @@ class Dataset:
             if found != needed:
                 raise DataError(
                     f"{name} must hold {needed or 'no'} numbers for samples that are "
-                    f"{_describe(self.train.inputs)}, found {values}."
+                    f"{described(self.train.inputs)}, found {values}."
                 )
             if not all(map(_is_finite, values or ())):
                 raise DataError(f"{name} must hold finite numbers, found {values!r:.200}.")
@@ -164,37 +122,72 @@ class Dataset:
         train: tuple[ArrayLike, ArrayLike],
         test: tuple[ArrayLike, ArrayLike],
         num_classes: int | None = None,
+        num_tokens: int | None = None,
     ) -> Self:
         """Make a data set of your own arrays: ``(inputs, targets)`` for each part.
 
         Images in uint8 are scaled to mean 0 and deviation 1 a channel when they are used; floating
-        point goes to the network as it is. Whole numbers (N, T) with targets (N, T) are tokens,
-        each with the one that follows it. Arrays that have the right type already are
-        not copied, so leave them unchanged while they are in use.
+        point goes to the network as it is. Whole numbers (N, T) are rows of tokens, with one class
+        a row, or with targets (N, T): of each token the one that follows it. Arrays that have the
+        right type already are not copied, so leave them unchanged while they are in use.
 
         Args:
-            train: Inputs (N, C, H, W) in uint8 or (N, ...) in any floating point, and class
-                indices (N) in any type of whole number.
+            train: Inputs (N, C, H, W) in uint8, (N, T) in uint8, int32 or int64, or (N, ...) in
+                any floating point; and class indices (N) in any type of whole number.
             test: The same, of samples to test with.
             num_classes: Classes to tell apart; without it, one more than the largest label.
+            num_tokens: Different tokens there are; without it, one more than the largest.
 
         Raises:
             DataError: The arrays do not fit together, or a part is no pair of them.
         """
         train_split, test_split = _as_split("train", train), _as_split("test", test)
         _warn_of_order(train_split.inputs)
-        if num_classes is None:
-            num_classes = 1 + max(int(part.targets.max()) for part in (train_split, test_split))
-        with suppress(TypeError):  # What numpy and torch count is no int.
-            num_classes = operator.index(num_classes)
+        splits = (train_split, test_split)
+        follow = [part.inputs for part in splits if part.predicts_tokens]
+        num_classes = _count(num_classes, [*(part.targets for part in splits), *follow])
+        if num_tokens is not None or (splits[0].holds_tokens and not splits[0].predicts_tokens):
+            num_tokens = _count(num_tokens, [part.inputs for part in splits])
         mean = std = None
         if train_split.inputs.dtype == torch.uint8 and not train_split.holds_tokens:
             mean, std = channel_statistics(train_split.inputs)
-        return cls(train_split, test_split, num_classes, mean, std)
+        return cls(train_split, test_split, num_classes, mean, std, num_tokens)
+
+    @classmethod
+    def from_torch(
+        cls,
+        *,
+        train: MapStyle,
+        test: MapStyle,
+        num_classes: int | None = None,
+        num_tokens: int | None = None,
+    ) -> Self:
+        """Make a data set of torch's map-style ones, which are read into memory: every sample
+        once, the first 32 twice.
+
+        Best are images in bytes, as Pillow's RGB and grey ones become (C, H, W); tensors and numpy
+        arrays are taken as ``from_arrays`` takes rows of them. No transform may be random.
+
+        Args:
+            train: Gives ``(input, label)`` by index, and has a length; a label is a whole number.
+            test: The same, of samples to test with.
+            num_classes: Classes to tell apart; without it, one more than the largest label.
+            num_tokens: Different tokens there are; without it, one more than the largest.
+
+        Raises:
+            DataError: One is no such data set or changes from reading to reading, or the samples
+                do not fit together; the message names the sample.
+        """
+        return cls.from_arrays(
+            train=read_samples("train", train),
+            test=read_samples("test", test),
+            num_classes=num_classes,
+            num_tokens=num_tokens,
+        )
 
     def equals(self, other: Dataset) -> bool:
         """Whether another data set has the same samples, labels, classes and normalisation."""
-        facts = [(d.num_classes, d.mean, d.std) for d in (self, other)]
+        facts = [(d.num_classes, d.mean, d.std, d.num_tokens) for d in (self, other)]
         pairs = [
             (getattr(mine, field), getattr(theirs, field))
             for mine, theirs in ((self.train, other.train), (self.test, other.test))
@@ -208,7 +201,8 @@ class Dataset:
         Raises:
             OSError: The disk is full or cannot be written.
         """
-        facts = {"num_classes": self.num_classes, "mean": self.mean, "std": self.std}
+        names = ("num_classes", "mean", "std", "num_tokens")
+        facts = {name: getattr(self, name) for name in names}
         arrays = {
             f"{name}.{field}": tensor.contiguous().numpy()
             for name, split in (("train", self.train), ("test", self.test))
@@ -238,7 +232,7 @@ class Dataset:
                     for part in ("train", "test")
                 )
             mean, std = (None if facts[k] is None else tuple(facts[k]) for k in ("mean", "std"))
-            return cls(train, test, facts["num_classes"], mean, std)
+            return cls(train, test, facts["num_classes"], mean, std, facts.get("num_tokens"))
         # Beside safetensors' own errors come torch's about types and shapes that it does not know.
         except (
             OSError,
@@ -264,21 +258,6 @@ def _equal(one: Tensor | None, other: Tensor | None) -> bool:
     return torch.equal(one, other)
 
 
-def check_dataset(data: object) -> Dataset | None:
-    """What was given as a data set, which may be none.
-
-    Raises:
-        DataError: It is something else.
-    """
-    if data is None or isinstance(data, Dataset):
-        return data
-    raise DataError(
-        f"data must be a ppll.Dataset, found {type(data).__name__}: give "
-        f"ppll.Dataset.from_arrays(train=(inputs, targets), test=(inputs, targets)), or name a "
-        f"data set of the shelf as data.name in the recipe."
-    )
-
-
 def _warn_of_order(inputs: Tensor) -> None:
     """Images with their channels last would be trained on as narrow ones of many channels."""
     if inputs.dim() == 4 and inputs.shape[3] in (1, 3) and inputs.shape[1] > 4:
@@ -286,44 +265,51 @@ def _warn_of_order(inputs: Tensor) -> None:
             "train samples are %s, as if channels were last, but images are (N, C, H, W): unless "
             "they have %d channels, give inputs.transpose(0, 3, 1, 2) of NumPy, or "
             "inputs.permute(0, 3, 1, 2) of torch",
-            _describe(inputs),
+            described(inputs),
             inputs.shape[1],
         )
 
 
-def _describe(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
+def _count(given: int | None, values: Sequence[Tensor]) -> int:
+    """A number that was given, otherwise one more than the largest value."""
+    if given is None:
+        return 1 + max(int(tensor.max()) for tensor in values)
+    with suppress(TypeError):  # What numpy and torch count is no int.
+        return operator.index(given)
+    return given
 
 
-def _check_tokens(inputs: Tensor, targets: Tensor) -> None:
-    if inputs.dtype not in _TOKENS or inputs.shape != targets.shape or inputs.numel() == 0:
-        raise DataError(
-            f"rows of tokens must be (N, T) in uint8, int32 or int64, with targets of the same "
-            f"shape, found {_describe(inputs)} and targets {_describe(targets)}."
-        )
-    if targets.dtype != inputs.dtype:
-        raise DataError(f"targets must be {inputs.dtype} like the tokens, found {targets.dtype}.")
-
-
-def _check_inputs(inputs: Tensor) -> None:
-    fits = inputs.dim() == 4 if inputs.dtype == torch.uint8 else inputs.dim() >= 1
-    if inputs.dtype not in (torch.uint8, torch.float32) or not fits:
-        raise DataError(f"inputs must be {_SHAPES}, found {_describe(inputs)}.")
-    if inputs.numel() == 0:
-        raise DataError(f"inputs of shape {tuple(inputs.shape)} are empty: give samples.")
-    if inputs.requires_grad:
-        raise DataError("inputs require a gradient, but data is not learned: give plain values.")
+def _check_count(name: str, what: str, number: object) -> int:
+    if not isinstance(number, int) or not 1 <= number < 2**31:
+        raise DataError(f"{name} must be a number of {what}, found {number!r}.")
+    return number
 
 
 def _check_labels(part: str, targets: Tensor, num_classes: int) -> None:
-    if int(targets.min()) < 0 or int(targets.max()) >= num_classes:
-        wide = targets.long()  # a byte cannot be compared with 256
-        bad = torch.nonzero((wide < 0) | (wide >= num_classes))
-        index = int(bad[0, 0])
+    if (found := _first_outside(targets, num_classes)) is not None:
+        value, index = found
         raise DataError(
-            f"label {int(targets[tuple(bad[0])])} of {part} sample {index} is not a class: "
-            f"{num_classes} classes have the labels 0 to {num_classes - 1}."
+            f"label {value} of {part} sample {index} is not a class: {num_classes} classes have "
+            f"the labels 0 to {num_classes - 1}."
         )
+
+
+def _check_vocabulary(part: str, tokens: Tensor, num_tokens: int) -> None:
+    if (found := _first_outside(tokens, num_tokens)) is not None:
+        value, index = found
+        raise DataError(
+            f"token {value} of {part} sample {index} is not in the vocabulary: num_tokens = "
+            f"{num_tokens}, which are 0 to {num_tokens - 1}."
+        )
+
+
+def _first_outside(values: Tensor, number: int) -> tuple[int, int] | None:
+    """The first value that is not from 0 to below the number, and its sample."""
+    if int(values.min()) >= 0 and int(values.max()) < number:
+        return None
+    wide = values.long()  # a byte cannot be compared with 256
+    bad = torch.nonzero((wide < 0) | (wide >= number))[0]
+    return int(values[tuple(bad)]), int(bad[0])
 
 
 def _as_split(part: str, pair: object) -> Split:

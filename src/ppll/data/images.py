@@ -15,7 +15,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ppll.errors import DataError
 
-__all__ = ["check_depth", "decode_image"]
+__all__ = ["check_depth", "decode_image", "pixels_of"]
 
 
 def decode_image(
@@ -42,13 +42,18 @@ def decode_image(
             check(image)
             image.verify()  # Decoding stops at the last pixel and looks at no checksum of a PNG.
         with Image.open(io.BytesIO(content), formats=formats) as image:
-            pixels = np.asarray(finish(image))
+            return pixels_of(finish(image))
     except DataError:
         raise
     except UnidentifiedImageError:  # Its message names the object that the file was read into.
         raise DataError(f"cannot be decoded: it is no whole {' or '.join(formats)}.") from None
     except Exception as error:  # what Pillow's decoders raise has no common type
         raise DataError(f"cannot be decoded ({type(error).__name__}: {error}).") from None
+
+
+def pixels_of(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """The pixels (C, H, W) of an image of 8 bits a channel, grey or RGB."""
+    pixels = np.asarray(image)
     return pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1)
 
 

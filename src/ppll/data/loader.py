@@ -12,8 +12,8 @@ from torch import Tensor
 from ppll.data.augmentation import Augmentation, Normalisation
 from ppll.data.augmentation.draws import Draws, Numbers, Samples
 from ppll.data.augmentation.mixing import draw, mix, neighbours, own_weights
-from ppll.data.dataset import Split
 from ppll.data.preparation import PreparedData
+from ppll.data.split import Split
 from ppll.message import FEATURES, MIX, OTHER_TARGETS, TARGETS, canonical
 from ppll.randomness import fold, fold_array
 from ppll.uploads import upload

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ppll.data.dataset import Dataset, Split
+from ppll.data.dataset import Dataset
+from ppll.data.split import Split
 from ppll.data_facts import DataFacts
 from ppll.errors import DataError
 from ppll.randomness import fold, fold_array
@@ -89,7 +90,8 @@ def facts_of(data: PreparedData) -> DataFacts:
         data.steps_per_epoch,
         dataset.mean,
         dataset.std,
-        dataset.train.holds_tokens,
+        num_tokens=dataset.num_tokens,
+        predicts_tokens=dataset.train.predicts_tokens,
         num_test=len(dataset.test),
         num_validation=len(data.validation_samples),
     )
@@ -117,7 +119,7 @@ def _first(split: Split, limit: int | None) -> Split:
 def _check_limit(part: str, split: Split, limit: int | None) -> None:
     """Refuse the first samples of a split whose samples lie class by class."""
     targets = split.targets
-    if limit is None or limit >= len(split) or split.holds_tokens or (targets.diff() < 0).any():
+    if limit is None or limit >= len(split) or split.predicts_tokens or (targets.diff() < 0).any():
         return
     found, there = (len(np.unique(labels)) for labels in (targets[:limit], targets))
     if found < min(there, limit):
@@ -165,13 +167,13 @@ def _check_augmentation(dataset: Dataset, config: DataConfig) -> None:
         return
     if not dataset.train.holds_images:
         raise DataError(
-            f"data.{asked_for[0]} needs images (channels, height, width), but samples of "
-            f"{config.name!r} have the shape {dataset.input_shape}: leave it out."
+            f"data.{asked_for[0]} needs images (channels, height, width), but samples have the "
+            f"shape {dataset.input_shape}: leave it out."
         )
     if config.randaugment and dataset.train.inputs.dtype != torch.uint8:
         raise DataError(
-            f"data.randaugment needs images in bytes, but those of {config.name!r} are "
-            f"{dataset.train.inputs.dtype}: leave it out, or give uint8 images."
+            f"data.randaugment needs images in bytes, but these are {dataset.train.inputs.dtype}: "
+            f"leave it out, or give uint8 images."
         )
     smaller_side = min(dataset.input_shape[1:])
     for key, what in (("crop", "cut a whole image away"), ("cutout", "paint a whole image over")):

@@ -17,8 +17,9 @@ import numpy.typing as npt
 import torch
 
 from ppll.data.cache import Arrays, cached
-from ppll.data.dataset import Dataset, Split
+from ppll.data.dataset import Dataset
 from ppll.data.published import SPLITS, ImageColumns, Layout, Part, PublishedSet, check_root
+from ppll.data.split import Split
 from ppll.errors import DataError
 from ppll.extras import pip_install
 

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ppll.data.dataset import Dataset, Split
+from ppll.data.dataset import Dataset
+from ppll.data.split import Split
 from ppll.errors import DataError
 from ppll.randomness import fold
 

@@ -65,6 +65,8 @@ class Board:
         self.monitor = Monitor(self.page)
         self.wish = Wish.GO_ON
         self.watch: Watcher | None = None
+        self.after_failure = ""
+        """What to say below a failure; nothing before a run begins, and where torchrun goes on."""
         self._world = world
         self._mesh = mesh
         self._timeout_s = timeout_s
@@ -140,11 +142,17 @@ class Board:
 
     def _judge(self, code: int, message: str) -> dict[str, Any]:
         """Write the verdict, unless there is one; the one that holds."""
-        verdict: dict[str, Any] = {"code": code, "message": message}
+        verdict = self._verdict(code, message)
         with suppress(RuntimeError):  # The store may be gone; then this one holds here.
             found = self._world.store.clone().compare_set(_VERDICT, "", json.dumps(verdict))
             verdict = json.loads(found)
         return verdict
+
+    def _verdict(self, code: int, message: str) -> dict[str, Any]:
+        """As it is written and printed."""
+        if code == 1 and self.after_failure:
+            message = f"{message}\n{self.after_failure}"
+        return {"code": code, "message": message}
 
     def _reason_of_aftermath(self) -> dict[str, Any]:
         """Why a neighbour is gone: what it says itself, or that it says nothing any more."""
@@ -262,4 +270,4 @@ class Board:
             f"that of rank 0, or the link to it is gone, or its processes have ended: what "
             f"torchrun printed there says more."
         )
-        self._leave_by({"code": 1, "message": message}, alone=True)
+        self._leave_by(self._verdict(1, message), alone=True)

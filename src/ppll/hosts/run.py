@@ -39,6 +39,7 @@ from ppll.numerics import torch_as_new
 from ppll.placement import mesh_of_size
 from ppll.rank import run_rank
 from ppll.result import Result
+from ppll.torchrun import starts_again
 from ppll.world import World
 
 __all__ = ["Hosts"]
@@ -129,6 +130,8 @@ class Hosts:
         job = tell_job(self._world, job) if self.is_first else hear_job(self._world, job)
         folder = private_folder(self._world)
         self._departure.leftovers.append(folder)
+        if not starts_again():
+            self.board.after_failure = job.folder.after_failure
         job = dataclasses.replace(job, sockets=folder)
         rank = self._world.rank
         monitor = injected_monitor(job.fault, job.generation, rank, self.board.monitor)

@@ -4,7 +4,7 @@ Its forward hands every layer more than the features: positions, rotary embeddin
 runs once while its calls are written down. What a layer is given beside the features must be a
 constant, or a function of the number of tokens, which the layer then computes for itself inside the
 cut. The stem is the model's body with no layers and no last norm in it; the head is what is called
-behind the last layer.
+behind the last layer. Encoders that classify a row, such as BERT, are cut so, too.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ def causal_row(model: nn.Module, tokens: Tensor) -> Network:
     row = find_row(model)
     if len(row.containers) != 1 or "." not in row.containers[0]:
         raise cannot_cut(model, "its layers do not stand in one ModuleList of its body")
-    body = row.containers[0].rpartition(".")[0]
     calls = _calls(model, row, tokens)
     places = [i for i, call in enumerate(calls) if call.name in row.layers]
     if [calls[i].name for i in places] != list(row.layers):
         raise cannot_cut(model, "its forward does not call its layers once each, in their order")
     before, behind = calls[: places[0]], calls[places[-1] + 1 :]
     _check_behind(model, behind)
+    body = _body(model, row, before)
     layers = [
         Layer("stem", _Stem(model, body, row, behind), ""),
         *(_layer(model, calls[place], index, before) for index, place in enumerate(places)),
@@ -105,6 +105,16 @@ def _recorded(model: nn.Module, row: Row, calls: list[_Call]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _body(model: nn.Module, row: Row, before: Sequence[_Call]) -> str:
+    """The innermost module around the layers that holds all that is called before them, too."""
+    body = row.containers[0].rpartition(".")[0]
+    while not all(call.name.startswith(f"{body}.") for call in before):
+        body = body.rpartition(".")[0]
+        if not body:
+            raise cannot_cut(model, "its own forward calls modules before its body")
+    return body
 
 
 def _check_behind(model: nn.Module, behind: Sequence[_Call]) -> None:
@@ -168,6 +178,16 @@ def _nest(root: nn.Module, path: str, module: nn.Module) -> None:
     root.add_module(last, module)
 
 
+def _with(module: nn.Module, path: str, other: nn.Module) -> nn.Module:
+    """Another module of the same modules but for the one at a path."""
+    changed = copy.copy(module)
+    changed._modules = dict(changed._modules)
+    name, _, rest = path.partition(".")
+    held = changed.get_submodule(name)
+    changed._modules[name] = _with(held, rest, other) if rest else other
+    return changed
+
+
 class _Stem(nn.Module):
     """Tokens (N, T) to what the first layer reads: (N, T, D)."""
 
@@ -175,13 +195,11 @@ class _Stem(nn.Module):
         super().__init__()
         self.body = body
         # The same modules in another body, whose forward finds no layers and no last norm.
-        emptied = copy.copy(model.get_submodule(body))
-        emptied._modules = dict(emptied._modules)
-        emptied._modules[row.containers[0].rpartition(".")[2]] = nn.ModuleList()
-        for call in behind:
-            holder, _, name = call.name.rpartition(".")
-            if holder == body:
-                emptied._modules[name] = nn.Identity()
+        emptied = model.get_submodule(body)
+        others = {row.containers[0]: nn.ModuleList(), **{c.name: nn.Identity() for c in behind}}
+        for name, other in others.items():
+            if name.startswith(f"{body}."):
+                emptied = _with(emptied, name.removeprefix(f"{body}."), other)
         _nest(self, body, emptied)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -191,7 +209,7 @@ class _Stem(nn.Module):
 
 
 class _CausalLayer(nn.Module):
-    """A layer of the model: (N, T, D) to the same, no token having looked at later ones."""
+    """A layer of the model: (N, T, D) to the same."""
 
     def __init__(
         self,
@@ -220,7 +238,7 @@ class _CausalLayer(nn.Module):
 
 
 class _Head(nn.Module):
-    """Features (N, T, D) to logits (N, T, V): the modules behind the last layer."""
+    """Features (N, T, D) to logits (N, ...): the modules behind the last layer."""
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
@@ -229,7 +247,7 @@ class _Head(nn.Module):
             _nest(self, name, model.get_submodule(name))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits of the next token."""
+        """Logits of the next token, or of the row's class."""
         for name in self.names:
             features = self.get_submodule(name)(features)
         return features

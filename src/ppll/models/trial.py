@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppll.errors import ModelError
 from ppll.models.empty import with_memory
@@ -16,7 +17,7 @@ from ppll.models.network import Layer, Network
 from ppll.models.structures import MAX_BESIDE, Structure, problem_of, tensors_of
 from ppll.numerics import own_generator
 
-__all__ = ["feature_shapes", "output_of", "tried"]
+__all__ = ["check_vocabulary", "feature_shapes", "output_of", "tried"]
 
 _NUM_SAMPLES: Final = 2
 """Samples of a trial run: with one, a layer that mixes up its dimensions could go unnoticed."""
@@ -62,6 +63,24 @@ def tried(
     return dataclasses.replace(network, layers=tuple(layers)), shapes
 
 
+def check_vocabulary(network: Network, length: int, num_tokens: int) -> None:
+    """Let the first layer read the largest token, as ``tried`` lets all of them read zeros.
+
+    Raises:
+        ModelError: It fails.
+    """
+    layer = network.layers[0]
+    tokens = torch.full((_NUM_SAMPLES, length), num_tokens - 1)
+    with torch.no_grad(), own_generator():
+        try:
+            _trial_copy(layer).module(tokens)
+        except Exception as error:
+            raise ModelError(
+                f"{layer} reads token 0 but not {num_tokens - 1}, the largest of the data's "
+                f"{num_tokens} ({type(error).__name__}: {error}): give its embedding as many rows."
+            ) from error
+
+
 def _main(output: Any, structure: Structure | None) -> Tensor:
     tensor: Tensor = output if structure is None else tensors_of(output)[structure.main]
     return tensor
@@ -88,6 +107,7 @@ def output_of(layer: Layer, inputs: Any) -> Any:
         shapes = ", ".join(str(tuple(tensor.shape[1:])) for tensor in tensors)
         raise ModelError(
             f"{layer} cannot read samples of shape {shapes}: {type(error).__name__}: {error}"
+            f"{_hint_of_types(layer, tensors)}"
         ) from error
     if problem := problem_of(output, tensors[0].shape[0]):
         raise ModelError(
@@ -97,3 +117,11 @@ def output_of(layer: Layer, inputs: Any) -> Any:
             f"does, or make one layer of it and those after it."
         )
     return output
+
+
+def _hint_of_types(layer: Layer, tensors: Sequence[Tensor]) -> str:
+    if not any(tensor.is_floating_point() for tensor in tensors):
+        return ". Whole numbers (N, T) are tokens: give floating point where they are quantities."
+    if any(isinstance(module, nn.Embedding) for module in layer.module.modules()):
+        return ". It has an embedding: where they are tokens, give whole numbers (N, T)."
+    return ""

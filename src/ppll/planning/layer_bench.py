@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 import torch
@@ -14,9 +15,10 @@ from ppll.blocks.blueprint import Blueprint
 from ppll.blocks.graphs import Recorder
 from ppll.blocks.modules import BlockModules
 from ppll.blocks.optimization import build_optimizer
+from ppll.data_facts import DataFacts
 from ppll.memory_layout import channels_last, lay_out
 from ppll.message import FEATURES, TARGETS, Kind, Message
-from ppll.methods import BlockSite, Lesson
+from ppll.methods import Lesson
 from ppll.models.empty import with_memory
 from ppll.models.initialising import initialise
 from ppll.models.network import Layer, Network
@@ -128,11 +130,8 @@ class LayerBench:
         tiny = Blueprint.draw(
             recipe.model_copy(update={"method": MethodConfig(name="backprop")}),
             network,
-            input_shape=tokens or (1,),
-            num_classes=num_classes,
-            steps_per_epoch=1,
-            shapes=[(*tokens, num_classes)],
-            holds_tokens=bool(tokens),
+            DataFacts(tokens or (1,), num_classes, 1, predicts_tokens=bool(tokens)),
+            [(*tokens, num_classes)],
         ).build_block(0, self._device, self._recorder)
         tiny.modules.load(dict(BlockModules(network.layers, None).named_tensors()))
         inputs = torch.zeros(*self._targets.shape, 1, device=self._device)
@@ -156,17 +155,13 @@ class LayerBench:
         return self._exits_by_structure.setdefault(structure, piece)
 
     def _auxiliary(self, index: int) -> Piece:
-        last = self._blueprint.sites[-1]
-        site = BlockSite(
-            0,
-            2,
-            last.input_shape,
-            self._blueprint.shapes[index],
-            last.num_classes,
-            last.input_shape,
-            self._blueprint.network.layers[index + 1 :],
-            self._blueprint.shapes[index + 1 :],
-            holds_tokens=last.holds_tokens,
+        (whole,) = self._blueprint.sites
+        site = replace(
+            whole,
+            num_blocks=2,
+            feature_shape=self._blueprint.shapes[index],
+            layers_behind=self._blueprint.network.layers[index + 1 :],
+            shapes_behind=self._blueprint.shapes[index + 1 :],
         )
         method, task_loss = self._blueprint.method, self._blueprint.build_task_loss()
         module = with_memory(method.build_auxiliary(site), torch.device("cpu"))

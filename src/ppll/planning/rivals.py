@@ -227,7 +227,7 @@ def _recommended(plan: Plan, rivals: Sequence[Rival]) -> str:
             f"Mind that local learning is another algorithm: compare its accuracy (ppll study)."
         )
     if best.system == "sequential":
-        return _beside_one_stage(plan, ahead)
+        return _beside_one_process(plan, ahead)
     memory = f"{best.memory_bytes / 2**20:,.0f} MiB a device, {ours.memory_bytes / 2**20:,.0f} here"
     if ahead > 1 / CLEARLY:
         return (
@@ -240,16 +240,19 @@ def _recommended(plan: Plan, rivals: Sequence[Rival]) -> str:
     )
 
 
-def _beside_one_stage(plan: Plan, ahead: float) -> str:
-    """One stage needs no links, and nothing else makes several clearly slower."""
+def _beside_one_process(plan: Plan, ahead: float) -> str:
+    """One process needs no links, and nothing else makes several clearly slower."""
+    alone = "one stage (--stages 1)"
+    if plan.recipe.most_replicas > 1:
+        alone = "one process (--stages 1 --set train.replicas=1)"
     if ahead <= 1 / CLEARLY:
         return (
-            f"Take one stage (--stages 1): {1 / ahead:.2f} times the predicted speed of several, "
+            f"Take {alone}: {1 / ahead:.2f} times the predicted speed of several, "
             f"whose links ({_speed(plan.link)}) take more than they give."
         )
     return (
-        f"One stage (--stages 1) and several are predicted about equally fast (ratio {ahead:.2f}): "
-        f"{_why_equal(plan)}"
+        f"{alone[0].upper()}{alone[1:]} and several are predicted about equally fast (ratio "
+        f"{ahead:.2f}): {_why_equal(plan)}"
     )
 
 
@@ -259,8 +262,15 @@ def _why_equal(plan: Plan) -> str:
     slowest_s = max(works_s)
     if plan.seconds_per_message > CLEARLY * slowest_s:
         return f"the links ({_speed(plan.link)}) take about as much as several stages give."
+    slowest = works_s.index(slowest_s)
+    share = f"{slowest_s / plan.one_stage_s:.0%}"
+    if plan.stages[slowest].replicas > 1:
+        return (
+            f"a replica of stage {slowest} takes {share} of the time that one process takes for "
+            f"all, since not all of it shrinks with its share of a batch. Take one process."
+        )
     return (
-        f"stage {works_s.index(slowest_s)} has {slowest_s / plan.one_stage_s:.0%} of the work. "
+        f"stage {slowest} has {share} of the work. "
         f"See what blocks of equal time give (--set split.cuts=balanced), or take one stage."
     )
 

@@ -12,6 +12,7 @@ import torch
 from ppll.checkpoints.first_values import skeleton_of
 from ppll.config import Recipe
 from ppll.data import Dataset, load_dataset, prepare
+from ppll.data.kept import read_kept
 from ppll.data.preparation import facts_of
 from ppll.data_facts import DataFacts
 from ppll.errors import DataError
@@ -36,6 +37,7 @@ def evaluate(
     *,
     model: Model | None = None,
     best: bool = False,
+    step: int | None = None,
 ) -> Result:
     """Evaluate every exit of a run's newest checkpoint.
 
@@ -47,14 +49,16 @@ def evaluate(
         watch: Is shown every stage's status a few times a second.
         model: The network, where it was given from Python; it is not changed.
         best: Take the checkpoint with the best validation accuracy instead of the newest.
+        step: Take the checkpoint after so many training batches.
 
     Raises:
+        UsageError: Both ``best`` and ``step`` are given.
         RunFolderError: It is no run, or has no such checkpoint.
         DataError: The data is missing or is not the run's.
         ModelError: ``model`` is missing, is not wanted, or is another network.
-        CheckpointError: All its checkpoints are damaged.
+        CheckpointError: All its checkpoints are damaged, or the one that is asked for is.
     """
-    folder, found, recipe = open_checkpoint(run, model, best=best)
+    folder, found, recipe = open_checkpoint(run, model, best=best, step=step)
     recipe = recipe.with_settings([f"runtime.stages={stages}"])
     facts = folder.read_facts()
     now = facts_of(prepare(_load_data(folder, recipe, facts), recipe.data))
@@ -82,6 +86,7 @@ def evaluate_exits(
     *,
     model: Model | None = None,
     best: bool = False,
+    step: int | None = None,
 ) -> ExitReport:
     """What the exits of a run's newest checkpoint are worth, on the test set of its data.
 
@@ -93,18 +98,20 @@ def evaluate_exits(
         thresholds: Confidences at which a sample leaves, each above 0 and at most 1.
         model: The network, where it was given from Python; it is not changed.
         best: Take the checkpoint with the best validation accuracy instead of the newest.
+        step: Take the checkpoint after so many training batches.
 
     Raises:
-        UsageError: A threshold is not, or the data is missing or is not the run's.
-        RunFolderError: It is no run, or has no checkpoint.
+        UsageError: A threshold is not, both ``best`` and ``step`` are given, or the data is
+            missing or is not the run's.
+        RunFolderError: It is no run, or has no such checkpoint.
         ModelError: ``model`` is missing, is not wanted, or is another network.
-        CheckpointError: All its checkpoints are damaged.
+        CheckpointError: All its checkpoints are damaged, or the one that is asked for is.
     """
     check_thresholds(thresholds)
     num_threads = torch.get_num_threads()
     try:
         with Interrupts(most=0):
-            folder, found, recipe = open_checkpoint(run, model, best=best)
+            folder, found, recipe = open_checkpoint(run, model, best=best, step=step)
             torch.set_num_threads(recipe.train.threads_per_stage)
             facts = folder.read_facts()
             network = network_of(found, recipe, facts, model)
@@ -128,11 +135,16 @@ def _load_data(folder: RunFolder, recipe: Recipe, facts: DataFacts) -> Dataset:
         DataError: It is missing, or of another kind than the run's.
     """
     kept = folder.user_data
-    data = Dataset.load(kept) if kept.exists() else load_dataset(recipe.data)
+    data = read_kept(kept, facts) if kept.exists() else load_dataset(recipe.data)
     if (data.input_shape, data.num_classes) != (facts.input_shape, facts.num_classes):
         raise DataError(
             f"the run was trained on samples of shape {facts.input_shape} in {facts.num_classes} "
             f"classes, but its data has {data.input_shape} in {data.num_classes} now: put back "
             f"what it had."
+        )
+    if data.num_tokens != facts.num_tokens:
+        raise DataError(
+            f"the run was trained on {facts.num_tokens} different tokens, but its data has "
+            f"{data.num_tokens} now: put back what it had."
         )
     return data

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ppll.data import Split
+from ppll.data_facts import DataFacts
 from ppll.errors import DataError, UsageError
 from ppll.losses.classification import cross_entropy
 from ppll.methods.base import TaskLoss
@@ -134,8 +135,8 @@ def measure_exits(
     Args:
         network: What ``ppll.load`` gives, on the CPU.
         inputs: uint8 images (N, C, H, W) from 0 to 255, which are normalised as in training; or
-            float32 (N, ...) where the network was trained on it.
-        targets: Class indices (N), int64; of tokens as ``Split`` has them.
+            float32 (N, ...), or tokens (N, T), where the network was trained on them.
+        targets: Class indices (N), int64; of a language model as ``Split`` has them.
         thresholds: Each above 0 and at most 1.
         batch_size: Samples that are computed at once, at least 1.
         task_loss: Mean loss of logits (N, classes) and targets (N).
@@ -150,8 +151,7 @@ def measure_exits(
     samples = Split(inputs, targets)
     _check_fit(network, samples)
     blocks, answers = _ask(network, samples, batch_size, task_loss)
-    one = inputs[:1].long() if samples.holds_tokens else inputs[:1]
-    compute = tuple(network.multiply_adds(one))
+    compute = tuple(network.multiply_adds(inputs[:1]))
     num = answers.num_samples
     *accuracies, average_accuracy = [count / num for count in answers.right.sum(1).tolist()]
     *losses, average_loss = [_finite(loss / num) for loss in answers.losses.tolist()]
@@ -174,6 +174,7 @@ def _check_fit(network: TrainedNetwork, samples: Split) -> None:
             f"samples have the shape {samples.input_shape}, but the network was trained on "
             f"{facts.input_shape}: give it samples of the same kind."
         )
+    _check_tokens(facts, samples)
     if facts.mean is not None and samples.inputs.dtype != torch.uint8:
         raise DataError(
             f"samples are {samples.inputs.dtype}, but the network was trained on images in bytes: "
@@ -187,6 +188,27 @@ def _check_fit(network: TrainedNetwork, samples: Split) -> None:
         )
 
 
+def _check_tokens(facts: DataFacts, samples: Split) -> None:
+    """Refuse rows of tokens, or targets of tokens, where the network knows others or none."""
+    for what, were, are in (
+        ("samples that are rows of tokens", facts.holds_tokens, samples.holds_tokens),
+        ("a target for every token", facts.predicts_tokens, samples.predicts_tokens),
+    ):
+        if were != are:
+            there, here = ("with", "without") if were else ("without", "with")
+            raise DataError(
+                f"the network was trained {there} {what}, but is measured {here}: give it inputs "
+                f"and targets of the same kind."
+            )
+    if facts.num_tokens is not None:
+        low, high = int(samples.inputs.min()), int(samples.inputs.max())
+        if low < 0 or high >= facts.num_tokens:
+            raise DataError(
+                f"tokens go from {low} to {high}, but the network was trained on "
+                f"{facts.num_tokens} of them: give 0 to {facts.num_tokens - 1}."
+            )
+
+
 @torch.no_grad()
 def _ask(
     network: TrainedNetwork, samples: Split, batch_size: int, task_loss: TaskLoss
@@ -196,8 +218,7 @@ def _ask(
     found = []
     for start in range(0, len(samples), batch_size):
         batch = slice(start, start + batch_size)
-        inputs = samples.inputs[batch]
-        exits = network.exits(inputs.long() if samples.holds_tokens else inputs)
+        exits = network.exits(samples.inputs[batch])
         blocks = [index for index, logits in enumerate(exits) if logits is not None]
         predicted = [logits for logits in exits if logits is not None]
         found.append(_answers(predicted, samples.targets[batch].long(), task_loss))

@@ -18,7 +18,7 @@ from ppll.run_folder import RunFolder
 __all__ = ["export"]
 
 
-def export(run: str | Path, to: str | Path, *, best: bool = False) -> int:
+def export(run: str | Path, to: str | Path, *, best: bool = False, step: int | None = None) -> int:
     """Write the network of a run's newest checkpoint as safetensors.
 
     The file holds the state dict of the un-split model: its parameters and persistent buffers under
@@ -32,18 +32,19 @@ def export(run: str | Path, to: str | Path, *, best: bool = False) -> int:
         run: A run folder.
         to: The file to write; its name ends in ``.safetensors``.
         best: Take the checkpoint with the best validation accuracy instead of the newest.
+        step: Take the checkpoint after so many training batches.
 
     Returns:
         The checkpoint's step.
 
     Raises:
         RunFolderError: It is no run or has no such checkpoint, or the file is there or cannot be.
-        UsageError: The file cannot be written.
-        CheckpointError: All its checkpoints are damaged.
+        UsageError: Both ``best`` and ``step`` are given, or the file cannot be written.
+        CheckpointError: All its checkpoints are damaged, or the one that is asked for is.
     """
     target, folder = Path(to), RunFolder.open(Path(run))
     _check_target(target)
-    found = find(folder, best=best)
+    found = find(folder, best=best, step=step)
     records = found.reader.records()
     names = [
         name

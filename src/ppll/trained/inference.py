@@ -33,6 +33,7 @@ from ppll.models import OWN_MODEL
 from ppll.models.identity import describe_layers
 from ppll.models.splitting import Model
 from ppll.numerics import autocast_dtype
+from ppll.plain_attention import plain_attention
 from ppll.run_folder import RunFolder
 
 __all__ = ["BlockCompute", "TrainedNetwork", "blueprint_of", "load", "network_of"]
@@ -98,6 +99,7 @@ class TrainedNetwork(nn.Module):
                 floating point (N, ...), which the layers get as it is: what the network was trained
                 on, or images that are normalised already, as ``(images / 255 - facts.mean) /
                 facts.std`` by channel. Images of any other scale give wrong predictions silently.
+                Or, where it was trained on them, tokens (N, T) in any type of whole number.
         """
         with self._as_trained(inputs):
             *_, features = self._outputs(inputs)
@@ -118,6 +120,24 @@ class TrainedNetwork(nn.Module):
             found = [self._method.exit(block.auxiliary, features) for block, features in pairs]
         return [None if logits is None else logits.float() for logits in found]
 
+    def features(self, inputs: Tensor) -> list[Tensor]:
+        """What every block makes of the inputs (N, ...) in float32, the final output last.
+
+        They are the features that cross the cuts, as the next block gets them, so in fewer bits
+        where ``split.features_dtype`` asks for it; where several tensors cross, the main one. No
+        cut follows the last block: its entry is the logits of ``forward``. As there, gradients
+        flow through all blocks unless ``torch.no_grad()`` is around the call.
+
+        Args:
+            inputs: As for ``forward``.
+        """
+        with self._as_trained(inputs):
+            *crossing, last = self._outputs(inputs)
+            logits = self._method.exit(None, last)
+        assert logits is not None  # The last block always predicts.
+        received = [as_received(features, self._features_type) for features in crossing]
+        return [features.float() for features in (*received, logits)]
+
     def multiply_adds(self, inputs: Tensor) -> list[BlockCompute]:
         """What every block computes on a sample, as torch's flop counter has it.
 
@@ -126,8 +146,7 @@ class TrainedNetwork(nn.Module):
         """
         totals = [0]
         counter = FlopCounterMode(display=False)
-        # The counter knows the products of plain attention only.
-        with torch.no_grad(), counter, sdpa_kernel(SDPBackend.MATH), self._as_trained(inputs):
+        with torch.no_grad(), counter, plain_attention(), self._as_trained(inputs):
             for block, features in zip(self._modules_of, self._outputs(inputs), strict=True):
                 totals.append(counter.get_total_flops())
                 self._method.exit(block.auxiliary, features)
@@ -156,6 +175,8 @@ class TrainedNetwork(nn.Module):
             yield features
 
     def _normalised(self, inputs: Tensor) -> Tensor:
+        if self.facts.holds_tokens:
+            return _as_tokens(inputs)
         if inputs.dtype != torch.uint8:
             self._refuse_missing_image()
             return inputs
@@ -174,11 +195,21 @@ class TrainedNetwork(nn.Module):
             )
 
 
+def _as_tokens(inputs: Tensor) -> Tensor:
+    if inputs.is_floating_point():
+        raise ModelError(
+            f"the network was trained on tokens, found {inputs.dtype}: give rows (N, T) of whole "
+            f"numbers."
+        )
+    return inputs.long()
+
+
 def load(
     run: str | Path,
     *,
     model: Model | None = None,
     best: bool = False,
+    step: int | None = None,
 ) -> TrainedNetwork:
     """The network of a run's newest checkpoint, with its exits, on the CPU.
 
@@ -189,28 +220,31 @@ def load(
         run: A run folder.
         model: The network, where it was given from Python; it is not changed.
         best: Take the checkpoint with the best validation accuracy instead of the newest.
+        step: Take the checkpoint after so many training batches.
 
     Raises:
+        UsageError: Both ``best`` and ``step`` are given.
         RunFolderError: It is no run or has no such checkpoint.
         ModelError: ``model`` is missing, is not wanted, or is another network.
-        CheckpointError: All its checkpoints are damaged.
+        CheckpointError: All its checkpoints are damaged, or the one that is asked for is.
     """
-    folder, found, recipe = open_checkpoint(run, model, best=best)
+    folder, found, recipe = open_checkpoint(run, model, best=best, step=step)
     return network_of(found, recipe, folder.read_facts(), model)
 
 
 def open_checkpoint(
-    run: str | Path, model: Model | None, *, best: bool
+    run: str | Path, model: Model | None, *, best: bool, step: int | None
 ) -> tuple[RunFolder, Recovered, Recipe]:
-    """A run, its newest checkpoint or the best, and the recipe that this is read by.
+    """A run, its newest checkpoint or the one asked for, and the recipe that this is read by.
 
     Raises:
+        UsageError: Both ``best`` and ``step`` are given.
         RunFolderError: It is no run, or has no such checkpoint.
         ModelError: ``model`` is missing or is not wanted.
-        CheckpointError: All its checkpoints are damaged.
+        CheckpointError: All its checkpoints are damaged, or the one that is asked for is.
     """
     folder = RunFolder.open(Path(run))
-    found = find(folder, best=best)
+    found = find(folder, best=best, step=step)
     recipe = as_saved(folder.read_recipe(), found.reader.manifest.recipe)
     _check_given(run, recipe, model)
     return folder, found, recipe
