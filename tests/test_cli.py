@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import os
@@ -67,19 +66,13 @@ def session_of(process: Path) -> int | None:
 
 
 @pytest.mark.processes
-def test_stages_print_the_hash_of_one(
-    tmp_path: Path, environment: dict[str, str], monkeypatch, capsys
-) -> None:
-    monkeypatch.setenv("PPLL_CACHE", environment["PPLL_CACHE"])
-    args = ("train", "digits-resnet", "--set", "train.epochs=1", *TINY, "--out")
-    code, one, err = run_here(monkeypatch, capsys, *args, str(tmp_path / "one"))
-    assert code == 0, err
-    others = [
-        ppll(*args, str(tmp_path / stages), "--stages", stages, env=environment).stdout
-        for stages in ("2", "4")
-    ]
+def test_stages_print_the_hash_of_one(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("PPLL_CACHE", str(tmp_path / "cache"))
     lines = set()
-    for out in (one, *others):
+    for stages in ("1", "2", "4"):
+        args = ("digits-resnet", "--set=train.epochs=1", *TINY, f"--out={tmp_path / stages}")
+        code, out, err = run_here(monkeypatch, capsys, "train", *args, "--stages", stages)
+        assert code == 0, err
         lines.add(next(line for line in out.splitlines() if line.startswith("weights_sha256")))
         assert "busy share" in out
         assert "final output" in out
@@ -185,16 +178,16 @@ def test_no_orphans_when_the_launcher_is_killed(
 
 
 @pytest.mark.processes
-def test_eval_gives_the_accuracy_of_training(
-    tmp_path: Path, environment: dict[str, str], monkeypatch, capsys
-) -> None:
-    monkeypatch.setenv("PPLL_CACHE", environment["PPLL_CACHE"])
+def test_eval_gives_the_accuracy_of_training(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("PPLL_CACHE", str(tmp_path / "cache"))
     run = str(tmp_path / "run")
     args = ("train", "digits-resnet", "--quiet", "--out", run, "--set", "train.epochs=2", *TINY)
     code, _, err = run_here(monkeypatch, capsys, *args)
     assert code == 0, err
     trained = json.loads((tmp_path / "run" / "result.json").read_text())
-    evaluated = json.loads(ppll("eval", run, "--stages", "2", "--json", env=environment).stdout)
+    code, printed, err = run_here(monkeypatch, capsys, "eval", run, "--stages", "2", "--json")
+    assert code == 0, err
+    evaluated = json.loads(printed)
     for key in ("exit_accuracy", "test_accuracy", "weights_sha256", "step"):
         assert evaluated[key] == trained[key]
 
@@ -559,7 +552,7 @@ def test_a_signal_while_an_image_is_decoded_is_not_put_down_to_the_image(
 
 @pytest.mark.parametrize("command", ["methods", "models", "datasets", "recipes", "env"])
 def test_lists_are_tables_and_json(command: str, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(zoo, "describe_methods", functools.cache(zoo.describe_methods))
+    monkeypatch.setattr(zoo, "_share", lambda name, of_network: None)  # takes seconds
     assert run_here(monkeypatch, capsys, command)[1]
     tree = json.loads(run_here(monkeypatch, capsys, command, "--json")[1])
     assert command == "env" or all("name" in row for row in tree["rows"])

@@ -122,12 +122,24 @@ def test_the_function_as_a_callback_works(
     assert capsys.readouterr().out.startswith("{'kind': 'train', 'step': ")
 
 
+@pytest.fixture
+def ten_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end after ten steps, where it does not matter what they come to."""
+    whole = ppll.Trainer
+
+    def short(recipe: dict[str, Any], **options: Any) -> ppll.Trainer:
+        train = {**recipe.get("train", {}), "max_steps": 10}
+        return whole({**recipe, "train": train}, **options)
+
+    monkeypatch.setattr(ppll, "Trainer", short)
+
+
 def test_the_model_that_hands_on_a_dict_learns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    result = run("models.md", 2)["result"]
+    result = run("models.md", 3)["result"]
     assert result.test_accuracy > 0.85
     assert_there_are_four_blocks(result, tmp_path)
 
@@ -147,6 +159,7 @@ def test_rows_of_padded_tokens_are_told_apart(
     assert_there_are_four_blocks(result, tmp_path)
 
 
+@pytest.mark.usefixtures("ten_steps")
 def test_the_script_that_may_be_interrupted_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -174,7 +187,8 @@ def test_what_is_exported_predicts_as_it_is_fed_and_can_be_read(
     assert right.float().mean() > 0.9
 
 
-@pytest.mark.parametrize(("index", "needed"), [(0, "timm"), (1, "transformers")])
+@pytest.mark.parametrize(("index", "needed"), [(0, "timm"), (1, "transformers"), (2, "torch")])
+@pytest.mark.usefixtures("ten_steps")
 def test_the_runs_of_model_families_work(
     index: int, needed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,7 +240,7 @@ def tracked(monkeypatch: pytest.MonkeyPatch) -> FakeRun:
 
 def test_the_callback_for_weights_and_biases_works(tracked: FakeRun, tmp_path: Path) -> None:
     callback = run("callbacks.md", 1)["WandB"]()
-    recipe = load_recipe("digits-resnet", ["train.epochs=1"])
+    recipe = load_recipe("digits-resnet", ["train.max_steps=3", "model.depth=14"])
     result = ppll.Trainer(recipe, out=tmp_path / "run", callbacks=[callback]).fit()
     assert tracked.exit_code == 0
     assert tracked.summary == {"test_accuracy": result.test_accuracy}

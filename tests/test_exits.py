@@ -197,7 +197,7 @@ def test_what_cannot_be_measured_is_refused(change: dict[str, Any], message: str
 
 
 def trained(out: Path, *settings: str, model: dict[str, Any] | None = None) -> Path:
-    tree = recipe().with_settings(settings).model_dump(exclude_unset=True)
+    tree = recipe().with_settings(["train.epochs=1", *settings]).model_dump(exclude_unset=True)
     ppll.Trainer({**tree, **({"model": model} if model else {})}, out=out).fit()
     return out
 

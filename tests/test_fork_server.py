@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = """
-import multiprocessing, os, shutil, signal, threading, time
+import gc, multiprocessing, os, shutil, signal, threading, time
 from multiprocessing import forkserver
 from pathlib import Path
 from ppll import fork_server
@@ -28,7 +28,9 @@ def look_at_server():
 
 
 def tell(pipe):
-    pipe.send((os.getppid(), signal.getsignal(signal.SIGTERM) is signal.SIG_DFL))
+    ends_by_sigterm = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    leaves_imports = gc.isenabled() and gc.get_freeze_count() > 1000
+    pipe.send((os.getppid(), ends_by_sigterm, leaves_imports))
 
 
 def start():
@@ -42,13 +44,14 @@ if __name__ == "__main__":
     thread = threading.Thread(target=start)
     thread.start()
     thread.join()
-    (server, ends_by_sigterm), identity = found
+    (server, ends_by_sigterm, leaves_imports), identity = found
     while Path(f"/proc/self/task/{identity}").exists():
         time.sleep(0.001)
     os.kill(server, signal.SIGTERM)
     fork_server.warm_up()
-    assert look_at_server() == (server, True)
+    assert look_at_server() == (server, True, True)
     assert ends_by_sigterm
+    assert leaves_imports
     shutil.rmtree(fork_server.temporary_folder())
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -57,7 +60,8 @@ if __name__ == "__main__":
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for threads in /proc")
 @pytest.mark.processes
 def test_it_ends_with_the_process_that_started_it_and_not_before(tmp_path: Path) -> None:
-    """Neither with the thread, nor by a signal to all; what is forked from it does end by that."""
+    """Neither with the thread, nor by a signal to all; what is forked from it does end by that, and
+    looks for garbage, but not among what was imported before."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     # Its processes hold the pipe, so this waits for all of them.

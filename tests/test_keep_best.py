@@ -132,7 +132,7 @@ def test_a_best_one_that_is_damaged_is_refused(run: RunFolder, file: str) -> Non
 
 def fit(out: Path, *settings: str, allow_change: tuple[str, ...] = (), **how: bool) -> ppll.Result:
     base = recipe().with_settings(
-        ["checkpoint.keep=best", "train.epochs=8", "schedule.name=constant", *settings]
+        ["checkpoint.keep=best", "train.epochs=5", "schedule.name=constant", *settings]
     )
     return ppll.Trainer(base, out=out, allow_change=allow_change, **how).fit()
 
@@ -145,7 +145,7 @@ def validations(run: Path) -> dict[int, float]:
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight epochs of four steps, a checkpoint also after every third step."""
+    """Five epochs of four steps, a checkpoint also after every third step."""
     run = tmp_path_factory.mktemp("unbroken") / "run"
     fit(run)
     return run
@@ -161,10 +161,10 @@ def is_best(run: Path) -> tuple[int, float]:
 def test_a_run_keeps_the_best_and_names_it(unbroken: Path) -> None:
     result = json.loads((unbroken / "result.json").read_text())
     step, accuracy = is_best(unbroken)
-    assert len(validations(unbroken)) == 8
+    assert len(validations(unbroken)) == 5
     assert (result["best_step"], result["best_validation_accuracy"]) == (step, accuracy)
-    assert 0 < step < 30  # else it would be among the newest
-    assert steps(unbroken / "checkpoints") == [0, step, 30, 32]
+    assert 0 < step < 18  # else it would be among the newest
+    assert steps(unbroken / "checkpoints") == [0, step, 18, 20]
 
 
 def test_it_changes_nothing_else(unbroken: Path, tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_it_changes_nothing_else(unbroken: Path, tmp_path: Path) -> None:
 
 # At the first step after a checkpoint, within an epoch, and while the validation part is evaluated.
 @pytest.mark.parametrize(
-    ("step", "activity"), [(9, "LEARN"), (18, "LEARN"), (16, "EVALUATE"), (32, "EVALUATE")]
+    ("step", "activity"), [(9, "LEARN"), (18, "LEARN"), (16, "EVALUATE"), (20, "EVALUATE")]
 )
 def test_a_broken_run_ends_with_the_same_one(
     step: int, activity: str, unbroken: Path, tmp_path: Path
@@ -200,7 +200,7 @@ def test_the_last_of_several_ranks_decides(method: str, tmp_path: Path) -> None:
     four = fit(tmp_path / "four", setting, "runtime.stages=4")
     assert one.best_step == four.best_step
     assert one.best_validation_accuracy == four.best_validation_accuracy
-    assert {0, 32, one.best_step} <= set(steps(tmp_path / "four" / "checkpoints"))
+    assert {0, 20, one.best_step} <= set(steps(tmp_path / "four" / "checkpoints"))
 
 
 @pytest.mark.parametrize("settings", [(), ("train.ema=0.8",)])
@@ -214,9 +214,9 @@ def test_the_best_one_can_be_asked_for(
     step, accuracy = is_best(run)
     evaluated = ppll.evaluate(run, best=True)
     assert (evaluated.step, evaluated.validation_accuracy) == (step, accuracy)
-    assert ppll.evaluate(run).step == 32
+    assert ppll.evaluate(run).step == 20
     assert ppll.load(run, best=True).step == step
-    assert ppll.load(run).step == 32
+    assert ppll.load(run).step == 20
     assert ppll.export(run, tmp_path / "best.safetensors", best=True) == step
     exported = safetensors.torch.load_file(tmp_path / "best.safetensors")
     saved = TensorReader(step_folder(run / "checkpoints", step)).averaged_weights()
@@ -237,11 +237,11 @@ def test_after_a_change_of_what_is_validated_the_best_one_is_of_what_follows(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(unbroken, run)
-    change = ("data.validation=3", "train.epochs=9")
+    change = ("data.validation=3", "train.epochs=6")
     fit(run, *change, resume=True, allow_change=("data.validation",))
     result = json.loads((run / "result.json").read_text())
     assert is_best(unbroken)[0] not in steps(run / "checkpoints")
-    assert result["best_step"] > 32
+    assert result["best_step"] > 20
     assert ppll.load(run, best=True).step == result["best_step"]
 
 

@@ -82,7 +82,7 @@ def test_no_interleaving_changes_a_bit(method, network, num_stages, capacity, ra
 @pytest.mark.parametrize("method", [*WORKING, "backprop"])
 def test_every_exit_learns(method: str) -> None:
     """Three tokens that follow each other in turn, but for a tenth of noise."""
-    recipe = text_recipe("gpt-rotary", method, epochs=20, evaluate_every=0)
+    recipe = text_recipe("gpt-rotary", method, epochs=12, evaluate_every=0)
     blocks = train_interleaved(recipe, 1, batches=MadeUpText())
     message = Message(
         kind=Kind.EVALUATE, sequence=0, step=1, tensors=MadeUpText().train_batch(0, 0)

@@ -215,7 +215,7 @@ def test_a_script_without_a_guard_is_told_what_is_missing(tmp_path: Path) -> Non
     script = tmp_path / "unguarded.py"
     script.write_text(
         "import ppll\n"
-        'recipe = {"data": {"name": "digits"}, "runtime": {"stages": 2}}\n'
+        'recipe = {"data": {"name": "synthetic"}, "runtime": {"stages": 2}}\n'
         "if recipe:\n"
         "    ppll.Trainer(recipe).fit()\n"
     )

@@ -167,7 +167,10 @@ def test_a_replica_keeps_its_share() -> None:
     [
         pytest.param(2, 2, {"model": {"name": "resnet"}}, id="batch-norm"),
         pytest.param(
-            3, 1, {"optimizer": ADAMW, "train": {"ema": 0.9, "accumulate": 2}}, id="three"
+            3,
+            1,
+            {"optimizer": ADAMW, "train": {"epochs": 1, "ema": 0.9, "accumulate": 2}},
+            id="three",
         ),
         pytest.param([1, 2], 2, LONG_EVALUATIONS, id="more"),
         pytest.param([2, 4], 2, LONG_EVALUATIONS, id="two-and-four", marks=slow),
@@ -185,7 +188,7 @@ def test_a_replica_keeps_its_share() -> None:
 def test_shares_change_no_bit(
     replicas: Any, stages: int, others: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Checkpoints and metrics of 15 steps; evaluations, clipping and ragged batches among them."""
+    """Checkpoints and metrics, with evaluations, clipping and ragged batches among them."""
     found = {}
     for sharding in ("none", "fsdp"):
         made = sharded(replicas, sharding, stages, **others)

@@ -164,13 +164,13 @@ def pipelines(draw, max_stages: int, jitters: st.SearchStrategy[float]) -> Pipel
     )
 
 
-@hypothesis.settings(deadline=None, derandomize=True, max_examples=300)
+@hypothesis.settings(deadline=None, derandomize=True, max_examples=100)
 @hypothesis.given(pipelines(6, st.sampled_from([0.0, 0.3, 1.0])), st.integers(1, 25))
 def test_it_is_what_plays_out(pipeline: Pipeline, num_batches: int) -> None:
     assert_alike(simulate(pipeline, num_batches), Played(pipeline, num_batches).result())
 
 
-@hypothesis.settings(deadline=None, derandomize=True, max_examples=300)
+@hypothesis.settings(deadline=None, derandomize=True, max_examples=100)
 @hypothesis.given(pipelines(4, st.just(0.0)), st.integers(90, 300))
 def test_skipped_periods_are_those_that_play_out(pipeline: Pipeline, num_batches: int) -> None:
     assert_alike(simulate(pipeline, num_batches), Played(pipeline, num_batches).result())

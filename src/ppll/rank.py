@@ -188,19 +188,21 @@ def _copies(
 
 
 def _saver(job: Job, rank: int, num_blocks: int) -> Saver:
+    commits = rank == job.num_stages - 1
     rules = SaveRules(
         job.folder.checkpoints,
         num_blocks,
         training_sections(job.recipe),
         job.recipe.checkpoint.num_newest,
         job.recipe.checkpoint.keeps_best,
-        network=record_of(job.layers) if job.layers else None,
+        # To ask for versions takes a process as long as a step.
+        network=record_of(job.layers) if job.layers and commits else None,
         claim=job.claim,
         passes_over_nonfinite=job.recipe.train.on_nonfinite == "ignore",
         before_write=_write_fault(job, rank),
         block_by_block=job.recipe.runtime.sharding != "none",
     )
-    return Saver(rules, commits=rank == job.num_stages - 1, saved_step=job.start_step)
+    return Saver(rules, commits=commits, saved_step=job.start_step)
 
 
 def _record(job: Job, rank: int, blueprint: Blueprint, monitor: Monitor, stack: ExitStack) -> None:

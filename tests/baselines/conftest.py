@@ -14,9 +14,16 @@ from ppll import fork_server
 
 @pytest.fixture(scope="session")
 def running_fork_server() -> None:
-    """It and torch's compiler keep a folder of their own for as long as this process lives."""
+    """It and torch's compiler keep a folder of their own for as long as this process lives.
+
+    It has imported everything when the first process is there, so no time-out counts that.
+    """
     fork_server.warm_up()
     importlib.import_module("torch._dynamo")
+    first = multiprocessing.get_context(fork_server.START_METHOD).Process(target=int)
+    first.start()
+    first.join()
+    first.close()
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ppll import fork_server
+
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
@@ -30,8 +32,8 @@ Start = Callable[..., BaseProcess]
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Starts a function in a process that has imported torch already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch"])
+    fork_server.warm_up()  # Ranks of later tests come from it, too.
+    context = multiprocessing.get_context(fork_server.START_METHOD)
     started: list[BaseProcess] = []
 
     def start(function: Callable[..., None], *args: object) -> BaseProcess:

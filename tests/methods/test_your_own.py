@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -140,10 +138,10 @@ def test_correlation_is_between_0_and_1() -> None:
 
 @pytest.mark.processes
 def test_one_stage_two_stages_and_a_broken_run_come_to_the_same_bits(
-    folder: Path, tmp_path: Path
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = ppll.Trainer(own(), out=tmp_path / "one").fit()
-    two = trained_by_the_command(folder, tmp_path / "two")
+    two = trained_by_the_command(tmp_path / "two", monkeypatch)
     assert two["weights_sha256"] == one.weights_sha256
     with injected(Fault(0, 8)), pytest.raises(WorkerError):
         ppll.Trainer(own(), out=tmp_path / "broken").fit()
@@ -152,13 +150,15 @@ def test_one_stage_two_stages_and_a_broken_run_come_to_the_same_bits(
     assert resumed.weights_sha256 == one.weights_sha256
 
 
-def trained_by_the_command(folder: Path, out: Path) -> dict[str, object]:
-    """``result.json`` of a run of two stages, whose processes find the module by PYTHONPATH."""
+def trained_by_the_command(out: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """``result.json`` of a run of two stages, whose processes find the module where this does."""
     path = out.parent / "mine.toml"
     path.write_text(own().to_toml(), encoding="utf-8")
-    command = [sys.executable, "-m", "ppll", "train", str(path), "--stages", "2", "--quiet"]
-    environment = {**os.environ, "PYTHONPATH": str(folder)}
-    subprocess.run([*command, "--out", str(out)], env=environment, check=True, timeout=100)
+    command = ["ppll", "train", str(path), "--stages", "2", "--quiet", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0
     result: dict[str, object] = json.loads((out / "result.json").read_text(encoding="utf-8"))
     return result
 
