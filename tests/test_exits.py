@@ -182,6 +182,9 @@ def test_the_task_loss_is_the_caller_s() -> None:
         ({"thresholds": [0.5, 0.0]}, "above 0 and at most 1, found 0"),
         ({"thresholds": [1.01]}, "found 1.01"),
         ({"thresholds": [math.nan]}, "found nan"),
+        ({"thresholds": 0.9}, r"a row of numbers, found 0\.9: give a list"),
+        ({"inputs": SAMPLES.numpy()}, r"tensors of torch, found ndarray: give torch\.as_tensor"),
+        ({"targets": TARGETS.tolist()}, "tensors of torch, found list"),
         ({"batch_size": 0}, "batch_size must be at least 1, found 0"),
         ({"targets": TARGETS[:2]}, "4 inputs but 2 targets"),
         ({"targets": TARGETS + 1}, r"go from 1 to 2, but .* 2 classes"),
@@ -287,6 +290,12 @@ def test_logits_are_float32_whatever_the_precision(tmp_path: Path) -> None:
         assert {logits.dtype for logits in network.exits(inputs)} == {torch.float32}
         assert torch.equal(network(inputs), network.exits(inputs)[-1])
         assert torch.equal(network(inputs), network(inputs).bfloat16().float())
+
+
+@pytest.mark.parametrize("ask", ["__call__", "exits", "features"])
+def test_what_is_no_tensor_is_refused(ask: str, run: Path) -> None:
+    with pytest.raises(ModelError, match=r"a tensor of torch, found ndarray: give torch\.as_ten"):
+        getattr(ppll.load(run), ask)(torch.zeros(3, 1, 8, 8).numpy())
 
 
 def test_multiply_adds_by_hand() -> None:

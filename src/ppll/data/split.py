@@ -47,6 +47,7 @@ class Split:
         return f"Split({described(self.inputs)}, targets {described(self.targets)})"
 
     def __post_init__(self) -> None:
+        _check_tensors(self.inputs, self.targets)
         if self.groups is not None and self.groups.shape != self.inputs.shape[:1]:
             raise DataError(
                 f"groups must be of shape ({len(self.inputs)},), found {described(self.groups)}: "
@@ -85,6 +86,15 @@ class Split:
 def described(tensor: Tensor) -> str:
     """Type and shape, for messages."""
     return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
+
+
+def _check_tensors(*given: object) -> None:
+    for values in given:
+        if not isinstance(values, Tensor):
+            raise DataError(
+                f"inputs and targets must be tensors of torch, found {type(values).__name__}: give "
+                f"torch.as_tensor of them."
+            )
 
 
 def _check_following(tokens: Tensor, targets: Tensor) -> None:

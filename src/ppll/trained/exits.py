@@ -110,8 +110,10 @@ def check_thresholds(thresholds: Sequence[float]) -> None:
     """Let thresholds pass that are above 0 and at most 1.
 
     Raises:
-        UsageError: One is not.
+        UsageError: One is not, or there is one number instead of several.
     """
+    if isinstance(thresholds, float | int):
+        raise UsageError(f"thresholds must be a row of numbers, found {thresholds}: give a list.")
     for threshold in thresholds:
         if not 0 < threshold <= 1:
             raise UsageError(

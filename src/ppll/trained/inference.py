@@ -157,6 +157,7 @@ class TrainedNetwork(nn.Module):
     @contextmanager
     def _as_trained(self, inputs: Tensor) -> Iterator[None]:
         """The precision and the kernels of a block in training, so that the bits are its own."""
+        _check_tensor(inputs)
         dtype, needs_plain = self._autocast_dtype, self._method.needs_input_gradient
         with (
             nullcontext() if dtype is None else torch.autocast(inputs.device.type, dtype),
@@ -193,6 +194,14 @@ class TrainedNetwork(nn.Module):
                 "blocks of this network read the image as it was before normalisation: give uint8 "
                 "images, which are normalised here."
             )
+
+
+def _check_tensor(inputs: object) -> None:
+    if not isinstance(inputs, Tensor):
+        raise ModelError(
+            f"a trained network reads a tensor of torch, found {type(inputs).__name__}: give "
+            f"torch.as_tensor(inputs), with a dimension for samples."
+        )
 
 
 def _as_tokens(inputs: Tensor) -> Tensor:
