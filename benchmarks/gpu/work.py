@@ -13,7 +13,7 @@ NETWORKS: Final[dict[str, dict[str, Any]]] = {
     "vit-small": {"name": "vit-small", "patch_size": 4},
 }
 TINY: Final[dict[str, dict[str, Any]]] = {
-    "resnet32": {"name": "resnet", "depth": 14, "width": 4},
+    "resnet32": {"name": "resnet", "depth": 14, "width": 8},
     "vit-tiny": {"name": "vit", "width": 16, "depth": 4, "heads": 2, "patch_size": 8},
 }
 """Stand-ins with which the scripts themselves are tried on a processor."""
