@@ -119,7 +119,8 @@ def test_under_torchrun_all_processes_get_the_result(tmp_path: Path) -> None:
         "result, callback = stopped(on_stages(2), Path(sys.argv[1]))\n"
         "print('stopped', result.stopped, result.step, result.test_accuracy)\n"
     )
-    printed, _ = torchrun_here([str(script), str(tmp_path / "run")]).communicate(timeout=120)
+    command, root = [str(script), str(tmp_path / "run")], str(Path(__file__).parents[1])
+    printed, _ = torchrun_here(command, PYTHONPATH=root).communicate(timeout=120)
     lines = [line for line in printed.splitlines() if line.startswith("stopped ")]
     found = json.loads((tmp_path / "run/result.json").read_text())
     assert lines == [f"stopped True {found['step']} {found['test_accuracy']}"] * 2, printed
