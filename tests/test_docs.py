@@ -134,12 +134,14 @@ def ten_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ppll, "Trainer", short)
 
 
-def test_the_model_that_hands_on_a_dict_learns(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("page", "index"), [("models.md", 3), ("data.md", 1)])
+def test_models_that_hand_on_several_tensors_learn(
+    page: str, index: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A dictionary, and rows of tokens beside their mask."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    result = run("models.md", 3)["result"]
+    result = run(page, index)["result"]
     assert result.test_accuracy > 0.85
     assert_there_are_four_blocks(result, tmp_path)
 
@@ -147,16 +149,6 @@ def test_the_model_that_hands_on_a_dict_learns(
 def assert_there_are_four_blocks(result: ppll.Result, folder: Path) -> None:
     assert len(result.exit_accuracy) == 4
     assert (folder / result.run_folder / "result.json").is_file()
-
-
-def test_rows_of_padded_tokens_are_told_apart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    result = run("data.md", 1)["result"]
-    assert result.test_accuracy > 0.85
-    assert_there_are_four_blocks(result, tmp_path)
 
 
 @pytest.mark.usefixtures("ten_steps")
