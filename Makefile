@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# Some hundred processes are started: each module of ours is compiled once, not by each of them.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo docs test test-slow clean
 
 demo: $(VENV)/ready
@@ -27,7 +30,7 @@ test-slow: $(VENV)/ready
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@
 
 clean:

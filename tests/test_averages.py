@@ -30,6 +30,7 @@ from tests.interleaving import (
     train_interleaved,
 )
 from tests.test_resuming import OWN, metrics, own_data, own_model
+from tests.thinning import KINDS_OF_METHODS, slow_but
 
 LOCAL = [entry.name for entry in methods if not entry.build.end_to_end]
 
@@ -153,8 +154,8 @@ def test_a_skipped_batch_leaves_the_averages() -> None:
     assert digest(blocks) == before
 
 
-@pytest.mark.parametrize("method", LOCAL)
-@pytest.mark.parametrize("network", ["resnet", "vit"])
+@pytest.mark.parametrize("method", slow_but(KINDS_OF_METHODS, LOCAL))
+@pytest.mark.parametrize("network", slow_but(["resnet"], ["resnet", "vit"]))
 def test_the_same_bits_on_every_placement(method: str, network: str) -> None:
     """The digest has the averages; so have the parameters that MAN sends not.
 
@@ -180,7 +181,7 @@ def test_a_run_goes_on_to_the_same_averages(tmp_path: Path) -> None:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("method", ["man", "contsup"])
+@pytest.mark.parametrize("method", slow_but(["contsup"], ["man", "contsup"]))
 def test_four_processes_break_and_one_goes_on(method: str, tmp_path: Path) -> None:
     setting = f"method.name={method}"
     whole = fit(tmp_path / "whole", setting)

@@ -36,6 +36,7 @@ from tests.libraries import (
     environment,
     library,
 )
+from tests.thinning import slow_but
 
 ALL = {**FAMILIES, "torchvision-vit": TORCHVISION_VIT, **OWN}
 
@@ -87,7 +88,7 @@ def trained_in_any_order(
     return digest(blocks)
 
 
-@pytest.mark.parametrize("name", [*ALL, "torchvision-resnet"])
+@pytest.mark.parametrize("name", slow_but(ALL, [*ALL, "torchvision-resnet"]))
 def test_four_stages_in_any_order_end_with_the_bits_of_one(name: str) -> None:
     family = ALL.get(name, TORCHVISION_RESNET)
     expected = trained_in_any_order(family, 1, lambda num_able: 0)

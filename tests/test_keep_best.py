@@ -27,6 +27,7 @@ from ppll.run_folder import RunFolder
 from ppll.testing import Fault
 from tests.faults import injected, recipe
 from tests.test_resuming import OWN, own_data, own_model
+from tests.thinning import slow_but
 
 ACCURACIES = {4: 0.25, 8: 0.75, 12: 0.5, 16: 0.75, 20: 0.0}
 
@@ -193,7 +194,7 @@ def test_a_broken_run_ends_with_the_same_one(
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("method", ["dgl", "man"])
+@pytest.mark.parametrize("method", slow_but(["dgl"], ["dgl", "man"]))
 def test_the_last_of_several_ranks_decides(method: str, tmp_path: Path) -> None:
     setting = f"method.name={method}"
     one = fit(tmp_path / "one", setting)

@@ -23,7 +23,7 @@ from ppll import fork_server
 from ppll.config import Recipe
 from ppll.data import Dataset
 from ppll.errors import Interrupted, WorkerError
-from ppll.launching import launch, stall
+from ppll.launching import agent, launch, stall
 from ppll.status import Status
 from ppll.testing import FAULT_VARIABLE, Fault
 from tests.interleaving import NETWORKS, OPTIMIZERS
@@ -323,5 +323,26 @@ def test_a_rank_that_does_not_end_holds_up_no_run(
     own_module: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch, "_FAREWELL_S", 0.0)
+    monkeypatch.setattr(agent, "_COLLECTING_S", 0.5)
     thread = "    threading.Thread(target=time.sleep, args=(600,)).start()"
     assert trainer_with(own_module, thread, stall_timeout_s=60.0).fit().step == 50
+
+
+def test_exit_codes_that_never_come_are_waited_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Waiting:
+        def join(self, timeout_s: float) -> None:
+            waits.append(timeout_s)
+
+        def is_alive(self) -> bool:
+            return True
+
+    waits: list[float] = []
+    ended = agent.Agent(print, (), 2, tmp_path)
+    monkeypatch.setattr(ended, "_thread", Waiting())
+    monkeypatch.setattr(ended, "_processes", lambda: [None, None])
+    monkeypatch.setattr(ended, "ended_ranks", lambda: [0, 1])
+    assert not ended.is_running()
+    assert not ended.is_running()
+    assert waits == [5.0]

@@ -15,6 +15,7 @@ from ppll.testing import Fault
 from tests.faults import injected, recipe
 from tests.interleaving import digest, small_recipe, train_interleaved
 from tests.test_exits import said_by_training
+from tests.thinning import slow_but
 
 TYPES = ["bf16", "int8"]
 every_type = pytest.mark.parametrize("dtype", TYPES)
@@ -83,7 +84,7 @@ def test_a_field_may_change_its_name() -> None:
 
 
 @every_type
-@pytest.mark.parametrize("network", ["resnet", "vit"])
+@pytest.mark.parametrize("network", slow_but(["resnet"], ["resnet", "vit"]))
 @pytest.mark.parametrize("method", ["dgl", "contsup", "sgr"])
 def test_the_same_bits_on_every_placement(method: str, network: str, dtype: str) -> None:
     settings = [f"split.features_dtype={dtype}"]
@@ -97,7 +98,7 @@ def test_the_same_bits_on_every_placement(method: str, network: str, dtype: str)
 
 
 @pytest.mark.processes
-@every_type
+@pytest.mark.parametrize("dtype", slow_but(["int8"], TYPES))
 def test_real_processes_and_a_resumed_run_have_the_same_bits(tmp_path: Path, dtype: str) -> None:
     lean = recipe().with_settings([f"split.features_dtype={dtype}", "method.name=manpp"])
     one = ppll.Trainer(lean, out=tmp_path / "one").fit()

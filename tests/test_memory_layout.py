@@ -26,6 +26,7 @@ from tests.interleaving import (
     train_interleaved,
 )
 from tests.test_resuming import broken, fit, same_result
+from tests.thinning import KINDS_OF_METHODS, slow_but
 
 LOCAL = [entry.name for entry in methods if not entry.build.end_to_end]
 
@@ -90,8 +91,8 @@ def test_features_cross_boundaries_channels_last() -> None:
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", LOCAL)
-@pytest.mark.parametrize("network", ["resnet", "vit"])
+@pytest.mark.parametrize("method", slow_but([*KINDS_OF_METHODS, "infopro"], LOCAL))
+@pytest.mark.parametrize("network", slow_but(["resnet"], ["resnet", "vit"]))
 def test_every_method_on_any_placement(network: str, method: str) -> None:
     """All blocks on one stage, and each on its own."""
     base = small_recipe(network, method, channels_last=True)
@@ -104,7 +105,7 @@ def test_with_less_precision_and_batches_in_parts(precision: str) -> None:
     assert len({digest(train_interleaved(base, stages)) for stages in (1, 2, 4)}) == 1
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", slow_but(["adamw"], ["sgd", "adamw"]))
 def test_a_resumed_run_ends_alike_and_is_used_alike(optimizer: str, tmp_path: Path) -> None:
     settings = ["train.channels_last=true", f"optimizer.name={optimizer}", "train.ema=0.9"]
     fit(tmp_path / "whole", *settings)

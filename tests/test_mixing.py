@@ -22,6 +22,7 @@ from tests.interleaving import (
     small_recipe,
     train_interleaved,
 )
+from tests.thinning import KINDS_OF_METHODS, slow_but
 
 LOCAL = [entry.name for entry in methods if not entry.build.end_to_end]
 DEAF = {"lopt", "scpl"}
@@ -76,7 +77,7 @@ def test_a_share_of_one_is_the_loss_of_the_own_class() -> None:
     assert mixed.counts.take().loss == pytest.approx(plain.counts.take().loss, rel=1e-6)
 
 
-@pytest.mark.parametrize("method", LOCAL)
+@pytest.mark.parametrize("method", slow_but([*KINDS_OF_METHODS, "infopro", "lopt"], LOCAL))
 def test_every_method_learns_the_other_class_on_any_placement(method: str) -> None:
     """All blocks on one stage, and each on its own."""
     base = small_recipe("resnet", method)
@@ -94,7 +95,7 @@ def test_a_batch_in_parts_keeps_each_sample_with_its_share() -> None:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("method", ["infopro", "sgr"])
+@pytest.mark.parametrize("method", slow_but(["infopro"], ["infopro", "sgr"]))
 def test_processes_and_one_process_end_alike(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from ppll.errors import RecipeError
 from ppll.update_sections import OptimizerConfig, ScheduleConfig
 from tests.interleaving import digest, small_recipe, train_interleaved
 from tests.test_resuming import broken, fit, same_result
+from tests.thinning import slow_but
 
 
 def factors(num_steps: int, steps_per_epoch: int, **config) -> list[float]:
@@ -248,7 +249,7 @@ def test_one_kernel_on_any_placement(name: str, settings: dict[str, Any]) -> Non
     assert len({digest(train_interleaved(base, stages)) for stages in (1, 2, 4)}) == 1
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", slow_but(["adamw"], ["sgd", "adamw"]))
 def test_a_resumed_run_with_one_kernel_ends_alike(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ from ppll.errors import RecipeError
 from ppll.update_sections import OptimizerConfig
 from tests.interleaving import digest, small_recipe, train_interleaved
 from tests.test_resuming import broken, fit, same_result
+from tests.thinning import slow_but
 
 MODULE = """
 import torch
@@ -169,7 +170,9 @@ def test_any_placement_gives_the_same_bits() -> None:
     assert len({digest(train_interleaved(recipe, stages)) for stages in (1, 2, 4)}) == 1
 
 
-@pytest.mark.parametrize("name", ["own_optimizers:Lion", "torch.optim:NAdam"])
+@pytest.mark.parametrize(
+    "name", slow_but(["torch.optim:NAdam"], ["own_optimizers:Lion", "torch.optim:NAdam"])
+)
 def test_a_resumed_run_ends_alike(name: str, tmp_path: Path) -> None:
     settings = [f"optimizer.name={name}", "optimizer.lr=0.001"]
     fit(tmp_path / "whole", *settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator
 
 import hypothesis
@@ -23,6 +24,7 @@ from tests.interleaving import (
     small_recipe,
     train_interleaved,
 )
+from tests.thinning import slow_but
 
 LOCAL_METHODS = ("greedy", "dgl")
 
@@ -49,7 +51,7 @@ def test_stages_and_capacity_do_not_change_a_bit(
     assert digest(blocks) == sequential_digest(network, method, optimizer)
 
 
-@hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=15, deadline=None, derandomize=True)
 @hypothesis.given(
     network=st.sampled_from(sorted(NETWORKS)),
     num_stages=st.sampled_from([2, 3, 4]),
@@ -138,8 +140,10 @@ def test_blocks_with_schedules_of_their_own_on_every_placement() -> None:
     assert factors == [2 / 3, 2 / 3, 1 / 3, 2 / 3]
 
 
-@pytest.mark.parametrize("accumulate", [2, 3])
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(
+    ("network", "accumulate"),
+    slow_but([("resnet", 3), ("vit", 2)], itertools.product(NETWORKS, [2, 3])),
+)
 def test_a_batch_in_parts_gives_the_same_bits_on_every_placement(
     network: str, accumulate: int
 ) -> None:

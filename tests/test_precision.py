@@ -23,6 +23,7 @@ from tests.faults import recipe
 from tests.interleaving import digest, small_recipe, train_interleaved
 from tests.test_block import batch, learn, make_blocks
 from tests.test_resuming import broken, fit, same_result
+from tests.thinning import KINDS_OF_METHODS, slow_but
 
 LOCAL = [entry.name for entry in methods if not entry.build.end_to_end]
 TOO_LARGE = 2.0**24
@@ -154,7 +155,7 @@ def test_a_gradient_that_no_scale_makes_finite(on_nonfinite: str) -> None:
 
 
 @pytest.mark.parametrize("network", ["resnet", "vit"])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", slow_but([2], [1, 2]))
 def test_any_placement_gives_the_same_bits(
     network: str, accumulate: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,7 +168,7 @@ def test_any_placement_gives_the_same_bits(
     assert min(scales) < TOO_LARGE  # some step overflowed
 
 
-@pytest.mark.parametrize("method", LOCAL)
+@pytest.mark.parametrize("method", slow_but([*KINDS_OF_METHODS, "scpl"], LOCAL))
 def test_every_method_learns_in_float16(method: str) -> None:
     base = small_recipe("resnet", method, "adamw", precision="fp16")
     assert len({digest(train_interleaved(base, stages)) for stages in (1, 4)}) == 1

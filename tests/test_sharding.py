@@ -171,8 +171,9 @@ def test_a_replica_keeps_its_share() -> None:
             1,
             {"optimizer": ADAMW, "train": {"epochs": 1, "ema": 0.9, "accumulate": 2}},
             id="three",
+            marks=slow,
         ),
-        pytest.param([1, 2], 2, LONG_EVALUATIONS, id="more"),
+        pytest.param([1, 2], 2, LONG_EVALUATIONS, id="more", marks=slow),
         pytest.param([2, 4], 2, LONG_EVALUATIONS, id="two-and-four", marks=slow),
         pytest.param(
             [1, 3, 1], 3, {**LONG_EVALUATIONS, "split": {"blocks": 3}}, id="wide", marks=slow
@@ -431,6 +432,7 @@ def test_two_hosts_share(two_hosts: Network, tmp_path: Path) -> None:
     assert weights(tmp_path / "two") == weights(tmp_path / "one")
 
 
+@slow
 @processes
 def test_a_checkpoint_is_evaluated_without_shares(tmp_path: Path) -> None:
     result = ppll.Trainer(sharded(train={"ema": 0.9}), out=tmp_path / "run").fit()

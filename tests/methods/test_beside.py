@@ -205,7 +205,7 @@ def test_context_and_input_gradients_give_the_same_bits_too(method: Greedy) -> N
     assert digests != {digest(trained(Greedy(), 1, network="resnet"))}
 
 
-@hypothesis.settings(max_examples=15, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=8, deadline=None, derandomize=True)
 @hypothesis.given(
     method=st.sampled_from([FOLLOWS, WATCHES]),
     num_stages=st.sampled_from([2, 3, 4]),

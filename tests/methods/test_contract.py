@@ -30,8 +30,11 @@ SILENT = {"lopt", "scpl"}
 CHANCE_LOSS = math.log(NUM_CLASSES)
 EPOCHS = {"resnet": 10, "vit": 15}
 """In which every method learns what there is to learn."""
+TRIED_ON_TOKENS = {"dgl", "infopro"}
+"""By default, of those with heads and with a decoder, one each."""
 END_TO_END = [entry.name for entry in methods if entry.build.end_to_end]
 
+slow = pytest.mark.slow
 every_local_method = pytest.mark.parametrize("method", LOCAL)
 every_network = pytest.mark.parametrize("network", NETWORKS)
 
@@ -123,8 +126,16 @@ def test_the_same_bits_on_three_stages(method: str, network: str) -> None:
     assert digest(blocks) == sequential_digest(network, method)
 
 
-@every_network
-@every_local_method
+@pytest.mark.parametrize(
+    ("network", "method"),
+    [
+        *(("resnet", name) for name in LOCAL),
+        *(
+            pytest.param("vit", name, marks=[] if name in TRIED_ON_TOKENS else slow)
+            for name in LOCAL
+        ),
+    ],
+)
 def test_every_exit_learns(method: str, network: str) -> None:
     """Where blocks hear nothing of the task it takes longer."""
     epochs = EPOCHS[network] * (4 if method == "lopt" else 1)

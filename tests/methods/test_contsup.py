@@ -11,6 +11,7 @@ from ppll.message import Kind, Message
 from ppll.site import BlockSite
 from tests.interleaving import NETWORKS, MadeUpBatches, blueprint_of, built_blocks
 from tests.methods.trials import blocks_after_a_step, built, recipe_with, same_bits_everywhere
+from tests.thinning import slow_but
 
 every_network = pytest.mark.parametrize("network", NETWORKS)
 every_context = pytest.mark.parametrize("context", ["E", "R1", "R1E"])
@@ -63,7 +64,7 @@ def test_the_context_is_added_to_the_input() -> None:
     torch.testing.assert_close(modules.features, expected)
 
 
-@every_network
+@pytest.mark.parametrize("network", slow_but(["resnet"], NETWORKS))
 @every_context
 def test_the_same_bits_on_every_placement(context: str, network: str) -> None:
     assert same_bits_everywhere(recipe_with("contsup", network, f"context={context}"))

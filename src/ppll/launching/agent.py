@@ -90,6 +90,7 @@ class Agent:
         )
         self._thread = threading.Thread(target=self._run, name="elastic agent", daemon=True)
         self.error: BaseException | None = None
+        self._is_over = False
 
     def start(self) -> None:
         """Begin to start the ranks."""
@@ -98,11 +99,11 @@ class Agent:
     def is_running(self) -> bool:
         """Whether any rank may still be there."""
         processes = self._processes()
-        if processes and len(self.ended_ranks()) == len(processes):
+        if processes and not self._is_over and len(self.ended_ranks()) == len(processes):
             # It collects exit codes now, or waits for ever: for one that was killed as it ended.
             self._thread.join(_COLLECTING_S)
-            return False
-        return self._thread.is_alive()
+            self._is_over = True
+        return self._thread.is_alive() and not self._is_over
 
     def join(self, timeout_s: float) -> None:
         """Wait until all ranks are gone, or the time is over."""
