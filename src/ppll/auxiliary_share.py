@@ -21,6 +21,7 @@ from ppll.data.loader import IMAGE
 from ppll.methods.base import PREVIOUS, Lesson
 from ppll.plain_attention import plain_attention
 from ppll.site import BlockSite
+from ppll.task_loss import build_task_loss
 
 __all__ = ["Share", "auxiliary_share"]
 
@@ -93,7 +94,7 @@ def _run(blueprint: Blueprint, modules: BlockModules, site: BlockSite) -> None:
     targets = _sample(site.output_shape[:-1], torch.int64)
     features, _ = modules(inputs, fields)
     lesson = Lesson(inputs, features, targets, fields)
-    method.local_loss(modules.auxiliary, lesson, blueprint.build_task_loss())
+    method.local_loss(modules.auxiliary, lesson, build_task_loss(blueprint.recipe, inputs.device))
 
 
 def _sample(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+import torch
 from torch import nn
 
 from ppll.blocks.blueprint import Blueprint, build_method
@@ -15,6 +16,7 @@ from ppll.data import OWN_DATA, PreparedData, datasets, reads_files
 from ppll.devices import check_devices, device_of
 from ppll.errors import ModelError, RecipeError, RunFolderError, UsageError
 from ppll.job import refuse_given
+from ppll.loss_trial import try_loss
 from ppll.method_trial import try_method
 from ppll.models import models, qualified
 from ppll.models.libraries import check_of_library
@@ -24,6 +26,7 @@ from ppll.placement import mesh_of
 from ppll.run_folder import RunFolder
 from ppll.sections import ModelConfig
 from ppll.smallest_message import check_smallest_message
+from ppll.task_loss import build_task_loss
 
 __all__ = [
     "check_compiler",
@@ -82,11 +85,12 @@ def check_start(blueprint: Blueprint, data: PreparedData, folder: RunFolder) -> 
         DataError: There is a training message that is too small to learn from.
         ModelError: Processors learn a convolution wrongly in the memory order that is asked for.
         RunFolderError: There is too little room for checkpoints.
-        RecipeError: A method or optimizer of the user's own does not work.
+        RecipeError: A loss, method or optimizer of the user's own does not work.
     """
     check_messages(blueprint, data)
     check_layout(blueprint)
     check_disk(blueprint, folder)
+    try_loss(blueprint)
     try_method(blueprint, data)
     try_optimizer(blueprint)
 
@@ -147,10 +151,11 @@ def check_names(recipe: Recipe, *, own_model: bool) -> None:
     """Refuse names and options that no shelf has.
 
     Raises:
-        RecipeError: A method, network or data set is unknown, or has no such option, or files are
-            named that it does not read.
+        RecipeError: A method, loss, network or data set is unknown, or has no such option, or files
+            are named that it does not read.
     """
     build_method(recipe)
+    build_task_loss(recipe, torch.device("cpu"))
     if not own_model:
         refuse_given(recipe)
         _check_model(recipe.model)

@@ -1,8 +1,8 @@
 """The recipe of a run: one frozen tree, validated at birth (no torch).
 
 A recipe is a TOML file with the sections below. Everything that changes the result stands in
-``data``, ``model``, ``split``, ``method``, ``optimizer``, ``schedule`` and ``train``; what
-stands in ``runtime``, ``checkpoint`` and ``track`` never does. Sections that name a thing of a
+``data``, ``model``, ``split``, ``method``, ``loss``, ``optimizer``, ``schedule`` and ``train``;
+what stands in ``runtime``, ``checkpoint`` and ``track`` never does. Sections that name a thing of a
 shelf (a data set, a model, a method) also hold the options of that thing, which the shelf checks
 when it builds.
 """
@@ -22,6 +22,7 @@ from ppll.section import Section
 from ppll.sections import (
     CheckpointConfig,
     DataConfig,
+    LossConfig,
     MethodConfig,
     ModelConfig,
     RuntimeConfig,
@@ -41,6 +42,7 @@ class Recipe(Section):
     model: ModelConfig = ModelConfig()
     split: SplitConfig = SplitConfig()
     method: MethodConfig = MethodConfig()
+    loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig = TrainConfig()
@@ -64,6 +66,7 @@ class Recipe(Section):
                 f"train.accumulate = {self.train.accumulate} parts of {shard}data.batch_size = "
                 f"{self.data.batch_size} samples: ask for {up_to(smallest_shard, 'part')}"
             )
+        self._check_loss()
         self._check_steps()
         self._check_sharding()
         if self.checkpoint.keeps_best and not self.data.validation:
@@ -115,6 +118,21 @@ class Recipe(Section):
         most = self.data.batch_size
         one_for_all = isinstance(self.train.replicas, int)
         return up_to(most, "replica") if one_for_all else f"{most} or fewer for every block"
+
+    def _check_loss(self) -> None:
+        """What is done to targets for cross-entropy, and another loss may not read."""
+        hindrances = {
+            "train.label_smoothing": self.train.label_smoothing > 0,
+            "data.mixup and data.cutmix, which give a sample shares of two classes": (
+                self.data.mixes
+            ),
+        }
+        for hindrance, is_there in hindrances.items():
+            if self.loss.is_own and is_there:
+                raise ValueError(
+                    f"loss.name = {self.loss.name!r} is not possible with {hindrance}: change one "
+                    f"of them"
+                )
 
     def _check_steps(self) -> None:
         """What compiled and recorded steps cannot be: a graph does every time what it did once."""

@@ -12,15 +12,16 @@ import pkgutil
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final
+from types import SimpleNamespace
+from typing import Any, Final, get_type_hints
 
 from ppll.errors import PpllError, RecipeError, unknown_name
 
-__all__ = ["OwnKind", "blamed_on", "is_own_class", "shown_error"]
+__all__ = ["OwnKind", "blamed_on", "declared_types", "is_own_class", "shown_error"]
 
 _SEPARATOR: Final = ":"
 
@@ -28,6 +29,17 @@ _SEPARATOR: Final = ":"
 def is_own_class(name: str) -> bool:
     """Whether a name is that of a class in a module, not one of a shelf; those have no dot."""
     return _SEPARATOR in name or "." in name
+
+
+def declared_types(function: Callable[..., Any]) -> dict[str, Any]:
+    """The types of parameters, and of what is returned, that can be made out, also where others are
+    known to checkers only."""
+    found: dict[str, Any] = {}
+    for key, hint in getattr(function, "__annotations__", {}).items():
+        alone: Any = SimpleNamespace(__annotations__={key: hint})
+        with suppress(Exception):
+            found |= get_type_hints(alone, getattr(function, "__globals__", {}))
+    return found
 
 
 @dataclass(frozen=True)
@@ -78,6 +90,23 @@ class OwnKind:
         if not self._fits(found) or inspect.isabstract(found):
             raise RecipeError(self._not_of_kind(module, module_name, class_name))
         return found
+
+    def check_options(
+        self, name: str, build: Callable[..., Any], options: Collection[str], *others: str
+    ) -> None:
+        """Let options pass that a class takes, all but ``others``, which a recipe gives otherwise.
+
+        Raises:
+            RecipeError: One is not known.
+        """
+        parameters = inspect.signature(build).parameters.values()
+        if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+            return
+        known = [p.name for p in parameters if p.name not in others]
+        for key in options:
+            if key not in known:
+                what = f"option of {self.what} {name!r}"
+                raise RecipeError(unknown_name(what, key, known or ["(none)"]))
 
     def _fits(self, found: object) -> bool:
         if inspect.isroutine(found):

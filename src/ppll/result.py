@@ -58,7 +58,7 @@ class Result:
             where the recipe does not keep it.
         best_validation_accuracy: What it is.
         test_perplexity: Of a language model: exponential of the final output's mean loss on a test
-            token; none elsewhere, and with label smoothing.
+            token; none elsewhere, with another loss than cross-entropy, and with label smoothing.
         exit_perplexity: The same for every block's exit, the final output last; none for a block
             that makes no prediction.
         num_replicas: Of every stage, the processes that shared each of its batches.
@@ -192,7 +192,8 @@ def written(result: Result, folder: RunFolder, *, has_trained: bool) -> Result:
 
 def _perplexities(job: Job, tested: Sequence[Tally]) -> tuple[float | None, ...] | None:
     """Of every exit, where losses are those of tokens."""
-    if not (tested and job.facts.predicts_tokens) or job.recipe.train.label_smoothing:
+    is_plain = not (job.recipe.loss.is_own or job.recipe.train.label_smoothing)
+    if not (tested and job.facts.predicts_tokens and is_plain):
         return None
     silent = [math.isnan(tally.accuracy) for tally in tested]
     losses = [tally.loss for tally in tested]

@@ -77,7 +77,12 @@ class RunFolder:
         """
         environment = describe_environment()
         model = recipe.model.name if recipe.model.is_own else ""  # Of libraries there are versions.
-        named = {"model": model, "method": recipe.method.name, "optimizer": recipe.optimizer.name}
+        named = {
+            "model": model,
+            "method": recipe.method.name,
+            "loss": recipe.loss.name,
+            "optimizer": recipe.optimizer.name,
+        }
         for what, name in named.items():
             module, is_own, _ = name.partition(":")
             if is_own:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import pydantic
 from pydantic import Field
 
+from ppll.errors import unknown_name
 from ppll.own_class import is_own_class
 from ppll.recipe_text import shown
 from ppll.section import (
@@ -20,12 +21,15 @@ from ppll.section import (
     UsablePath,
 )
 
-__all__ = ["CheckpointConfig", "DataConfig", "DataHome", "MethodConfig", "ModelConfig"]
-__all__ += ["MODEL_LIBRARIES", "RuntimeConfig", "SplitConfig", "TrackConfig", "TrainConfig"]
+__all__ = ["CheckpointConfig", "DataConfig", "DataHome", "LossConfig", "MethodConfig"]
+__all__ += ["MODEL_LIBRARIES", "SHELF_LOSSES", "ModelConfig", "RuntimeConfig", "SplitConfig"]
+__all__ += ["TrackConfig", "TrainConfig"]
 
 DataHome = Literal["auto", "host", "device"]
 MODEL_LIBRARIES: Final = ("timm", "torchvision", "transformers")
 """Whose models a recipe may name, with a colon behind."""
+SHELF_LOSSES: Final = ("cross-entropy",)
+"""Losses that a recipe may name without a module."""
 Replicas = Annotated[int, Field(ge=1, le=32)]
 
 
@@ -154,6 +158,39 @@ class MethodConfig(NamedSection):
     option."""
 
 
+class LossConfig(Section):
+    """What predictions learn from, the network's own and those of auxiliary networks."""
+
+    name: str = "cross-entropy"
+    """``"cross-entropy"``, or any module of torch's kind by its own, ``"module:Class"``, that takes
+    logits and targets and returns their mean loss."""
+    options: dict[str, Any] = Field(default={})
+    """What ``__init__`` of a ``"module:Class"`` takes, such as ``options.weight``."""
+
+    @pydantic.field_validator("name")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name not in SHELF_LOSSES and not is_own_class(name):
+            raise ValueError(
+                unknown_name("loss", name, [*SHELF_LOSSES, "module:Class"]).rstrip(".")
+            )
+        return name
+
+    @pydantic.model_validator(mode="after")
+    def _options_are_of_a_class(self) -> Self:
+        if self.options and not self.is_own:
+            raise ValueError(
+                f'loss.options are for a "module:Class", found loss.name = {self.name!r}: leave '
+                f"them out"
+            )
+        return self
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is a class that is named by its module."""
+        return is_own_class(self.name)
+
+
 class TrainConfig(Section):
     """How long and how training goes."""
 
@@ -196,7 +233,7 @@ class TrainConfig(Section):
     sees the samples of a shard. Of the numbers of two blocks that follow each other, one has to
     divide the other, and each the largest."""
     label_smoothing: Share = 0.0
-    """Share of the target that is spread over all classes."""
+    """Share of the target that is spread over all classes; of cross-entropy only."""
     ema: Share = 0.0
     """Keep exponential moving averages of all parameters with this decay, such as 0.999, and
     evaluate and use the network with them; 0 is off."""

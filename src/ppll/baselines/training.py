@@ -10,7 +10,6 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
 from typing import Self
 
@@ -33,7 +32,7 @@ from ppll.data_facts import DataFacts
 from ppll.devices import check_devices, device_of
 from ppll.errors import RecipeError
 from ppll.job import draw_blueprint
-from ppll.losses.classification import cross_entropy, num_correct
+from ppll.losses.classification import num_correct
 from ppll.message import FEATURES, TARGETS
 from ppll.models.empty import with_memory
 from ppll.models.names import qualified
@@ -41,6 +40,7 @@ from ppll.models.network import Network
 from ppll.numerics import set_numerics
 from ppll.randomness import fold
 from ppll.sections import MethodConfig, SplitConfig
+from ppll.task_loss import build_task_loss
 
 __all__ = ["RecipeWork", "accuracy_of"]
 
@@ -212,7 +212,7 @@ class _RecipePart(Part):
             self._optimizer = build_optimizer(recipe.optimizer, 0, self.chunks.values())
         steps = self._blueprint.num_steps, self._blueprint.steps_per_epoch
         self._schedule = Schedule(recipe.schedule, *steps)
-        self._loss = partial(cross_entropy, label_smoothing=recipe.train.label_smoothing)
+        self._loss = build_task_loss(recipe, self.device)
         self._feed = Feed(recipe, layout, rank, self.device)
 
     def batches(self) -> Iterator[Batch]:

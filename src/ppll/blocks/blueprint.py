@@ -24,9 +24,8 @@ from ppll.config import Recipe
 from ppll.cuts import cut_starts
 from ppll.data_facts import DataFacts
 from ppll.errors import ModelError, RecipeError, up_to
-from ppll.losses.classification import cross_entropy
 from ppll.memory_layout import lay_out
-from ppll.methods import BlockSite, Method, TaskLoss, methods
+from ppll.methods import BlockSite, Method, methods
 from ppll.models.empty import with_memory, without_values
 from ppll.models.network import Layer, Network
 from ppll.models.trial import check_vocabulary, tried
@@ -36,6 +35,7 @@ from ppll.own_method import blamed, build_own_method
 from ppll.placement import place, place_alike
 from ppll.sections import SplitConfig, TrainConfig
 from ppll.site import sites_of
+from ppll.task_loss import build_task_loss
 
 __all__ = ["Blueprint", "block_ranges", "build_method"]
 
@@ -224,7 +224,7 @@ class Blueprint:
             self.sites[index],
             modules,
             self.method,
-            self.build_task_loss(),
+            build_task_loss(self.recipe, device),
             build_optimizer(rules.updates, index, roots, device),
             Schedule(rules.schedule.of_block(index), self.num_steps, self.steps_per_epoch),
             seed=train.seed,
@@ -236,10 +236,6 @@ class Blueprint:
             compiles=train.compile,
             features_type=self.recipe.split.features_dtype,
         )
-
-    def build_task_loss(self) -> TaskLoss:
-        """The recipe's loss on logits and targets."""
-        return partial(cross_entropy, label_smoothing=self.recipe.train.label_smoothing)
 
     def build_modules(self, index: int, device: torch.device) -> BlockModules:
         """Build what one block computes with on ``device``, without values."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from torch import optim
 
-from ppll.errors import RecipeError, unknown_name
+from ppll.errors import RecipeError
 from ppll.own_class import OwnKind, blamed_on
 from ppll.update_sections import SHELF_OPTIMIZERS, OptimizerConfig
 
@@ -45,7 +45,7 @@ def build_own_optimizer(
             f"optimizer.name = {config.name!r} takes no lr, which the schedule of a recipe sets: "
             f"give its __init__ a parameter lr."
         )
-    _check_options(config, known.values())
+    _check_options(config, build)
     if "weight_decay" not in known:
         groups = _without_decay(config.name, groups)
     with blamed_on("optimizer.name", config.name, build, "when it is built"):
@@ -53,17 +53,10 @@ def build_own_optimizer(
         return made
 
 
-def _check_options(config: OptimizerConfig, known: Iterable[inspect.Parameter]) -> None:
-    options = [p.name for p in known if p.name not in _OF_RECIPE]
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known)
-    for key in config.options:
-        if key in _OF_RECIPE:
-            raise RecipeError(
-                f"optimizer.options.{key} has a key of its own: write optimizer.{key}."
-            )
-        if key not in options and not takes_any:
-            what = f"option of optimizer {config.name!r}"
-            raise RecipeError(unknown_name(what, key, options or ["(none)"]))
+def _check_options(config: OptimizerConfig, build: Callable[..., Any]) -> None:
+    for key in set(config.options) & set(_OF_RECIPE):
+        raise RecipeError(f"optimizer.options.{key} has a key of its own: write optimizer.{key}.")
+    _KIND.check_options(config.name, build, config.options, *_OF_RECIPE)
 
 
 def _without_decay(name: str, groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -19,7 +19,10 @@ __all__ += ["training_sections"]
 
 LAYERS: Final = "model.layers"
 """What a change of the network itself is called, which no key of a recipe tells of."""
-_SECTIONS: Final = ("data", "model", "split", "method", "optimizer", "schedule", "train")
+_SECTIONS: Final = (
+    *("data", "model", "split", "method", "loss"),
+    *("optimizer", "schedule", "train"),
+)
 _FREE: Final = frozenset({"data.root", "data.eval_batch_size", "train.evaluate_every"})
 _LENGTH: Final = frozenset({"train.epochs", "train.max_steps"})
 _OF_OTHERS: Final = frozenset(

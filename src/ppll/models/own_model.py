@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from types import SimpleNamespace
-from typing import Any, Final, get_args, get_type_hints
+from typing import Any, Final, get_args
 
 import pydantic
 from torch import nn
@@ -19,23 +17,13 @@ from ppll.errors import RecipeError, unknown_name
 from ppll.models import models
 from ppll.models.initialising import drawn_from
 from ppll.models.network import Network
-from ppll.own_class import OwnKind, blamed_on
+from ppll.own_class import OwnKind, blamed_on, declared_types
 
 __all__ = ["build_own_model", "check_own_model"]
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """The declared types that can be made out, also where others are known to checkers only."""
-    found: dict[str, Any] = {}
-    for key, hint in getattr(function, "__annotations__", {}).items():
-        alone: Any = SimpleNamespace(__annotations__={key: hint})
-        with suppress(Exception):
-            found |= get_type_hints(alone, getattr(function, "__globals__", {}))
-    return found
-
-
 def _declares_network(function: Callable[..., Any]) -> bool:
-    return _holds_modules(_hints(function).get("return"))
+    return _holds_modules(declared_types(function).get("return"))
 
 
 def _holds_modules(hint: Any) -> bool:
@@ -108,7 +96,7 @@ def _checked(name: str, build: Callable[..., Any], options: Mapping[str, Any]) -
     for key, parameter in known.items():
         if parameter.default is parameter.empty and key not in options:
             raise RecipeError(f"model.{key} must be given for {name!r}: it has no default.")
-    hints = _hints(build.__init__ if inspect.isclass(build) else build)
+    hints = declared_types(build.__init__ if inspect.isclass(build) else build)
     return {key: _converted(name, key, value, hints.get(key)) for key, value in options.items()}
 
 

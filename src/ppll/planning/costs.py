@@ -268,6 +268,7 @@ def measured_for(recipe: Recipe) -> dict[str, dict[str, Any]]:
         "data": data,
         "model": model,
         "method": tree["method"],
+        "loss": tree["loss"],
         "optimizer": optimizer,
         "train": train,
     }

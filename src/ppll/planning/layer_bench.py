@@ -35,6 +35,7 @@ from ppll.planning.pieces import (
     update,
 )
 from ppll.sections import MethodConfig
+from ppll.task_loss import build_task_loss
 
 __all__ = ["WARM_UP", "LayerBench"]
 
@@ -146,7 +147,7 @@ class LayerBench:
     def _exit(self, index: int) -> Piece:
         shape = self._blueprint.shapes[index]
         if index == len(self.layers) - 1:
-            task_loss = self._blueprint.build_task_loss()
+            task_loss = build_task_loss(self._blueprint.recipe, self._device)
             nothing = nn.Identity()
             return Piece(lambda logits: task_loss(logits, self._targets), nothing, None)
         piece = self._auxiliary(index)
@@ -163,7 +164,8 @@ class LayerBench:
             layers_behind=self._blueprint.network.layers[index + 1 :],
             shapes_behind=self._blueprint.shapes[index + 1 :],
         )
-        method, task_loss = self._blueprint.method, self._blueprint.build_task_loss()
+        method = self._blueprint.method
+        task_loss = build_task_loss(self._blueprint.recipe, self._device)
         module = with_memory(method.build_auxiliary(site), torch.device("cpu"))
         initialise(module, "auxiliary", 0, self._blueprint.network.held_values())
         self._prepare(module)

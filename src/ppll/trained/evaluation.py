@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,10 +19,10 @@ from ppll.interrupts import Interrupts
 from ppll.job import Job
 from ppll.launching.launch import Watcher
 from ppll.launching.restarts import carry_out
-from ppll.losses.classification import cross_entropy
 from ppll.models.splitting import Model
 from ppll.result import Result, merge_results
 from ppll.run_folder import RunFolder
+from ppll.task_loss import build_task_loss
 from ppll.trained.exits import THRESHOLDS, ExitReport, check_thresholds, measure_exits
 from ppll.trained.inference import blueprint_of, network_of, open_checkpoint
 
@@ -122,7 +121,7 @@ def evaluate_exits(
                 test.targets,
                 thresholds=thresholds,
                 batch_size=recipe.eval_batch_size,
-                task_loss=partial(cross_entropy, label_smoothing=recipe.train.label_smoothing),
+                task_loss=build_task_loss(recipe, torch.device("cpu")),
             )
     finally:
         torch.set_num_threads(num_threads)

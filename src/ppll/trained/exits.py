@@ -232,15 +232,16 @@ def _ask(
 
 
 def _answers(exits: list[Tensor], targets: Tensor, task_loss: TaskLoss) -> _Answers:
-    """What logits (N, classes), one an exit, say of N targets; of tokens, all in one row."""
-    exits, targets = [logits.flatten(0, -2) for logits in exits], targets.flatten()
-    probabilities = torch.stack([logits.double().softmax(1) for logits in exits])
+    """What logits (N, classes), one an exit, say of N targets; tokens count as samples do."""
+    probabilities = torch.stack([logits.double().softmax(-1) for logits in exits])
     # The softmax of logarithms of probabilities gives them back.
-    everyone = [*exits, probabilities.mean(0).log()]
+    everyone = [*exits, probabilities.mean(0).log().float()]
+    losses = [task_loss(logits, targets).double() for logits in everyone]
+    right = [(logits.argmax(-1) == targets).flatten() for logits in everyone]
     return _Answers(
-        probabilities.amax(2),
-        torch.stack([logits.argmax(1) == targets for logits in everyone]),
-        torch.stack([task_loss(logits, targets).double() for logits in everyone]) * len(targets),
+        probabilities.amax(-1).flatten(1),
+        torch.stack(right),
+        torch.stack(losses) * targets.numel(),
     )
 
 

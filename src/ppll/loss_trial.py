@@ -1,0 +1,78 @@
+"""A loss of the user's own on made-up predictions, before anything is started."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from ppll.blocks.blueprint import Blueprint
+from ppll.devices import device_of
+from ppll.errors import RecipeError
+from ppll.numerics import own_generator
+from ppll.own_class import blamed_on
+from ppll.task_loss import build_own_loss
+
+__all__ = ["try_loss"]
+
+_NUM_SAMPLES: Final = 4
+_CLOSE: Final = 1e-3
+"""How far, as a share, the losses of equal batches may lie apart, which are summed otherwise."""
+
+
+def try_loss(blueprint: Blueprint) -> None:
+    """Let a loss of the user's own judge made-up predictions of the shape that the run has.
+
+    Losses of the shelf are not tried, nor is one that is to run on a GPU, which may do there what
+    it cannot on the CPU. The state of the generator is restored.
+
+    Raises:
+        RecipeError: It raises something, returns no mean, or keeps a state.
+    """
+    recipe = blueprint.recipe
+    if not recipe.loss.is_own or device_of(recipe.runtime, 0).type != "cpu":
+        return
+    loss = build_own_loss(recipe.loss)
+    before = _state(loss)
+    shape = blueprint.sites[-1].output_shape
+    with (
+        own_generator(),
+        blamed_on("loss.name", recipe.loss.name, type(loss), "on made-up predictions"),
+    ):
+        logits = torch.randn(_NUM_SAMPLES, *shape).requires_grad_()
+        targets = torch.randint(shape[-1], (_NUM_SAMPLES, *shape[:-1]))
+        once: object = loss(logits, targets)
+        twice: object = loss(torch.cat([logits, logits]), torch.cat([targets, targets]))
+    if problem := _problem(once, twice) or _changed(before, _state(loss)):
+        raise RecipeError(f"loss.name = {recipe.loss.name!r} {problem}")
+
+
+def _problem(once: object, twice: object) -> str | None:
+    """What is wrong with the losses of a batch, and of a batch that holds it twice, in words."""
+    if not isinstance(once, Tensor) or not isinstance(twice, Tensor) or once.dim() or twice.dim():
+        found = f"shape {tuple(once.shape)}" if isinstance(once, Tensor) else repr(once)
+        return f"returned {found:.80}: return a tensor that is one number, the mean of the batch."
+    if not once.requires_grad:
+        return "returned what has no gradient: compute it from the logits, without detach()."
+    if not torch.isclose(once, twice, rtol=_CLOSE, atol=_CLOSE, equal_nan=True):
+        return (
+            f"returned {once.item():.4g} for a batch and {twice.item():.4g} for one that holds it "
+            f"twice, but a batch may come in parts and shards: return the mean of its samples."
+        )
+    return None
+
+
+def _state(loss: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in loss.named_buffers()}
+
+
+def _changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> str | None:
+    """Which buffers have changed, in words."""
+    same = {n for n in before.keys() & after.keys() if torch.equal(before[n], after[n])}
+    if names := sorted((before.keys() | after.keys()) - same):
+        return (
+            f"changes its buffers ({', '.join(names)}), which no checkpoint holds: what a loss is "
+            f"may depend on its arguments alone."
+        )
+    return None

@@ -1,0 +1,71 @@
+"""The recipe's loss on a prediction: cross-entropy, or a class of the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Final, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ppll.config import Recipe
+from ppll.errors import RecipeError
+from ppll.losses.classification import cross_entropy
+from ppll.methods.base import TaskLoss
+from ppll.own_class import OwnKind, blamed_on, declared_types
+from ppll.sections import SHELF_LOSSES, LossConfig
+
+__all__ = ["build_own_loss", "build_task_loss"]
+
+_KIND: Final = OwnKind(
+    "loss", nn.Module, "torch.nn.Module", SHELF_LOSSES, "leave out what follows it"
+)
+
+
+def build_task_loss(recipe: Recipe, device: torch.device) -> TaskLoss:
+    """What a recipe's predictions learn from.
+
+    Args:
+        recipe: Names it.
+        device: Where predictions are.
+
+    Raises:
+        RecipeError: It is a class that cannot be imported or built.
+    """
+    if recipe.loss.is_own:
+        return build_own_loss(recipe.loss).to(device)
+    return partial(cross_entropy, label_smoothing=recipe.train.label_smoothing)
+
+
+def build_own_loss(config: LossConfig) -> nn.Module:
+    """Import the class that is called ``"module:Class"`` and build it from its options.
+
+    A list of numbers becomes a tensor where ``__init__`` declares one, such as ``weight`` of
+    ``torch.nn.CrossEntropyLoss``.
+
+    Raises:
+        RecipeError: It cannot be imported, is no module, does not take the options, or has
+            parameters, which no block would train.
+    """
+    build = _KIND.imported(config.name)
+    _KIND.check_options(config.name, build, config.options)
+    options = _with_tensors(build, config.options)
+    with blamed_on(_KIND.key, config.name, build, "when it is built"):
+        loss: nn.Module = build(**options)
+    if names := [name for name, _ in loss.named_parameters()]:
+        raise RecipeError(
+            f"loss.name = {config.name!r} has parameters ({', '.join(names)}), which no block "
+            f"trains or saves: put what is learned into the network, or an auxiliary network."
+        )
+    return loss
+
+
+def _with_tensors(build: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    hints = declared_types(build.__init__)
+    return {key: _as_declared(value, hints.get(key)) for key, value in options.items()}
+
+
+def _as_declared(value: object, hint: Any) -> object:
+    is_row = isinstance(value, list | tuple)
+    return torch.tensor(value) if is_row and Tensor in (hint, *get_args(hint)) else value
