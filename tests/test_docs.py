@@ -256,3 +256,13 @@ def test_weights_and_biases_hears_how_a_run_ended(
     callback.on_end(result)
     assert tracked.exit_code == code
     assert tracked.summary == ({"test_accuracy": 0.9} if code == 0 else {})
+
+
+def test_values_are_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run("data.md", 3)
+    share = re.fullmatch(r"unexplained variance: (\d+)%\n", capsys.readouterr().out)
+    assert share is not None
+    assert int(share[1]) < 80

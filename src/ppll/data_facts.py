@@ -13,6 +13,7 @@ _TRAINED_ON: Final = (
     "num_classes",
     "num_tokens",
     "predicts_tokens",
+    "predicts_values",
     "steps_per_epoch",
     "mean",
     "std",
@@ -27,13 +28,14 @@ class DataFacts:
 
     Attributes:
         input_shape: One sample's shape, without N.
-        num_classes: Classes to tell apart.
+        num_classes: Classes to tell apart; or how many values of a sample are to be predicted (D).
         steps_per_epoch: Training batches of an epoch.
         mean: Of every channel of uint8 images, 0 to 1; none for floating point.
         std: Standard deviation of every channel, like ``mean``.
         num_tokens: Different tokens there are, where a sample is a row of tokens (T).
         predicts_tokens: Whether each token of a sample has a target of its own, the token that
             follows it.
+        predicts_values: Whether a sample has values (D) to be predicted instead of a class.
         num_test: Samples to test with; 0 where that is not known.
         num_validation: Training samples that are kept back for validation.
         is_given: Whether it was given from Python, and lies in the run folder.
@@ -47,6 +49,7 @@ class DataFacts:
     std: tuple[float, ...] | None = None
     num_tokens: int | None = None
     predicts_tokens: bool = False
+    predicts_values: bool = False
     num_test: int = 0
     num_validation: int = 0
     is_given: bool = False

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from types import TracebackType
 from typing import Any, Self
 
@@ -91,18 +92,27 @@ def show_evaluation(console: Console, result: Result) -> None:
 
 
 def _show_accuracies(console: Console, result: Result) -> None:
-    for index, accuracy in enumerate(result.exit_accuracy):
+    exits = zip_longest(result.exit_accuracy, result.exit_loss)  # Older runs have no losses.
+    for index, (accuracy, loss) in enumerate(exits):
         last = index == result.num_blocks - 1
         name = "final output" if last else f"exit of block {index}"
-        shown = "no prediction" if accuracy is None else f"{accuracy:.2%}"
-        console.print(f"test accuracy, {name}: {shown}", highlight=False)
+        measure, value = _measured(accuracy, loss)
+        console.print(f"test {measure}, {name}: {value}", highlight=False)
         if result.exit_perplexity and (found := result.exit_perplexity[index]) is not None:
             console.print(f"test perplexity, {name}: {found:.4f}", highlight=False)
-    if result.validation_accuracy is not None:
-        console.print(f"validation accuracy: {result.validation_accuracy:.2%}", highlight=False)
+    if result.validation_accuracy is not None or result.validation_loss is not None:
+        measure, value = _measured(result.validation_accuracy, result.validation_loss)
+        console.print(f"validation {measure}: {value}", highlight=False)
     if result.best_validation_accuracy is not None:
         best = f"{result.best_validation_accuracy:.2%} (step {result.best_step})"
         console.print(f"best validation accuracy: {best}", highlight=False)
+
+
+def _measured(accuracy: float | None, loss: float | None) -> tuple[str, str]:
+    """The accuracy of a prediction; of values, which have none, the loss."""
+    if accuracy is not None:
+        return "accuracy", f"{accuracy:.2%}"
+    return ("accuracy", "no prediction") if loss is None else ("loss", f"{loss:.4f}")
 
 
 def _show_origin(console: Console, result: Result) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ppll.blocks.blueprint import Blueprint
+from ppll.data_facts import DataFacts
 from ppll.devices import device_of
 from ppll.errors import RecipeError
 from ppll.numerics import own_generator
@@ -41,11 +42,18 @@ def try_loss(blueprint: Blueprint) -> None:
         blamed_on("loss.name", recipe.loss.name, type(loss), "on made-up predictions"),
     ):
         logits = torch.randn(_NUM_SAMPLES, *shape).requires_grad_()
-        targets = torch.randint(shape[-1], (_NUM_SAMPLES, *shape[:-1]))
+        targets = _targets(blueprint.facts, (_NUM_SAMPLES, *shape))
         once: object = loss(logits, targets)
         twice: object = loss(torch.cat([logits, logits]), torch.cat([targets, targets]))
     if problem := _problem(once, twice) or _changed(before, _state(loss)):
         raise RecipeError(f"loss.name = {recipe.loss.name!r} {problem}")
+
+
+def _targets(facts: DataFacts, shape: tuple[int, ...]) -> Tensor:
+    """For logits of that shape: values from 0 to 1, as some losses ask for, or classes."""
+    if facts.predicts_values:
+        return torch.rand(shape)
+    return torch.randint(shape[-1], shape[:-1])
 
 
 def _problem(once: object, twice: object) -> str | None:

@@ -32,7 +32,8 @@ class Tally:
     Attributes:
         samples: How many; where every token has a target, how many tokens.
         loss: Mean loss of a sample; NaN where there are no samples.
-        accuracy: Share of samples that the block's exit got right, 0 to 1; NaN like the loss.
+        accuracy: Share of samples that the block's exit got right, 0 to 1; NaN like the loss, and
+            where values are predicted.
         skipped: Further samples of batches that were not learned from, as a loss in them was not
             finite.
     """
@@ -65,21 +66,25 @@ class Counts:
         self.samples = samples
 
     def add(self, loss: Tensor | None, logits: Tensor | None, targets: Tensor) -> None:
-        """Add a batch to the sums: mean loss (scalar), logits (..., classes), targets (...).
+        """Add a batch to the sums: mean loss (scalar), logits (..., classes), targets (...); or
+        values (N, D), of which none is right or wrong.
 
         Without a loss or logits, as of a block that makes no prediction, the means are NaN. All of
         it happens on the device; ``count`` is what the host has to do.
         """
-        num = targets.numel()
+        num = _num_predicted(targets)
         with torch.no_grad():
             nothing = self._sums.new_full((), math.nan)
-            correct = nothing if logits is None else num_correct(logits, targets)
+            if logits is None or targets.is_floating_point():
+                correct = nothing
+            else:
+                correct = num_correct(logits, targets)
             total = nothing if loss is None else loss.double() * num
             self._sums += torch.stack([total, correct.double()])
 
     def count(self, targets: Tensor) -> None:
         """Count the samples of a batch."""
-        self.samples += targets.numel()
+        self.samples += _num_predicted(targets)
 
     def take(self, total: Callable[[Tensor], Tensor] = lambda own: own) -> Tally:
         """What was counted since the last call.
@@ -94,6 +99,11 @@ class Counts:
         self._sums.zero_()
         self.samples = self.skipped = 0
         return tally
+
+
+def _num_predicted(targets: Tensor) -> int:
+    """Samples, or tokens where each has a target."""
+    return len(targets) if targets.is_floating_point() else targets.numel()
 
 
 class MetricsFile:

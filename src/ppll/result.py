@@ -41,7 +41,7 @@ class Result:
             on, since the last start that trained.
         samples_per_second: Training samples per second of ``train_seconds``.
         test_accuracy: Share of test samples that the final output gets right; none where the run
-            was interrupted before the test.
+            was interrupted before the test, and where values are predicted.
         exit_accuracy: The same for every block's exit, the final output last; none for a block that
             makes no prediction.
         validation_accuracy: The final output's on the validation part, where there is one.
@@ -64,6 +64,11 @@ class Result:
         num_replicas: Of every stage, the processes that shared each of its batches.
         stopped: Whether ``Trainer.stop`` ended the run at ``step``, before its end, and it was
             tested there.
+        test_loss: Mean loss of the final output on a test sample (a test token where each has a
+            target); none where it is not finite.
+        exit_loss: The same for every block's exit, the final output last; none for a block that
+            makes no prediction.
+        validation_loss: The final output's on the validation part, where there is one.
     """
 
     step: int
@@ -86,6 +91,9 @@ class Result:
     exit_perplexity: tuple[float | None, ...] | None = None
     num_replicas: tuple[int, ...] = ()
     stopped: bool = False
+    test_loss: float | None = None
+    exit_loss: tuple[float | None, ...] = ()
+    validation_loss: float | None = None
 
 
 _OF_TRAINING: Final = (
@@ -123,6 +131,7 @@ def merge_results(job: Job, results: Sequence[RankResult], num_blocks: int) -> R
             exits.setdefault(split, {}).update(tallies)
     tested = [exits["test"][i] for i in range(num_blocks)] if "test" in exits else []
     test = [_known(tally.accuracy) for tally in tested]
+    losses = [_known(tally.loss) for tally in tested]
     perplexity = _perplexities(job, tested)
     validation = exits.get("validation", {}).get(num_blocks - 1)
     lines = sorted(line for r in results for line in r.digests)
@@ -137,7 +146,7 @@ def merge_results(job: Job, results: Sequence[RankResult], num_blocks: int) -> R
         samples_per_second=sum(r.samples for r in replicas[0]) / seconds if seconds else 0.0,
         test_accuracy=test[-1] if test else None,
         exit_accuracy=tuple(test),
-        validation_accuracy=validation.accuracy if validation else None,
+        validation_accuracy=_known(validation.accuracy) if validation else None,
         best_step=best.step if best else None,
         best_validation_accuracy=best.accuracy if best else None,
         num_blocks=num_blocks,
@@ -150,6 +159,9 @@ def merge_results(job: Job, results: Sequence[RankResult], num_blocks: int) -> R
         run_folder=str(job.folder.path),
         test_perplexity=perplexity[-1] if perplexity else None,
         exit_perplexity=perplexity,
+        test_loss=losses[-1] if losses else None,
+        exit_loss=tuple(losses),
+        validation_loss=_known(validation.loss) if validation else None,
         stopped=bool(tested) and step < _num_steps(job) and not job.evaluates_only,
     )
 
@@ -218,5 +230,5 @@ def _check_replicas(mesh: Mesh, results: Sequence[RankResult]) -> None:
 
 
 def _known(value: float) -> float | None:
-    """None where nothing was predicted."""
-    return None if math.isnan(value) else value
+    """None where nothing was predicted, or there is no number that JSON could hold."""
+    return value if math.isfinite(value) else None

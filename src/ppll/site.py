@@ -20,7 +20,7 @@ class BlockSite:
         num_blocks: Blocks of the network.
         input_shape: One sample's shape at the network's input, without N.
         feature_shape: One sample's shape at the block's output, without N.
-        num_classes: Classes to tell apart.
+        num_classes: Classes to tell apart; or how many values of a sample are to be predicted (D).
         block_input_shape: One sample's shape at the block's input.
         layers_behind: The network's layers behind the block, to be looked at and copied only.
         shapes_behind: One sample's shape at the output of each of them.
@@ -45,7 +45,8 @@ class BlockSite:
 
     @property
     def output_shape(self) -> tuple[int, ...]:
-        """One sample's logits: (classes), or (T, classes) where each token has a target."""
+        """One sample's logits: (classes), or (T, classes) where each token has a target; or values
+        (D)."""
         return (*(self.input_shape if self.predicts_tokens else ()), self.num_classes)
 
     @property

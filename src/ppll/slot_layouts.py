@@ -62,6 +62,8 @@ class Layouts:
 
     def _target_sizes(self, num: int) -> dict[str, int]:
         """Of what says what is to be predicted."""
+        if self._facts.predicts_values:
+            return {TARGETS: num * self._facts.num_classes * _FLOAT_BYTES}
         types = {TARGETS: torch.int64}
         if self._mixes:
             types |= {OTHER_TARGETS: torch.int64, MIX: torch.float32}

@@ -279,7 +279,7 @@ class Trainer:
         if not is_at_end or self._allowed or self._hosts is not None:
             return None
         result = read_result(folder)
-        if result.step != end or result.test_accuracy is None:
+        if result.step != end or not result.exit_accuracy:
             return None
         _log.info(
             "finished already at step %d; to train more, raise train.epochs (or train.max_steps)",

@@ -117,9 +117,12 @@ class Blueprint:
         Raises:
             ModelError: The network cannot be cut so, or does not fit the data.
             RecipeError: The method is unknown, has no such option, trains all blocks as one that
-                have replicas of their own, or has exits behind cuts where there is none.
+                have replicas of their own, or has exits behind cuts where there is none. Or
+                something reads classes where the data has values.
         """
         method = build_method(recipe)
+        if facts.predicts_values:
+            _refuse_classes(recipe, method)
         split = SplitConfig(blocks=1) if method.end_to_end else recipe.split
         if method.end_to_end and not isinstance(recipe.train.replicas, int):
             raise RecipeError(
@@ -145,7 +148,7 @@ class Blueprint:
                 f"layer must return one tensor of logits: wrap it in a module that does."
             )
         if shapes[-1] != sites[-1].output_shape:
-            raise _other_output(sites[-1])
+            raise _other_output(sites[-1], facts)
         if facts.num_tokens is not None and not is_tried:
             check_vocabulary(network, facts.input_shape[0], facts.num_tokens)
         num_steps = recipe.num_steps(facts.steps_per_epoch)
@@ -296,9 +299,31 @@ def _input_dtype(facts: DataFacts) -> torch.dtype:
     return torch.int64 if facts.holds_tokens else torch.float32
 
 
-def _other_output(last: BlockSite) -> ModelError:
+def _refuse_classes(recipe: Recipe, method: Method) -> None:
+    """Refuse what reads targets as classes, where they are values."""
+    if not recipe.loss.is_own:
+        raise RecipeError(
+            f"loss.name = {recipe.loss.name!r} is of classes, but the data has values to predict "
+            f"(targets in floating point): name a loss of these, such as loss.name = "
+            f"'torch.nn:MSELoss', or give class indices as whole numbers."
+        )
+    if method.needs_classes:
+        raise RecipeError(
+            f"method {recipe.method.name!r} reads targets or predictions as those of classes, but "
+            f"the data has values to predict: choose another method."
+        )
+    if recipe.checkpoint.keeps_best:
+        raise RecipeError(
+            'checkpoint.keep = "best" goes by the validation accuracy, but the data has values to '
+            "predict, of which none is right or wrong: keep a number of checkpoints."
+        )
+
+
+def _other_output(last: BlockSite, facts: DataFacts) -> ModelError:
     """The error for a network whose output is not what the data has targets for."""
     what, hint = ("tokens" if last.predicts_tokens else "classes"), ""
+    if facts.predicts_values:
+        what = "value(s) to predict of each"
     if last.feature_shape[:1] == last.input_shape and not last.predicts_tokens:
         hint = (
             " It says something of every token, as 'gpt' does, but the data has one class a row: "

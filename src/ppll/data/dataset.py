@@ -6,9 +6,6 @@ import json
 import logging
 import math
 import numbers
-import operator
-from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -19,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ppll.data.arrays import ArrayLike, as_tensor, channel_statistics, check_finite
+from ppll.data.labels import check_count, check_labels, check_vocabulary, counted_from
 from ppll.data.split import Split, described
 from ppll.data.torch_dataset import MapStyle, read_samples
 from ppll.durable import write_whole
@@ -42,7 +40,7 @@ class Dataset:
     Attributes:
         train: Samples to learn from, and to keep a validation part of.
         test: Samples that are only ever evaluated.
-        num_classes: Classes to tell apart.
+        num_classes: Classes to tell apart; or how many values of a sample are to be predicted (D).
         mean: Of every channel of uint8 images, 0 to 1; none for floating point, which the network
             gets as it is.
         std: Standard deviation of every channel, like ``mean``.
@@ -72,9 +70,11 @@ class Dataset:
             )
         if self.train.predicts_tokens != self.test.predicts_tokens:
             raise DataError("train and test must both have a target a token, or neither.")
-        _check_count("num_classes", "classes", self.num_classes)
-        _check_labels("train", self.train.targets, self.num_classes)
-        _check_labels("test", self.test.targets, self.num_classes)
+        if self.train.predicts_values != self.test.predicts_values:
+            raise DataError("train and test must both have values to predict, or both classes.")
+        check_count("num_classes", "classes", self.num_classes)
+        check_labels("train", self.train.targets, self.num_classes)
+        check_labels("test", self.test.targets, self.num_classes)
         self._check_tokens()
         self._check_normalisation()
 
@@ -91,9 +91,9 @@ class Dataset:
                 f"num_tokens = {self.num_tokens!r}, but targets are tokens, too, and num_classes "
                 f"= {self.num_classes} of them: give both the same number, or num_classes alone."
             )
-        num_tokens = _check_count("num_tokens", "different tokens", self.num_tokens)
-        _check_vocabulary("train", self.train.inputs, num_tokens)
-        _check_vocabulary("test", self.test.inputs, num_tokens)
+        num_tokens = check_count("num_tokens", "different tokens", self.num_tokens)
+        check_vocabulary("train", self.train.inputs, num_tokens)
+        check_vocabulary("test", self.test.inputs, num_tokens)
 
     def _check_normalisation(self) -> None:
         has_bytes = self.train.inputs.dtype == torch.uint8 and not self.train.holds_tokens
@@ -128,14 +128,17 @@ class Dataset:
 
         Images in uint8 are scaled to mean 0 and deviation 1 a channel when they are used; floating
         point goes to the network as it is. Whole numbers (N, T) are rows of tokens, with one class
-        a row, or with targets (N, T): of each token the one that follows it. Arrays that have the
-        right type already are not copied, so leave them unchanged while they are in use.
+        a row, or with targets (N, T): of each token the one that follows it. Targets in floating
+        point are values to predict, which need a loss of their own (``loss.name``). Arrays that
+        have the right type already are not copied, so leave them unchanged while they are in use.
 
         Args:
             train: Inputs (N, C, H, W) in uint8, (N, T) in uint8, int32 or int64, or (N, ...) in
-                any floating point; and class indices (N) in any type of whole number.
+                any floating point; and class indices (N) in any type of whole number, or values
+                (N) or (N, D) in any floating point.
             test: The same, of samples to test with.
-            num_classes: Classes to tell apart; without it, one more than the largest label.
+            num_classes: Classes to tell apart; without it, one more than the largest label. Of
+                values there is no need for it.
             num_tokens: Different tokens there are; without it, one more than the largest.
 
         Raises:
@@ -145,9 +148,11 @@ class Dataset:
         _warn_of_order(train_split.inputs)
         splits = (train_split, test_split)
         follow = [part.inputs for part in splits if part.predicts_tokens]
-        num_classes = _count(num_classes, [*(part.targets for part in splits), *follow])
+        if train_split.predicts_values:
+            num_classes = num_classes or train_split.targets.shape[1]
+        num_classes = counted_from(num_classes, [*(part.targets for part in splits), *follow])
         if num_tokens is not None or (splits[0].holds_tokens and not splits[0].predicts_tokens):
-            num_tokens = _count(num_tokens, [part.inputs for part in splits])
+            num_tokens = counted_from(num_tokens, [part.inputs for part in splits])
         mean = std = None
         if train_split.inputs.dtype == torch.uint8 and not train_split.holds_tokens:
             mean, std = channel_statistics(train_split.inputs)
@@ -169,7 +174,8 @@ class Dataset:
         arrays are taken as ``from_arrays`` takes rows of them. No transform may be random.
 
         Args:
-            train: Gives ``(input, label)`` by index, and has a length; a label is a whole number.
+            train: Gives ``(input, label)`` by index, and has a length; a label is a whole number,
+                or one or several (D) in floating point.
             test: The same, of samples to test with.
             num_classes: Classes to tell apart; without it, one more than the largest label.
             num_tokens: Different tokens there are; without it, one more than the largest.
@@ -270,48 +276,6 @@ def _warn_of_order(inputs: Tensor) -> None:
         )
 
 
-def _count(given: int | None, values: Sequence[Tensor]) -> int:
-    """A number that was given, otherwise one more than the largest value."""
-    if given is None:
-        return 1 + max(int(tensor.max()) for tensor in values)
-    with suppress(TypeError):  # What numpy and torch count is no int.
-        return operator.index(given)
-    return given
-
-
-def _check_count(name: str, what: str, number: object) -> int:
-    if not isinstance(number, int) or not 1 <= number < 2**31:
-        raise DataError(f"{name} must be a number of {what}, found {number!r}.")
-    return number
-
-
-def _check_labels(part: str, targets: Tensor, num_classes: int) -> None:
-    if (found := _first_outside(targets, num_classes)) is not None:
-        value, index = found
-        raise DataError(
-            f"label {value} of {part} sample {index} is not a class: {num_classes} classes have "
-            f"the labels 0 to {num_classes - 1}."
-        )
-
-
-def _check_vocabulary(part: str, tokens: Tensor, num_tokens: int) -> None:
-    if (found := _first_outside(tokens, num_tokens)) is not None:
-        value, index = found
-        raise DataError(
-            f"token {value} of {part} sample {index} is not in the vocabulary: num_tokens = "
-            f"{num_tokens}, which are 0 to {num_tokens - 1}."
-        )
-
-
-def _first_outside(values: Tensor, number: int) -> tuple[int, int] | None:
-    """The first value that is not from 0 to below the number, and its sample."""
-    if int(values.min()) >= 0 and int(values.max()) < number:
-        return None
-    wide = values.long()  # a byte cannot be compared with 256
-    bad = torch.nonzero((wide < 0) | (wide >= number))[0]
-    return int(values[tuple(bad)]), int(bad[0])
-
-
 def _as_split(part: str, pair: object) -> Split:
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         found = type(pair).__name__
@@ -324,6 +288,9 @@ def _as_split(part: str, pair: object) -> Split:
             check_finite(samples)
         if labels.dtype in _WHOLE_NUMBERS and labels.dim() == 1:
             labels = labels.to(torch.int64)
+        elif labels.is_floating_point():
+            labels = (labels[:, None] if labels.dim() == 1 else labels).to(torch.float32)
+            check_finite(labels)
         return Split(samples, labels)
     except DataError as error:
         raise DataError(f"{part}: {error}") from None

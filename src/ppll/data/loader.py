@@ -42,9 +42,10 @@ class Loader:
     """Makes any batch of a run on demand; asking twice gives the same values.
 
     A batch is a dictionary of dense, aligned tensors: ``features`` (N, ...) float32, ``targets``
-    (N) int64, and ``image`` (N, ...) where it is asked for. Training batches of samples that are
-    mixed of two have ``other_targets`` (N) int64 and ``mix`` (N) float32 as well. Where samples are
-    rows of tokens, ``features`` and ``targets`` are (N, T) int64.
+    (N) int64, or values (N, D) float32, and ``image`` (N, ...) where it is asked for. Training
+    batches of samples that are mixed of two have ``other_targets`` (N) int64 and ``mix`` (N)
+    float32 as well. Where samples are rows of tokens, ``features`` are (N, T) int64, and so are
+    ``targets`` where each token has one.
 
     The data set lies on the host, or where ``move_to`` brings it. Batches are made where it lies,
     of the same bits, and the host waits for none of it.
@@ -146,8 +147,8 @@ class Loader:
         rows = upload(torch.from_numpy(samples), self.device)
         for start in range(0, len(rows), self._eval_batch_size):
             chosen = rows[start : start + self._eval_batch_size]
-            targets = part.targets.index_select(0, chosen).long()
-            yield {**self._input_fields(_gather(part, chosen)), TARGETS: canonical(targets)}
+            targets = canonical(_targets(part, chosen))
+            yield {**self._input_fields(_gather(part, chosen)), TARGETS: targets}
 
     def _draws(self, epoch: int, index: int) -> tuple[Draws, slice]:
         """What was drawn for the samples that a training batch is made of, and where its own are
@@ -201,7 +202,7 @@ class Loader:
         return fields
 
     def _target_fields(self, draws: Draws, own: slice) -> dict[str, Tensor]:
-        targets = self._train.targets.index_select(0, draws.rows).long()
+        targets = _targets(self._train, draws.rows)
         fields = {TARGETS: targets[own]}
         if self.data.config.mixes:
             fields[OTHER_TARGETS] = neighbours(targets)[own]
@@ -213,3 +214,9 @@ def _gather(split: Split, rows: Tensor) -> Tensor:
     """Copies of some samples' inputs, in row-major order whatever the data set's own."""
     inputs = split.inputs.index_select(0, rows).contiguous()
     return inputs.long() if split.holds_tokens else inputs
+
+
+def _targets(split: Split, rows: Tensor) -> Tensor:
+    """What is to be predicted of some samples."""
+    targets = split.targets.index_select(0, rows)
+    return targets if split.predicts_values else targets.long()

@@ -92,6 +92,7 @@ def facts_of(data: PreparedData) -> DataFacts:
         dataset.std,
         num_tokens=dataset.num_tokens,
         predicts_tokens=dataset.train.predicts_tokens,
+        predicts_values=dataset.train.predicts_values,
         num_test=len(dataset.test),
         num_validation=len(data.validation_samples),
     )
@@ -119,7 +120,9 @@ def _first(split: Split, limit: int | None) -> Split:
 def _check_limit(part: str, split: Split, limit: int | None) -> None:
     """Refuse the first samples of a split whose samples lie class by class."""
     targets = split.targets
-    if limit is None or limit >= len(split) or split.predicts_tokens or (targets.diff() < 0).any():
+    if limit is None or limit >= len(split) or split.predicts_tokens or split.predicts_values:
+        return
+    if (targets.diff() < 0).any():
         return
     found, there = (len(np.unique(labels)) for labels in (targets[:limit], targets))
     if found < min(there, limit):

@@ -19,7 +19,7 @@ _SHAPES: Final = (
 )
 _ONE_CLASS: Final = (
     "give one class index a sample, as by targets[:, 0] of a column or targets.argmax(1) of "
-    "one-hot rows."
+    "one-hot rows; or values to predict, float32 of shape (N, D)."
 )
 
 
@@ -30,8 +30,8 @@ class Split:
     Attributes:
         inputs: uint8 images (N, C, H, W), or float32 of any shape (N, ...); or rows of tokens
             (N, T) in uint8, int32 or int64; on the CPU.
-        targets: Class indices (N), int64; or of tokens the one that follows each (N, T), in the
-            type of the inputs.
+        targets: Class indices (N), int64; or values (N, D), float32; or of tokens the one that
+            follows each (N, T), in the type of the inputs.
         groups: Of every sample, a number (N), int64, that it shares with those that it may not be
             parted from, such as the windows of one file; none where every sample stands alone.
 
@@ -57,7 +57,7 @@ class Split:
             _check_following(self.inputs, self.targets)
         else:
             _check_inputs(self.inputs)
-            _check_classes(self.inputs, self.targets)
+            _check_targets(self.inputs, self.targets)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -75,7 +75,12 @@ class Split:
     @property
     def predicts_tokens(self) -> bool:
         """Whether each token of a sample has a target of its own, the token that follows it."""
-        return self.targets.dim() == self.inputs.dim() == 2
+        return self.targets.dim() == self.inputs.dim() == 2 and not self.predicts_values
+
+    @property
+    def predicts_values(self) -> bool:
+        """Whether a sample has values (D) to be predicted instead of a class."""
+        return self.targets.is_floating_point()
 
     @property
     def holds_images(self) -> bool:
@@ -122,13 +127,14 @@ def _check_inputs(inputs: Tensor) -> None:
         raise DataError("inputs require a gradient, but data is not learned: give plain values.")
 
 
-def _check_classes(inputs: Tensor, targets: Tensor) -> None:
-    if targets.dtype != torch.int64 or targets.dim() != 1:
+def _check_targets(inputs: Tensor, targets: Tensor) -> None:
+    are_values = targets.dtype == torch.float32 and targets.dim() == 2 and targets.shape[1] > 0
+    if not are_values and (targets.dtype != torch.int64 or targets.dim() != 1):
         raise DataError(
             f"targets must be int64 of shape (N,), found {described(targets)}: {_ONE_CLASS}"
         )
     if len(inputs) != len(targets):
+        what = "row of values" if are_values else "class index"
         raise DataError(
-            f"there are {len(inputs)} inputs but {len(targets)} targets: "
-            "give one class index a sample."
+            f"there are {len(inputs)} inputs but {len(targets)} targets: give one {what} a sample."
         )

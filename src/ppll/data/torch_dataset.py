@@ -45,11 +45,11 @@ def read_samples(part: str, dataset: MapStyle) -> tuple[Tensor, Tensor]:
     Args:
         part: What the data set is, for messages.
         dataset: Its inputs are tensors, numpy arrays or images of Pillow, its labels whole numbers
-            or, of tokens, rows of them (T).
+            or, of tokens, rows of them (T), or values in floating point, () or (D).
 
     Returns:
-        Inputs (N, ...), floating point in float32, all else in its own type; labels (N) in int64,
-        or (N, T) in their own type.
+        Inputs (N, ...) and labels, floating point in float32; all else in its own type, but
+        labels (N) in int64.
 
     Raises:
         DataError: It cannot be read by index, or a sample is no such pair, is unlike the first, or
@@ -117,7 +117,7 @@ def _length(part: str, dataset: MapStyle) -> int:
 
 
 def _sample(part: str, dataset: MapStyle, index: int) -> tuple[Tensor, Tensor]:
-    """Input (...) and label () or (T) of a sample."""
+    """Input (...) and label (), (T) or (D) of a sample."""
     try:
         given, label = _pair(dataset[index])
         return _as_input(given), _as_label(label)
@@ -176,11 +176,12 @@ def _pixels(image: Any) -> Tensor:
 def _as_label(given: Any) -> Tensor:
     with suppress(DataError):
         label = as_tensor(given)
-        if not (label.is_floating_point() or label.is_complex() or label.dtype == torch.bool):
-            return label.long() if label.dim() == 0 else label
+        if not (label.is_complex() or label.dtype == torch.bool):
+            is_class = label.dim() == 0 and not label.is_floating_point()
+            return label.long() if is_class else label
     raise DataError(
         f"has the label {given!r:.60}: give the index of its class, a whole number, or of tokens a "
-        f"row of them."
+        f"row of them, or values in floating point."
     )
 
 

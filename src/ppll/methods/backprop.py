@@ -48,7 +48,7 @@ class Backprop(Method):
         self.exits = exits
         self.exit_options = exit_options or {}
         self.exit_weight = exit_weight
-        self.has_auxiliary = exits is not None
+        self.has_auxiliary = self.needs_classes = exits is not None
         self.reads_cuts = self.has_auxiliary or context is not None
         self.fields = (IMAGE,) if "E" in (context or "") else ()
         if exits is not None:

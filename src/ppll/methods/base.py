@@ -17,8 +17,8 @@ __all__ = ["PREVIOUS", "BlockSite", "Lesson", "LocalLoss", "Method", "Paper", "T
 __all__ += ["late_part_of", "late_shapes_of", "local_loss_of"]
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
-"""Logits (N, classes) and targets (N) to a scalar; of tokens (N, T, classes) and (N, T), and the
-mean is over all tokens. Where samples are mixed of two, the block adds
+"""Logits (N, classes) and targets (N) to a scalar, or both values (N, D); of tokens (N, T, classes)
+and (N, T), and the mean is over all tokens. Where samples are mixed of two, the block adds
 the other class and its share; a method gives it the targets of its lesson all the same."""
 
 
@@ -39,8 +39,8 @@ class Lesson:
         inputs: The block's input (N, ...); it takes a gradient where the method asks for one.
         features: The block's output (N, ...), with its gradient history; of several tensors the
             main one, as everywhere here.
-        targets: What is to be predicted: (N) class indices, or (N, T) of tokens; of a sample that
-            is mixed of two its own.
+        targets: What is to be predicted: (N) class indices, or (N, T) of tokens, or values (N, D);
+            of a sample that is mixed of two its own.
         fields: Whatever else travels in the message, by name.
         late: The second part of the message, by name; empty in the first block.
     """
@@ -90,6 +90,8 @@ class Method(ABC):
             input, ``lesson.inputs``.
         slow_from: Whose parameters reach a block over the side channel: ``"next"``, those of the
             next block's first layer; ``"last"``, those of the network's last layer; or None.
+        needs_classes: Whether something but the task's loss reads targets, or predictions, as those
+            of classes.
         lag: Training messages by which these parameters are behind, 1 or more where there are some;
             part of the algorithm. An option of a recipe only where ``__init__`` takes it.
     """
@@ -102,6 +104,7 @@ class Method(ABC):
     late_fields: ClassVar[tuple[str, ...]] = ()
     carries_input: bool = False
     needs_input_gradient: ClassVar[bool] = False
+    needs_classes: bool = False
     slow_from: ClassVar[Literal["next", "last"] | None] = None
     lag: int = 0
 

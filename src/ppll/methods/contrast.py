@@ -56,6 +56,7 @@ class ContrastMethod(HeadMethod):
                 f"method.temperature must be at least {_COLDEST} and finite, found {temperature:g}."
             )
         self.objective = objective
+        self.needs_classes = objective == "contrast"
         self.temperature = temperature
         self.projection = projection
 

@@ -46,6 +46,7 @@ class ZeroLock(HeadMethod):
         if not 0 < alpha <= 1:
             raise RecipeError(f"method.alpha must be above 0 and at most 1, found {alpha:g}.")
         self.alpha = alpha
+        self.needs_classes = True  # The divergence is of their probabilities.
 
     def local_loss(
         self, auxiliary: nn.Module | None, lesson: Lesson, task_loss: TaskLoss

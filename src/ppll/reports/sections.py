@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from ppll.planning.plan import Plan
 from ppll.reports.charts import Series, colour, draw_lanes_svg, legend, line_chart
-from ppll.reports.data import RunReport
+from ppll.reports.data import Outcome, RunReport
 from ppll.reports.markup import Markup, tag
 from ppll.tracing.summary import StageSummary
 
@@ -73,7 +73,7 @@ def _tiles(run: RunReport) -> Markup | None:
     if found is None:
         return tag("p", "The run has not ended: it has no result.json.", class_="quiet")
     tiles = [
-        ("test accuracy", percent(found.test_accuracy) or "not tested"),
+        _tested(found),
         ("samples per second", f"{found.samples_per_second:,.0f}"),
         ("training time", f"{found.train_seconds:,.1f} s"),
         ("steps", f"{found.step:,}"),
@@ -84,16 +84,33 @@ def _tiles(run: RunReport) -> Markup | None:
     return tag("div", tag("div", *shown, class_="tiles"), sha)
 
 
+def _tested(found: Outcome) -> tuple[str, str]:
+    if found.test_accuracy is None and found.test_loss is not None:
+        return "test loss", f"{found.test_loss:.4f}"
+    return "test accuracy", percent(found.test_accuracy) or "not tested"
+
+
 def _exits(run: RunReport) -> Markup | None:
     if run.outcome is None or not run.outcome.exit_accuracy:
         return None
-    exits = run.outcome.exit_accuracy
-    names = [*(f"exit of block {i}" for i in range(len(exits) - 1)), "final output"]
+    exits, losses = run.outcome.exit_accuracy, run.outcome.exit_loss
+    if exits[-1] is None and losses:
+        return _losses(losses)
     rows = [
         (name, percent(a) or "no prediction", _meter(a))
-        for name, a in zip(names, exits, strict=True)
+        for name, a in zip(_names(len(exits)), exits, strict=True)
     ]
     return table(["exit", "test accuracy", ""], rows)
+
+
+def _losses(losses: Sequence[float | None]) -> Markup:
+    """Of values, which are neither right nor wrong."""
+    shown = ["no prediction" if loss is None else f"{loss:.4f}" for loss in losses]
+    return table(["exit", "test loss"], list(zip(_names(len(losses)), shown, strict=True)))
+
+
+def _names(num_exits: int) -> list[str]:
+    return [*(f"exit of block {i}" for i in range(num_exits - 1)), "final output"]
 
 
 def _meter(share: float | None) -> Markup | str:

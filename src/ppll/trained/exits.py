@@ -171,6 +171,11 @@ def measure_exits(
 
 def _check_fit(network: TrainedNetwork, samples: Split) -> None:
     facts = network.facts
+    if facts.predicts_values or samples.predicts_values:
+        raise DataError(
+            "exits are compared by the classes that they predict, but here are values to predict: "
+            "ppll.evaluate says how large the loss of every exit is."
+        )
     if samples.input_shape != facts.input_shape:
         raise DataError(
             f"samples have the shape {samples.input_shape}, but the network was trained on "
