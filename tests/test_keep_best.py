@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from ppll.checkpoints.checkpoint import (
     write_block,
     write_validation,
 )
+from ppll.checkpoints.manifest import ValidationRecord
 from ppll.checkpoints.reader import TensorReader
 from ppll.checkpoints.recovery import best_validation, find, prune
 from ppll.checkpoints.resume import training_sections
@@ -51,8 +53,21 @@ def write(run: RunFolder, step: int, accuracy: float | None = None, *settings: s
     write_block(folder, step, 0, {"w": torch.full((2,), float(step))}, {})
     commit(folder, step, 1, training_sections(Recipe().with_settings(settings)))
     if accuracy is not None:
-        write_validation(folder, step, accuracy)
+        write_validation(folder, ValidationRecord(step=step, accuracy=accuracy))
     return folder
+
+
+def test_where_there_is_no_accuracy_the_least_loss_is_best(run: RunFolder) -> None:
+    """Of equal ones the first; a loss that is not finite is worse than any."""
+    for step, loss in enumerate((math.nan, 2.0, 0.5, 0.5, math.inf, 1.0), start=1):
+        write_validation(write(run, step), ValidationRecord.of(step, math.nan, loss))
+    best = best_validation(run)
+    assert best is not None
+    assert (best.step, best.accuracy, best.loss) == (3, None, 0.5)
+
+
+def test_a_loss_says_nothing_beside_an_accuracy() -> None:
+    assert ValidationRecord.of(3, 0.5, 0.1) == ValidationRecord(step=3, accuracy=0.5)
 
 
 def steps(checkpoints: Path) -> list[int]:
@@ -257,7 +272,8 @@ def test_what_was_validated_on_other_arrays_is_forgotten(tmp_path: Path) -> None
 
     fit_own(seed=1, epochs=4)
     checkpoints = tmp_path / "run" / "checkpoints"
-    write_validation(step_folder(checkpoints, 9), 9, 1.0)
+    record = ValidationRecord(step=9, accuracy=1.0)
+    write_validation(step_folder(checkpoints, 9), record)
     fit_own(seed=1, epochs=5)
     assert steps(checkpoints) == [0, 9, 12, 15]
     fit_own(seed=2, epochs=6)

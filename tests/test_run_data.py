@@ -13,6 +13,7 @@ from PIL import Image
 
 import ppll
 from ppll.checkpoints.checkpoint import read_validation, step_folder, write_validation
+from ppll.checkpoints.manifest import ValidationRecord
 from ppll.data import Dataset
 from ppll.errors import DataError, RecipeError
 from ppll.recipe_files import load_recipe
@@ -134,7 +135,7 @@ def test_arrays_that_could_not_be_kept_are_not_the_run_s(
     run = tmp_path / "run"
     trainer(run, data=arrays()).fit()
     newest = step_folder(run / "checkpoints", 4)
-    write_validation(newest, 4, 1.0)
+    write_validation(newest, ValidationRecord(step=4, accuracy=1.0))
 
     def full(*_: object) -> None:
         raise OSError("no space left on device")
@@ -209,7 +210,7 @@ def test_images_that_have_changed_are_refused(pets: Path, tmp_path: Path) -> Non
         of_pets(pets, tmp_path / "run", epochs=3).fit()
     assert (tmp_path / "run" / "data.json").read_text() == facts
     newest = step_folder(tmp_path / "run" / "checkpoints", 4)
-    write_validation(newest, 4, 1.0)
+    write_validation(newest, ValidationRecord(step=4, accuracy=1.0))
     assert of_pets(pets, tmp_path / "run", epochs=3, allow_change=["data"]).fit().step == 6
     assert read_validation(newest) is None  # It was of other samples.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ppll.checkpoints.manifest import ValidationRecord
 from ppll.checkpoints.reader import TensorReader
 from ppll.checkpoints.recovery import newest_whole
 from ppll.checkpoints.saving import Saver, SaveRules
@@ -62,7 +63,7 @@ def test_the_best_stays_also_when_its_commit_comes_after_its_evaluation(tmp_path
         if step == 2:
             last.hear(EVERYTHING_SAVED)
             last.finish()
-        last.note_validation(step, accuracy)
+        last.note_validation(ValidationRecord(step=step, accuracy=accuracy))
         last.hear(EVERYTHING_SAVED)
         last.finish()
         left.append(sorted(int(path.name[-1]) for path in tmp_path.iterdir()))
@@ -75,7 +76,7 @@ def test_only_the_last_stage_notes_accuracies(tmp_path, blocks) -> None:
     first = Saver(rules, commits=False, saved_step=0)
     first.save(1, blocks[:1])
     first.finish()
-    first.note_validation(1, 0.5)
+    first.note_validation(ValidationRecord(step=1, accuracy=0.5))
     first.close()
     assert not list(tmp_path.glob("*/validation.json"))
 

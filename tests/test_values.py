@@ -236,7 +236,6 @@ def test_a_batch_in_parts_gives_the_same_bits_on_any_placement() -> None:
         (["method.name=infopro", "method.objective=contrast"], "method 'infopro' reads targets or"),
         (["method.name=contsup", "method.objective=contrast"], "method 'contsup' reads targets or"),
         (["method.name=backprop", "method.exits=linear"], "method 'backprop' reads targets or"),
-        (["checkpoint.keep='best'", "data.validation=3"], 'keep = "best" goes by the validation a'),
     ],
 )
 def test_what_reads_classes_is_refused(settings: list[str], message: str) -> None:
@@ -357,6 +356,50 @@ def test_several_labels_are_values_too(tmp_path: Path) -> None:
     with torch.no_grad():
         logits = ppll.load(result.run_folder, model=model())(inputs)
     assert ((logits > 0) == (labels > 0)).float().mean() > 0.9
+
+
+def validation_losses(run: Path) -> dict[int, float]:
+    """Of the final output, by step."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {r["step"]: r["loss"] for r in rows if r["kind"] == "validation" and r["block"] == 1}
+
+
+BEST = {
+    "checkpoint": {"keep": "best", "every_steps": 3},
+    # So fast that it gets worse again.
+    "optimizer": {"name": "adamw", "lr": 0.12},
+    "schedule": {"name": "constant"},
+    "train": {"epochs": 8, "seed": 4},
+}
+
+
+def test_the_checkpoint_with_the_least_loss_is_kept(tmp_path: Path) -> None:
+    result = fit(tmp_path / "run", **BEST)
+    losses = validation_losses(tmp_path / "run")
+    best = min(losses, key=lambda step: losses[step])
+    assert result.best_step == best
+    assert result.best_validation_loss == losses[best]
+    assert result.best_validation_accuracy is None
+    tested = ppll.evaluate(tmp_path / "run", model=model(), best=True)
+    assert (tested.step, tested.validation_loss) == (best, losses[best])
+    text = io.StringIO()
+    show_result(Console(file=text, width=120), result)
+    assert f"best validation loss: {losses[best]:.4f} (step {best})" in text.getvalue()
+
+
+def test_losses_of_another_kind_are_not_compared(tmp_path: Path) -> None:
+    fit(tmp_path / "run", **BEST)
+    longer = {**BEST, "train": {"epochs": 9, "seed": 4}, "loss": {"name": "torch.nn:L1Loss"}}
+    trainer = ppll.Trainer(
+        tree(**longer),
+        model=model(),
+        data=dataset(),
+        out=tmp_path / "run",
+        resume=True,
+        allow_change=["loss"],
+    )
+    result = trainer.fit()
+    assert result.best_step == max(validation_losses(tmp_path / "run"))
 
 
 @pytest.mark.processes

@@ -103,9 +103,10 @@ def _show_accuracies(console: Console, result: Result) -> None:
     if result.validation_accuracy is not None or result.validation_loss is not None:
         measure, value = _measured(result.validation_accuracy, result.validation_loss)
         console.print(f"validation {measure}: {value}", highlight=False)
-    if result.best_validation_accuracy is not None:
-        best = f"{result.best_validation_accuracy:.2%} (step {result.best_step})"
-        console.print(f"best validation accuracy: {best}", highlight=False)
+    if result.best_step is not None:
+        best = _measured(result.best_validation_accuracy, result.best_validation_loss)
+        line = f"best validation {best[0]}: {best[1]} (step {result.best_step})"
+        console.print(line, highlight=False)
 
 
 def _measured(accuracy: float | None, loss: float | None) -> tuple[str, str]:

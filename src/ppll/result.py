@@ -54,8 +54,8 @@ class Result:
         weights_sha256: Of all blocks' parameters and buffers, and of the averages of parameters
             where the run keeps some; the same on every placement.
         run_folder: Where everything is.
-        best_step: Training batches of the kept checkpoint with the best validation accuracy; none
-            where the recipe does not keep it.
+        best_step: Training batches of the kept checkpoint with the best validation accuracy, or
+            loss where values are predicted; none where the recipe does not keep it.
         best_validation_accuracy: What it is.
         test_perplexity: Of a language model: exponential of the final output's mean loss on a test
             token; none elsewhere, with another loss than cross-entropy, and with label smoothing.
@@ -69,6 +69,7 @@ class Result:
         exit_loss: The same for every block's exit, the final output last; none for a block that
             makes no prediction.
         validation_loss: The final output's on the validation part, where there is one.
+        best_validation_loss: That of ``best_step``, where values are predicted.
     """
 
     step: int
@@ -94,6 +95,7 @@ class Result:
     test_loss: float | None = None
     exit_loss: tuple[float | None, ...] = ()
     validation_loss: float | None = None
+    best_validation_loss: float | None = None
 
 
 _OF_TRAINING: Final = (
@@ -149,6 +151,7 @@ def merge_results(job: Job, results: Sequence[RankResult], num_blocks: int) -> R
         validation_accuracy=_known(validation.accuracy) if validation else None,
         best_step=best.step if best else None,
         best_validation_accuracy=best.accuracy if best else None,
+        best_validation_loss=best.loss if best else None,
         num_blocks=num_blocks,
         num_stages=job.num_stages,
         num_replicas=mesh.replicas,

@@ -284,7 +284,8 @@ class CheckpointConfig(Section):
     """Also after every so many training batches."""
     keep: int | str = 2
     """Keep so many of the newest checkpoints, besides step 0. With ``"best"`` a checkpoint is taken
-    at every evaluation, and the two newest stay and the one with the best validation accuracy."""
+    at every evaluation, and the two newest stay and the one with the best validation accuracy, or
+    loss where values are predicted."""
 
     @pydantic.field_validator("keep")
     @classmethod

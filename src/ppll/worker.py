@@ -28,6 +28,7 @@ from ppll.blocks.block import Block
 from ppll.blocks.slow import SlowParameters
 from ppll.blocks.streams import Streams
 from ppll.channels.base import Inbox
+from ppll.checkpoints.manifest import ValidationRecord
 from ppll.checkpoints.saving import Saver
 from ppll.devices import peak_memory_bytes
 from ppll.ends import PARAMETERS, Ends, SlowInbox, Waiting
@@ -286,7 +287,9 @@ class Worker:
         self.exits[message.split] = tallies
         self.evaluation_s += time.monotonic()
         if self._saver is not None and message.split == "validation":
-            self._saver.note_validation(message.step, tallies[self.blocks[-1].index].accuracy)
+            final = tallies[self.blocks[-1].index]
+            record = ValidationRecord.of(message.step, final.accuracy, final.loss)
+            self._saver.note_validation(record)
         for index, tally in tallies.items():
             self._write(message.split, message, index, tally)
         if self._metrics is not None:

@@ -312,11 +312,6 @@ def _refuse_classes(recipe: Recipe, method: Method) -> None:
             f"method {recipe.method.name!r} reads targets or predictions as those of classes, but "
             f"the data has values to predict: choose another method."
         )
-    if recipe.checkpoint.keeps_best:
-        raise RecipeError(
-            'checkpoint.keep = "best" goes by the validation accuracy, but the data has values to '
-            "predict, of which none is right or wrong: keep a number of checkpoints."
-        )
 
 
 def _other_output(last: BlockSite, facts: DataFacts) -> ModelError:

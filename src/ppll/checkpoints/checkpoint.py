@@ -180,14 +180,13 @@ def is_committed(folder: Path) -> bool:
     return (folder / MANIFEST_NAME).is_file()
 
 
-def write_validation(folder: Path, step: int, accuracy: float) -> None:
-    """Note the validation accuracy of a committed checkpoint beside it.
+def write_validation(folder: Path, record: ValidationRecord) -> None:
+    """Note how good a committed checkpoint is on the validation part, beside it.
 
     Raises:
         OSError: The disk is full or cannot be written.
     """
-    record = ValidationRecord(step=step, accuracy=accuracy)
-    write_whole(folder / _VALIDATION, record.model_dump_json().encode())
+    write_whole(folder / _VALIDATION, record.model_dump_json(exclude_none=True).encode())
 
 
 def read_validation(folder: Path) -> ValidationRecord | None:

@@ -7,6 +7,7 @@ it cannot make a reader look outside its folder.
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -90,15 +91,29 @@ class BlockRecord(_Record):
 
 
 class ValidationRecord(_Record):
-    """What the final output of a checkpoint gets right of the validation part.
+    """How good the final output of a checkpoint is on the validation part.
 
     Attributes:
         step: Training batches so far.
-        accuracy: Share of the samples, 0 to 1.
+        accuracy: Share of the samples that it gets right, 0 to 1; none where values are predicted.
+        loss: Mean loss of a sample where values are predicted; none, too, where it is not finite.
     """
 
     step: Count
-    accuracy: Annotated[float, pydantic.Field(ge=0, le=1)]
+    accuracy: Annotated[float, pydantic.Field(ge=0, le=1)] | None = None
+    loss: pydantic.FiniteFloat | None = None
+
+    @classmethod
+    def of(cls, step: int, accuracy: float, loss: float) -> Self:
+        """The record of an evaluation, whose accuracy is NaN where values are predicted."""
+        if not math.isnan(accuracy):
+            return cls(step=step, accuracy=accuracy)
+        return cls(step=step, loss=loss if math.isfinite(loss) else None)
+
+    @property
+    def merit(self) -> tuple[float, float]:
+        """The best one has the greatest: most right, or the least loss."""
+        return self.accuracy or 0.0, -math.inf if self.loss is None else -self.loss
 
 
 class NetworkRecord(_Record):

@@ -76,8 +76,8 @@ def newest_whole(checkpoints: Path) -> Recovered | None:
 
 
 def best_validation(folder: RunFolder) -> ValidationRecord | None:
-    """The committed checkpoint with the best validation accuracy, of equal ones the first; none
-    where none is known.
+    """The committed checkpoint with the best validation accuracy, or loss where values are
+    predicted, of equal ones the first; none where none is known.
 
     After a change of what is validated, only those count that were validated as the run has it now.
 
@@ -89,13 +89,14 @@ def best_validation(folder: RunFolder) -> ValidationRecord | None:
 
 def _best(checkpoints: Path, recipe: Tree) -> ValidationRecord | None:
     found = [(folder, read_validation(folder)) for folder in _committed(checkpoints)]
-    records = [record for folder, record in found if record and _is_comparable(folder, recipe)]
-    return max(records, key=lambda record: record.accuracy, default=None)
+    records = [r for folder, r in found if r and _is_comparable(folder, r, recipe)]
+    return max(records, key=lambda record: record.merit, default=None)
 
 
-def _is_comparable(folder: Path, recipe: Tree) -> bool:
+def _is_comparable(folder: Path, record: ValidationRecord, recipe: Tree) -> bool:
+    by_loss = record.accuracy is None
     try:
-        return same_validation(TensorReader(folder).manifest.recipe, recipe)
+        return same_validation(TensorReader(folder).manifest.recipe, recipe, by_loss=by_loss)
     except CheckpointError:
         return True  # That it is damaged is said when it is asked for.
 

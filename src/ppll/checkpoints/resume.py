@@ -93,11 +93,12 @@ def changes(before: Tree, now: Tree) -> list[Change]:
     return [change for change in found if change.before != change.now]
 
 
-def same_validation(before: Tree, now: Tree) -> bool:
+def same_validation(before: Tree, now: Tree, *, by_loss: bool) -> bool:
     """Whether validation accuracies under both can be compared: of the same samples, and either
-    both of averages or both of parameters as they are."""
+    both of averages or both of parameters as they are; losses only by the same loss."""
     keys = {change.key for change in changes(before, now)} - _OF_OTHERS
-    return "train.ema" not in keys and not any(key.startswith("data.") for key in keys)
+    sections = {"data", "loss"} if by_loss else {"data"}
+    return "train.ema" not in keys and not any(key.partition(".")[0] in sections for key in keys)
 
 
 def _flat(tree: Tree) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from ppll.checkpoints.checkpoint import (
     write_block,
     write_validation,
 )
-from ppll.checkpoints.manifest import NetworkRecord
+from ppll.checkpoints.manifest import NetworkRecord, ValidationRecord
 from ppll.checkpoints.recovery import prune
 from ppll.claim import Claim
 from ppll.errors import CheckpointError
@@ -119,7 +119,8 @@ class Saver:
         self._saved_step = saved_step
         self._upstream_step = NOTHING_SAVED
         self._uncommitted: list[int] = []
-        self._accuracies: dict[int, float] = {}  # of checkpoints that are not committed yet
+        # Of checkpoints that are not committed yet.
+        self._validations: dict[int, ValidationRecord] = {}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saver")
         self._writing: Future[None] | None = None
         self._held: deque[tuple[int, list[_BlockCopy]]] = deque()  # parameters are on their way
@@ -161,8 +162,8 @@ class Saver:
         self._held.append((step, [_BlockCopy.of(block) for block in blocks]))
         self._write_what_is_whole()
 
-    def note_validation(self, step: int, accuracy: float) -> None:
-        """Take note of the final output's validation accuracy after ``step`` batches.
+    def note_validation(self, record: ValidationRecord) -> None:
+        """Take note of how good the final output is on the validation part.
 
         Only the last stage knows it, and only it decides which checkpoints stay.
 
@@ -172,7 +173,7 @@ class Saver:
         """
         if self._commits and self._rules.keeps_best:
             self._check_claim()
-            self._accuracies[step] = accuracy
+            self._validations[record.step] = record
             self._keep_what_counts()
 
     def finish(self) -> None:
@@ -246,10 +247,9 @@ class Saver:
     def _keep_what_counts(self) -> None:
         """Note what is known of committed checkpoints, and remove those that need not stay."""
         checkpoints = self._rules.checkpoints
-        for step in list(self._accuracies):
+        for step in list(self._validations):
             if is_committed(step_folder(checkpoints, step)):
-                accuracy = self._accuracies.pop(step)
-                write_validation(step_folder(checkpoints, step), step, accuracy)
+                write_validation(step_folder(checkpoints, step), self._validations.pop(step))
         best_of = self._rules.recipe if self._rules.keeps_best else None
         prune(checkpoints, self._rules.keep, best_of=best_of)
 
