@@ -180,8 +180,9 @@ def test_a_run_goes_on_to_the_same_averages(tmp_path: Path) -> None:
     assert plain.weights_sha256 != whole.weights_sha256
 
 
+@pytest.mark.slow
 @pytest.mark.processes
-@pytest.mark.parametrize("method", slow_but(["contsup"], ["man", "contsup"]))
+@pytest.mark.parametrize("method", ["man", "contsup"])
 def test_four_processes_break_and_one_goes_on(method: str, tmp_path: Path) -> None:
     setting = f"method.name={method}"
     whole = fit(tmp_path / "whole", setting)

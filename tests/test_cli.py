@@ -20,6 +20,7 @@ from ppll.errors import UsageError
 from ppll.planning.measuring import measure
 from ppll.recipe_files import load_recipe
 from ppll.testing import Fault
+from tests.thinning import slow_but
 
 TINY = [
     *("--set", "data.name=synthetic", "--set", "data.shape=[1,8,8]"),
@@ -91,7 +92,7 @@ def test_a_failure_has_exit_code_1_and_one_message(
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("stages", ["1", "2"])
+@pytest.mark.parametrize("stages", slow_but(["2"], ["1", "2"]))
 def test_ctrl_c_saves_and_leaves_with_130(
     stages: str, tmp_path: Path, environment: dict[str, str]
 ) -> None:

@@ -41,12 +41,12 @@ from tests.thinning import slow_but
 ALL = {**FAMILIES, "torchvision-vit": TORCHVISION_VIT, **OWN}
 
 
-@pytest.fixture(params=ALL)
+@pytest.fixture(params=slow_but(["gpt2", "timm-resnet", *OWN], ALL))
 def family(request: pytest.FixtureRequest) -> Family:
     return ALL[request.param]
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=slow_but(["gpt2", "timm-resnet"], FAMILIES))
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     family = FAMILIES[request.param]
     family.whole()  # skips where the library is missing
@@ -88,7 +88,9 @@ def trained_in_any_order(
     return digest(blocks)
 
 
-@pytest.mark.parametrize("name", slow_but(ALL, [*ALL, "torchvision-resnet"]))
+@pytest.mark.parametrize(
+    "name", slow_but(["gpt2", "timm-resnet", "timm-vit", *OWN], [*ALL, "torchvision-resnet"])
+)
 def test_four_stages_in_any_order_end_with_the_bits_of_one(name: str) -> None:
     family = ALL.get(name, TORCHVISION_RESNET)
     expected = trained_in_any_order(family, 1, lambda num_able: 0)

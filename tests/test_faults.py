@@ -16,15 +16,15 @@ slow = pytest.mark.slow
 CASES = [
     Case("first", "FORWARD", "raise"),
     Case("first", "SEND", "kill"),
-    Case("first", "SAVE", "exit"),
     Case("middle", "RECEIVE", "stop"),
-    Case("middle", "WRITE", "kill"),
     Case("middle", "EVALUATE", "exit"),
-    Case("last", "LEARN", "kill"),
     Case("last", "WRITE", "raise"),
     Case("last", "SAVE", "stop"),
 ]
 MORE = [
+    Case("first", "SAVE", "exit"),
+    Case("middle", "WRITE", "kill"),
+    Case("last", "LEARN", "kill"),
     Case("first", "LEARN", "stop"),
     Case("middle", "LEARN", "raise"),
     Case("middle", "SEND", "stop"),

@@ -186,7 +186,7 @@ def test_a_block_without_a_prediction_has_no_perplexity(tmp_path: Path) -> None:
     assert result.test_perplexity is not None
 
 
-@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize("stages", slow_but([2], [1, 2]))
 @pytest.mark.processes
 def test_a_shared_readout_goes_on_with_what_was_on_its_way(stages: int, tmp_path: Path) -> None:
     """With a lag of five, copies from before the checkpoint of step 6 are used after it."""

@@ -27,6 +27,7 @@ from ppll.launching import agent, launch, stall
 from ppll.status import Status
 from ppll.testing import FAULT_VARIABLE, Fault
 from tests.interleaving import NETWORKS, OPTIMIZERS
+from tests.thinning import slow_but
 
 pytestmark = pytest.mark.processes
 
@@ -72,7 +73,9 @@ def recipe(network: str = "resnet", optimizer: str = "sgd", **runtime: Any) -> R
     )
 
 
-@pytest.mark.parametrize(("network", "optimizer"), [("resnet", "sgd"), ("vit", "adamw")])
+@pytest.mark.parametrize(
+    ("network", "optimizer"), slow_but([("resnet", "sgd")], [("resnet", "sgd"), ("vit", "adamw")])
+)
 def test_processes_give_the_same_bits(network: str, optimizer: str, tmp_path: Path) -> None:
     results = {}
     for stages, capacity in ((1, 2), (2, 1), (4, 8)):
@@ -210,6 +213,7 @@ def test_on_one_host_no_port_is_open(tmp_path: Path) -> None:
     assert not any(found[0].values())
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_is_told_what_is_missing(tmp_path: Path) -> None:
     """Only its processes can tell whether an import comes to a line below an ``if``."""
     script = tmp_path / "unguarded.py"

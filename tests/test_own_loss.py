@@ -17,6 +17,7 @@ from ppll.errors import RecipeError
 from ppll.task_loss import build_task_loss
 from tests.interleaving import MadeUpText, digest, small_recipe, train_interleaved
 from tests.test_resuming import broken, fit, same_result
+from tests.thinning import slow_but
 
 MODULE = """
 import torch
@@ -79,7 +80,9 @@ def test_the_one_of_the_shelf_by_its_module_gives_the_same_bits() -> None:
     assert digest(train_interleaved(with_loss(CROSS_ENTROPY), 1)) == expected
 
 
-@pytest.mark.parametrize("method", ["dgl", "man", "sgr", "predsim", "lopt", "backprop"])
+@pytest.mark.parametrize(
+    "method", slow_but(["dgl", "sgr"], ["dgl", "man", "sgr", "predsim", "lopt", "backprop"])
+)
 def test_any_placement_gives_the_same_bits(method: str) -> None:
     recipe = with_loss("own_losses:Focal").with_settings([f"method.name={method}"])
     stages = (1,) if method == "backprop" else (1, 2, 4)

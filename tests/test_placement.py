@@ -37,7 +37,7 @@ def sequential_digest(network: str, method: str, optimizer: str) -> str:
 @pytest.mark.parametrize(("num_stages", "capacity"), [(2, 2), (4, 1), (4, 8)])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("method", LOCAL_METHODS)
+@pytest.mark.parametrize("method", slow_but(["dgl"], LOCAL_METHODS))
 def test_stages_and_capacity_do_not_change_a_bit(
     method: str, network: str, optimizer: str, num_stages: int, capacity: int
 ) -> None:

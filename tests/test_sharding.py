@@ -404,6 +404,7 @@ def test_what_one_replica_leaves_out_all_leave_out(tmp_path: Path) -> None:
 
 
 @processes
+@slow
 def test_no_port_is_open(tmp_path: Path) -> None:
     found: list[set[str]] = []
 

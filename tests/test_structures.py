@@ -42,8 +42,9 @@ from tests.structures import (
     train_interleaved,
 )
 from tests.test_block import Own
+from tests.thinning import slow_but
 
-every_model = pytest.mark.parametrize("name", MODELS)
+every_model = pytest.mark.parametrize("name", slow_but(["dict"], MODELS))
 
 
 def message(kind: Kind = Kind.TRAIN) -> Message:

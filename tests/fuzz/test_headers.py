@@ -84,7 +84,7 @@ def mutated_header(draw: st.DrawFn, sequence: int = 0) -> bytes:
     return bytes(content)
 
 
-@fuzz(500)
+@fuzz(250)
 @given(mutated_header())
 def test_a_layout_that_is_believed_is_dense_and_packs_to_itself(content: bytes) -> None:
     try:
@@ -120,7 +120,7 @@ def path(folder: Path) -> Path:
     return folder / "socket"
 
 
-@fuzz(150)
+@fuzz(75)
 @given(st.lists(mutated_header() | st.integers(0, 2).map(lambda i: bytes(packed(i))), max_size=4))
 @example([bytes(packed(0)), bytes(packed(1)), bytes(packed(2))])
 def test_a_stream_of_headers_gives_messages_until_an_error(
@@ -129,7 +129,7 @@ def test_a_stream_of_headers_gives_messages_until_an_error(
     hear(path, b"".join(headers))
 
 
-@fuzz(100)
+@fuzz(50)
 @given(mutated_bytes(b"".join(bytes(packed(i)) for i in range(3))))
 def test_a_stream_out_of_step_ends(path: Path, stream: bytes) -> None:
     hear(path, stream)
@@ -179,7 +179,7 @@ greetings = st.builds(
 GOOD_GREETING = greeting(2, LAYOUT.slot_bytes)
 
 
-@fuzz(200)
+@fuzz(100)
 @given(
     greetings | mutated_bytes(GOOD_GREETING), st.sampled_from([0, 1, 4096, 10**5]), st.booleans()
 )

@@ -99,7 +99,7 @@ def test_what_a_rank_says_is_understood() -> None:
     assert (end.failure, end.result, end.is_aftermath) == (FAILURE, RESULT, True)
 
 
-@fuzz(150)
+@fuzz(75)
 @given(st.lists(st.integers(1, 400), max_size=8))
 def test_it_does_not_matter_how_words_are_cut(cuts: list[int]) -> None:
     stream, chunks = b"".join(LINES), []
@@ -110,7 +110,7 @@ def test_it_does_not_matter_how_words_are_cut(cuts: list[int]) -> None:
     assert (end.rank, end.failure, end.result) == (1, FAILURE, RESULT)
 
 
-@fuzz(500)
+@fuzz(250)
 @given(st.sampled_from(MESSAGES).flatmap(lambda m: mutated_tree(m, [*WEIRD, PID, "1", 77])))
 @example({"hello": 1, "pid": -1})
 @example({"hello": 1, "pid": 0})
@@ -122,13 +122,13 @@ def test_a_mutated_message_is_understood_or_refused(message: dict[str, Any]) -> 
     check(json.dumps(message).encode() + b"\n")
 
 
-@fuzz(200)
+@fuzz(100)
 @given(mutated_bytes(b"".join(LINES)), st.integers(1, 2000))
 def test_mutated_words_are_understood_or_refused(stream: bytes, cut: int) -> None:
     check(stream[:cut], stream[cut:])
 
 
-@fuzz(150)
+@fuzz(75)
 @given(st.lists(st.binary(max_size=40) | st.sampled_from(LINES), max_size=5).map(b"\n".join))
 @example(b"[" * 60_000 + b"\n")
 @example(b'{"failure":' * 6_000 + b"\n")

@@ -177,7 +177,7 @@ def _go_on(manifest: Manifest) -> None:
         refuse_changes(differences, [], length_matters=True)
 
 
-@fuzz(300)
+@fuzz(150)
 @given(st.data())
 def test_a_mutated_manifest_loads_what_was_written_or_nothing(
     whole: Path, loads: list[str], data: st.DataObject
@@ -192,7 +192,7 @@ def test_a_mutated_manifest_loads_what_was_written_or_nothing(
         path.write_bytes(before)
 
 
-@fuzz(200)
+@fuzz(100)
 @given(st.data())
 def test_mutated_bytes_of_any_file_load_what_was_written_or_nothing(
     whole: Path, loads: list[str], data: st.DataObject
@@ -329,7 +329,7 @@ def test_what_a_link_leads_to_is_not_removed(checkpoints: Path) -> None:
     assert (checkpoints.parent / "outside.safetensors").exists()
 
 
-@fuzz(200)
+@fuzz(100)
 @given(st.data())
 def test_a_mutated_record_is_committed_as_it_was_or_not_at_all(
     whole: Path, loads: list[str], data: st.DataObject
@@ -356,7 +356,7 @@ def test_a_mutated_record_is_committed_as_it_was_or_not_at_all(
             path.write_bytes(content)
 
 
-@fuzz(100)
+@fuzz(50)
 @given(st.sampled_from([0, 1, 2, *HUGE]), st.sampled_from([0, 1, 99, 10_000, *HUGE]))
 def test_counts_are_read_exactly_or_refused(step: int, index: int) -> None:
     """A number that a float cannot hold is not rounded on the way."""

@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # CIFAR-10: the MD5 keeps every mutated file out; the reader behind it is as careful alone
 
 
-@fuzz(300)
+@fuzz(150)
 @given(mutated_bytes(BATCH) | mutated_bytes(FRAME))
 def test_no_mutated_batch_is_read(folder: Path, content: bytes) -> None:
     path = folder / "data_batch_1"
@@ -95,7 +95,7 @@ def test_a_mutated_pickle_gives_plain_values_and_calls_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
-    @fuzz(120)
+    @fuzz(60)
     @given(mutated_bytes(content) | st.binary(max_size=40).map(lambda b: b"\x80\2" + b + b"."))
     @example(content)
     def mutate(content: bytes) -> None:
@@ -136,7 +136,7 @@ def test_no_mutated_archive_is_read(folder: Path) -> None:
     path = write_archive(folder / "cifar-10-python.tar.gz", {"test_batch": BATCH})
     whole, expected = path.read_bytes(), md5({"test_batch": BATCH})
 
-    @fuzz(200)
+    @fuzz(100)
     @given(mutated_bytes(whole))
     @example(whole)
     def mutate(content: bytes) -> None:
@@ -172,7 +172,7 @@ def test_a_mutated_matlab_file_is_read_or_named(folder: Path, compressed: bool) 
     path = folder / "train_32x32.mat"
     whole = matlab(SMALL, [3, 0], compressed=compressed)
 
-    @fuzz(500)
+    @fuzz(250)
     @given(mutated_head(whole) | st.binary(max_size=100).map(lambda b: whole[:128] + b))
     @example(whole)
     def mutate(content: bytes) -> None:
@@ -187,7 +187,7 @@ def test_a_mutated_matlab_file_is_read_or_named(folder: Path, compressed: bool) 
     mutate()
 
 
-@fuzz(200)
+@fuzz(100)
 @given(st.data())
 def test_mutated_files_of_bytes_are_read_or_named(folder: Path, data: st.DataObject) -> None:
     contents = list(binary(LARGE, [3, 0]))
@@ -232,7 +232,7 @@ def test_a_mutated_image_is_decoded_or_named(
         path.write_bytes(encoded(random_images(1, size=16)[0]))
     whole = saved(form)
 
-    @fuzz(150)
+    @fuzz(75)
     @given(mutated_bytes(whole))
     @example(whole)
     def mutate(content: bytes) -> None:

@@ -80,7 +80,7 @@ def test_a_mutated_file_is_read_or_named(path: Path, tmp_path: Path, compression
     pq.write_table(table, path, compression=compression)
     content = path.read_bytes()
 
-    @fuzz(300)
+    @fuzz(150)
     @given(mutated_file(content) | st.binary(max_size=100).map(lambda b: b"PAR1" + b + b"PAR1"))
     @example(content)
     def mutate(content: bytes) -> None:
@@ -96,7 +96,7 @@ def test_a_file_with_checksums_is_read_right_or_named(path: Path, tmp_path: Path
     content = path.read_bytes()
     size = 8 + struct.unpack("<I", content[-8:-4])[0]
 
-    @fuzz(200)
+    @fuzz(100)
     @given(mutated_bytes(content[:-size]))
     def mutate(pages: bytes) -> None:
         path.write_bytes(pages + content[-size:])
@@ -110,7 +110,7 @@ def test_a_file_with_checksums_is_read_right_or_named(path: Path, tmp_path: Path
     mutate()
 
 
-@fuzz(60)
+@fuzz(30)
 @given(mutated_bytes(GOOD[1], most=2))
 @example(GOOD[1])
 def test_a_mutated_image_is_read_right_or_named_with_its_row(path: Path, image: bytes) -> None:
@@ -155,7 +155,7 @@ extras = st.sampled_from(
 )
 
 
-@fuzz(150)
+@fuzz(75)
 @given(sides, sides, forms | st.just((8, 2, 0, 0, 0)), extras)
 @example(SIZE, SIZE, (8, 2, 0, 0, 0), b"")
 def test_a_picture_that_says_what_cannot_be_is_named(
@@ -242,7 +242,7 @@ def test_columns_that_come_twice_are_named(
         read(path)
 
 
-@fuzz(60)
+@fuzz(30)
 @given(st.lists(st.integers(-3, 12) | st.sampled_from([n for n in HUGE if abs(n) < 2**63])))
 def test_labels_are_classes_or_named(path: Path, labels: list[int]) -> None:
     write_parquet(path, [GOOD[0]] * len(labels), labels)
@@ -253,7 +253,7 @@ def test_labels_are_classes_or_named(path: Path, labels: list[int]) -> None:
             read(path)
 
 
-@fuzz(40)
+@fuzz(20)
 @given(st.data())
 def test_a_data_set_is_whole_or_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: st.DataObject

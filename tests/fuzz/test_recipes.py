@@ -63,7 +63,7 @@ def loaded(path: Path) -> Recipe | None:
     return accepted(recipe.model_dump(mode="json"))
 
 
-@fuzz(400)
+@fuzz(200)
 @given(mutated_tree(WHOLE))
 def test_a_mutated_tree_is_refused_or_comes_back(tree: dict[str, Any]) -> None:
     accepted(tree)
@@ -74,7 +74,7 @@ def test_mutated_text_is_refused_or_comes_back(name: str, tmp_path: Path) -> Non
     text = shipped_recipes().get(name) or Recipe.from_dict(SMALL).to_toml()
     path = tmp_path / "mutated.toml"
 
-    @fuzz(150)
+    @fuzz(75)
     @given(mutated_bytes(text.encode()))
     def check(content: bytes) -> None:
         path.write_bytes(content)
@@ -83,7 +83,7 @@ def test_mutated_text_is_refused_or_comes_back(name: str, tmp_path: Path) -> Non
     check()
 
 
-@fuzz(100)
+@fuzz(50)
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
 def test_noise_is_refused_or_comes_back(tmp_path: Path, noise: bytes) -> None:
     path = tmp_path / "noise.toml"
@@ -91,7 +91,7 @@ def test_noise_is_refused_or_comes_back(tmp_path: Path, noise: bytes) -> None:
     loaded(path)
 
 
-@fuzz(100)
+@fuzz(50)
 @given(mutated_bytes(Recipe.from_dict(SMALL).to_toml().encode()))
 def test_a_run_s_recipe_that_cannot_be_read_is_an_error(tmp_path: Path, content: bytes) -> None:
     folder = RunFolder(tmp_path)
@@ -114,7 +114,7 @@ values = (
 )
 
 
-@fuzz(300)
+@fuzz(150)
 @given(st.lists(st.builds("{}={}".format, keys, values) | st.text(max_size=20), max_size=3))
 @example(["train.epochs=1\nseed=2"])
 @example(["model.x=\udcff"])
@@ -133,7 +133,7 @@ def test_a_setting_changes_one_key() -> None:
     assert recipe.model.options == {"x": "1\ny=2"}
 
 
-@fuzz(100)
+@fuzz(50)
 @given(st.sampled_from([*TEXTS, ".", "..", "/", "x" * 300, "\0.toml"]) | st.text(max_size=30))
 def test_a_name_of_no_recipe_is_refused(name: str) -> None:
     with pytest.raises(RecipeError):
@@ -199,7 +199,7 @@ SENSIBLE = [
 ]
 
 
-@fuzz(250)
+@fuzz(125)
 @given(mutated_tree(SMALL, SENSIBLE))
 def test_what_cannot_be_trained_leaves_no_run(tmp_path: Path, tree: dict[str, Any]) -> None:
     out = tmp_path / "run"

@@ -137,7 +137,7 @@ def read_forged(checkpoints: Path, content: bytes) -> dict[str, torch.Tensor]:
     return TensorReader(folder).all_weights()
 
 
-@fuzz(300)
+@fuzz(150)
 @given(mutated(GOOD, "0.weight"))
 @example(GOOD)
 def test_a_shard_holds_what_the_manifest_says_or_is_refused(
@@ -175,7 +175,7 @@ def check_weights(path: Path) -> None:
         assert found[name].float().isfinite().all()
 
 
-@fuzz(300)
+@fuzz(150)
 @given(mutated(GOOD, "0.weight"))
 @example(GOOD)
 def test_weights_fit_the_network_or_are_refused(tmp_path: Path, content: bytes) -> None:
@@ -237,7 +237,7 @@ def test_a_data_set_is_one_or_is_refused(tmp_path: Path, as_images: bool) -> Non
     content = saved(tmp_path, dataset(as_images))
     path = tmp_path / "data"
 
-    @fuzz(250)
+    @fuzz(125)
     @given(mutated(content, "train.inputs") | mutated_facts(content))
     @example(content)
     def check(content: bytes) -> None:
@@ -286,7 +286,7 @@ def test_a_cache_gives_what_would_be_decoded(
     (path,) = tmp_path.iterdir()
     content = path.read_bytes()
 
-    @fuzz(250)
+    @fuzz(125)
     @given(mutated(content, "x"))
     @example(content)
     def check(content: bytes) -> None:

@@ -23,6 +23,7 @@ from tests.interleaving import (
     small_recipe,
     train_interleaved,
 )
+from tests.thinning import slow_but
 
 LOCAL = [entry.name for entry in methods if not entry.build.end_to_end]
 SILENT = {"lopt", "scpl"}
@@ -118,7 +119,7 @@ def test_every_block_predicts_or_the_last_alone_does(method: str, network: str) 
         assert prediction.dtype == torch.float32
 
 
-@every_network
+@pytest.mark.parametrize("network", slow_but(["resnet"], NETWORKS))
 @every_local_method
 def test_the_same_bits_on_three_stages(method: str, network: str) -> None:
     """Two blocks on one of them, and the others by themselves."""

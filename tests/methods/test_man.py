@@ -23,7 +23,6 @@ from tests.interleaving import (
     small_recipe,
     train_interleaved,
 )
-from tests.thinning import slow_but
 
 
 def momentum_layer(scales: bool = False, momentum: float = 0.9) -> MomentumLayer:
@@ -131,7 +130,8 @@ def test_options_that_cannot_be_are_refused(setting: str, message: str) -> None:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("method", slow_but(["manpp"], ["manpp", "zerolock"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["manpp", "zerolock"])
 def test_processes_give_the_same_bits_and_go_on_with_them(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

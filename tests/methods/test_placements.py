@@ -20,7 +20,7 @@ from ppll.models.network import Network
 from ppll.testing import Fault
 from tests.faults import injected, recipe
 from tests.interleaving import digest, small_recipe, train_interleaved
-from tests.thinning import KINDS_OF_METHODS, slow_but
+from tests.thinning import slow_but
 
 LOCAL = [entry.name for entry in methods if not entry.build.end_to_end]
 METHODS = ["man", "manpp", "zerolock", "sgr", "contsup", "infopro"]
@@ -33,7 +33,7 @@ def sequential_digest(network: str, method: str) -> str:
     return digest(train_interleaved(small_recipe(network, method), num_stages=1))
 
 
-@hypothesis.settings(max_examples=8, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=5, deadline=None, derandomize=True)
 @hypothesis.given(
     method=st.sampled_from(METHODS),
     network=st.sampled_from(["resnet", "vit"]),
@@ -58,7 +58,7 @@ def test_neither_the_first_nor_the_last_is_favoured(method: str, choose) -> None
 
 slow = pytest.mark.slow
 BREAK_IN_ONE = ["infopro", "manpp", "solo", "zerolock"]
-BREAK_IN_FOUR = [*KINDS_OF_METHODS, "scpl", "lopt"]
+BREAK_IN_FOUR = ["contsup", "man", "sgr", "scpl"]
 VARIANTS = [
     ("man", ("method.lag=5",)),
     ("sgr", ("train.accumulate=2",)),
