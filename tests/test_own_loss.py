@@ -47,6 +47,10 @@ class Detached(Focal):
     def forward(self, logits, targets):
         return super().forward(logits.detach(), targets)
 
+class Constant(Focal):
+    def forward(self, logits, targets):
+        return 0 * logits.square().sum()
+
 class Number(Focal):
     def forward(self, logits, targets):
         return super().forward(logits, targets).item()
@@ -140,14 +144,24 @@ def test_what_cannot_go_together_is_refused(settings: list[str], message: str) -
             r"has parameters \(weight, ",
         ),
         ("own_losses:Focal", {"gama": 1.0}, r"unknown option of loss .* Did you mean 'gamma'"),
-        ("own_losses:Focal", {"gamma": "x"}, r"fails on made-up predictions: TypeError"),
+        (
+            "own_losses:Focal",
+            {"gamma": "x"},
+            r"fails on made-up predictions .*: TypeError",
+        ),
         ("own_losses:Failing", {}, r"ValueError: no such thing \(.*own_losses.py, line \d+\)"),
         ("own_losses:Detached", {}, "returned what has no gradient"),
         ("own_losses:Number", {}, r"returned \d\.\d+: return a tensor that is one number"),
         ("own_losses:Counting", {}, r"changes its buffers \(seen\), which no checkpoint holds"),
         (CROSS_ENTROPY, {"reduction": "sum"}, "for one that holds it twice, .* return the mean"),
         (CROSS_ENTROPY, {"reduction": "none"}, r"returned shape \(4,\): return a tensor that is o"),
-        (CROSS_ENTROPY, {"weight": [1.0]}, r"fails on made-up predictions: RuntimeError"),
+        (
+            CROSS_ENTROPY,
+            {"weight": [1.0]},
+            r"of shape \(4, 10\) and class indices of shape \(4,\): RuntimeError",
+        ),
+        ("torch.nn:MSELoss", {}, "options; values to predict are targets in floating point"),
+        ("own_losses:Constant", {}, "returned the same number whatever was predicted"),
     ],
 )
 def test_one_that_does_not_work_is_refused_before_the_run(

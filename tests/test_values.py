@@ -256,6 +256,29 @@ def test_a_network_of_another_length_is_refused() -> None:
         ppll.Trainer(tree(), model=narrow, data=dataset())
 
 
+def test_classes_in_the_wrong_type_are_pointed_out() -> None:
+    inputs, classes = samples(6, seed=0)[0], torch.tensor([0, 1, 1, 0, 1, 0])
+    for targets, length, hint in (
+        (classes.float(), 2, "floating point; those of classes are whole numbers"),
+        (classes, 1, "whole numbers; values to predict are floating point"),
+    ):
+        network = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, length))
+        data = Dataset.from_arrays(train=(inputs, targets), test=(inputs, targets))
+        with pytest.raises(ModelError, match=f"Its targets are {hint}"):
+            ppll.Trainer(tree(data={"validation": 0, "batch_size": 3}), model=network, data=data)
+
+
+def test_cross_entropy_of_one_value_learns_nothing_and_is_refused() -> None:
+    inputs, targets = samples(6, seed=0)[0], torch.tensor([0.0, 1, 1, 0, 1, 0])
+    network = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
+    data = Dataset.from_arrays(train=(inputs, targets), test=(inputs, targets))
+    given = tree(
+        data={"validation": 0, "batch_size": 3}, loss={"name": "torch.nn:CrossEntropyLoss"}
+    )
+    with pytest.raises(RecipeError, match="returned the same number whatever was predicted"):
+        ppll.Trainer(given, model=network, data=data)
+
+
 # --- whole runs ----------------------------------------------------------------------------------
 
 

@@ -20,6 +20,13 @@ __all__ = ["try_loss"]
 _NUM_SAMPLES: Final = 4
 _CLOSE: Final = 1e-3
 """How far, as a share, the losses of equal batches may lie apart, which are summed otherwise."""
+_FAR: Final = 100
+"""By what predictions are multiplied to see whether their loss is another one."""
+_REMEDIES: Final = {
+    False: "Mend it or its options; values to predict are targets in floating point.",
+    True: "Mend it or its options; class indices are targets in whole numbers.",
+}
+"""What to do about one that fails, by whether the data has values to predict."""
 
 
 def try_loss(blueprint: Blueprint) -> None:
@@ -29,23 +36,26 @@ def try_loss(blueprint: Blueprint) -> None:
     it cannot on the CPU. The state of the generator is restored.
 
     Raises:
-        RecipeError: It raises something, returns no mean, or keeps a state.
+        RecipeError: It raises something, returns no mean or one that depends on no prediction, or
+            keeps a state.
     """
     recipe = blueprint.recipe
     if not recipe.loss.is_own or device_of(recipe.runtime, 0).type != "cpu":
         return
     loss = build_own_loss(recipe.loss)
     before = _state(loss)
-    shape = blueprint.sites[-1].output_shape
-    with (
-        own_generator(),
-        blamed_on("loss.name", recipe.loss.name, type(loss), "on made-up predictions"),
-    ):
-        logits = torch.randn(_NUM_SAMPLES, *shape).requires_grad_()
-        targets = _targets(blueprint.facts, (_NUM_SAMPLES, *shape))
-        once: object = loss(logits, targets)
-        twice: object = loss(torch.cat([logits, logits]), torch.cat([targets, targets]))
-    if problem := _problem(once, twice) or _changed(before, _state(loss)):
+    shape = (_NUM_SAMPLES, *blueprint.sites[-1].output_shape)
+    are_values = blueprint.facts.predicts_values
+    with own_generator():
+        logits, targets = torch.randn(shape).requires_grad_(), _targets(blueprint.facts, shape)
+        given = f"{'values' if are_values else 'class indices'} of shape {tuple(targets.shape)}"
+        where = f"on made-up predictions of shape {shape} and {given}"
+        remedy = _REMEDIES[are_values]
+        with blamed_on("loss.name", recipe.loss.name, type(loss), where, remedy):
+            once: object = loss(logits, targets)
+            twice: object = loss(torch.cat([logits, logits]), torch.cat([targets, targets]))
+            far: object = loss(_FAR * logits, targets)
+    if problem := _problem(once, twice, far) or _changed(before, _state(loss)):
         raise RecipeError(f"loss.name = {recipe.loss.name!r} {problem}")
 
 
@@ -56,8 +66,9 @@ def _targets(facts: DataFacts, shape: tuple[int, ...]) -> Tensor:
     return torch.randint(shape[-1], shape[:-1])
 
 
-def _problem(once: object, twice: object) -> str | None:
-    """What is wrong with the losses of a batch, and of a batch that holds it twice, in words."""
+def _problem(once: object, twice: object, far: object) -> str | None:
+    """What is wrong with the losses of a batch, of a batch that holds it twice, and of predictions
+    that lie elsewhere, in words."""
     if not isinstance(once, Tensor) or not isinstance(twice, Tensor) or once.dim() or twice.dim():
         found = f"shape {tuple(once.shape)}" if isinstance(once, Tensor) else repr(once)
         return f"returned {found:.80}: return a tensor that is one number, the mean of the batch."
@@ -67,6 +78,12 @@ def _problem(once: object, twice: object) -> str | None:
         return (
             f"returned {once.item():.4g} for a batch and {twice.item():.4g} for one that holds it "
             f"twice, but a batch may come in parts and shards: return the mean of its samples."
+        )
+    if isinstance(far, Tensor) and torch.equal(once, far):
+        return (
+            "returned the same number whatever was predicted, as cross-entropy does of one output, "
+            "so nothing would be learned: take another, such as 'torch.nn:BCEWithLogitsLoss' of "
+            "values 0 and 1."
         )
     return None
 

@@ -174,7 +174,9 @@ class OwnKind:
 
 
 @contextmanager
-def blamed_on(key: str, name: str, blamed: object, where: str) -> Iterator[None]:
+def blamed_on(
+    key: str, name: str, blamed: object, where: str, remedy: str = "Mend it."
+) -> Iterator[None]:
     """Name what a class or function raises that is the user's own, and the line of its module.
 
     Args:
@@ -182,6 +184,7 @@ def blamed_on(key: str, name: str, blamed: object, where: str) -> Iterator[None]
         name: What the recipe calls it.
         blamed: The class or function that is at work.
         where: What it is doing.
+        remedy: What to do about it.
 
     Raises:
         RecipeError: It raised something that is no error of ours.
@@ -194,7 +197,7 @@ def blamed_on(key: str, name: str, blamed: object, where: str) -> Iterator[None]
         if not is_own_class(name):
             raise
         raise RecipeError(
-            f"{key} = {name!r} fails {where}: {shown_error(error)}{_place(blamed, error)}. Mend it."
+            f"{key} = {name!r} fails {where}: {shown_error(error)}{_place(blamed, error)}. {remedy}"
         ) from error
 
 

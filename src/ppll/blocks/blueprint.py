@@ -319,6 +319,9 @@ def _other_output(last: BlockSite, facts: DataFacts) -> ModelError:
     what, hint = ("tokens" if last.predicts_tokens else "classes"), ""
     if facts.predicts_values:
         what = "value(s) to predict of each"
+        hint = " Its targets are floating point; those of classes are whole numbers."
+    elif last.feature_shape == (1,):
+        hint = " Its targets are whole numbers; values to predict are floating point."
     if last.feature_shape[:1] == last.input_shape and not last.predicts_tokens:
         hint = (
             " It says something of every token, as 'gpt' does, but the data has one class a row: "
