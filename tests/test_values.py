@@ -149,11 +149,35 @@ def test_data_sets_of_torch_may_have_values() -> None:
 @pytest.mark.parametrize(
     ("train", "test", "message"),
     [
-        (torch.zeros(4, 2), torch.zeros(4, 3), r"test samples have 3 value\(s\) each to predict"),
-        (torch.zeros(4, 2), [0, 1, 0, 1], "must both have values to predict, or both classes"),
+        (
+            torch.zeros(4, 2),
+            torch.zeros(4, 3),
+            r"test samples have 3 value\(s\) each to predict, not 2 as those of train or num_cl",
+        ),
+        (
+            torch.zeros(4, 2),
+            [0, 1, 0, 1],
+            r"classes, found targets float32 of shape \(4, 2\) and int64 of shape \(4,\): give",
+        ),
+        (
+            torch.zeros(4, 2).long(),
+            torch.zeros(4, 2),
+            r"^train: targets must be .*targets\.float\(",
+        ),
+        (
+            torch.zeros(4, 2).bool(),
+            torch.zeros(4, 2),
+            r"^train: targets must be .*targets\.float\(",
+        ),
+        (torch.zeros(4).bool(), torch.zeros(4), r"targets\.long\(\) of true and false"),
+        ([0, -3, 1, 2], [0, 1, 2, 0], r"label -3 .* give values to predict in floating point"),
         (torch.zeros(4, 2, 2), torch.zeros(4, 2, 2), r"found float32 of shape \(4, 2, 2\)"),
         (torch.zeros(3, 2), torch.zeros(4, 2), "4 inputs but 3 targets: give one row of values a"),
-        (torch.tensor([0, math.inf, 0, 0]), torch.zeros(4), "sample 1 holds a value that is not"),
+        (
+            torch.tensor([0, math.inf, 0, 0]),
+            torch.zeros(4),
+            "the target of sample 1 holds a value that is not",
+        ),
         (torch.zeros(4, 0), torch.zeros(4, 0), r"found float32 of shape \(4, 0\)"),
     ],
 )

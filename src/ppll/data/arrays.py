@@ -39,8 +39,12 @@ def as_tensor(array: ArrayLike) -> Tensor:
     return torch.from_numpy(np.require(native, requirements=["C", "W"]))
 
 
-def check_finite(samples: Tensor) -> None:
+def check_finite(samples: Tensor, what: str = "sample") -> None:
     """Let floating point (N, ...) pass that is finite.
+
+    Args:
+        samples: Of inputs or targets.
+        what: What one of them is, for the message.
 
     Raises:
         DataError: A sample is not; it is named.
@@ -48,7 +52,7 @@ def check_finite(samples: Tensor) -> None:
     finite = samples.isfinite()
     if not finite.all():
         index = int(torch.nonzero(~finite.flatten(1).all(1) if samples.dim() > 1 else ~finite)[0])
-        raise DataError(f"sample {index} holds a value that is not finite: mend or leave it out.")
+        raise DataError(f"{what} {index} holds a value that is not finite: mend or leave it out.")
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -71,7 +71,11 @@ class Dataset:
         if self.train.predicts_tokens != self.test.predicts_tokens:
             raise DataError("train and test must both have a target a token, or neither.")
         if self.train.predicts_values != self.test.predicts_values:
-            raise DataError("train and test must both have values to predict, or both classes.")
+            raise DataError(
+                f"train and test must both have values to predict, or both classes, found targets "
+                f"{described(self.train.targets)} and {described(self.test.targets)}: give both in "
+                f"floating point, or both in whole numbers."
+            )
         check_count("num_classes", "classes", self.num_classes)
         check_labels("train", self.train.targets, self.num_classes)
         check_labels("test", self.test.targets, self.num_classes)
@@ -290,7 +294,7 @@ def _as_split(part: str, pair: object) -> Split:
             labels = labels.to(torch.int64)
         elif labels.is_floating_point():
             labels = (labels[:, None] if labels.dim() == 1 else labels).to(torch.float32)
-            check_finite(labels)
+            check_finite(labels, "the target of sample")
         return Split(samples, labels)
     except DataError as error:
         raise DataError(f"{part}: {error}") from None

@@ -43,14 +43,16 @@ def check_labels(part: str, targets: Tensor, num_classes: int) -> None:
     if targets.is_floating_point():
         if targets.shape[1] != num_classes:
             raise DataError(
-                f"{part} samples have {targets.shape[1]} value(s) each to predict, but num_classes "
-                f"= {num_classes}: give all samples the same number, and leave num_classes out."
+                f"{part} samples have {targets.shape[1]} value(s) each to predict, not "
+                f"{num_classes} as those of train or num_classes: give all the same number, and "
+                f"leave num_classes out."
             )
     elif (found := _first_outside(targets, num_classes)) is not None:
         value, index = found
         raise DataError(
             f"label {value} of {part} sample {index} is not a class: {num_classes} classes have "
-            f"the labels 0 to {num_classes - 1}."
+            f"the labels 0 to {num_classes - 1}. Number them so, or give values to predict in "
+            f"floating point."
         )
 
 

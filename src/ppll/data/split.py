@@ -18,8 +18,8 @@ _SHAPES: Final = (
     "shape (N, ...)"
 )
 _ONE_CLASS: Final = (
-    "give one class index a sample, as by targets[:, 0] of a column or targets.argmax(1) of "
-    "one-hot rows; or values to predict, float32 of shape (N, D)."
+    "give one class index a sample, as by targets[:, 0] of a column, targets.argmax(1) of one-hot "
+    "rows or targets.long() of true and false; or values to predict (N, D), as by targets.float()."
 )
 
 
@@ -75,7 +75,7 @@ class Split:
     @property
     def predicts_tokens(self) -> bool:
         """Whether each token of a sample has a target of its own, the token that follows it."""
-        return self.targets.dim() == self.inputs.dim() == 2 and not self.predicts_values
+        return self.holds_tokens and self.targets.dim() == 2 and not self.predicts_values
 
     @property
     def predicts_values(self) -> bool:
