@@ -106,6 +106,30 @@ def test_options_are_given_and_rows_become_tensors() -> None:
     )
 
 
+def test_whole_numbers_and_single_ones_become_tensors_in_floating_point() -> None:
+    logits, targets = torch.randn(5, 3), torch.tensor([0, 1, 2, 1, 0])
+    expected = loss_of(CROSS_ENTROPY, weight=[1.0, 2.0, 1.0])(logits, targets)
+    assert torch.equal(loss_of(CROSS_ENTROPY, weight=[1, 2, 1])(logits, targets), expected)
+    one = loss_of("torch.nn:BCEWithLogitsLoss", pos_weight=3)
+    assert torch.equal(one.pos_weight, torch.tensor(3.0))
+    assert loss_of("torch.nn:HuberLoss", delta=2).delta == 2
+
+
+def test_rows_that_make_no_tensor_are_refused() -> None:
+    with pytest.raises(RecipeError, match=r"fails when it is built: .*Mend it or its options"):
+        loss_of(CROSS_ENTROPY, weight=[[1.0], [1.0, 2.0]])
+
+
+def test_evaluating_names_a_loss_that_is_gone_without_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(tmp_path / "run", "loss.name=own_losses:Focal")
+    (tmp_path / "own_losses.py").unlink()
+    monkeypatch.delitem(sys.modules, "own_losses")
+    with pytest.raises(RecipeError, match="cannot import 'own_losses'"):
+        ppll.evaluate(tmp_path / "run")
+
+
 def test_of_tokens_it_gets_all_of_them() -> None:
     recipe = small_recipe("gpt", optimizer="adamw").with_settings(["loss.name=own_losses:Focal"])
     digests = {digest(train_interleaved(recipe, n, batches=MadeUpText())) for n in (1, 3)}

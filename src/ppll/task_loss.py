@@ -41,8 +41,8 @@ def build_task_loss(recipe: Recipe, device: torch.device) -> TaskLoss:
 def build_own_loss(config: LossConfig) -> nn.Module:
     """Import the class that is called ``"module:Class"`` and build it from its options.
 
-    A list of numbers becomes a tensor where ``__init__`` declares one, such as ``weight`` of
-    ``torch.nn.CrossEntropyLoss``.
+    A number or list of numbers becomes a float32 tensor where ``__init__`` declares a tensor, such
+    as ``weight`` of ``torch.nn.CrossEntropyLoss``.
 
     Raises:
         RecipeError: It cannot be imported, is no module, does not take the options, or has
@@ -50,9 +50,9 @@ def build_own_loss(config: LossConfig) -> nn.Module:
     """
     build = _KIND.imported(config.name)
     _KIND.check_options(config.name, build, config.options)
-    options = _with_tensors(build, config.options)
-    with blamed_on(_KIND.key, config.name, build, "when it is built"):
-        loss: nn.Module = build(**options)
+    remedy = "Mend it or its options."
+    with blamed_on(_KIND.key, config.name, build, "when it is built", remedy):
+        loss: nn.Module = build(**_with_tensors(build, config.options))
     if names := [name for name, _ in loss.named_parameters()]:
         raise RecipeError(
             f"loss.name = {config.name!r} has parameters ({', '.join(names)}), which no block "
@@ -67,5 +67,7 @@ def _with_tensors(build: Callable[..., Any], options: Mapping[str, Any]) -> dict
 
 
 def _as_declared(value: object, hint: Any) -> object:
-    is_row = isinstance(value, list | tuple)
-    return torch.tensor(value) if is_row and Tensor in (hint, *get_args(hint)) else value
+    types = (hint, *get_args(hint))
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_meant = (is_number and not {int, float} & set(types)) or isinstance(value, list | tuple)
+    return torch.tensor(value, dtype=torch.float32) if is_meant and Tensor in types else value

@@ -56,6 +56,7 @@ def evaluate(
         DataError: The data is missing or is not the run's.
         ModelError: ``model`` is missing, is not wanted, or is another network.
         CheckpointError: All its checkpoints are damaged, or the one that is asked for is.
+        RecipeError: A loss of the user's own cannot be imported.
     """
     folder, found, recipe = open_checkpoint(run, model, best=best, step=step)
     recipe = recipe.with_settings([f"runtime.stages={stages}"])
@@ -64,6 +65,7 @@ def evaluate(
     facts = replace(facts, num_test=now.num_test, num_validation=now.num_validation)
     blueprint = blueprint_of(found, recipe, facts, model)
     blueprint.stage_blocks(stages)
+    build_task_loss(recipe, torch.device("cpu"))  # A module that is missing is named at once.
     job = Job(
         recipe,
         folder,
