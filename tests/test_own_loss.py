@@ -130,6 +130,23 @@ def test_evaluating_names_a_loss_that_is_gone_without_starting(
         ppll.evaluate(tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (
+            {"name": nn.MSELoss},
+            r'loss.name: a class .* name it, as "torch.nn.modules.loss:MSELoss"',
+        ),
+        (nn.MSELoss(), r'loss: a MSELoss .* name it, as "torch.nn.modules.loss:MSELoss"'),
+        ({"name": nn.functional.mse_loss}, r'a function .* as "torch.nn.functional:mse_loss"'),
+        ({"options": {"weight": torch.ones(2)}}, r"a Tensor .* give a list, as by \.tolist\(\)"),
+    ],
+)
+def test_objects_of_python_are_told_apart(loss: object, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Recipe.from_dict({"loss": loss})
+
+
 def test_of_tokens_it_gets_all_of_them() -> None:
     recipe = small_recipe("gpt", optimizer="adamw").with_settings(["loss.name=own_losses:Focal"])
     digests = {digest(train_interleaved(recipe, n, batches=MadeUpText())) for n in (1, 3)}
@@ -139,7 +156,10 @@ def test_of_tokens_it_gets_all_of_them() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["loss.name=focal"], r"loss.name: unknown loss 'focal'. Known: cross-entropy, module:Cl"),
+        (
+            ["loss.name=focal"],
+            r"loss.name: unknown loss 'focal'. Known: cross-entropy, module:Class .such as torch",
+        ),
         (["loss.options.gamma=2"], r"loss.options are for a \"module:Class\", found loss.name = "),
         (
             ["loss.name=own_losses:Focal", "train.label_smoothing=0.1"],
@@ -161,6 +181,7 @@ def test_what_cannot_go_together_is_refused(settings: list[str], message: str) -
             {},
             "unknown class of module 'own_losses' 'Focl'. Did you mean 'Focal'",
         ),
+        ("torch.nn:MSEloss", {}, r"'MSEloss'\. Did you mean 'MSELoss'\?$"),
         ("torch.nn.functional:mse_loss", {}, "is no loss: it must be a subclass of torch.nn.Modul"),
         (
             "torch.nn:Linear",

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import pydantic
@@ -124,12 +124,20 @@ def first_problem(error: pydantic.ValidationError) -> str:
     return "".join(f"{part}: " for part in problem["loc"]) + problem["msg"]
 
 
+_MOST_SHOWN: Final = 50
+"""Names that a message lists beside the nearest one."""
+
+
 def unknown_name(what: str, found: str, allowed: Iterable[str]) -> str:
-    """Say that ``found`` is no ``what``, with the nearest known name and all of them."""
+    """Say that ``found`` is no ``what``, with the nearest known name and all of them.
+
+    Of more than some tens, such as the classes of ``torch.nn``, the nearest one alone.
+    """
     names = sorted(allowed)
     near = difflib.get_close_matches(found, names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"unknown {what} {found!r}.{hint} Known: {', '.join(names)}."
+    known = f" Known: {', '.join(names)}." if not near or len(names) <= _MOST_SHOWN else ""
+    return f"unknown {what} {found!r}.{hint}{known}"
 
 
 def up_to(most: int, thing: str) -> str:

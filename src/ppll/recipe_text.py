@@ -82,8 +82,23 @@ def _problem(value: Any) -> str | None:
         return None if -(2**63) <= value < 2**63 else "the number has more than 64 bits"
     if isinstance(value, float):
         return None if math.isfinite(value) else f"{value} is not a finite number"
-    kind = "none" if value is None else type(value).__name__
-    return f"a {kind} has no place here; give text, a number, true or false, a list or a table"
+    return f"a {_kind(value)} has no place here; {_instead_of(value)}"
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, type):
+        return "class"
+    return "none" if value is None else type(value).__name__
+
+
+def _instead_of(value: object) -> str:
+    """What to give in the place of what is no part of a recipe."""
+    if callable(value):
+        named: Any = value if hasattr(value, "__qualname__") else type(value)
+        return f'name it, as "{named.__module__}:{named.__qualname__}"'
+    if hasattr(value, "tolist"):
+        return "give a list, as by .tolist()"
+    return "give text, a number, true or false, a list or a table"
 
 
 def shown(value: Any) -> str:

@@ -172,7 +172,9 @@ class LossConfig(Section):
     def _is_known(cls, name: str) -> str:
         if name not in SHELF_LOSSES and not is_own_class(name):
             raise ValueError(
-                unknown_name("loss", name, [*SHELF_LOSSES, "module:Class"]).rstrip(".")
+                unknown_name(
+                    "loss", name, [*SHELF_LOSSES, "module:Class (such as torch.nn:MSELoss)"]
+                ).rstrip(".")
             )
         return name
 

@@ -61,7 +61,11 @@ class OptimizerConfig(Section):
     def _is_known(cls, name: str) -> str:
         if name not in SHELF_OPTIMIZERS and not is_own_class(name):
             raise ValueError(
-                unknown_name("optimizer", name, [*SHELF_OPTIMIZERS, "module:Class"]).rstrip(".")
+                unknown_name(
+                    "optimizer",
+                    name,
+                    [*SHELF_OPTIMIZERS, "module:Class (such as torch.optim:RAdam)"],
+                ).rstrip(".")
             )
         return name
 
