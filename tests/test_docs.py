@@ -239,23 +239,28 @@ def test_the_callback_for_weights_and_biases_works(tracked: FakeRun, tmp_path: P
     recipe = load_recipe("digits-resnet", ["train.max_steps=3", "model.depth=14"])
     result = ppll.Trainer(recipe, out=tmp_path / "run", callbacks=[callback]).fit()
     assert tracked.exit_code == 0
-    assert tracked.summary == {"test_accuracy": result.test_accuracy}
+    expected = {"test_loss": result.test_loss, "test_accuracy": result.test_accuracy}
+    assert tracked.summary == expected
     assert {key for values in tracked.logged for key in values} >= {
         *("train/block-0/loss", "test/block-3/accuracy", "step")
     }
 
 
-@pytest.mark.parametrize(("reached", "code"), [("failed", 1), ("interrupted", 1), ("done", 0)])
+@pytest.mark.parametrize(
+    ("reached", "code"), [("failed", 1), ("interrupted", 1), ("done", 0), ("values", 0)]
+)
 def test_weights_and_biases_hears_how_a_run_ended(
     reached: str, code: int, tracked: FakeRun, tmp_path: Path
 ) -> None:
     callback = run("callbacks.md", 1)["WandB"]()
     callback.on_start(tmp_path, load_recipe("digits-resnet"))
     accuracy = 0.9 if reached == "done" else None
-    result = SimpleNamespace(test_accuracy=accuracy) if reached != "failed" else None
-    callback.on_end(result)
+    loss = 0.5 if reached in ("done", "values") else None
+    result = SimpleNamespace(test_accuracy=accuracy, test_loss=loss)
+    callback.on_end(result if reached != "failed" else None)
     assert tracked.exit_code == code
-    assert tracked.summary == ({"test_accuracy": 0.9} if code == 0 else {})
+    expected = {"test_loss": loss, "test_accuracy": accuracy}
+    assert tracked.summary == (expected if code == 0 else {})
 
 
 def test_values_are_predicted(
