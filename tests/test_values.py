@@ -342,6 +342,10 @@ def test_what_is_shown_is_the_loss(whole: ppll.Result, tmp_path: Path) -> None:
     assert "test loss" in page
     assert f"{whole.test_loss:.4f}" in page
     write_report([run, run], tmp_path / "two.html")
+    table = (tmp_path / "two.html").read_text().split("What differs")[0]
+    assert "test loss" in table
+    assert "accuracy" not in table
+    assert table.count(f"{whole.test_loss:.4f}") == 2
 
 
 def test_results_of_before_are_still_shown(whole: ppll.Result, tmp_path: Path) -> None:

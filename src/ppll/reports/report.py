@@ -14,7 +14,7 @@ from ppll.planning.plan import Plan, draw_plan
 from ppll.reports.charts import Series, colour, legend, line_chart
 from ppll.reports.data import Points, RunReport, read_run
 from ppll.reports.markup import Markup, style_sheet, tag
-from ppll.reports.sections import percent, run_sections, size, table
+from ppll.reports.sections import run_sections, size, table, tested
 from ppll.simulation.simulate import Link
 
 __all__ = ["draw_page", "write_report"]
@@ -124,7 +124,9 @@ def _plans(runs: Sequence[RunReport], file: Path | None) -> list[Plan | str | No
 
 
 def _comparison(runs: Sequence[RunReport]) -> list[Markup]:
-    head = ["run", "method", "stages", "steps", "test accuracy", "samples/s", "busy", "memory"]
+    tests = {tested(run.outcome)[0] for run in runs if run.outcome} or {"test accuracy"}
+    test = " or ".join(sorted(tests))
+    head = ["run", "method", "stages", "steps", test, "samples/s", "busy", "memory"]
     names = _names(runs)
     differing = _differing([run.recipe for run in runs])
     return [
@@ -151,7 +153,7 @@ def _row(name: str, run: RunReport) -> list[object]:
         run.recipe.method.name,
         found.num_stages,
         f"{found.step:,}",
-        percent(found.test_accuracy),
+        tested(found)[1],
         f"{found.samples_per_second:,.0f}",
         ", ".join(f"{share:.0%}" for share in found.busy_fraction),
         size(max(found.peak_memory_bytes, default=0)),

@@ -11,7 +11,7 @@ from ppll.reports.data import Outcome, RunReport
 from ppll.reports.markup import Markup, tag
 from ppll.tracing.summary import StageSummary
 
-__all__ = ["percent", "run_sections", "size", "table"]
+__all__ = ["run_sections", "size", "table", "tested"]
 
 _MIB: Final = 2**20
 _DEEPEST: Final = 4
@@ -48,7 +48,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> Markup:
     return tag("div", whole, class_="scrolls")
 
 
-def percent(share: float | None) -> str:
+def _percent(share: float | None) -> str:
     """A share in words."""
     return "" if share is None else f"{share:.2%}"
 
@@ -73,7 +73,7 @@ def _tiles(run: RunReport) -> Markup | None:
     if found is None:
         return tag("p", "The run has not ended: it has no result.json.", class_="quiet")
     tiles = [
-        _tested(found),
+        tested(found),
         ("samples per second", f"{found.samples_per_second:,.0f}"),
         ("training time", f"{found.train_seconds:,.1f} s"),
         ("steps", f"{found.step:,}"),
@@ -84,10 +84,11 @@ def _tiles(run: RunReport) -> Markup | None:
     return tag("div", tag("div", *shown, class_="tiles"), sha)
 
 
-def _tested(found: Outcome) -> tuple[str, str]:
+def tested(found: Outcome) -> tuple[str, str]:
+    """What says how good a run is, and how good; of values it is the loss."""
     if found.test_accuracy is None and found.test_loss is not None:
         return "test loss", f"{found.test_loss:.4f}"
-    return "test accuracy", percent(found.test_accuracy) or "not tested"
+    return "test accuracy", _percent(found.test_accuracy) or "not tested"
 
 
 def _exits(run: RunReport) -> Markup | None:
@@ -97,7 +98,7 @@ def _exits(run: RunReport) -> Markup | None:
     if exits[-1] is None and losses:
         return _losses(losses)
     rows = [
-        (name, percent(a) or "no prediction", _meter(a))
+        (name, _percent(a) or "no prediction", _meter(a))
         for name, a in zip(_names(len(exits)), exits, strict=True)
     ]
     return table(["exit", "test accuracy", ""], rows)
