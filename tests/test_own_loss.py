@@ -55,6 +55,11 @@ class Number(Focal):
     def forward(self, logits, targets):
         return super().forward(logits, targets).item()
 
+class Direction(nn.Module):
+    def forward(self, logits, targets):
+        chosen = F.normalize(logits, dim=1).gather(1, targets[:, None])
+        return (1 - chosen).mean()
+
 class Failing(Focal):
     def forward(self, logits, targets):
         raise ValueError("no such thing")
@@ -220,9 +225,11 @@ def test_one_that_does_not_work_is_refused_before_the_run(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_trial_changes_no_random_state() -> None:
+@pytest.mark.parametrize("name", ["Focal", "Direction"])
+def test_a_trial_lets_losses_pass_and_changes_no_random_state(name: str) -> None:
+    """Also one that does not depend on how large predictions are."""
     before = torch.get_rng_state()
-    ppll.Trainer({"data": {"name": "digits"}, "loss": {"name": "own_losses:Focal"}})
+    ppll.Trainer({"data": {"name": "digits"}, "loss": {"name": f"own_losses:{name}"}})
     assert torch.equal(torch.get_rng_state(), before)
 
 

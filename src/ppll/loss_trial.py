@@ -21,7 +21,7 @@ _NUM_SAMPLES: Final = 4
 _CLOSE: Final = 1e-3
 """How far, as a share, the losses of equal batches may lie apart, which are summed otherwise."""
 _FAR: Final = 100
-"""By what predictions are multiplied to see whether their loss is another one."""
+"""How many times as large other predictions are that are to have another loss."""
 _REMEDIES: Final = {
     False: "Mend it or its options; values to predict are targets in floating point.",
     True: "Mend it or its options; class indices are targets in whole numbers.",
@@ -54,7 +54,7 @@ def try_loss(blueprint: Blueprint) -> None:
         with blamed_on("loss.name", recipe.loss.name, type(loss), where, remedy):
             once: object = loss(logits, targets)
             twice: object = loss(torch.cat([logits, logits]), torch.cat([targets, targets]))
-            far: object = loss(_FAR * logits, targets)
+            far: object = loss(_FAR * torch.randn(shape), targets)
     if problem := _problem(once, twice, far) or _changed(before, _state(loss)):
         raise RecipeError(f"loss.name = {recipe.loss.name!r} {problem}")
 
