@@ -42,6 +42,11 @@ class Counting(Focal):
         self.seen += 1
         return super().forward(logits, targets)
 
+class Projected(Focal):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("projection", torch.randn(4, 4))
+
 class Detached(Focal):
     def forward(self, logits, targets):
         return super().forward(logits.detach(), targets)
@@ -162,6 +167,17 @@ def test_a_trial_changes_no_random_state() -> None:
     before = torch.get_rng_state()
     ppll.Trainer({"data": {"name": "digits"}, "loss": {"name": "own_losses:Focal"}})
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_a_loss_draws_is_a_function_of_the_seed() -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = loss_of("own_losses:Projected").projection
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert torch.equal(loss_of("own_losses:Projected").projection, first)
+    other = with_loss("own_losses:Projected").with_settings(["train.seed=9"])
+    assert not torch.equal(build_task_loss(other, torch.device("cpu")).projection, first)  # type: ignore[attr-defined]
 
 
 def test_a_run_goes_on_and_is_tested_alike(tmp_path: Path) -> None:

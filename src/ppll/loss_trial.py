@@ -34,7 +34,7 @@ def try_loss(blueprint: Blueprint) -> None:
     recipe = blueprint.recipe
     if not recipe.loss.is_own or device_of(recipe.runtime, 0).type != "cpu":
         return
-    loss = build_own_loss(recipe.loss)
+    loss = build_own_loss(recipe)
     before = _state(loss)
     shape = blueprint.sites[-1].output_shape
     with (

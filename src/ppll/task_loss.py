@@ -13,8 +13,9 @@ from ppll.config import Recipe
 from ppll.errors import RecipeError
 from ppll.losses.classification import cross_entropy
 from ppll.methods.base import TaskLoss
+from ppll.models.initialising import drawn_from
 from ppll.own_class import OwnKind, blamed_on, declared_types
-from ppll.sections import SHELF_LOSSES, LossConfig
+from ppll.sections import SHELF_LOSSES
 
 __all__ = ["build_own_loss", "build_task_loss"]
 
@@ -34,24 +35,28 @@ def build_task_loss(recipe: Recipe, device: torch.device) -> TaskLoss:
         RecipeError: It is a class that cannot be imported or built.
     """
     if recipe.loss.is_own:
-        return build_own_loss(recipe.loss).to(device)
+        return build_own_loss(recipe).to(device)
     return partial(cross_entropy, label_smoothing=recipe.train.label_smoothing)
 
 
-def build_own_loss(config: LossConfig) -> nn.Module:
+def build_own_loss(recipe: Recipe) -> nn.Module:
     """Import the class that is called ``"module:Class"`` and build it from its options.
 
     A list of numbers becomes a tensor where ``__init__`` declares one, such as ``weight`` of
-    ``torch.nn.CrossEntropyLoss``.
+    ``torch.nn.CrossEntropyLoss``. What it draws is a function of the recipe's seed.
 
     Raises:
         RecipeError: It cannot be imported, is no module, does not take the options, or has
             parameters, which no block would train.
     """
+    config = recipe.loss
     build = _KIND.imported(config.name)
     _KIND.check_options(config.name, build, config.options)
     options = _with_tensors(build, config.options)
-    with blamed_on(_KIND.key, config.name, build, "when it is built"):
+    with (
+        drawn_from(recipe.train.seed, config.name),
+        blamed_on(_KIND.key, config.name, build, "when it is built"),
+    ):
         loss: nn.Module = build(**options)
     if names := [name for name, _ in loss.named_parameters()]:
         raise RecipeError(
