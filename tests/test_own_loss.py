@@ -99,6 +99,10 @@ def test_options_are_given_and_rows_become_tensors() -> None:
     weights = [1.0, 2.0, 0.5]
     expected = nn.CrossEntropyLoss(torch.tensor(weights))(logits, targets)
     assert torch.equal(loss_of(CROSS_ENTROPY, weight=weights)(logits, targets), expected)
+    whole = loss_of(CROSS_ENTROPY, weight=[1, 2, 4])
+    assert torch.equal(
+        whole(logits, targets), loss_of(CROSS_ENTROPY, weight=[1.0, 2.0, 4.0])(logits, targets)
+    )
     assert loss_of("own_losses:Focal", gamma=0.0)(logits, targets) > loss_of("own_losses:Focal")(
         logits, targets
     )
@@ -149,6 +153,7 @@ def test_what_cannot_go_together_is_refused(settings: list[str], message: str) -
         ("own_losses:Counting", {}, r"changes its buffers \(seen\), which no checkpoint holds"),
         (CROSS_ENTROPY, {"reduction": "sum"}, "for one that holds it twice, .* return the mean"),
         (CROSS_ENTROPY, {"reduction": "none"}, r"returned shape \(4,\): return a tensor that is o"),
+        (CROSS_ENTROPY, {"weight": [1, [2]]}, "fails when it is built: TypeError"),
         (CROSS_ENTROPY, {"weight": [1.0]}, r"fails on made-up predictions: RuntimeError"),
     ],
 )

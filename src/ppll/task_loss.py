@@ -42,8 +42,8 @@ def build_task_loss(recipe: Recipe, device: torch.device) -> TaskLoss:
 def build_own_loss(recipe: Recipe) -> nn.Module:
     """Import the class that is called ``"module:Class"`` and build it from its options.
 
-    A list of numbers becomes a tensor where ``__init__`` declares one, such as ``weight`` of
-    ``torch.nn.CrossEntropyLoss``. What it draws is a function of the recipe's seed.
+    A list of numbers becomes a tensor in floating point where ``__init__`` declares one, such as
+    ``weight`` of ``torch.nn.CrossEntropyLoss``. What it draws is a function of the recipe's seed.
 
     Raises:
         RecipeError: It cannot be imported, is no module, does not take the options, or has
@@ -52,12 +52,11 @@ def build_own_loss(recipe: Recipe) -> nn.Module:
     config = recipe.loss
     build = _KIND.imported(config.name)
     _KIND.check_options(config.name, build, config.options)
-    options = _with_tensors(build, config.options)
     with (
         drawn_from(recipe.train.seed, config.name),
         blamed_on(_KIND.key, config.name, build, "when it is built"),
     ):
-        loss: nn.Module = build(**options)
+        loss: nn.Module = build(**_with_tensors(build, config.options))
     if names := [name for name, _ in loss.named_parameters()]:
         raise RecipeError(
             f"loss.name = {config.name!r} has parameters ({', '.join(names)}), which no block "
@@ -73,4 +72,6 @@ def _with_tensors(build: Callable[..., Any], options: Mapping[str, Any]) -> dict
 
 def _as_declared(value: object, hint: Any) -> object:
     is_row = isinstance(value, list | tuple)
-    return torch.tensor(value) if is_row and Tensor in (hint, *get_args(hint)) else value
+    if is_row and Tensor in (hint, *get_args(hint)):
+        return torch.tensor(value, dtype=torch.float32)
+    return value
