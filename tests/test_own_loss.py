@@ -14,8 +14,16 @@ import ppll
 from ppll.cli.app import main
 from ppll.config import Recipe
 from ppll.errors import RecipeError
+from ppll.loss_trial import try_loss
 from ppll.task_loss import build_task_loss
-from tests.interleaving import MadeUpText, digest, small_recipe, train_interleaved
+from tests.interleaving import (
+    NUM_CLASSES,
+    MadeUpText,
+    blueprint_of,
+    digest,
+    small_recipe,
+    train_interleaved,
+)
 from tests.test_resuming import broken, fit, same_result
 
 MODULE = """
@@ -112,6 +120,13 @@ def test_of_tokens_it_gets_all_of_them() -> None:
     recipe = small_recipe("gpt", optimizer="adamw").with_settings(["loss.name=own_losses:Focal"])
     digests = {digest(train_interleaved(recipe, n, batches=MadeUpText())) for n in (1, 3)}
     assert len(digests) == 1
+
+
+def test_rows_as_long_as_there_are_tokens_are_not_taken_for_classes() -> None:
+    recipe = small_recipe("gpt").with_settings([f"loss.name={CROSS_ENTROPY}"])
+    text = MadeUpText(num_tokens=NUM_CLASSES)
+    with pytest.raises(RecipeError, match="fails on made-up predictions: RuntimeError"):
+        try_loss(blueprint_of(recipe, text))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from ppll.devices import device_of
 from ppll.errors import RecipeError
 from ppll.numerics import own_generator
 from ppll.own_class import blamed_on
+from ppll.site import BlockSite
 from ppll.task_loss import build_own_loss
 
 __all__ = ["try_loss"]
@@ -36,7 +37,7 @@ def try_loss(blueprint: Blueprint) -> None:
         return
     loss = build_own_loss(recipe)
     before = _state(loss)
-    shape = blueprint.sites[-1].output_shape
+    shape = _shape(blueprint.sites[-1])
     with (
         own_generator(),
         blamed_on("loss.name", recipe.loss.name, type(loss), "on made-up predictions"),
@@ -47,6 +48,14 @@ def try_loss(blueprint: Blueprint) -> None:
         twice: object = loss(torch.cat([logits, logits]), torch.cat([targets, targets]))
     if problem := _problem(once, twice) or _changed(before, _state(loss)):
         raise RecipeError(f"loss.name = {recipe.loss.name!r} {problem}")
+
+
+def _shape(last: BlockSite) -> tuple[int, ...]:
+    """One sample's logits, with rows that are not as long as there are tokens: where torch looks
+    for classes, in the second dimension, these could be taken for them."""
+    if last.predicts_tokens and last.input_shape == (last.num_classes,):
+        return last.num_classes + 1, last.num_classes
+    return last.output_shape
 
 
 def _targets(facts: DataFacts, shape: tuple[int, ...]) -> Tensor:
