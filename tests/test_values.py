@@ -296,6 +296,11 @@ def test_what_is_shown_is_the_loss(whole: ppll.Result, tmp_path: Path) -> None:
     assert "test loss" in page
     assert f"{whole.test_loss:.4f}" in page
     write_report([run, run], tmp_path / "two.html")
+    both = (tmp_path / "two.html").read_text().partition("Side by side")[2].partition("<h2")[0]
+    assert "test loss" in both
+    assert both.count(f"{whole.test_loss:.4f}") == 2
+    assert "loss of the final output, by step" in both
+    assert "accuracy" not in both
 
 
 def test_results_of_before_are_still_shown(whole: ppll.Result, tmp_path: Path) -> None:
