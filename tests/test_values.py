@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -294,13 +295,22 @@ def test_what_is_shown_is_the_loss(whole: ppll.Result, tmp_path: Path) -> None:
     write_report([run], tmp_path / "one.html")
     page = (tmp_path / "one.html").read_text()
     assert "test loss" in page
-    assert f"{whole.test_loss:.4f}" in page
+    assert f"{whole.test_loss:.5g}" in page
     write_report([run, run], tmp_path / "two.html")
     both = (tmp_path / "two.html").read_text().partition("Side by side")[2].partition("<h2")[0]
     assert "test loss" in both
-    assert both.count(f"{whole.test_loss:.4f}") == 2
+    assert both.count(f"{whole.test_loss:.5g}") == 2
     assert "loss of the final output, by step" in both
     assert "accuracy" not in both
+
+
+def test_losses_of_any_size_are_reported(whole: ppll.Result, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole.run_folder, run)
+    written = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps({**written, "test_loss": 9e23}))
+    write_report([run], tmp_path / "page.html")
+    assert "9e+23" in (tmp_path / "page.html").read_text()
 
 
 def test_results_of_before_are_still_shown(whole: ppll.Result, tmp_path: Path) -> None:

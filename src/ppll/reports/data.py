@@ -55,8 +55,8 @@ class Outcome(pydantic.BaseModel):
     test_accuracy: _Share | None
     exit_accuracy: tuple[_Share | None, ...]
     validation_accuracy: _Share | None = None
-    test_loss: _Finite | None = None
-    exit_loss: tuple[_Finite | None, ...] = ()
+    test_loss: pydantic.FiniteFloat | None = None
+    exit_loss: tuple[pydantic.FiniteFloat | None, ...] = ()
     num_stages: _Count
     busy_fraction: tuple[_Finite, ...]
     peak_memory_bytes: tuple[_Count, ...]

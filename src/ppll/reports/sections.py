@@ -55,7 +55,7 @@ def percent(share: float | None) -> str:
 
 def number(loss: float | None) -> str:
     """A loss in words."""
-    return "" if loss is None else f"{loss:.4f}"
+    return "" if loss is None else f"{loss:.5g}"
 
 
 def size(num_bytes: float) -> str:
