@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import invalidate_caches
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,18 @@ def test_a_run_goes_on_and_is_tested_alike(tmp_path: Path) -> None:
     assert plain.weights_sha256 != result.weights_sha256
     with pytest.raises(ppll.errors.PpllError, match=r"loss\.options \(was"):
         fit(tmp_path / "run", settings[0], resume=True)
+
+
+def test_without_its_module_a_run_can_be_loaded_but_not_tested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(tmp_path / "run", "loss.name=own_losses:Focal")
+    monkeypatch.delitem(sys.modules, "own_losses")
+    (tmp_path / "own_losses.py").unlink()
+    invalidate_caches()
+    assert ppll.load(tmp_path / "run").step
+    with pytest.raises(RecipeError, match=r"cannot import 'own_losses' for loss.name"):
+        ppll.evaluate(tmp_path / "run")
 
 
 def test_another_loss_has_no_perplexity(tmp_path: Path) -> None:

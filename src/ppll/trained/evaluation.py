@@ -55,6 +55,7 @@ def evaluate(
         RunFolderError: It is no run, or has no such checkpoint.
         DataError: The data is missing or is not the run's.
         ModelError: ``model`` is missing, is not wanted, or is another network.
+        RecipeError: The class that is its loss cannot be imported.
         CheckpointError: All its checkpoints are damaged, or the one that is asked for is.
     """
     folder, found, recipe = open_checkpoint(run, model, best=best, step=step)
@@ -64,6 +65,7 @@ def evaluate(
     facts = replace(facts, num_test=now.num_test, num_validation=now.num_validation)
     blueprint = blueprint_of(found, recipe, facts, model)
     blueprint.stage_blocks(stages)
+    build_task_loss(recipe, torch.device("cpu"))  # Before a process is started that cannot.
     job = Job(
         recipe,
         folder,
