@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from ppll.config import Recipe
 from ppll.errors import RecipeError
 from ppll.losses.classification import cross_entropy
-from ppll.methods.base import TaskLoss
+from ppll.methods.base import Method, TaskLoss
 from ppll.models.initialising import drawn_from
 from ppll.own_class import OwnKind, blamed_on, declared_types
 from ppll.sections import SHELF_LOSSES
 
-__all__ = ["build_own_loss", "build_task_loss"]
+__all__ = ["build_own_loss", "build_task_loss", "refuse_classes"]
 
 _KIND: Final = OwnKind(
     "loss", nn.Module, "torch.nn.Module", SHELF_LOSSES, "leave out what follows it"
@@ -63,6 +63,30 @@ def build_own_loss(recipe: Recipe) -> nn.Module:
             f"trains or saves: put what is learned into the network, or an auxiliary network."
         )
     return loss
+
+
+def refuse_classes(recipe: Recipe, method: Method) -> None:
+    """Refuse what reads targets as classes, where they are values.
+
+    Raises:
+        RecipeError: The loss, the method or the choice of checkpoints does.
+    """
+    if not recipe.loss.is_own:
+        raise RecipeError(
+            f"loss.name = {recipe.loss.name!r} is of classes, but the data has values to predict "
+            f"(targets in floating point): name a loss of these, such as loss.name = "
+            f"'torch.nn:MSELoss', or give class indices as whole numbers."
+        )
+    if method.needs_classes:
+        raise RecipeError(
+            f"method {recipe.method.name!r} reads targets or predictions as those of classes, but "
+            f"the data has values to predict: choose another method."
+        )
+    if recipe.checkpoint.keeps_best:
+        raise RecipeError(
+            'checkpoint.keep = "best" goes by the validation accuracy, but the data has values to '
+            "predict, of which none is right or wrong: keep a number of checkpoints."
+        )
 
 
 def _with_tensors(build: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
