@@ -143,12 +143,6 @@ def _load_data(folder: RunFolder, recipe: Recipe, facts: DataFacts) -> Dataset:
             f"classes, but its data has {data.input_shape} in {data.num_classes} now: put back "
             f"what it had."
         )
-    if data.train.predicts_values != facts.predicts_values:
-        was, now = ("values", "classes") if facts.predicts_values else ("classes", "values")
-        raise DataError(
-            f"the run was trained to predict {was}, but its data has {now} now: put back what it "
-            f"had."
-        )
     if data.num_tokens != facts.num_tokens:
         raise DataError(
             f"the run was trained on {facts.num_tokens} different tokens, but its data has "
