@@ -258,6 +258,18 @@ def test_a_network_of_another_length_is_refused() -> None:
         ppll.Trainer(tree(), model=narrow, data=dataset())
 
 
+def test_only_of_rows_of_tokens_a_network_is_said_to_read_tokens() -> None:
+    wide = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+    with pytest.raises(ModelError) as caught:
+        ppll.Trainer(tree(), model=wide, data=dataset())
+    assert "token" not in str(caught.value)
+    rows = torch.zeros(8, 6, dtype=torch.int64)
+    data = Dataset.from_arrays(train=(rows, torch.zeros(8, 3)), test=(rows, torch.zeros(8, 3)))
+    gpt = {"name": "gpt", "width": 8, "depth": 2, "heads": 2}
+    with pytest.raises(ModelError, match=r"of every token.* but the data has one target a row"):
+        ppll.Trainer(tree(model=gpt, data={"batch_size": 4, "validation": 0}), data=data)
+
+
 # --- whole runs ----------------------------------------------------------------------------------
 
 

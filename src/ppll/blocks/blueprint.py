@@ -304,9 +304,10 @@ def _other_output(last: BlockSite, facts: DataFacts) -> ModelError:
     what, hint = ("tokens" if last.predicts_tokens else "classes"), ""
     if facts.predicts_values:
         what = "value(s) to predict of each"
-    if last.feature_shape[:1] == last.input_shape and not last.predicts_tokens:
+    says_of_each = last.feature_shape[:1] == last.input_shape
+    if last.holds_tokens and says_of_each and not last.predicts_tokens:
         hint = (
-            " It says something of every token, as 'gpt' does, but the data has one class a row: "
+            " It says something of every token, as 'gpt' does, but the data has one target a row: "
             "end it in a layer that reads all of them, such as by their mean."
         )
     return ModelError(
