@@ -181,7 +181,7 @@ class LiveView(Callback):
             return "starting"  # At which step is not known yet: the run may go on.
         step = f"step {statuses[-1].step}/{self._blueprint.num_steps}"
         losses = [_number(self._of_block(b, "train", "loss")) for b in self._blocks()]
-        exits = [_share(self._of_block(b, "tested", "accuracy")) for b in self._blocks()]
+        exits = [self._tested(b) for b in self._blocks()]
         busy = [_share(status.busy) for status in statuses]
         parts = [step, self._epoch(), *self._progress()]
         for name, values in (("loss", losses), ("tested", exits), ("busy", busy)):
@@ -250,8 +250,13 @@ class LiveView(Callback):
             str(block),
             _number(self._of_block(block, "train", "loss")),
             _share(self._of_block(block, "train", "accuracy")),
-            _share(self._of_block(block, "tested", "accuracy")),
+            self._tested(block),
         ]
+
+    def _tested(self, block: int) -> str:
+        """The accuracy of a block's exit; of values, which have none, the loss."""
+        accuracy = _share(self._of_block(block, "tested", "accuracy"))
+        return accuracy or _number(self._of_block(block, "tested", "loss"))
 
     def _blocks(self) -> range:
         return range(self._blueprint.num_blocks)
