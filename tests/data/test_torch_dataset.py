@@ -209,9 +209,6 @@ def test_an_input_that_cannot_be_used_is_named(given: object, words: str) -> Non
 @pytest.mark.parametrize(
     ("label", "shown"),
     [
-        (0.5, "0.5"),
-        (1.0, "1.0"),
-        (torch.tensor(0.5), r"tensor\(0.5000\)"),
         (True, "True"),
         ("cat", "'cat'"),
         (None, "None"),
@@ -221,6 +218,12 @@ def test_an_input_that_cannot_be_used_is_named(given: object, words: str) -> Non
 )
 def test_a_label_that_is_no_whole_number_is_named(label: object, shown: str) -> None:
     refused(after(2, (PIXELS[2], label)), f"sample 2 has the label {shown}: give .* whole number")
+
+
+@pytest.mark.parametrize("label", [0.5, 1.0, torch.tensor(0.5)])
+def test_values_among_classes_are_named(label: object) -> None:
+    words = r"sample 2 has a label that is float\d+ of shape \(\), but sample 0 int64 of shape \(\)"
+    refused(after(2, (PIXELS[2], label)), words)
 
 
 def test_labels_of_other_shapes_are_named() -> None:
