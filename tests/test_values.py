@@ -155,6 +155,7 @@ def test_data_sets_of_torch_may_have_values() -> None:
         (torch.zeros(4, 2, 2), torch.zeros(4, 2, 2), r"found float32 of shape \(4, 2, 2\)"),
         (torch.zeros(3, 2), torch.zeros(4, 2), "4 inputs but 3 targets: give one row of values a"),
         (torch.tensor([0, math.inf, 0, 0]), torch.zeros(4), "sample 1 holds a value that is not"),
+        (torch.zeros(4, requires_grad=True), torch.zeros(4), "targets require a gradient, but dat"),
         (torch.zeros(4, 0), torch.zeros(4, 0), r"found float32 of shape \(4, 0\)"),
     ],
 )
@@ -167,6 +168,8 @@ def test_values_that_do_not_fit_are_refused(train: Any, test: Any, message: str)
 def test_another_number_of_values_than_is_named_is_refused() -> None:
     with pytest.raises(DataError, match="leave num_classes out"):
         Dataset.from_arrays(train=samples(4, 0), test=samples(4, 1), num_classes=3)
+    with pytest.raises(DataError, match="must be a number of classes, found 0"):
+        Dataset.from_arrays(train=samples(4, 0), test=samples(4, 1), num_classes=0)
 
 
 def test_a_file_holds_values(tmp_path: Path) -> None:
