@@ -51,6 +51,13 @@ class Counting(Focal):
         self.seen += 1
         return super().forward(logits, targets)
 
+class Warming(Focal):
+    num_calls = 0
+
+    def forward(self, logits, targets):
+        self.num_calls += 1
+        return super().forward(logits, targets) * self.num_calls
+
 class Projected(Focal):
     def __init__(self):
         super().__init__()
@@ -167,6 +174,7 @@ def test_what_cannot_go_together_is_refused(settings: list[str], message: str) -
         ("own_losses:Detached", {}, "returned what has no gradient"),
         ("own_losses:Number", {}, r"returned \d\.\d+: return a tensor that is one number"),
         ("own_losses:Counting", {}, r"changes its buffers \(seen\), which no checkpoint holds"),
+        ("own_losses:Warming", {}, r"for the same batch, .* may depend on its arguments alone"),
         (CROSS_ENTROPY, {"reduction": "sum"}, "for one that holds it twice, .* return the mean"),
         (CROSS_ENTROPY, {"reduction": "none"}, r"returned shape \(4,\): return a tensor that is o"),
         (CROSS_ENTROPY, {"weight": [1, [2]]}, "fails when it is built: TypeError"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +45,9 @@ def try_loss(blueprint: Blueprint) -> None:
         logits = torch.randn(_NUM_SAMPLES, *shape).requires_grad_()
         targets = _targets(blueprint.facts, (_NUM_SAMPLES, *shape))
         once: object = loss(logits, targets)
+        again: object = loss(logits, targets)
         twice: object = loss(torch.cat([logits, logits]), torch.cat([targets, targets]))
-    if problem := _problem(once, twice) or _changed(before, _state(loss)):
+    if problem := _problem(once, again, twice) or _changed(before, _state(loss)):
         raise RecipeError(f"loss.name = {recipe.loss.name!r} {problem}")
 
 
@@ -65,19 +66,28 @@ def _targets(facts: DataFacts, shape: tuple[int, ...]) -> Tensor:
     return torch.randint(shape[-1], shape[:-1])
 
 
-def _problem(once: object, twice: object) -> str | None:
-    """What is wrong with the losses of a batch, and of a batch that holds it twice, in words."""
-    if not isinstance(once, Tensor) or not isinstance(twice, Tensor) or once.dim() or twice.dim():
+def _problem(once: object, again: object, twice: object) -> str | None:
+    """What is wrong with the losses of a batch, of the same, and of one that holds it twice."""
+    if not (_is_number(once) and _is_number(again) and _is_number(twice)):
         found = f"shape {tuple(once.shape)}" if isinstance(once, Tensor) else repr(once)
         return f"returned {found:.80}: return a tensor that is one number, the mean of the batch."
     if not once.requires_grad:
         return "returned what has no gradient: compute it from the logits, without detach()."
+    if not torch.isclose(once, again, rtol=0, atol=0, equal_nan=True):
+        return (
+            f"returned {once.item():.4g} and {again.item():.4g} for the same batch, but what a "
+            f"loss is may depend on its arguments alone: let it draw nothing and keep no state."
+        )
     if not torch.isclose(once, twice, rtol=_CLOSE, atol=_CLOSE, equal_nan=True):
         return (
             f"returned {once.item():.4g} for a batch and {twice.item():.4g} for one that holds it "
             f"twice, but a batch may come in parts and shards: return the mean of its samples."
         )
     return None
+
+
+def _is_number(found: object) -> TypeGuard[Tensor]:
+    return isinstance(found, Tensor) and not found.dim()
 
 
 def _state(loss: nn.Module) -> dict[str, Tensor]:
