@@ -51,6 +51,12 @@ class Counting(Focal):
         self.seen += 1
         return super().forward(logits, targets)
 
+class Squared(nn.Module):
+    def forward(self, logits, targets):
+        ones = torch.ones(len(targets), 1)
+        wanted = torch.zeros_like(logits).scatter(1, targets[:, None], ones)
+        return F.mse_loss(logits, wanted)
+
 class Warming(Focal):
     num_calls = 0
 
@@ -75,6 +81,7 @@ class Failing(Focal):
     def forward(self, logits, targets):
         raise ValueError("no such thing")
 """
+BF16 = {"precision": "bf16"}
 CROSS_ENTROPY = "torch.nn:CrossEntropyLoss"
 
 
@@ -190,6 +197,14 @@ def test_one_that_does_not_work_is_refused_before_the_run(
             out=tmp_path / "run",
         )
     assert not (tmp_path / "run").exists()
+
+
+def test_it_is_tried_in_the_precision_of_training() -> None:
+    sections = {"data": {"name": "digits"}, "loss": {"name": "own_losses:Squared"}}
+    ppll.Trainer(sections)
+    ppll.Trainer({**sections, "loss": {"name": "torch.nn:MultiMarginLoss"}, "train": BF16})
+    with pytest.raises(RecipeError, match="fails on made-up predictions: RuntimeError"):
+        ppll.Trainer({**sections, "train": BF16})
 
 
 def test_a_trial_changes_no_random_state() -> None:

@@ -11,7 +11,7 @@ from ppll.blocks.blueprint import Blueprint
 from ppll.data_facts import DataFacts
 from ppll.devices import device_of
 from ppll.errors import RecipeError
-from ppll.numerics import own_generator
+from ppll.numerics import autocast_dtype, own_generator
 from ppll.own_class import blamed_on
 from ppll.site import BlockSite
 from ppll.task_loss import build_own_loss
@@ -19,12 +19,12 @@ from ppll.task_loss import build_own_loss
 __all__ = ["try_loss"]
 
 _NUM_SAMPLES: Final = 4
-_CLOSE: Final = 1e-3
+_CLOSE: Final = 1e-2
 """How far, as a share, the losses of equal batches may lie apart, which are summed otherwise."""
 
 
 def try_loss(blueprint: Blueprint) -> None:
-    """Let a loss of the user's own judge made-up predictions of the shape that the run has.
+    """Let a loss of the user's own judge made-up predictions of the run's shape and type.
 
     Losses of the shelf are not tried, nor is one that is to run on a GPU, which may do there what
     it cannot on the CPU. The state of the generator is restored.
@@ -37,12 +37,13 @@ def try_loss(blueprint: Blueprint) -> None:
         return
     loss = build_own_loss(recipe)
     before = _state(loss)
-    shape = _shape(blueprint.sites[-1])
+    shape, dtype = _shape(blueprint.sites[-1]), autocast_dtype(recipe.train)
     with (
         own_generator(),
+        torch.autocast("cpu", dtype, enabled=dtype is not None),
         blamed_on("loss.name", recipe.loss.name, type(loss), "on made-up predictions"),
     ):
-        logits = torch.randn(_NUM_SAMPLES, *shape).requires_grad_()
+        logits = torch.randn(_NUM_SAMPLES, *shape, dtype=dtype, requires_grad=True)
         targets = _targets(blueprint.facts, (_NUM_SAMPLES, *shape))
         once: object = loss(logits, targets)
         again: object = loss(logits, targets)
