@@ -323,9 +323,14 @@ def test_losses_of_any_size_are_reported(whole: ppll.Result, tmp_path: Path) -> 
     run = tmp_path / "run"
     shutil.copytree(whole.run_folder, run)
     written = json.loads((run / "result.json").read_text())
-    (run / "result.json").write_text(json.dumps({**written, "test_loss": 9e23}))
-    write_report([run], tmp_path / "page.html")
-    assert "9e+23" in (tmp_path / "page.html").read_text()
+    for loss, words in ((9e23, "9e+23"), (None, "not finite")):
+        changed = {**written, "test_loss": loss, "exit_loss": [None, loss]}
+        (run / "result.json").write_text(json.dumps(changed))
+        write_report([run], tmp_path / "page.html")
+        assert words in (tmp_path / "page.html").read_text()
+    text = io.StringIO()
+    show_result(Console(file=text, width=120), read_result(RunFolder(run)))
+    assert "test loss, final output: not finite" in text.getvalue()
 
 
 def test_results_of_before_are_still_shown(whole: ppll.Result, tmp_path: Path) -> None:

@@ -96,23 +96,26 @@ def _show_accuracies(console: Console, result: Result) -> None:
     for index, (accuracy, loss) in enumerate(exits):
         last = index == result.num_blocks - 1
         name = "final output" if last else f"exit of block {index}"
-        measure, value = _measured(accuracy, loss)
+        measure, value = _measured(accuracy, loss, is_final=last)
         console.print(f"test {measure}, {name}: {value}", highlight=False)
         if result.exit_perplexity and (found := result.exit_perplexity[index]) is not None:
             console.print(f"test perplexity, {name}: {found:.4f}", highlight=False)
     if result.validation_accuracy is not None or result.validation_loss is not None:
-        measure, value = _measured(result.validation_accuracy, result.validation_loss)
+        values = result.validation_accuracy, result.validation_loss
+        measure, value = _measured(*values, is_final=True)
         console.print(f"validation {measure}: {value}", highlight=False)
     if result.best_validation_accuracy is not None:
         best = f"{result.best_validation_accuracy:.2%} (step {result.best_step})"
         console.print(f"best validation accuracy: {best}", highlight=False)
 
 
-def _measured(accuracy: float | None, loss: float | None) -> tuple[str, str]:
+def _measured(accuracy: float | None, loss: float | None, *, is_final: bool) -> tuple[str, str]:
     """The accuracy of a prediction; of values, which have none, the loss."""
     if accuracy is not None:
         return "accuracy", f"{accuracy:.2%}"
-    return ("accuracy", "no prediction") if loss is None else ("loss", f"{loss:.4f}")
+    if loss is not None:
+        return "loss", f"{loss:.4f}"
+    return ("loss", "not finite") if is_final else ("accuracy", "no prediction")
 
 
 def _show_origin(console: Console, result: Result) -> None:

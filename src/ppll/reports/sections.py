@@ -90,8 +90,8 @@ def _tiles(run: RunReport) -> Markup | None:
 
 
 def _tested(found: Outcome) -> tuple[str, str]:
-    if found.test_accuracy is None and found.test_loss is not None:
-        return "test loss", number(found.test_loss)
+    if found.test_accuracy is None and found.exit_accuracy:
+        return "test loss", number(found.test_loss) or "not finite"
     return "test accuracy", percent(found.test_accuracy) or "not tested"
 
 
