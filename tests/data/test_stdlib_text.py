@@ -153,7 +153,7 @@ def test_tokens_and_groups_are_read_as_they_were_saved(root: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("inputs", "targets", "words"),
     [
-        (torch.zeros(2, 3), torch.zeros(2, 3), "rows of tokens must be"),
+        (torch.zeros(2, 3), torch.zeros(2, 3).long(), "rows of tokens must be"),
         (torch.zeros(2, 3).long(), torch.zeros(2, 4).long(), "rows of tokens must be"),
         (torch.zeros(2, 3).long(), torch.zeros(2, 3).int(), "targets must be torch.int64"),
         (torch.zeros(2, 3).long() + 5, torch.zeros(2, 3).long(), "token 5 of train sample 0"),
