@@ -149,6 +149,22 @@ def test_an_auxiliary_network_that_changes_the_output_is_refused(kind: Kind) -> 
         first.learn() if kind is Kind.TRAIN else first.evaluate()
 
 
+class Clamping(nn.CrossEntropyLoss):
+    """Changes the targets, which the next block of the process would learn from."""
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return super().forward(logits, targets.clamp_(max=1))
+
+
+@pytest.mark.parametrize("kind", [Kind.TRAIN, Kind.EVALUATE])
+def test_a_loss_that_changes_the_targets_is_refused(kind: Kind) -> None:
+    first, _ = make_blocks()
+    first._task_loss = Clamping()
+    first.forward(batch(kind))
+    with pytest.raises(ModelError, match=r"loss of block 0 changes the targets in place.*clone"):
+        first.learn() if kind is Kind.TRAIN else first.evaluate()
+
+
 def test_changes_in_place_inside_a_block_are_its_own_business() -> None:
     first, _ = make_blocks(nn.Linear(WIDTH, WIDTH), nn.ReLU(inplace=True))
     learn(first, batch())

@@ -64,6 +64,17 @@ def test_a_terminal_shows_everything_in_80_columns(trainer: ppll.Trainer) -> Non
     assert text.split()[-4:] == ["1", "0.500", "75%", "60%"]
 
 
+def test_of_values_it_shows_the_losses_of_tests(trainer: ppll.Trainer) -> None:
+    view = LiveView(console(terminal=False), trainer.blueprint, FACTS)
+    for block, loss in ((0, 1.25), (1, 0.5)):
+        view.on_metrics({"kind": "test", "block": block, "loss": loss, "accuracy": None})
+    view.update([status(6, 120), status(5, 100)])
+    assert "tested 1.250 0.500" in view._line()
+    shown = console()
+    shown.print(view.render())
+    assert printed(shown).split()[-2:] == ["1", "0.500"]
+
+
 def test_replicas_are_counted_and_only_the_first_ones_shown(tmp_path: Path) -> None:
     sections = {**RECIPE, "runtime": {"stages": 2}, "train": {"epochs": 4, "replicas": [1, 2]}}
     blueprint = ppll.Trainer(sections, out=tmp_path / "run").blueprint

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from ppll.blocks.blueprint import build_method
+from ppll.errors import RecipeError
 from ppll.methods import BlockSite
 from ppll.planning.costs import Costs
 from ppll.planning.measuring import _at_none, measure
@@ -52,6 +54,18 @@ def test_measuring_needs_no_resolved_cuts_and_makes_them() -> None:
     plan = draw_plan(base, measure(base, repeats=1), 4, Link())
     assert len(plan.blocks) == 4
     assert isinstance(plan.recipe.split.cuts, tuple)
+
+
+def test_a_loss_with_weights_is_measured_in_the_precision_of_training() -> None:
+    loss = ["loss.name=torch.nn:CrossEntropyLoss", "loss.options.weight=[1, 1, 2]"]
+    assert measured(*loss, "train.precision=bf16").exits[-1].forward_s > 0
+
+
+def test_a_loss_that_does_not_work_is_refused() -> None:
+    with pytest.raises(
+        RecipeError, match=r"'torch.nn:CrossEntropyLoss' fails on made-up predictions"
+    ):
+        measured("loss.name=torch.nn:CrossEntropyLoss", "loss.options.weight=[1]")
 
 
 def test_measuring_leaves_the_generator_alone() -> None:

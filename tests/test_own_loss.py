@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import invalidate_caches
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,16 @@ import ppll
 from ppll.cli.app import main
 from ppll.config import Recipe
 from ppll.errors import RecipeError
-from ppll.task_loss import build_task_loss
-from tests.interleaving import MadeUpText, digest, small_recipe, train_interleaved
+from ppll.loss_trial import try_loss
+from ppll.task_loss import build_own_loss, build_task_loss
+from tests.interleaving import (
+    NUM_CLASSES,
+    MadeUpText,
+    blueprint_of,
+    digest,
+    small_recipe,
+    train_interleaved,
+)
 from tests.test_resuming import broken, fit, same_result
 from tests.thinning import slow_but
 
@@ -30,7 +39,6 @@ class Focal(nn.Module):
         self.gamma = gamma
 
     def forward(self, logits, targets):
-        logits, targets = logits.flatten(0, -2), targets.flatten()
         losses = F.cross_entropy(logits, targets, reduction="none")
         return ((1 - torch.exp(-losses)) ** self.gamma * losses).mean()
 
@@ -42,6 +50,24 @@ class Counting(Focal):
     def forward(self, logits, targets):
         self.seen += 1
         return super().forward(logits, targets)
+
+class Squared(nn.Module):
+    def forward(self, logits, targets):
+        ones = torch.ones(len(targets), 1)
+        wanted = torch.zeros_like(logits).scatter(1, targets[:, None], ones)
+        return F.mse_loss(logits, wanted)
+
+class Warming(Focal):
+    num_calls = 0
+
+    def forward(self, logits, targets):
+        self.num_calls += 1
+        return super().forward(logits, targets) * self.num_calls
+
+class Projected(Focal):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("projection", torch.randn(4, 4))
 
 class Detached(Focal):
     def forward(self, logits, targets):
@@ -64,6 +90,7 @@ class Failing(Focal):
     def forward(self, logits, targets):
         raise ValueError("no such thing")
 """
+BF16 = {"precision": "bf16"}
 CROSS_ENTROPY = "torch.nn:CrossEntropyLoss"
 
 
@@ -106,6 +133,10 @@ def test_options_are_given_and_rows_become_tensors() -> None:
     weights = [1.0, 2.0, 0.5]
     expected = nn.CrossEntropyLoss(torch.tensor(weights))(logits, targets)
     assert torch.equal(loss_of(CROSS_ENTROPY, weight=weights)(logits, targets), expected)
+    whole = loss_of(CROSS_ENTROPY, weight=[1, 2, 4])
+    assert torch.equal(
+        whole(logits, targets), loss_of(CROSS_ENTROPY, weight=[1.0, 2.0, 4.0])(logits, targets)
+    )
     assert loss_of("own_losses:Focal", gamma=0.0)(logits, targets) > loss_of("own_losses:Focal")(
         logits, targets
     )
@@ -115,7 +146,7 @@ def test_whole_numbers_and_single_ones_become_tensors_in_floating_point() -> Non
     logits, targets = torch.randn(5, 3), torch.tensor([0, 1, 2, 1, 0])
     expected = loss_of(CROSS_ENTROPY, weight=[1.0, 2.0, 1.0])(logits, targets)
     assert torch.equal(loss_of(CROSS_ENTROPY, weight=[1, 2, 1])(logits, targets), expected)
-    one = loss_of("torch.nn:BCEWithLogitsLoss", pos_weight=3)
+    one: Any = build_own_loss(with_loss("torch.nn:BCEWithLogitsLoss", pos_weight=3))
     assert torch.equal(one.pos_weight, torch.tensor(3.0))
     assert loss_of("torch.nn:HuberLoss", delta=2).delta == 2
 
@@ -152,10 +183,14 @@ def test_objects_of_python_are_told_apart(loss: object, message: str) -> None:
         Recipe.from_dict({"loss": loss})
 
 
-def test_of_tokens_it_gets_all_of_them() -> None:
-    recipe = small_recipe("gpt", optimizer="adamw").with_settings(["loss.name=own_losses:Focal"])
-    digests = {digest(train_interleaved(recipe, n, batches=MadeUpText())) for n in (1, 3)}
-    assert len(digests) == 1
+def test_tokens_are_samples_to_it() -> None:
+    """Also in rows that are as long as there are tokens, which could be taken for classes."""
+    recipe = small_recipe("gpt", optimizer="adamw")
+    named = recipe.with_settings([f"loss.name={CROSS_ENTROPY}"])
+    text = MadeUpText(num_tokens=NUM_CLASSES)
+    try_loss(blueprint_of(named, text))
+    digests = {digest(train_interleaved(named, n, batches=text)) for n in (1, 3)}
+    assert digests == {digest(train_interleaved(recipe, 1, batches=text))}
 
 
 @pytest.mark.parametrize(
@@ -203,6 +238,7 @@ def test_what_cannot_go_together_is_refused(settings: list[str], message: str) -
         ("own_losses:Detached", {}, "returned what has no gradient"),
         ("own_losses:Number", {}, r"returned \d\.\d+: return a tensor that is one number"),
         ("own_losses:Counting", {}, r"changes its buffers \(seen\), which no checkpoint holds"),
+        ("own_losses:Warming", {}, r"for the same batch, .* may depend on its arguments alone"),
         (CROSS_ENTROPY, {"reduction": "sum"}, "for one that holds it twice, .* return the mean"),
         (CROSS_ENTROPY, {"reduction": "none"}, r"returned shape \(4,\): return a tensor that is o"),
         (
@@ -210,6 +246,7 @@ def test_what_cannot_go_together_is_refused(settings: list[str], message: str) -
             {"weight": [1.0]},
             r"of shape \(4, 10\) and class indices of shape \(4,\): RuntimeError",
         ),
+        (CROSS_ENTROPY, {"weight": [1, [2]]}, "fails when it is built: TypeError"),
         ("torch.nn:MSELoss", {}, "options; values to predict are targets in floating point"),
         ("own_losses:Constant", {}, "returned the same number whatever was predicted"),
     ],
@@ -225,12 +262,34 @@ def test_one_that_does_not_work_is_refused_before_the_run(
     assert not (tmp_path / "run").exists()
 
 
+def test_it_is_tried_in_the_precision_of_training() -> None:
+    sections = {"data": {"name": "digits"}, "loss": {"name": "own_losses:Squared"}}
+    ppll.Trainer(sections)
+    ppll.Trainer({**sections, "loss": {"name": "torch.nn:MultiMarginLoss"}, "train": BF16})
+    with pytest.raises(RecipeError, match=r"fails on made-up predictions .*: RuntimeError"):
+        ppll.Trainer({**sections, "train": BF16})
+
+
 @pytest.mark.parametrize("name", ["Focal", "Direction"])
 def test_a_trial_lets_losses_pass_and_changes_no_random_state(name: str) -> None:
     """Also one that does not depend on how large predictions are."""
     before = torch.get_rng_state()
     ppll.Trainer({"data": {"name": "digits"}, "loss": {"name": f"own_losses:{name}"}})
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_a_loss_draws_is_a_function_of_the_seed() -> None:
+    def drawn(*settings: str) -> Tensor:
+        loss: Any = build_own_loss(with_loss("own_losses:Projected").with_settings(settings))
+        return loss.projection
+
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = drawn()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert torch.equal(drawn(), first)
+    assert not torch.equal(drawn("train.seed=9"), first)
 
 
 def test_a_run_goes_on_and_is_tested_alike(tmp_path: Path) -> None:
@@ -246,6 +305,18 @@ def test_a_run_goes_on_and_is_tested_alike(tmp_path: Path) -> None:
     assert plain.weights_sha256 != result.weights_sha256
     with pytest.raises(ppll.errors.PpllError, match=r"loss\.options \(was"):
         fit(tmp_path / "run", settings[0], resume=True)
+
+
+def test_without_its_module_a_run_can_be_loaded_but_not_tested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(tmp_path / "run", "loss.name=own_losses:Focal")
+    monkeypatch.delitem(sys.modules, "own_losses")
+    (tmp_path / "own_losses.py").unlink()
+    invalidate_caches()
+    assert ppll.load(tmp_path / "run").step
+    with pytest.raises(RecipeError, match=r"cannot import 'own_losses' for loss.name"):
+        ppll.evaluate(tmp_path / "run")
 
 
 def test_another_loss_has_no_perplexity(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,7 @@ def test_data_sets_of_torch_may_have_values() -> None:
             torch.zeros(4),
             "the target of sample 1 holds a value that is not",
         ),
+        (torch.zeros(4, requires_grad=True), torch.zeros(4), "targets require a gradient, but dat"),
         (torch.zeros(4, 0), torch.zeros(4, 0), r"found float32 of shape \(4, 0\)"),
     ],
 )
@@ -190,6 +192,8 @@ def test_values_that_do_not_fit_are_refused(train: Any, test: Any, message: str)
 def test_another_number_of_values_than_is_named_is_refused() -> None:
     with pytest.raises(DataError, match="leave num_classes out"):
         Dataset.from_arrays(train=samples(4, 0), test=samples(4, 1), num_classes=3)
+    with pytest.raises(DataError, match="must be a number of classes, found 0"):
+        Dataset.from_arrays(train=samples(4, 0), test=samples(4, 1), num_classes=0)
 
 
 def test_a_file_holds_values(tmp_path: Path) -> None:
@@ -303,6 +307,18 @@ def test_cross_entropy_of_one_value_learns_nothing_and_is_refused() -> None:
         ppll.Trainer(given, model=network, data=data)
 
 
+def test_only_of_rows_of_tokens_a_network_is_said_to_read_tokens() -> None:
+    wide = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+    with pytest.raises(ModelError) as caught:
+        ppll.Trainer(tree(), model=wide, data=dataset())
+    assert "token" not in str(caught.value)
+    rows = torch.zeros(8, 6, dtype=torch.int64)
+    data = Dataset.from_arrays(train=(rows, torch.zeros(8, 3)), test=(rows, torch.zeros(8, 3)))
+    gpt = {"name": "gpt", "width": 8, "depth": 2, "heads": 2}
+    with pytest.raises(ModelError, match=r"of every token.* but the data has one target a row"):
+        ppll.Trainer(tree(model=gpt, data={"batch_size": 4, "validation": 0}), data=data)
+
+
 # --- whole runs ----------------------------------------------------------------------------------
 
 
@@ -340,12 +356,31 @@ def test_what_is_shown_is_the_loss(whole: ppll.Result, tmp_path: Path) -> None:
     write_report([run], tmp_path / "one.html")
     page = (tmp_path / "one.html").read_text()
     assert "test loss" in page
-    assert f"{whole.test_loss:.4f}" in page
+    assert f"{whole.test_loss:.5g}" in page
     write_report([run, run], tmp_path / "two.html")
     table = (tmp_path / "two.html").read_text().split("What differs")[0]
     assert "test loss" in table
     assert "accuracy" not in table
     assert table.count(f"{whole.test_loss:.4f}") == 2
+    both = (tmp_path / "two.html").read_text().partition("Side by side")[2].partition("<h2")[0]
+    assert "test loss" in both
+    assert both.count(f"{whole.test_loss:.5g}") == 2
+    assert "loss of the final output, by step" in both
+    assert "accuracy" not in both
+
+
+def test_losses_of_any_size_are_reported(whole: ppll.Result, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole.run_folder, run)
+    written = json.loads((run / "result.json").read_text())
+    for loss, words in ((9e23, "9e+23"), (None, "not finite")):
+        changed = {**written, "test_loss": loss, "exit_loss": [None, loss]}
+        (run / "result.json").write_text(json.dumps(changed))
+        write_report([run], tmp_path / "page.html")
+        assert words in (tmp_path / "page.html").read_text()
+    text = io.StringIO()
+    show_result(Console(file=text, width=120), read_result(RunFolder(run)))
+    assert "test loss, final output: not finite" in text.getvalue()
 
 
 def test_results_of_before_are_still_shown(whole: ppll.Result, tmp_path: Path) -> None:

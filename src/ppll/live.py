@@ -96,24 +96,28 @@ def _show_accuracies(console: Console, result: Result) -> None:
     for index, (accuracy, loss) in enumerate(exits):
         last = index == result.num_blocks - 1
         name = "final output" if last else f"exit of block {index}"
-        measure, value = _measured(accuracy, loss)
+        measure, value = _measured(accuracy, loss, is_final=last)
         console.print(f"test {measure}, {name}: {value}", highlight=False)
         if result.exit_perplexity and (found := result.exit_perplexity[index]) is not None:
             console.print(f"test perplexity, {name}: {found:.4f}", highlight=False)
     if result.validation_accuracy is not None or result.validation_loss is not None:
-        measure, value = _measured(result.validation_accuracy, result.validation_loss)
+        values = result.validation_accuracy, result.validation_loss
+        measure, value = _measured(*values, is_final=True)
         console.print(f"validation {measure}: {value}", highlight=False)
     if result.best_step is not None:
-        best = _measured(result.best_validation_accuracy, result.best_validation_loss)
-        line = f"best validation {best[0]}: {best[1]} (step {result.best_step})"
+        values = result.best_validation_accuracy, result.best_validation_loss
+        measure, value = _measured(*values, is_final=True)
+        line = f"best validation {measure}: {value} (step {result.best_step})"
         console.print(line, highlight=False)
 
 
-def _measured(accuracy: float | None, loss: float | None) -> tuple[str, str]:
+def _measured(accuracy: float | None, loss: float | None, *, is_final: bool) -> tuple[str, str]:
     """The accuracy of a prediction; of values, which have none, the loss."""
     if accuracy is not None:
         return "accuracy", f"{accuracy:.2%}"
-    return ("accuracy", "no prediction") if loss is None else ("loss", f"{loss:.4f}")
+    if loss is not None:
+        return "loss", f"{loss:.4f}"
+    return ("loss", "not finite") if is_final else ("accuracy", "no prediction")
 
 
 def _show_origin(console: Console, result: Result) -> None:
@@ -182,7 +186,7 @@ class LiveView(Callback):
             return "starting"  # At which step is not known yet: the run may go on.
         step = f"step {statuses[-1].step}/{self._blueprint.num_steps}"
         losses = [_number(self._of_block(b, "train", "loss")) for b in self._blocks()]
-        exits = [_share(self._of_block(b, "tested", "accuracy")) for b in self._blocks()]
+        exits = [self._tested(b) for b in self._blocks()]
         busy = [_share(status.busy) for status in statuses]
         parts = [step, self._epoch(), *self._progress()]
         for name, values in (("loss", losses), ("tested", exits), ("busy", busy)):
@@ -251,8 +255,13 @@ class LiveView(Callback):
             str(block),
             _number(self._of_block(block, "train", "loss")),
             _share(self._of_block(block, "train", "accuracy")),
-            _share(self._of_block(block, "tested", "accuracy")),
+            self._tested(block),
         ]
+
+    def _tested(self, block: int) -> str:
+        """The accuracy of a block's exit; of values, which have none, the loss."""
+        accuracy = _share(self._of_block(block, "tested", "accuracy"))
+        return accuracy or _number(self._of_block(block, "tested", "loss"))
 
     def _blocks(self) -> range:
         return range(self._blueprint.num_blocks)

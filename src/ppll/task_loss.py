@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from ppll.config import Recipe
 from ppll.errors import RecipeError
 from ppll.losses.classification import cross_entropy
-from ppll.methods.base import TaskLoss
+from ppll.methods.base import Method, TaskLoss
+from ppll.models.initialising import drawn_from
 from ppll.own_class import OwnKind, blamed_on, declared_types
-from ppll.sections import SHELF_LOSSES, LossConfig
+from ppll.sections import SHELF_LOSSES
 
-__all__ = ["build_own_loss", "build_task_loss"]
+__all__ = ["build_own_loss", "build_task_loss", "refuse_classes"]
 
 _KIND: Final = OwnKind(
     "loss", nn.Module, "torch.nn.Module", SHELF_LOSSES, "leave out what follows it"
@@ -34,24 +35,27 @@ def build_task_loss(recipe: Recipe, device: torch.device) -> TaskLoss:
         RecipeError: It is a class that cannot be imported or built.
     """
     if recipe.loss.is_own:
-        return build_own_loss(recipe.loss).to(device)
+        return partial(_of_all_tokens, build_own_loss(recipe).to(device))
     return partial(cross_entropy, label_smoothing=recipe.train.label_smoothing)
 
 
-def build_own_loss(config: LossConfig) -> nn.Module:
+def build_own_loss(recipe: Recipe) -> nn.Module:
     """Import the class that is called ``"module:Class"`` and build it from its options.
 
     A number or list of numbers becomes a float32 tensor where ``__init__`` declares a tensor, such
-    as ``weight`` of ``torch.nn.CrossEntropyLoss``.
+    as ``weight`` of ``torch.nn.CrossEntropyLoss``. What it draws is a function of ``train.seed``.
 
     Raises:
         RecipeError: It cannot be imported, is no module, does not take the options, or has
             parameters, which no block would train.
     """
+    config = recipe.loss
     build = _KIND.imported(config.name)
     _KIND.check_options(config.name, build, config.options)
-    remedy = "Mend it or its options."
-    with blamed_on(_KIND.key, config.name, build, "when it is built", remedy):
+    with (
+        drawn_from(recipe.train.seed, config.name),
+        blamed_on(_KIND.key, config.name, build, "when it is built", "Mend it or its options."),
+    ):
         loss: nn.Module = build(**_with_tensors(build, config.options))
     if names := [name for name, _ in loss.named_parameters()]:
         raise RecipeError(
@@ -59,6 +63,33 @@ def build_own_loss(config: LossConfig) -> nn.Module:
             f"trains or saves: put what is learned into the network, or an auxiliary network."
         )
     return loss
+
+
+def _of_all_tokens(loss: nn.Module, logits: Tensor, targets: Tensor) -> Tensor:
+    """The loss of samples; of rows of tokens (N, T), where each has a target, of N T samples."""
+    if logits.dim() > 2:
+        logits, targets = logits.flatten(0, -2), targets.flatten()
+    value: Tensor = loss(logits, targets)
+    return value
+
+
+def refuse_classes(recipe: Recipe, method: Method) -> None:
+    """Refuse what reads targets as classes, where they are values.
+
+    Raises:
+        RecipeError: The loss or the method does.
+    """
+    if not recipe.loss.is_own:
+        raise RecipeError(
+            f"loss.name = {recipe.loss.name!r} is of classes, but the data has values to predict "
+            f"(targets in floating point): name a loss of these, such as loss.name = "
+            f"'torch.nn:MSELoss', or give class indices as whole numbers."
+        )
+    if method.needs_classes:
+        raise RecipeError(
+            f"method {recipe.method.name!r} reads targets or predictions as those of classes, but "
+            f"the data has values to predict: choose another method."
+        )
 
 
 def _with_tensors(build: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:

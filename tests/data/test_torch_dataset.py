@@ -220,9 +220,10 @@ def test_a_label_that_is_no_number_is_named(label: object, shown: str) -> None:
     refused(after(2, (PIXELS[2], label)), f"sample 2 has the label {shown}: give .* whole number")
 
 
-def test_labels_of_other_types_are_named() -> None:
-    words = r"sample 2 has a label that is float32 of shape \(\), but sample 0 int64 of shape \(\)"
-    refused(after(2, (PIXELS[2], torch.tensor(0.5))), words)
+@pytest.mark.parametrize("label", [0.5, 1.0, torch.tensor(0.5)])
+def test_values_among_classes_are_named(label: object) -> None:
+    words = r"sample 2 has a label that is float\d+ of shape \(\), but sample 0 int64 of shape \(\)"
+    refused(after(2, (PIXELS[2], label)), words)
 
 
 def test_labels_of_other_shapes_are_named() -> None:

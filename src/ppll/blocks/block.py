@@ -165,7 +165,7 @@ class Block:
             # Evaluation is not compiled: a network that is loaded must compute alike.
             compute = self._compute if trains else _compute
             features, beside = compute(self.modules, inputs, received)
-        made = [features, *beside.values()]
+        made = [features, *beside.values(), message.targets]
         versions = (*before, *[tensor._version for tensor in made])
         passage = Passage(message, inputs, features, (*came, *made), versions)
         self._refuse_in_place(passage)

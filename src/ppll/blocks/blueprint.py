@@ -35,7 +35,7 @@ from ppll.own_method import blamed, build_own_method
 from ppll.placement import place, place_alike
 from ppll.sections import SplitConfig, TrainConfig
 from ppll.site import sites_of
-from ppll.task_loss import build_task_loss
+from ppll.task_loss import build_task_loss, refuse_classes
 
 __all__ = ["Blueprint", "block_ranges", "build_method"]
 
@@ -122,7 +122,7 @@ class Blueprint:
         """
         method = build_method(recipe)
         if facts.predicts_values:
-            _refuse_classes(recipe, method)
+            refuse_classes(recipe, method)
         split = SplitConfig(blocks=1) if method.end_to_end else recipe.split
         if method.end_to_end and not isinstance(recipe.train.replicas, int):
             raise RecipeError(
@@ -299,21 +299,6 @@ def _input_dtype(facts: DataFacts) -> torch.dtype:
     return torch.int64 if facts.holds_tokens else torch.float32
 
 
-def _refuse_classes(recipe: Recipe, method: Method) -> None:
-    """Refuse what reads targets as classes, where they are values."""
-    if not recipe.loss.is_own:
-        raise RecipeError(
-            f"loss.name = {recipe.loss.name!r} is of classes, but the data has values to predict "
-            f"(targets in floating point): name a loss of these, such as loss.name = "
-            f"'torch.nn:MSELoss', or give class indices as whole numbers."
-        )
-    if method.needs_classes:
-        raise RecipeError(
-            f"method {recipe.method.name!r} reads targets or predictions as those of classes, but "
-            f"the data has values to predict: choose another method."
-        )
-
-
 def _other_output(last: BlockSite, facts: DataFacts) -> ModelError:
     """The error for a network whose output is not what the data has targets for."""
     what, hint = ("tokens" if last.predicts_tokens else "classes"), ""
@@ -322,9 +307,10 @@ def _other_output(last: BlockSite, facts: DataFacts) -> ModelError:
         hint = " Its targets are floating point; those of classes are whole numbers."
     elif last.feature_shape == (1,):
         hint = " Its targets are whole numbers; values to predict are floating point."
-    if last.feature_shape[:1] == last.input_shape and not last.predicts_tokens:
+    says_of_each = last.feature_shape[:1] == last.input_shape
+    if last.holds_tokens and says_of_each and not last.predicts_tokens:
         hint = (
-            " It says something of every token, as 'gpt' does, but the data has one class a row: "
+            " It says something of every token, as 'gpt' does, but the data has one target a row: "
             "end it in a layer that reads all of them, such as by their mean."
         )
     return ModelError(

@@ -1,4 +1,4 @@
-"""Who changed a tensor in place: asked when a block's input or output turns out to be changed."""
+"""Who changed a tensor in place: asked when one at a block's ends turns out to be changed."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def in_place_error(
     position: int,
     fields: Mapping[str, Tensor],
 ) -> ModelError:
-    """What is wrong with a block that changes its input or output in place.
+    """What is wrong with a block that changes its input, output or targets in place.
 
     Args:
         block_index: Which block.
         modules: What it computes with.
         leaves: Its exit, on its features.
-        position: Of the tensor that was changed, among those that it reads and then those that it
-            makes.
+        position: Of the tensor that was changed, among those that it reads, then those that it
+            makes, then the targets.
         fields: What it computes with, by name.
     """
 
@@ -39,6 +39,12 @@ def in_place_error(
         yield from (features, *beside.values())
         leaves(features)
 
+    if position == len(modules.reads) + len(modules.makes):
+        return ModelError(
+            f"the loss of block {block_index} changes the targets in place. The same memory may be "
+            f"another block's, so the result would depend on the placement. Let it change a copy: "
+            f"targets.clone()."
+        )
     end = "input" if position < len(modules.reads) else "output"
     culprit = _first_in_place(run_once, [m for _, m in modules.named()], position)
     return ModelError(

@@ -20,8 +20,8 @@ class Passage:
         message: As it came.
         inputs: The features (N, ...) that the block computes with.
         features: What it made of them, with their history.
-        kept: The tensors that came, and then those that were made, features first.
-        versions: Of the former before the forward, of the latter after it.
+        kept: The tensors that came, then those that were made, features first, then the targets.
+        versions: Of the first before the forward, of the others after it.
     """
 
     message: Message

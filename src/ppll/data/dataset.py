@@ -152,8 +152,8 @@ class Dataset:
         _warn_of_order(train_split.inputs)
         splits = (train_split, test_split)
         follow = [part.inputs for part in splits if part.predicts_tokens]
-        if train_split.predicts_values:
-            num_classes = num_classes or train_split.targets.shape[1]
+        if train_split.predicts_values and num_classes is None:
+            num_classes = train_split.targets.shape[1]
         num_classes = counted_from(num_classes, [*(part.targets for part in splits), *follow])
         if num_tokens is not None or (splits[0].holds_tokens and not splits[0].predicts_tokens):
             num_tokens = counted_from(num_tokens, [part.inputs for part in splits])

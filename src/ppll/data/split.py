@@ -123,11 +123,11 @@ def _check_inputs(inputs: Tensor) -> None:
         )
     if inputs.numel() == 0:
         raise DataError(f"inputs of shape {tuple(inputs.shape)} are empty: give samples.")
-    if inputs.requires_grad:
-        raise DataError("inputs require a gradient, but data is not learned: give plain values.")
+    _check_plain("inputs", inputs)
 
 
 def _check_targets(inputs: Tensor, targets: Tensor) -> None:
+    _check_plain("targets", targets)
     are_values = targets.dtype == torch.float32 and targets.dim() == 2 and targets.shape[1] > 0
     if not are_values and (targets.dtype != torch.int64 or targets.dim() != 1):
         raise DataError(
@@ -138,3 +138,8 @@ def _check_targets(inputs: Tensor, targets: Tensor) -> None:
         raise DataError(
             f"there are {len(inputs)} inputs but {len(targets)} targets: give one {what} a sample."
         )
+
+
+def _check_plain(what: str, tensor: Tensor) -> None:
+    if tensor.requires_grad:
+        raise DataError(f"{what} require a gradient, but data is not learned: give plain values.")

@@ -34,6 +34,7 @@ class ZeroLock(HeadMethod):
     paper = Paper("ZeroLock", 2026, "arXiv 2608.07974")
     default_auxiliary = "mlp-sr"
     late_fields = (PREDICTION,)
+    needs_classes = True  # The divergence is of their probabilities.
 
     def __init__(
         self,
@@ -46,7 +47,6 @@ class ZeroLock(HeadMethod):
         if not 0 < alpha <= 1:
             raise RecipeError(f"method.alpha must be above 0 and at most 1, found {alpha:g}.")
         self.alpha = alpha
-        self.needs_classes = True  # The divergence is of their probabilities.
 
     def local_loss(
         self, auxiliary: nn.Module | None, lesson: Lesson, task_loss: TaskLoss

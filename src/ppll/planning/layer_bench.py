@@ -149,7 +149,8 @@ class LayerBench:
         if index == len(self.layers) - 1:
             task_loss = build_task_loss(self._blueprint.recipe, self._device)
             nothing = nn.Identity()
-            return Piece(lambda logits: task_loss(logits, self._targets), nothing, None)
+            loss = self._autocast(lambda logits: task_loss(logits, self._targets))
+            return Piece(loss, nothing, None)
         piece = self._auxiliary(index)
         parameters = tuple(p.shape for p in piece.module.parameters())
         structure = (shape, repr(piece.module), parameters)

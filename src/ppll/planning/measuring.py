@@ -29,6 +29,7 @@ from ppll.devices import check_devices, describe_device, device_of
 from ppll.environment import describe_processor
 from ppll.errors import ModelError, RecipeError
 from ppll.job import draw_blueprint
+from ppll.loss_trial import try_loss
 from ppll.message import FEATURES, TARGETS
 from ppll.models.network import Network
 from ppll.numerics import set_numerics, torch_as_new
@@ -83,6 +84,7 @@ def _measure(recipe: Recipe, device: torch.device, repeats: int) -> Costs:
     data = prepare(load_dataset(recipe.data), recipe.data)
     blueprint = draw_blueprint(recipe, facts_of(data), None)
     _check_plain(blueprint.network)
+    try_loss(blueprint)
     loader = Loader(data, seed=recipe.train.seed, fields=blueprint.method.fields)
     loader.move_to(home_of(data, recipe.runtime.data, device))
     message, load_s = _message(recipe, loader)

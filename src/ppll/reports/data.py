@@ -23,12 +23,13 @@ from ppll.tracing.files import newest_start
 from ppll.tracing.lanes import Lanes, draw_lanes
 from ppll.tracing.summary import Summary, summarize
 
-__all__ = ["MetricRow", "Outcome", "Points", "RunReport", "read_run"]
+__all__ = ["Measure", "MetricRow", "Outcome", "Points", "RunReport", "read_run"]
 
 _LARGE: Final = 1e15
 _Finite = Annotated[float, Field(ge=-_LARGE, le=_LARGE, allow_inf_nan=False)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Count = Annotated[int, Field(ge=0, le=2**62)]
+Measure = Literal["loss", "accuracy"]
 Points = tuple[tuple[float, float], ...]
 _CONFIG: Final = pydantic.ConfigDict(frozen=True, extra="ignore")
 
@@ -54,8 +55,8 @@ class Outcome(pydantic.BaseModel):
     test_accuracy: _Share | None
     exit_accuracy: tuple[_Share | None, ...]
     validation_accuracy: _Share | None = None
-    test_loss: _Finite | None = None
-    exit_loss: tuple[_Finite | None, ...] = ()
+    test_loss: pydantic.FiniteFloat | None = None
+    exit_loss: tuple[pydantic.FiniteFloat | None, ...] = ()
     num_stages: _Count
     busy_fraction: tuple[_Finite, ...]
     peak_memory_bytes: tuple[_Count, ...]
@@ -99,7 +100,7 @@ class RunReport:
         """Kinds of metrics that there are, training first."""
         return tuple(sorted({row.kind for row in self.metrics}, key=lambda k: (k != "train", k)))
 
-    def curves(self, kind: str, field: Literal["loss", "accuracy"]) -> dict[int, Points]:
+    def curves(self, kind: str, field: Measure) -> dict[int, Points]:
         """Steps and values by block."""
         found: dict[int, list[tuple[float, float]]] = {}
         for row in self.metrics:

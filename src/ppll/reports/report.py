@@ -12,7 +12,7 @@ from ppll.errors import RecipeError, UsageError
 from ppll.planning.costs import Costs
 from ppll.planning.plan import Plan, draw_plan
 from ppll.reports.charts import Series, colour, legend, line_chart
-from ppll.reports.data import Points, RunReport, read_run
+from ppll.reports.data import Measure, Points, RunReport, read_run
 from ppll.reports.markup import Markup, style_sheet, tag
 from ppll.reports.sections import run_sections, size, table, tested
 from ppll.simulation.simulate import Link
@@ -125,14 +125,14 @@ def _plans(runs: Sequence[RunReport], file: Path | None) -> list[Plan | str | No
 
 def _comparison(runs: Sequence[RunReport]) -> list[Markup]:
     tests = {tested(run.outcome)[0] for run in runs if run.outcome} or {"test accuracy"}
-    test = " or ".join(sorted(tests))
-    head = ["run", "method", "stages", "steps", test, "samples/s", "busy", "memory"]
+    head = ["run", "method", "stages", "steps", " or ".join(sorted(tests))]
+    head += ["samples/s", "busy", "memory"]
     names = _names(runs)
     differing = _differing([run.recipe for run in runs])
     return [
         tag("h3", "Side by side"),
         table(head, [_row(name, run) for name, run in zip(names, runs, strict=True)]),
-        *_final_curves(runs, names),
+        *_final_curves(runs, names, _measure(runs)),
         tag("h3", "What differs in the recipes"),
         table(["key", *names], differing) if differing else tag("p", "Nothing.", class_="quiet"),
     ]
@@ -142,6 +142,12 @@ def _names(runs: Sequence[RunReport]) -> list[str]:
     """Names of folders, numbered where two have the same."""
     names = [run.name for run in runs]
     return [n if names.count(n) == 1 else f"{n} ({i + 1})" for i, n in enumerate(names)]
+
+
+def _measure(runs: Sequence[RunReport]) -> Measure:
+    """What all can be compared by: the loss where none has an accuracy, as of values."""
+    rows = [row for run in runs for row in run.metrics]
+    return "loss" if rows and all(row.accuracy is None for row in rows) else "accuracy"
 
 
 def _row(name: str, run: RunReport) -> list[object]:
@@ -160,12 +166,14 @@ def _row(name: str, run: RunReport) -> list[object]:
     ]
 
 
-def _final_curves(runs: Sequence[RunReport], names: Sequence[str]) -> list[Markup]:
-    """Accuracy of the last block; where the runs share no kind of it, each name says its own."""
-    curves = [_accuracies(run) for run in runs]
+def _final_curves(
+    runs: Sequence[RunReport], names: Sequence[str], measure: Measure
+) -> list[Markup]:
+    """Of the last block; where the runs share no kind of it, each name says its own."""
+    curves = [_of_last_block(run, measure) for run in runs]
     shared = _kind([each for each in curves if each])
     kinds = [shared or _kind([each]) for each in curves]
-    title = "accuracy of the final output, by step"
+    title = f"{measure} of the final output, by step"
     if shared is None:
         names = [f"{n}, {kind}" if kind else n for n, kind in zip(names, kinds, strict=True)]
     else:
@@ -173,14 +181,14 @@ def _final_curves(runs: Sequence[RunReport], names: Sequence[str]) -> list[Marku
     shades = [colour(i, len(runs)) for i in range(len(runs))]
     points = [each.get(kind or "", ()) for each, kind in zip(curves, kinds, strict=True)]
     lines = [Series(*line) for line in zip(names, shades, points, strict=True)]
-    if (chart := line_chart(title, lines, percent=True)) is None:
+    if (chart := line_chart(title, lines, percent=measure == "accuracy")) is None:
         return []
     return [legend(list(zip(names, shades, strict=True))), tag("div", chart, class_="charts")]
 
 
-def _accuracies(run: RunReport) -> dict[str, Points]:
-    """Of the last block, by kind."""
-    curves = {kind: run.curves(kind, "accuracy") for kind in run.kinds}
+def _of_last_block(run: RunReport, measure: Measure) -> dict[str, Points]:
+    """By kind."""
+    curves = {kind: run.curves(kind, measure) for kind in run.kinds}
     final = run.num_blocks - 1
     return {kind: blocks[final] for kind, blocks in curves.items() if final in blocks}
 

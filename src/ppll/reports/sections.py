@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from ppll.planning.plan import Plan
 from ppll.reports.charts import Series, colour, draw_lanes_svg, legend, line_chart
-from ppll.reports.data import Outcome, RunReport
+from ppll.reports.data import Measure, Outcome, RunReport
 from ppll.reports.markup import Markup, tag
 from ppll.tracing.summary import StageSummary
 
@@ -53,6 +53,11 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{share:.2%}"
 
 
+def _number(loss: float | None) -> str:
+    """A loss in words."""
+    return "" if loss is None else f"{loss:.5g}"
+
+
 def size(num_bytes: float) -> str:
     """Bytes in words."""
     return f"{num_bytes / _MIB:,.0f} MiB"
@@ -86,8 +91,8 @@ def _tiles(run: RunReport) -> Markup | None:
 
 def tested(found: Outcome) -> tuple[str, str]:
     """What says how good a run is, and how good; of values it is the loss."""
-    if found.test_accuracy is None and found.test_loss is not None:
-        return "test loss", f"{found.test_loss:.4f}"
+    if found.test_accuracy is None and found.exit_accuracy:
+        return "test loss", _number(found.test_loss) or "not finite"
     return "test accuracy", _percent(found.test_accuracy) or "not tested"
 
 
@@ -106,7 +111,7 @@ def _exits(run: RunReport) -> Markup | None:
 
 def _losses(losses: Sequence[float | None]) -> Markup:
     """Of values, which are neither right nor wrong."""
-    shown = ["no prediction" if loss is None else f"{loss:.4f}" for loss in losses]
+    shown = [_number(loss) or "no prediction" for loss in losses]
     return table(["exit", "test loss"], list(zip(_names(len(losses)), shown, strict=True)))
 
 
@@ -125,7 +130,7 @@ def _curves(run: RunReport) -> Iterator[Markup | None]:
     blocks = sorted({row.block for row in run.metrics})
     if blocks:
         yield legend([(f"block {block}", colour(block, num)) for block in blocks])
-    fields: tuple[Literal["loss", "accuracy"], ...] = ("loss", "accuracy")
+    fields: tuple[Measure, ...] = ("loss", "accuracy")
     charts = [
         line_chart(
             f"{kind} {field}, by step",

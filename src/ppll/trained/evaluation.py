@@ -55,8 +55,8 @@ def evaluate(
         RunFolderError: It is no run, or has no such checkpoint.
         DataError: The data is missing or is not the run's.
         ModelError: ``model`` is missing, is not wanted, or is another network.
+        RecipeError: The class that is its loss cannot be imported.
         CheckpointError: All its checkpoints are damaged, or the one that is asked for is.
-        RecipeError: A loss of the user's own cannot be imported.
     """
     folder, found, recipe = open_checkpoint(run, model, best=best, step=step)
     recipe = recipe.with_settings([f"runtime.stages={stages}"])
@@ -65,7 +65,7 @@ def evaluate(
     facts = replace(facts, num_test=now.num_test, num_validation=now.num_validation)
     blueprint = blueprint_of(found, recipe, facts, model)
     blueprint.stage_blocks(stages)
-    build_task_loss(recipe, torch.device("cpu"))  # A module that is missing is named at once.
+    build_task_loss(recipe, torch.device("cpu"))  # Before a process is started that cannot.
     job = Job(
         recipe,
         folder,
@@ -142,12 +142,6 @@ def _load_data(folder: RunFolder, recipe: Recipe, facts: DataFacts) -> Dataset:
             f"the run was trained on samples of shape {facts.input_shape} in {facts.num_classes} "
             f"classes, but its data has {data.input_shape} in {data.num_classes} now: put back "
             f"what it had."
-        )
-    if data.train.predicts_values != facts.predicts_values:
-        was, now = ("values", "classes") if facts.predicts_values else ("classes", "values")
-        raise DataError(
-            f"the run was trained to predict {was}, but its data has {now} now: put back what it "
-            f"had."
         )
     if data.num_tokens != facts.num_tokens:
         raise DataError(
