@@ -148,7 +148,8 @@ def test_whole_numbers_and_single_ones_become_tensors_in_floating_point() -> Non
     assert torch.equal(loss_of(CROSS_ENTROPY, weight=[1, 2, 1])(logits, targets), expected)
     one: Any = build_own_loss(with_loss("torch.nn:BCEWithLogitsLoss", pos_weight=3))
     assert torch.equal(one.pos_weight, torch.tensor(3.0))
-    assert loss_of("torch.nn:HuberLoss", delta=2).delta == 2
+    number: Any = build_own_loss(with_loss("torch.nn:HuberLoss", delta=2))
+    assert number.delta == 2
 
 
 def test_rows_that_make_no_tensor_are_refused() -> None:
