@@ -149,6 +149,7 @@ def test_ctrl_c_while_it_starts_says_so_and_nothing_else(
     assert list(tmp_path.glob("pymp-*")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_no_orphans_when_the_launcher_is_killed(
     tmp_path: Path, environment: dict[str, str]

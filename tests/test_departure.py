@@ -15,6 +15,7 @@ import pytest
 
 from tests.host_runs import train, weights
 from tests.namespaces import children, reason_for_none, torchrun_here
+from tests.thinning import slow_but
 
 OUTLIVES_S = 5.0
 OF_TORCHRUN = {
@@ -69,10 +70,7 @@ def agent(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process.communicate()
 
 
-MOMENTS = [
-    *("fork", "python", "torch"),
-    *(pytest.param(moment, marks=pytest.mark.slow) for moment in ("joined", "trains")),
-]
+MOMENTS = slow_but(["torch"], ["fork", "python", "torch", "joined", "trains"])
 
 
 def has_come(moment: str, ranks: set[int], run: Path) -> bool:

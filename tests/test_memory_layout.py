@@ -26,7 +26,7 @@ from tests.interleaving import (
     train_interleaved,
 )
 from tests.test_resuming import broken, fit, same_result
-from tests.thinning import KINDS_OF_METHODS, slow_but
+from tests.thinning import slow_but
 
 LOCAL = [entry.name for entry in methods if not entry.build.end_to_end]
 
@@ -91,7 +91,7 @@ def test_features_cross_boundaries_channels_last() -> None:
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", slow_but([*KINDS_OF_METHODS, "infopro"], LOCAL))
+@pytest.mark.parametrize("method", slow_but(["contsup", "dgl", "infopro"], LOCAL))
 @pytest.mark.parametrize("network", slow_but(["resnet"], ["resnet", "vit"]))
 def test_every_method_on_any_placement(network: str, method: str) -> None:
     """All blocks on one stage, and each on its own."""

@@ -23,7 +23,7 @@ from tests.faults import recipe
 from tests.interleaving import digest, small_recipe, train_interleaved
 from tests.test_block import batch, learn, make_blocks
 from tests.test_resuming import broken, fit, same_result
-from tests.thinning import KINDS_OF_METHODS, slow_but
+from tests.thinning import slow_but
 
 LOCAL = [entry.name for entry in methods if not entry.build.end_to_end]
 TOO_LARGE = 2.0**24
@@ -168,7 +168,7 @@ def test_any_placement_gives_the_same_bits(
     assert min(scales) < TOO_LARGE  # some step overflowed
 
 
-@pytest.mark.parametrize("method", slow_but([*KINDS_OF_METHODS, "scpl"], LOCAL))
+@pytest.mark.parametrize("method", slow_but(["dgl", "scpl", "sgr"], LOCAL))
 def test_every_method_learns_in_float16(method: str) -> None:
     base = small_recipe("resnet", method, "adamw", precision="fp16")
     assert len({digest(train_interleaved(base, stages)) for stages in (1, 4)}) == 1
