@@ -500,3 +500,19 @@ def test_replicas_share_every_batch(tmp_path: Path) -> None:
     assert two.test_loss is not None
     one = fit(tmp_path / "one", train={"epochs": 1}, **plain)
     assert two.test_loss == pytest.approx(one.test_loss, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_shares_change_no_bit(tmp_path: Path) -> None:
+    found = [
+        fit(
+            tmp_path / sharding,
+            train={"epochs": 1, "replicas": 2, "ema": 0.9, "accumulate": 2},
+            data={"drop_last": True},
+            runtime={"stages": 2, "sharding": sharding},
+        )
+        for sharding in ("none", "fsdp")
+    ]
+    assert found[0].weights_sha256 == found[1].weights_sha256
+    assert found[0].exit_loss == found[1].exit_loss
