@@ -86,6 +86,10 @@ class Direction(nn.Module):
         chosen = F.normalize(logits, dim=1).gather(1, targets[:, None])
         return (1 - chosen).mean()
 
+class Clamping(Focal):
+    def forward(self, logits, targets):
+        return super().forward(logits, targets.clamp_(max=1))
+
 class Failing(Focal):
     def forward(self, logits, targets):
         raise ValueError("no such thing")
@@ -236,6 +240,7 @@ def test_what_cannot_go_together_is_refused(settings: list[str], message: str) -
             r"fails on made-up predictions .*: TypeError",
         ),
         ("own_losses:Failing", {}, r"ValueError: no such thing \(.*own_losses.py, line \d+\)"),
+        ("own_losses:Clamping", {}, r"changes its targets in place: .* targets\.clone\(\)"),
         ("own_losses:Detached", {}, "returned what has no gradient"),
         ("own_losses:Number", {}, r"returned \d\.\d+: return a tensor that is one number"),
         ("own_losses:Counting", {}, r"changes its buffers \(seen\), which no checkpoint holds"),

@@ -35,8 +35,8 @@ def try_loss(blueprint: Blueprint) -> None:
     it cannot on the CPU. The state of the generator is restored.
 
     Raises:
-        RecipeError: It raises something, returns no mean or one that depends on no prediction, or
-            keeps a state.
+        RecipeError: It raises something, returns no mean or one that depends on no prediction,
+            keeps a state, or changes its targets.
     """
     recipe = blueprint.recipe
     if not recipe.loss.is_own or device_of(recipe.runtime, 0).type != "cpu":
@@ -56,13 +56,20 @@ def try_loss(blueprint: Blueprint) -> None:
             again: object = loss(logits, targets)
             twice: object = loss(torch.cat([logits, logits]), torch.cat([targets, targets]))
             far: object = loss(other, targets)
-    if problem := _problem(once, again, twice, far) or _changed(before, _state(loss)):
+    problem = _in_place(targets) or _problem(once, again, twice, far)
+    if problem := problem or _changed(before, _state(loss)):
         raise RecipeError(f"loss.name = {recipe.loss.name!r} {problem}")
 
 
 def _targets(shape: tuple[int, ...], *, are_values: bool) -> Tensor:
     """For logits of that shape: values from 0 to 1, as some losses ask for, or classes."""
     return torch.rand(shape) if are_values else torch.randint(shape[1], shape[:1])
+
+
+def _in_place(targets: Tensor) -> str | None:
+    if targets._version:
+        return "changes its targets in place: let it change a copy, targets.clone()."
+    return None
 
 
 def _problem(once: object, again: object, twice: object, far: object) -> str | None:

@@ -140,6 +140,16 @@ def test_a_rival_learns_from_the_same_mixed_samples(system: str) -> None:
     assert_same(result.gradients, plain.gradients)
 
 
+@pytest.mark.parametrize("system", ["backprop", "1f1b"])
+def test_a_rival_learns_by_the_loss_that_the_recipe_names(system: str) -> None:
+    train = {"epochs": 2, "seed": 5}
+    plain = Plain(recipe("vit", train={**train, "label_smoothing": 0.3}), num_slices=1)
+    loss = {"name": "torch.nn:CrossEntropyLoss", "options": {"label_smoothing": 0.3}}
+    result = run(system, recipe("vit", train=train, loss=loss), CUTS["vit"])
+    assert result.losses == pytest.approx(plain.losses, rel=1e-5)
+    assert_same(result.gradients, plain.gradients)
+
+
 def accuracy(plain: Plain) -> float:
     batches = load_batches(recipe("vit").data, seed=5).evaluation_batches("test")
     with torch.no_grad():
