@@ -57,6 +57,13 @@ SAMPLES = torch.arange(4.0)[:, None]
 SILENT = Told([FIRST, None, LAST], [(10, 6), (20, 0), (30, 0)])
 
 
+def test_probabilities_are_compared_in_double_precision() -> None:
+    told = Told([[[0.5, 0.5]], [[0.5, 0.5]]], [(1, 1), (1, 0)])
+    told.logits = [torch.tensor([[0.0, 1e-9]])] * 2
+    report = measure_exits(told, SAMPLES[:1], torch.tensor([1]), thresholds=[0.5])
+    assert report.average_accuracy == 1.0
+
+
 def test_numbers_by_hand() -> None:
     report = measure_exits(SILENT, SAMPLES, TARGETS, thresholds=[0.65], batch_size=3)
     assert (report.step, report.num_samples) == (7, 4)

@@ -239,10 +239,11 @@ def _ask(
 def _answers(exits: list[Tensor], targets: Tensor, task_loss: TaskLoss) -> _Answers:
     """What logits (N, classes), one an exit, say of N targets; tokens count as samples do."""
     probabilities = torch.stack([logits.double().softmax(-1) for logits in exits])
-    # The softmax of logarithms of probabilities gives them back.
-    everyone = [*exits, probabilities.mean(0).log().float()]
+    average = probabilities.mean(0)
+    # The softmax of logarithms of probabilities gives them back; a loss may hold float32 weights.
+    everyone = [*exits, average.log().float()]
     losses = [task_loss(logits, targets).double() for logits in everyone]
-    right = [(logits.argmax(-1) == targets).flatten() for logits in everyone]
+    right = [(scores.argmax(-1) == targets).flatten() for scores in (*exits, average)]
     return _Answers(
         probabilities.amax(-1).flatten(1),
         torch.stack(right),
