@@ -271,3 +271,15 @@ def test_values_are_predicted(
     share = re.fullmatch(r"unexplained variance: (\d+)%\n", capsys.readouterr().out)
     assert share is not None
     assert int(share[1]) < 80
+
+
+def test_data_that_a_recipe_names_is_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_table.py").write_text(blocks(DOCS / "data.md", "python")[4], encoding="utf-8")
+    (tmp_path / "wine.toml").write_text(blocks(DOCS / "data.md", "toml")[0], encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    result = ppll.Trainer("wine.toml").fit()
+    assert result.test_accuracy is not None
+    assert result.test_accuracy > 0.9

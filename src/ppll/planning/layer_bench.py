@@ -15,7 +15,6 @@ from ppll.blocks.blueprint import Blueprint
 from ppll.blocks.graphs import Recorder
 from ppll.blocks.modules import BlockModules
 from ppll.blocks.optimization import build_optimizer
-from ppll.data_facts import DataFacts
 from ppll.memory_layout import channels_last, lay_out
 from ppll.message import FEATURES, TARGETS, Kind, Message
 from ppll.methods import Lesson
@@ -124,18 +123,20 @@ class LayerBench:
         return statistics.median(steps[WARM_UP:]), statistics.median(turns[WARM_UP:])
 
     def _smallest_block(self) -> tuple[Block, Message]:
-        num_classes = self._blueprint.sites[-1].num_classes
-        tokens = tuple(self._targets.shape[1:])
+        facts = self._blueprint.facts
+        num_classes = facts.num_classes
+        tokens = tuple(self._targets.shape[1:]) if facts.predicts_tokens else ()
+        smallest = replace(facts, input_shape=tokens or (1,), num_tokens=None)
         network = Network((Layer("linear", nn.Linear(1, num_classes)),))
         recipe = self._blueprint.recipe
         tiny = Blueprint.draw(
             recipe.model_copy(update={"method": MethodConfig(name="backprop")}),
             network,
-            DataFacts(tokens or (1,), num_classes, 1, predicts_tokens=bool(tokens)),
+            smallest,
             [(*tokens, num_classes)],
         ).build_block(0, self._device, self._recorder)
         tiny.modules.load(dict(BlockModules(network.layers, None).named_tensors()))
-        inputs = torch.zeros(*self._targets.shape, 1, device=self._device)
+        inputs = torch.zeros(len(self._targets), *tokens, 1, device=self._device)
         tensors = {FEATURES: inputs, TARGETS: self._targets}
         return tiny, Message(kind=Kind.TRAIN, sequence=0, step=1, tensors=tensors)
 
