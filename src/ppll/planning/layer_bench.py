@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +102,7 @@ class LayerBench:
                 features = layer.run(features)
             if id(piece) not in done:
                 done.add(id(piece))
-                inputs = leaf(features, needs_gradient=True)
+                inputs = leaf(layer.main(features), needs_gradient=True)
                 loss = forward(piece, inputs, self._watch, counts_time=True)
                 backward(piece, loss, self._watch, first=False)
                 update(piece, self._watch)
@@ -143,7 +143,7 @@ class LayerBench:
     def _layer(self, layer: Layer) -> Piece:
         module = self._blueprint.network.with_first_values(layer, 0)
         self._prepare(module)
-        return Piece(self._autocast(module), module, self._optimizer(module))
+        return Piece(self._autocast(module), module, self._optimizer(module), layer.makes)
 
     def _exit(self, index: int) -> Piece:
         shape = self._blueprint.shapes[index]
@@ -183,10 +183,10 @@ class LayerBench:
         if self._blueprint.recipe.train.channels_last:
             lay_out(module)
 
-    def _autocast(self, run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def _autocast(self, run: Callable[[Any], Any]) -> Callable[[Any], Any]:
         dtype = autocast_dtype(self._blueprint.recipe.train)
 
-        def cast(inputs: Tensor) -> Tensor:
+        def cast(inputs: Any) -> Any:
             with torch.autocast(self._device.type, dtype, enabled=dtype is not None):
                 return run(inputs)
 
