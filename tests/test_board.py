@@ -153,6 +153,15 @@ def test_who_hears_nothing_of_a_death_looks_itself(
     assert "rank 0 (stage 0) failed at step 0" in store.get("verdict").decode()
 
 
+def test_what_fails_is_told_before_its_process_leaves(store: BoardStore) -> None:
+    """It may have to wait for a callback, while its neighbours ask why their channels are gone."""
+    failing, neighbour = boards(store, 1, 2)
+    failing.tell(ValueError("why"))
+    with pytest.raises(Left), neighbour.ending_together():
+        raise ChannelClosed
+    assert "ValueError: why" in store.get("verdict").decode()
+
+
 @pytest.mark.parametrize(("error", "note"), [(ValueError, "\nHow."), (UsageError, "")])
 def test_below_a_failure_stands_how_to_go_on(
     error: type[Exception], note: str, store: BoardStore, capsys: pytest.CaptureFixture[str]

@@ -95,15 +95,15 @@ class Board:
             yield
         except Interrupted:
             raise
-        except UsageError as error:
-            self._leave_by(self._judge(2, f"{type(error).__name__}: {error}"))
         except ChannelClosed:
             self._leave_by(self._reason_of_aftermath())
         except BaseException as error:
-            status, now_s = self.page.read(), time.monotonic()
-            place = self._mesh.place(self._world.rank)
-            failure = Failure.of(error, self._world.rank, status, now_s, place)
-            self._leave_by(self._judge(1, failure.message()))
+            self._leave_by(self._judge_by(error))
+
+    def tell(self, error: BaseException) -> None:
+        """Let the others know what went wrong here, before this process leaves for it."""
+        if not isinstance(error, ChannelClosed):
+            self._judge_by(error)
 
     @contextmanager
     def hearing_signals(self) -> Iterator[None]:
@@ -139,6 +139,15 @@ class Board:
     def stop(self) -> None:
         """Let the run of all be tested and ended, unless it ends already."""
         self.wish = self.wish or Wish.TEST
+
+    def _judge_by(self, error: BaseException) -> dict[str, Any]:
+        if isinstance(error, UsageError):
+            return self._judge(2, f"{type(error).__name__}: {error}")
+        return self._judge(1, self._failure(error).message())
+
+    def _failure(self, error: BaseException) -> Failure:
+        rank, place = self._world.rank, self._mesh.place(self._world.rank)
+        return Failure.of(error, rank, self.page.read(), time.monotonic(), place)
 
     def _judge(self, code: int, message: str) -> dict[str, Any]:
         """Write the verdict, unless there is one; the one that holds."""

@@ -138,7 +138,9 @@ class Hosts:
         self._world.meet("ready")
         origin_s = time.monotonic()  # The same moment on all clocks, but for what a message takes.
         with torch_as_new():
-            result = run_rank(job, rank, monitor, lambda: self.board.wish, self._world)
+            result = run_rank(
+                job, rank, monitor, lambda: self.board.wish, self._world, self.board.tell
+            )
         result = dataclasses.replace(result, started_s=result.started_s - origin_s)
         found = self._world.collect("result", dataclasses.asdict(result))
         return job, [_RANK_RESULT.validate_python(entry) for entry in found]

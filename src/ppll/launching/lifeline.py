@@ -68,6 +68,8 @@ class RankEnd:
     ) -> None:
         self.wish = 0
         """What the run is asked to do, as in ``Wish``."""
+        self.has_told = False
+        """Whether it has said that, or why, the rank cannot go on."""
         self._leftovers = leftovers
         self._connected = threading.Event()
         threading.Thread(target=self._watch_parent, name="parent watch", daemon=True).start()
@@ -87,10 +89,12 @@ class RankEnd:
 
     def report_failure(self, failure: Failure) -> None:
         """Say what went wrong here."""
+        self.has_told = True
         self._send(failure=asdict(failure))
 
     def report_aftermath(self) -> None:
         """Say that a neighbour is gone: the cause lies elsewhere."""
+        self.has_told = True
         self._send(aftermath=True)
 
     def report_result(self, result: RankResult) -> None:
