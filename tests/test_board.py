@@ -14,6 +14,7 @@ import pytest
 from ppll.errors import ChannelClosed, UsageError
 from ppll.hosts.board import Board
 from ppll.hosts.departure import Departure
+from ppll.hosts.roster import Roster
 from ppll.mesh import Mesh
 from ppll.world import World
 
@@ -160,6 +161,24 @@ def test_what_fails_is_told_before_its_process_leaves(store: BoardStore) -> None
     with pytest.raises(Left), neighbour.ending_together():
         raise ChannelClosed
     assert "ValueError: why" in store.get("verdict").decode()
+
+
+def test_a_connection_that_breaks_is_named_with_who_has_found_out(
+    store: BoardStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ppll.hosts.board._LONG_AFTERMATH_S", 0.05)
+    monkeypatch.setattr(Roster, "silent_since", lambda *_: [])
+    found = boards(store, 1, 2)
+    for board in found:
+        board._roster.show(store, board.page.read())
+    with pytest.raises(Left), found[1].ending_together():
+        raise ChannelClosed("the sender is gone (reset by peer).")
+    verdict = json.loads(store.get("verdict"))["message"]
+    place, cause = verdict.partition(": ppll.errors.ChannelClosed: ")[::2]
+    assert place == "rank 1 (stage 1) failed at step 0, while it started"
+    assert cause.startswith(
+        "the sender is gone (reset by peer). All processes are there: the connection has broken."
+    )
 
 
 @pytest.mark.parametrize(("error", "note"), [(ValueError, "\nHow."), (UsageError, "")])

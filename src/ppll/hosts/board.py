@@ -9,6 +9,7 @@ the first, if it comes.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import sys
@@ -95,8 +96,8 @@ class Board:
             yield
         except Interrupted:
             raise
-        except ChannelClosed:
-            self._leave_by(self._reason_of_aftermath())
+        except ChannelClosed as error:
+            self._leave_by(self._reason_of_aftermath(error))
         except BaseException as error:
             self._leave_by(self._judge_by(error))
 
@@ -163,7 +164,7 @@ class Board:
             message = f"{message}\n{self.after_failure}"
         return {"code": code, "message": message}
 
-    def _reason_of_aftermath(self) -> dict[str, Any]:
+    def _reason_of_aftermath(self, closed: ChannelClosed) -> dict[str, Any]:
         """Why a neighbour is gone: what it says itself, or that it says nothing any more."""
         try:
             if not self._looks and (verdict := self._said_within(_LONG_AFTERMATH_S)):
@@ -171,7 +172,7 @@ class Board:
             self._looks = True
             begin_s = time.monotonic()
             self._roster.look(self._world.store, begin_s)
-            return self._said_meanwhile(begin_s) or self._unsaid(begin_s)
+            return self._said_meanwhile(begin_s) or self._unsaid(begin_s, closed)
         except RuntimeError as error:
             self._lose_store(error)
 
@@ -193,10 +194,12 @@ class Board:
             return verdict
         return None
 
-    def _unsaid(self, begin_s: float) -> dict[str, Any]:
+    def _unsaid(self, begin_s: float, closed: ChannelClosed) -> dict[str, Any]:
         silent = self._roster.silent_since(begin_s)
         if not silent:
-            return self._judge(1, "the channel to another process is closed, but all are there.")
+            failure = self._failure(closed)
+            cause = f"{failure.cause} All processes are there: the connection has broken."
+            return self._judge(1, dataclasses.replace(failure, cause=cause).message())
         return self._judge(1, self._roster.about(silent[0], "the process died", time.monotonic()))
 
     def _leave_by(self, verdict: dict[str, Any], *, alone: bool = False) -> NoReturn:
