@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import threading
+import time
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -179,6 +180,23 @@ def test_a_connection_that_breaks_is_named_with_who_has_found_out(
     assert cause.startswith(
         "the sender is gone (reset by peer). All processes are there: the connection has broken."
     )
+
+
+def test_only_of_a_run_that_has_begun_somebody_stands_still(
+    store: BoardStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, the first process may read data for an hour."""
+    found = boards(store, 1, 2)
+    pages = [board.page.read() for board in found]
+    later_s = time.monotonic() + 3600
+    monkeypatch.setattr(time, "monotonic", lambda: later_s)
+    for board, page in zip(found, pages, strict=True):
+        board._roster.show(store, page)
+    found[1]._turn()
+    found[1].begun_s = later_s - 1000
+    with pytest.raises(Left):
+        found[1]._turn()
+    assert "no progress for 60 s" in store.get("verdict").decode()
 
 
 @pytest.mark.parametrize(("error", "note"), [(ValueError, "\nHow."), (UsageError, "")])

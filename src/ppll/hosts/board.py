@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import signal
 import sys
 import threading
@@ -68,6 +69,9 @@ class Board:
         self.watch: Watcher | None = None
         self.after_failure = ""
         """What to say below a failure; nothing before a run begins, and where torchrun goes on."""
+        self.begun_s = math.inf
+        """When all began to train, by this process's clock: what they took before does not count,
+        since the first one may read data for long."""
         self._world = world
         self._mesh = mesh
         self._timeout_s = timeout_s
@@ -262,7 +266,9 @@ class Board:
             cause = f"no sign of life for {silence_s:.0f} s (runtime.stall_timeout_s)"
             self._leave_by(self._judge(1, self._roster.about(rank, cause, now_s)))
         through = {r for r, s in enumerate(statuses) if s.activity is Activity.FINISH}
-        stalled = find_stall(statuses, self._mesh, now_s, self._timeout_s, through=through)
+        stalled = find_stall(
+            statuses, self._mesh, now_s, self._timeout_s, through=through, resumed_s=self.begun_s
+        )
         if stalled is not None:
             cause = stall_cause(self._timeout_s)
             self._leave_by(self._judge(1, self._roster.about(stalled, cause, now_s)))

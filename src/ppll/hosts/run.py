@@ -136,7 +136,8 @@ class Hosts:
         rank = self._world.rank
         monitor = injected_monitor(job.fault, job.generation, rank, self.board.monitor)
         self._world.meet("ready")
-        origin_s = time.monotonic()  # The same moment on all clocks, but for what a message takes.
+        # The same moment on all clocks, but for what a message takes.
+        origin_s = self.board.begun_s = time.monotonic()
         with torch_as_new():
             result = run_rank(
                 job, rank, monitor, lambda: self.board.wish, self._world, self.board.tell
