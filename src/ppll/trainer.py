@@ -129,10 +129,12 @@ class Trainer:
                 self._generation = self._hosts.count_starts(self._out) if self._is_first else 0
             self._resume = resume or self._generation > 0
             if self._is_first:
+                # Others do not look before it is made: a network's file system would remember for
+                # a minute that it was not there.
                 self._check_folder()
-            if self._resume and self._own_data is None:
-                folder = RunFolder(self._out.absolute())
-                self._own_data = kept_data(folder, self.recipe.data, self._allowed)
+                if self._resume and self._own_data is None:
+                    folder = RunFolder(self._out.absolute())
+                    self._own_data = kept_data(folder, self.recipe.data, self._allowed)
             # What is quick to find out comes first: reading a data set may take a minute.
             check_recipe(self.recipe, own_model=model is not None)
             if self._hosts is None and (max_restarts or self.recipe.has_processes):
@@ -146,7 +148,7 @@ class Trainer:
             self.blueprint.stage_blocks(self.recipe.runtime.stages)
             if prepared is not None:
                 check_start(self.blueprint, prepared, RunFolder(self._out.absolute()))
-            self._trained = self._read_weights()
+            self._trained = self._read_weights() if self._is_first else None
 
     def check(self) -> int:
         """Find out whether ``fit`` can begin, without training or writing anything.
