@@ -332,6 +332,41 @@ def test_a_rank_that_does_not_end_holds_up_no_run(
     assert trainer_with(own_module, thread, stall_timeout_s=60.0).fit().step == 50
 
 
+class Unkillable:
+    """Stands for an ``Agent`` whose ranks never end, as in a driver that does not answer."""
+
+    error = None
+
+    def __init__(self, *args: object) -> None:
+        self.num_kills = 0
+
+    def start(self) -> None:
+        """They never say anything."""
+
+    def is_running(self) -> bool:
+        return True
+
+    def ended_ranks(self) -> list[int]:
+        return []
+
+    def exit_codes(self) -> dict[int, int]:
+        return {}
+
+    def kill(self) -> None:
+        self.num_kills += 1
+
+
+def test_processes_that_cannot_be_killed_hold_up_no_message(
+    own_module: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(launch, "Agent", Unkillable)
+    monkeypatch.setattr(launch, "_HOPELESS_S", 0.2)
+    monkeypatch.setattr(stall, "_START_TIMEOUT_S", 0.0)
+    with pytest.raises(WorkerError, match=r"rank 0 .* no progress for 0.2 s"):
+        trainer_with(own_module, "", stall_timeout_s=0.2).fit()
+    assert "left behind" in caplog.text
+
+
 def test_exit_codes_that_never_come_are_waited_for_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
