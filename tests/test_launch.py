@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,9 +23,13 @@ import ppll
 from ppll import fork_server
 from ppll.config import Recipe
 from ppll.data import Dataset
-from ppll.errors import Interrupted, WorkerError
+from ppll.errors import ChannelTimeout, Interrupted, WorkerError
+from ppll.interrupts import Interrupts
 from ppll.launching import agent, launch, stall
-from ppll.status import Status
+from ppll.launching.failure import Failure
+from ppll.launching.lifeline import LauncherEnd
+from ppll.run_folder import RunFolder
+from ppll.status import Status, StatusPage
 from ppll.testing import FAULT_VARIABLE, Fault
 from tests.interleaving import NETWORKS, OPTIMIZERS
 from tests.thinning import slow_but
@@ -330,6 +335,33 @@ def test_a_rank_that_does_not_end_holds_up_no_run(
     monkeypatch.setattr(agent, "_COLLECTING_S", 0.5)
     thread = "    threading.Thread(target=time.sleep, args=(600,)).start()"
     assert trainer_with(own_module, thread, stall_timeout_s=60.0).fit().step == 50
+
+
+class NoRanks:
+    """Stands for an ``Agent`` whose ranks are gone."""
+
+    error = None
+
+    def is_running(self) -> bool:
+        return False
+
+    def exit_codes(self) -> dict[int, int]:
+        return {}
+
+
+def test_who_does_not_come_up_is_named_not_who_waits_for_it(own_module: Path) -> None:
+    job = trainer_with(own_module, "", stall_timeout_s=60.0)._job(RunFolder(own_module.parent))
+    launcher = launch.Launcher(job, Interrupts())
+    error = ChannelTimeout("nobody listened.")
+    launcher._failures.append(Failure.of(error, 1, StatusPage().read(), time.monotonic()))
+    launcher._lines[1] = LauncherEnd(socket.socket(), 1)
+    first = launcher._first_cause(NoRanks())
+    assert first.head().startswith(
+        "rank 0 (stage 0) failed at step 0, while it started: it did not"
+    )
+    assert first.cause.endswith("ChannelTimeout: nobody listened.")
+    launcher._lines[1].close()
+    launcher._end(NoRanks())
 
 
 class Unkillable:

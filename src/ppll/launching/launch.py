@@ -291,7 +291,7 @@ class Launcher:
             return self._silence(agent, codes)
         first = min(self._failures, key=lambda failure: failure.time_s)
         missing = [r for r in range(self._job.mesh.size) if r not in self._lines]
-        if missing and first.cause.startswith(ChannelTimeout.__name__):
+        if missing and ChannelTimeout.__name__ in first.cause.partition(": ")[0]:
             return self._silent(missing[0], f"it did not come up: {first.cause}")
         if first.cause == _DIED:
             ending = _ending(codes.get(first.rank))
