@@ -23,7 +23,7 @@ import ppll
 from ppll import fork_server
 from ppll.config import Recipe
 from ppll.data import Dataset
-from ppll.errors import ChannelTimeout, Interrupted, WorkerError
+from ppll.errors import ChannelClosed, ChannelTimeout, Interrupted, WorkerError
 from ppll.interrupts import Interrupts
 from ppll.launching import agent, launch, stall
 from ppll.launching.failure import Failure
@@ -349,19 +349,35 @@ class NoRanks:
         return {}
 
 
-def test_who_does_not_come_up_is_named_not_who_waits_for_it(own_module: Path) -> None:
+@pytest.fixture
+def launcher(own_module: Path) -> Iterator[launch.Launcher]:
+    """One that rank 1 alone has reached."""
     job = trainer_with(own_module, "", stall_timeout_s=60.0)._job(RunFolder(own_module.parent))
     launcher = launch.Launcher(job, Interrupts())
-    error = ChannelTimeout("nobody listened.")
-    launcher._failures.append(Failure.of(error, 1, StatusPage().read(), time.monotonic()))
     launcher._lines[1] = LauncherEnd(socket.socket(), 1)
+    yield launcher
+    launcher._lines[1].close()
+    launcher._end(NoRanks())
+
+
+def failure_of(error: Exception) -> Failure:
+    return Failure.of(error, 1, StatusPage().read(), time.monotonic())
+
+
+def test_who_does_not_come_up_is_named_not_who_waits_for_it(launcher: launch.Launcher) -> None:
+    launcher._failures.append(failure_of(ChannelTimeout("nobody listened.")))
     first = launcher._first_cause(NoRanks())
     assert first.head().startswith(
         "rank 0 (stage 0) failed at step 0, while it started: it did not"
     )
     assert first.cause.endswith("ChannelTimeout: nobody listened.")
-    launcher._lines[1].close()
-    launcher._end(NoRanks())
+
+
+def test_who_saw_a_neighbour_go_is_named_where_nobody_knows_why(launcher: launch.Launcher) -> None:
+    launcher._lines[1].aftermath = failure_of(ChannelClosed("the receiver is gone."))
+    assert launcher._first_cause(NoRanks()) is launcher._lines[1].aftermath
+    launcher._failures.append(failure_of(ValueError("why")))
+    assert launcher._first_cause(NoRanks()) is launcher._failures[0]
 
 
 class Unkillable:

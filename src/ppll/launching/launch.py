@@ -169,7 +169,7 @@ class Launcher:
         if not is_there:
             self._selector.unregister(line.socket)
             line.close()
-            spoke = line.failure or line.result or line.is_aftermath
+            spoke = line.failure or line.result or line.aftermath
             if line.rank >= 0 and not spoke and not self._failures:
                 self._note(self._silent(line.rank, _DIED))
 
@@ -287,9 +287,10 @@ class Launcher:
     def _first_cause(self, agent: Agent) -> Failure:
         """The earliest failure; one of a rank that died without a word gets its exit code."""
         codes = agent.exit_codes()
-        if not self._failures:
+        aftermaths = [line.aftermath for line in self._lines.values() if line.aftermath]
+        if not (known := self._failures or aftermaths):
             return self._silence(agent, codes)
-        first = min(self._failures, key=lambda failure: failure.time_s)
+        first = min(known, key=lambda failure: failure.time_s)
         missing = [r for r in range(self._job.mesh.size) if r not in self._lines]
         if missing and ChannelTimeout.__name__ in first.cause.partition(": ")[0]:
             return self._silent(missing[0], f"it did not come up: {first.cause}")

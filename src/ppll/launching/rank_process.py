@@ -66,11 +66,11 @@ def _tell(line: RankEnd, job: Job, rank: int, monitor: Monitor, error: BaseExcep
     """Say what went wrong; what follows from it is no news."""
     if line.has_told:
         return
-    if isinstance(error, ChannelClosed):
-        line.report_aftermath()
-        return
     place = job.mesh.place(rank)
     failure = Failure.of(error, rank, monitor.status, time.monotonic(), place)
+    if isinstance(error, ChannelClosed):
+        line.report_aftermath(failure)
+        return
     line.report_failure(failure)
     sys.stderr.write(failure.message() + "\n")
 
