@@ -330,7 +330,12 @@ def test_a_stage_saves_its_blocks_when_all_that_is_on_its_way_has_come(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("setting", "message"), [("method.lag=0", "method.lag"), ("method.lag=2", "option of method")]
+    ("setting", "message"),
+    [
+        ("method.lag=0", "method.lag"),
+        ("method.lag=64", "method.lag.* 63"),
+        ("method.lag=2", "option of method"),
+    ],
 )
 def test_a_lag_that_cannot_be_is_refused(setting: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
