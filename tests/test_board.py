@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import threading
+import time
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -14,6 +15,7 @@ import pytest
 from ppll.errors import ChannelClosed, UsageError
 from ppll.hosts.board import Board
 from ppll.hosts.departure import Departure
+from ppll.hosts.roster import Roster
 from ppll.mesh import Mesh
 from ppll.world import World
 
@@ -151,6 +153,50 @@ def test_who_hears_nothing_of_a_death_looks_itself(
         raise ChannelClosed
     assert store.num_looks == 1
     assert "rank 0 (stage 0) failed at step 0" in store.get("verdict").decode()
+
+
+def test_what_fails_is_told_before_its_process_leaves(store: BoardStore) -> None:
+    """It may have to wait for a callback, while its neighbours ask why their channels are gone."""
+    failing, neighbour = boards(store, 1, 2)
+    failing.tell(ValueError("why"))
+    with pytest.raises(Left), neighbour.ending_together():
+        raise ChannelClosed
+    assert "ValueError: why" in store.get("verdict").decode()
+
+
+def test_a_connection_that_breaks_is_named_with_who_has_found_out(
+    store: BoardStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ppll.hosts.board._LONG_AFTERMATH_S", 0.05)
+    monkeypatch.setattr(Roster, "silent_since", lambda *_: [])
+    found = boards(store, 1, 2)
+    for board in found:
+        board._roster.show(store, board.page.read())
+    with pytest.raises(Left), found[1].ending_together():
+        raise ChannelClosed("the sender is gone (reset by peer).")
+    verdict = json.loads(store.get("verdict"))["message"]
+    place, cause = verdict.partition(": ppll.errors.ChannelClosed: ")[::2]
+    assert place == "rank 1 (stage 1) failed at step 0, while it started"
+    assert cause.startswith(
+        "the sender is gone (reset by peer). All processes are there: the connection has broken."
+    )
+
+
+def test_only_of_a_run_that_has_begun_somebody_stands_still(
+    store: BoardStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, the first process may read data for an hour."""
+    found = boards(store, 1, 2)
+    pages = [board.page.read() for board in found]
+    later_s = time.monotonic() + 3600
+    monkeypatch.setattr(time, "monotonic", lambda: later_s)
+    for board, page in zip(found, pages, strict=True):
+        board._roster.show(store, page)
+    found[1]._turn()
+    found[1].begun_s = later_s - 1000
+    with pytest.raises(Left):
+        found[1]._turn()
+    assert "no progress for 60 s" in store.get("verdict").decode()
 
 
 @pytest.mark.parametrize(("error", "note"), [(ValueError, "\nHow."), (UsageError, "")])

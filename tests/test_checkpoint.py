@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+import ppll
 from ppll.checkpoints.checkpoint import (
     commit,
     step_folder,
@@ -18,6 +20,7 @@ from ppll.checkpoints.checkpoint import (
 )
 from ppll.checkpoints.reader import TensorReader
 from ppll.errors import CheckpointError
+from tests.test_in_process import recipe
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.count": torch.tensor(3)}
 STATE = {"a.weight.exp_avg": torch.ones(2, 3), "a.weight.step": torch.tensor(1.0)}
@@ -124,3 +127,16 @@ def test_digest_by_hand() -> None:
     assert tensor_digest("count", torch.tensor(3)) == f"count int64 [] {number}"
     half = hashlib.sha256(b"\x80\x3f").hexdigest()
     assert tensor_digest("h", torch.ones(1, dtype=torch.bfloat16)) == f"h bfloat16 [1] {half}"
+
+
+def test_a_network_whose_last_values_were_not_saved_keeps_its_own(tmp_path: Path) -> None:
+    layers = [nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3)]
+    model = nn.Sequential(*layers)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    train, optimizer = {"max_steps": 2, "on_nonfinite": "ignore"}, {"name": "sgd", "lr": 1e30}
+    settings = {key: value for key, value in recipe().items() if key != "model"}
+    explodes = {**settings, "train": train, "optimizer": optimizer}
+    trainer = ppll.Trainer(explodes, model=model, out=tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"of step 2 are not saved[\s\S]*result\.json"):
+        trainer.fit()
+    assert same(model.state_dict(), before)

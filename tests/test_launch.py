@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,9 +23,13 @@ import ppll
 from ppll import fork_server
 from ppll.config import Recipe
 from ppll.data import Dataset
-from ppll.errors import Interrupted, WorkerError
+from ppll.errors import ChannelClosed, ChannelTimeout, Interrupted, WorkerError
+from ppll.interrupts import Interrupts
 from ppll.launching import agent, launch, stall
-from ppll.status import Status
+from ppll.launching.failure import Failure
+from ppll.launching.lifeline import LauncherEnd
+from ppll.run_folder import RunFolder
+from ppll.status import Status, StatusPage
 from ppll.testing import FAULT_VARIABLE, Fault
 from tests.interleaving import NETWORKS, OPTIMIZERS
 from tests.thinning import slow_but
@@ -330,6 +335,84 @@ def test_a_rank_that_does_not_end_holds_up_no_run(
     monkeypatch.setattr(agent, "_COLLECTING_S", 0.5)
     thread = "    threading.Thread(target=time.sleep, args=(600,)).start()"
     assert trainer_with(own_module, thread, stall_timeout_s=60.0).fit().step == 50
+
+
+class NoRanks:
+    """Stands for an ``Agent`` whose ranks are gone."""
+
+    error = None
+
+    def is_running(self) -> bool:
+        return False
+
+    def exit_codes(self) -> dict[int, int]:
+        return {}
+
+
+@pytest.fixture
+def launcher(own_module: Path) -> Iterator[launch.Launcher]:
+    """One that rank 1 alone has reached."""
+    job = trainer_with(own_module, "", stall_timeout_s=60.0)._job(RunFolder(own_module.parent))
+    launcher = launch.Launcher(job, Interrupts())
+    launcher._lines[1] = LauncherEnd(socket.socket(), 1)
+    yield launcher
+    launcher._lines[1].close()
+    launcher._end(NoRanks())
+
+
+def failure_of(error: Exception) -> Failure:
+    return Failure.of(error, 1, StatusPage().read(), time.monotonic())
+
+
+def test_who_does_not_come_up_is_named_not_who_waits_for_it(launcher: launch.Launcher) -> None:
+    launcher._failures.append(failure_of(ChannelTimeout("nobody listened.")))
+    first = launcher._first_cause(NoRanks())
+    assert first.head().startswith(
+        "rank 0 (stage 0) failed at step 0, while it started: it did not"
+    )
+    assert first.cause.endswith("ChannelTimeout: nobody listened.")
+
+
+def test_who_saw_a_neighbour_go_is_named_where_nobody_knows_why(launcher: launch.Launcher) -> None:
+    launcher._lines[1].aftermath = failure_of(ChannelClosed("the receiver is gone."))
+    assert launcher._first_cause(NoRanks()) is launcher._lines[1].aftermath
+    launcher._failures.append(failure_of(ValueError("why")))
+    assert launcher._first_cause(NoRanks()) is launcher._failures[0]
+
+
+class Unkillable:
+    """Stands for an ``Agent`` whose ranks never end, as in a driver that does not answer."""
+
+    error = None
+
+    def __init__(self, *args: object) -> None:
+        self.num_kills = 0
+
+    def start(self) -> None:
+        """They never say anything."""
+
+    def is_running(self) -> bool:
+        return True
+
+    def ended_ranks(self) -> list[int]:
+        return []
+
+    def exit_codes(self) -> dict[int, int]:
+        return {}
+
+    def kill(self) -> None:
+        self.num_kills += 1
+
+
+def test_processes_that_cannot_be_killed_hold_up_no_message(
+    own_module: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(launch, "Agent", Unkillable)
+    monkeypatch.setattr(launch, "_HOPELESS_S", 0.2)
+    monkeypatch.setattr(stall, "_START_TIMEOUT_S", 0.0)
+    with pytest.raises(WorkerError, match=r"rank 0 .* no progress for 0.2 s"):
+        trainer_with(own_module, "", stall_timeout_s=0.2).fit()
+    assert "left behind" in caplog.text
 
 
 def test_exit_codes_that_never_come_are_waited_for_once(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from ppll.checkpoints.checkpoint import commit, step_folder, write_block
+from ppll.checkpoints.checkpoint import commit, is_committed, step_folder, write_block
 from ppll.checkpoints.recovery import newest_whole, prune, set_aside
 from ppll.claim import Claim, locked
 from ppll.errors import CheckpointError, RunFolderError
@@ -72,6 +74,27 @@ def test_pruning_keeps_the_first_the_newest_and_what_is_being_written(tmp_path: 
     write(tmp_path, 12, committed=False)
     prune(tmp_path, keep=2)
     assert steps(tmp_path) == ["00000000", "00000006", "00000009", "00000012"]
+
+
+def test_what_cannot_be_removed_costs_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where another process of the host reads it over a network, or removes it as well."""
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+
+    for step, committed in ((0, True), (3, False), (6, True), (9, True)):
+        write(tmp_path, step, committed=committed)
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    set_aside(tmp_path, 9)
+    prune(tmp_path, 1)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"cannot remove {step_folder(tmp_path, step)}, which is no checkpoint any more: "
+        f"[Errno {errno.ENOTEMPTY}] Directory not empty: '{step_folder(tmp_path, step)}'"
+        for step in (3, 6)
+    ]
+    assert [step for step in (0, 6, 9) if is_committed(step_folder(tmp_path, step))] == [0, 9]
 
 
 def test_a_claim_is_gone_when_another_start_takes_it(tmp_path: Path) -> None:

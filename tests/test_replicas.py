@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import ppll
 from ppll.bench.entrants import Race
 from ppll.blocks.alone import Alone
+from ppll.channels.greeting import MAX_CAPACITY
 from ppll.channels.local import local_channel
 from ppll.config import Recipe
 from ppll.data import Dataset
@@ -157,6 +158,17 @@ def test_sums_have_one_order_in_any_replica(num: int) -> None:
         for total, wanted in zip(totals, expected, strict=True):
             assert total.dtype == wanted.dtype
             assert torch.equal(total, wanted)
+
+
+def test_there_may_be_more_replicas_than_a_channel_has_slots(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ppll.replicas.line.PIECE_BYTES", 4)
+    num, row = 34, torch.arange(70.0)
+    assert line_capacity(num) == line_capacity(1024) == MAX_CAPACITY
+    lines = joined(num)
+    for totals in all_at_once([lambda i=i: lines[i].add_up([row], "sums") for i in range(num)]):
+        assert torch.equal(totals[0], num * row)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -50,6 +50,7 @@ def run_rank(
     monitor: Monitor,
     wish: Callable[[], int] = lambda: Wish.GO_ON,
     world: World | None = None,
+    tell: Callable[[BaseException], None] = lambda _: None,
 ) -> RankResult:
     """Carry out one stage, or what a replica does of it, from start to stop.
 
@@ -59,13 +60,15 @@ def run_rank(
         monitor: Is told what the rank does.
         wish: Asked by the first rank after every batch what the run is to do.
         world: All processes, where they may be on several hosts.
+        tell: Is told what goes wrong before the rank lets go of anything: that may take a while,
+            and the neighbours see it and ask why.
     """
     device = device_of(job.recipe.runtime, rank)
     set_numerics(job.recipe.train, device)
     if device.type == "cuda":
         _forget_others(device)
     blueprint = job.blueprint()
-    with ExitStack() as stack:
+    with ExitStack() as stack, _told(tell):
         if job.recipe.train.compile:
             stack.enter_context(compiler_settings())
         ends = connect(job, rank, blueprint, wish, stack, world)
@@ -103,6 +106,16 @@ def run_rank(
             if batch_ends is not None:
                 batch_ends.write(job.folder.batch_ends(rank), job.start_step)
         return _result(worker, device)
+
+
+@contextmanager
+def _told(tell: Callable[[BaseException], None]) -> Iterator[None]:
+    """What goes wrong inside is told at once."""
+    try:
+        yield
+    except BaseException as error:
+        tell(error)
+        raise
 
 
 def _forget_others(device: torch.device) -> None:

@@ -158,7 +158,7 @@ class MethodConfig(NamedSection):
     auxiliary: str | None = None
     """An auxiliary network of the shelf other than the method's own, where the method has this
     option."""
-    lag: Count | None = None
+    lag: Annotated[int, Field(ge=1, le=63)] | None = None
     """Training messages by which parameters of a later block are behind, where the method has this
     option."""
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from ppll.callbacks import CallbackLike, check_callbacks, followed
-from ppll.checkpoints.checkpoint import step_folder
+from ppll.checkpoints.checkpoint import is_committed, step_folder
 from ppll.checkpoints.first_values import put_back, skeleton_of
 from ppll.checkpoints.recovery import Recovered, newest_whole
 from ppll.checkpoints.run_data import kept_data
@@ -27,7 +27,7 @@ from ppll.data.kept import digest_of
 from ppll.data.preparation import PreparedData, facts_of
 from ppll.data_facts import DataFacts
 from ppll.decoding_view import decoding_shown
-from ppll.errors import Interrupted, WorkerError
+from ppll.errors import CheckpointError, Interrupted, WorkerError
 from ppll.faults import Fault
 from ppll.given import as_recipe, check_dataset, with_own_data
 from ppll.hosts.run import Hosts
@@ -129,10 +129,12 @@ class Trainer:
                 self._generation = self._hosts.count_starts(self._out) if self._is_first else 0
             self._resume = resume or self._generation > 0
             if self._is_first:
+                # Others do not look before it is made: a network's file system would remember for
+                # a minute that it was not there.
                 self._check_folder()
-            if self._resume and self._own_data is None:
-                folder = RunFolder(self._out.absolute())
-                self._own_data = kept_data(folder, self.recipe.data, self._allowed)
+                if self._resume and self._own_data is None:
+                    folder = RunFolder(self._out.absolute())
+                    self._own_data = kept_data(folder, self.recipe.data, self._allowed)
             # What is quick to find out comes first: reading a data set may take a minute.
             check_recipe(self.recipe, own_model=model is not None)
             if self._hosts is None and (max_restarts or self.recipe.has_processes):
@@ -146,7 +148,7 @@ class Trainer:
             self.blueprint.stage_blocks(self.recipe.runtime.stages)
             if prepared is not None:
                 check_start(self.blueprint, prepared, RunFolder(self._out.absolute()))
-            self._trained = self._read_weights()
+            self._trained = self._read_weights() if self._is_first else None
 
     def check(self) -> int:
         """Find out whether ``fit`` can begin, without training or writing anything.
@@ -172,7 +174,8 @@ class Trainer:
 
         Raises:
             UsageError: The run folder is taken, or the run in it is another one.
-            CheckpointError: All checkpoints of the run are damaged.
+            CheckpointError: All checkpoints of the run are damaged; or its last values are not
+                finite, so the user's own network cannot hold them.
             WorkerError: A stage failed; the message names it and the cause.
             Interrupted: Ctrl-C or SIGTERM came; a checkpoint was written, unless it came twice.
                 The same with ``out=...`` and ``resume=True`` goes on.
@@ -339,5 +342,12 @@ class Trainer:
         if result.step < self.blueprint.num_steps and not result.stopped:  # A signal came.
             raise Interrupted(f"interrupted at step {result.step}; saved in {job.folder.to_go_on}")
         if self._own_network is not None:
-            put_back(step_folder(job.folder.checkpoints, result.step), self._own_network)
+            checkpoint = step_folder(job.folder.checkpoints, result.step)
+            if not is_committed(checkpoint):
+                raise CheckpointError(
+                    f"the values of step {result.step} are not saved, as some are not finite "
+                    f'(train.on_nonfinite = "ignore" goes on with them), so the network keeps '
+                    f"those that it had. What the run came to is in {job.folder.result}."
+                )
+            put_back(checkpoint, self._own_network)
         return result

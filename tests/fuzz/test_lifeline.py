@@ -52,7 +52,7 @@ MESSAGES: list[dict[str, Any]] = [
     {"hello": 1, "pid": PID},
     {"failure": dataclasses.asdict(FAILURE)},
     {"result": json.loads(json.dumps(dataclasses.asdict(RESULT)))},
-    {"aftermath": True},
+    {"aftermath": dataclasses.asdict(FAILURE)},
 ]
 LINES = [json.dumps(message).encode() + b"\n" for message in MESSAGES]
 
@@ -90,13 +90,13 @@ def check(*chunks: bytes) -> None:
             assert end.failure.message()
             assert end.failure.repeats(end.failure) == end.failure.is_exception
         assert end.result is None or isinstance(end.result, RankResult)
-        assert isinstance(end.is_aftermath, bool)
+        assert end.aftermath is None or end.aftermath.message()
 
 
 def test_what_a_rank_says_is_understood() -> None:
     end = said(*LINES)
     assert (end.rank, end.pid) == (1, PID)
-    assert (end.failure, end.result, end.is_aftermath) == (FAILURE, RESULT, True)
+    assert (end.failure, end.result, end.aftermath) == (FAILURE, RESULT, FAILURE)
 
 
 @fuzz(75)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import hypothesis
@@ -26,6 +26,7 @@ from ppll.checkpoints.saving import Saver, SaveRules
 from ppll.config import Recipe
 from ppll.data import load_dataset
 from ppll.data.loader import IMAGE
+from ppll.ends import Waiting
 from ppll.errors import ModelError, RecipeError, WorkerError
 from ppll.message import Kind
 from ppll.methods import Lesson, LocalLoss, Paper, TaskLoss, methods
@@ -240,6 +241,23 @@ def test_step_t_sees_the_parameters_after_step_t_minus_lag(lag: int, num_stages:
         assert torch.equal(shown, torch.stack(expected))
 
 
+@pytest.mark.parametrize("name", ["man", "solo"])
+def test_who_reads_stays_until_nothing_more_is_sent(name: str) -> None:
+    """Also where it saves nothing, as a further replica: its process closes the channel then."""
+    batches = MadeUpBatches((6,))  # two messages: what they read is there from the start
+    blueprint = blueprint_of(small_recipe(method=name), batches)
+    kinds = (Kind.TRAIN, Kind.STOP)
+    workers = make_workers(blueprint, built_blocks(blueprint), batches, 2, 4, kinds)
+    run, slow_inbox = workers[0].run, workers[0]._ends.slow_inbox
+
+    def run_and_close() -> Iterator[Waiting]:
+        yield from run()
+        slow_inbox.close()
+
+    workers[0].run = run_and_close
+    interleave(workers, lambda num_able: 0)
+
+
 def note_after_learning(block: Block, sums: list[Tensor]) -> None:
     learn = block.learn
 
@@ -312,7 +330,12 @@ def test_a_stage_saves_its_blocks_when_all_that_is_on_its_way_has_come(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("setting", "message"), [("method.lag=0", "method.lag"), ("method.lag=2", "option of method")]
+    ("setting", "message"),
+    [
+        ("method.lag=0", "method.lag"),
+        ("method.lag=64", "method.lag.* 63"),
+        ("method.lag=2", "option of method"),
+    ],
 )
 def test_a_lag_that_cannot_be_is_refused(setting: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):

@@ -67,8 +67,9 @@ class SlowParameters:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every snapshot has all its copies."""
-        return not self._unfinished
+        """Whether all values have come after the messages that were learned from: nothing more is
+        sent, and every snapshot has all its copies."""
+        return len(self._copies) == self.lag
 
     def put(self, values: Tensor) -> None:
         """Take in the values after one more message: (parameters)."""

@@ -87,6 +87,7 @@ class GroupLink:
         self._works: deque[Work] = deque(maxlen=256)  # keeps what is being sent alive
         self.changed = threading.Event()
         self.is_gone = False
+        self._why_gone = ""
         self.error: ChannelError | None = None
         """Why this end cannot go on, where it is not that the other has gone."""
         self._thread: threading.Thread | None = None
@@ -165,6 +166,10 @@ class GroupLink:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(patience_s)
 
+    def gone(self, who: str) -> ChannelClosed:
+        """What is raised where the other end has gone."""
+        return ChannelClosed(f"the {who} is gone{self._why_gone}.")
+
     def fail(self, error: ChannelError) -> None:
         """Say why this end cannot go on, unless it was said before."""
         self.error = self.error or error
@@ -180,7 +185,9 @@ class GroupLink:
         try:
             while True:
                 hear()
-        except (RuntimeError, ChannelClosed):
+        except RuntimeError as error:  # in gloo's words
+            self._why_gone = f" ({error!s:.200})"
+        except ChannelClosed:
             pass
         except ChannelError as error:
             self.fail(error)

@@ -172,7 +172,7 @@ class GroupReceiveEnd(ReceiveEnd):
         if not self._arrived and self._group.error is not None:
             raise self._group.error
         if not self._arrived and is_gone:
-            raise ChannelClosed("the sender is gone.")
+            raise self._group.gone("sender")
         return bool(self._arrived)
 
     def _wait(self, timeout_s: float | None) -> None:

@@ -104,7 +104,7 @@ class GroupSendEnd(SendEnd):
         if not self._open:
             raise ChannelClosed(_THIS_CLOSED)
         if self._group.is_gone:
-            raise ChannelClosed("the receiver is gone.")
+            raise self._group.gone("receiver")
         return self.fill < self.capacity
 
     def _wait(self, timeout_s: float | None) -> None:
@@ -127,7 +127,7 @@ class GroupSendEnd(SendEnd):
         except (ChannelClosed, TransportError) as error:
             if isinstance(error, TransportError) and not self._group.is_gone_within(NOTICE_S):
                 raise
-            raise ChannelClosed("the receiver is gone.") from None
+            raise self._group.gone("receiver") from None
         self.statistics.transport_bytes += len(header) + layout.extent_bytes
 
     def _send_large(self, message: Message, layout: Layout) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 from collections.abc import Iterator
@@ -22,7 +23,9 @@ from ppll.errors import CheckpointError, RunFolderError, UsageError
 from ppll.run_folder import RunFolder
 
 __all__ = ["Recovered", "best_validation", "find", "forget_validations", "newest_whole", "prune"]
-__all__ += ["set_aside"]
+__all__ += ["remove", "set_aside"]
+
+_log = logging.getLogger(__name__)
 
 _DAMAGED = ".damaged"
 _NAME = re.compile("step-[0-9]+")
@@ -194,20 +197,29 @@ def set_aside(checkpoints: Path, step: int) -> None:
     """
     for folder in list(_folders(checkpoints)):
         if not is_committed(folder):
-            _remove(folder)
+            remove(folder)
         elif _step_of(folder) > step:
             aside = folder.with_name(folder.name + _DAMAGED)
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
 
 
-def _remove(folder: Path) -> None:
-    """The manifest goes first, so that what is left half-way is no checkpoint."""
+def remove(folder: Path) -> None:
+    """Remove a checkpoint, or what is left of one; what cannot be is logged and costs no run.
+
+    The manifest goes first, so that what is left half-way is no checkpoint.
+
+    Raises:
+        OSError: It is one still.
+    """
     if folder.is_symlink():
         folder.unlink()  # What it leads to is not the run's.
-    else:
-        uncommit(folder)
+        return
+    uncommit(folder)
+    try:
         shutil.rmtree(folder)
+    except OSError as error:
+        _log.warning("cannot remove %s, which is no checkpoint any more: %s", folder, error)
 
 
 def prune(checkpoints: Path, keep: int, *, best_of: Tree | None = None) -> None:
@@ -222,4 +234,4 @@ def prune(checkpoints: Path, keep: int, *, best_of: Tree | None = None) -> None:
     kept = {step_folder(checkpoints, step) for step in (0, best.step if best else 0)}
     for folder in _committed(checkpoints)[:-keep]:
         if folder not in kept:
-            _remove(folder)
+            remove(folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,7 +25,7 @@ from ppll.checkpoints.checkpoint import (
     write_validation,
 )
 from ppll.checkpoints.manifest import NetworkRecord, ValidationRecord
-from ppll.checkpoints.recovery import prune
+from ppll.checkpoints.recovery import prune, remove
 from ppll.claim import Claim
 from ppll.errors import CheckpointError
 from ppll.message import NOTHING_SAVED
@@ -240,7 +239,7 @@ class Saver:
             if not self._rules.passes_over_nonfinite:
                 raise
             _log.warning("%s", error)
-            shutil.rmtree(folder)
+            remove(folder)
         else:
             self._keep_what_counts()
 

@@ -9,7 +9,9 @@ the first, if it comes.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import signal
 import sys
 import threading
@@ -67,6 +69,9 @@ class Board:
         self.watch: Watcher | None = None
         self.after_failure = ""
         """What to say below a failure; nothing before a run begins, and where torchrun goes on."""
+        self.begun_s = math.inf
+        """When all began to train, by this process's clock: what they took before does not count,
+        since the first one may read data for long."""
         self._world = world
         self._mesh = mesh
         self._timeout_s = timeout_s
@@ -95,15 +100,15 @@ class Board:
             yield
         except Interrupted:
             raise
-        except UsageError as error:
-            self._leave_by(self._judge(2, f"{type(error).__name__}: {error}"))
-        except ChannelClosed:
-            self._leave_by(self._reason_of_aftermath())
+        except ChannelClosed as error:
+            self._leave_by(self._reason_of_aftermath(error))
         except BaseException as error:
-            status, now_s = self.page.read(), time.monotonic()
-            place = self._mesh.place(self._world.rank)
-            failure = Failure.of(error, self._world.rank, status, now_s, place)
-            self._leave_by(self._judge(1, failure.message()))
+            self._leave_by(self._judge_by(error))
+
+    def tell(self, error: BaseException) -> None:
+        """Let the others know what went wrong here, before this process leaves for it."""
+        if not isinstance(error, ChannelClosed):
+            self._judge_by(error)
 
     @contextmanager
     def hearing_signals(self) -> Iterator[None]:
@@ -140,6 +145,15 @@ class Board:
         """Let the run of all be tested and ended, unless it ends already."""
         self.wish = self.wish or Wish.TEST
 
+    def _judge_by(self, error: BaseException) -> dict[str, Any]:
+        if isinstance(error, UsageError):
+            return self._judge(2, f"{type(error).__name__}: {error}")
+        return self._judge(1, self._failure(error).message())
+
+    def _failure(self, error: BaseException) -> Failure:
+        rank, place = self._world.rank, self._mesh.place(self._world.rank)
+        return Failure.of(error, rank, self.page.read(), time.monotonic(), place)
+
     def _judge(self, code: int, message: str) -> dict[str, Any]:
         """Write the verdict, unless there is one; the one that holds."""
         verdict = self._verdict(code, message)
@@ -154,7 +168,7 @@ class Board:
             message = f"{message}\n{self.after_failure}"
         return {"code": code, "message": message}
 
-    def _reason_of_aftermath(self) -> dict[str, Any]:
+    def _reason_of_aftermath(self, closed: ChannelClosed) -> dict[str, Any]:
         """Why a neighbour is gone: what it says itself, or that it says nothing any more."""
         try:
             if not self._looks and (verdict := self._said_within(_LONG_AFTERMATH_S)):
@@ -162,7 +176,7 @@ class Board:
             self._looks = True
             begin_s = time.monotonic()
             self._roster.look(self._world.store, begin_s)
-            return self._said_meanwhile(begin_s) or self._unsaid(begin_s)
+            return self._said_meanwhile(begin_s) or self._unsaid(begin_s, closed)
         except RuntimeError as error:
             self._lose_store(error)
 
@@ -184,10 +198,12 @@ class Board:
             return verdict
         return None
 
-    def _unsaid(self, begin_s: float) -> dict[str, Any]:
+    def _unsaid(self, begin_s: float, closed: ChannelClosed) -> dict[str, Any]:
         silent = self._roster.silent_since(begin_s)
         if not silent:
-            return self._judge(1, "the channel to another process is closed, but all are there.")
+            failure = self._failure(closed)
+            cause = f"{failure.cause} All processes are there: the connection has broken."
+            return self._judge(1, dataclasses.replace(failure, cause=cause).message())
         return self._judge(1, self._roster.about(silent[0], "the process died", time.monotonic()))
 
     def _leave_by(self, verdict: dict[str, Any], *, alone: bool = False) -> NoReturn:
@@ -250,7 +266,9 @@ class Board:
             cause = f"no sign of life for {silence_s:.0f} s (runtime.stall_timeout_s)"
             self._leave_by(self._judge(1, self._roster.about(rank, cause, now_s)))
         through = {r for r, s in enumerate(statuses) if s.activity is Activity.FINISH}
-        stalled = find_stall(statuses, self._mesh, now_s, self._timeout_s, through=through)
+        stalled = find_stall(
+            statuses, self._mesh, now_s, self._timeout_s, through=through, resumed_s=self.begun_s
+        )
         if stalled is not None:
             cause = stall_cause(self._timeout_s)
             self._leave_by(self._judge(1, self._roster.about(stalled, cause, now_s)))

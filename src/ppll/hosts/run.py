@@ -136,9 +136,12 @@ class Hosts:
         rank = self._world.rank
         monitor = injected_monitor(job.fault, job.generation, rank, self.board.monitor)
         self._world.meet("ready")
-        origin_s = time.monotonic()  # The same moment on all clocks, but for what a message takes.
+        # The same moment on all clocks, but for what a message takes.
+        origin_s = self.board.begun_s = time.monotonic()
         with torch_as_new():
-            result = run_rank(job, rank, monitor, lambda: self.board.wish, self._world)
+            result = run_rank(
+                job, rank, monitor, lambda: self.board.wish, self._world, self.board.tell
+            )
         result = dataclasses.replace(result, started_s=result.started_s - origin_s)
         found = self._world.collect("result", dataclasses.asdict(result))
         return job, [_RANK_RESULT.validate_python(entry) for entry in found]

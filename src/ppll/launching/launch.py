@@ -7,6 +7,8 @@ is left a second later is killed.
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import secrets
 import selectors
@@ -43,6 +45,8 @@ from ppll.status import Status, StatusPage
 
 __all__ = ["Launcher", "Watcher"]
 
+_log = logging.getLogger(__name__)
+
 Watcher = Callable[[Sequence[Status]], None]
 """Is shown every rank's status a few times a second."""
 
@@ -53,6 +57,8 @@ _GRACE_S: Final = 1.0
 """How long ranks may take to leave once a failure is known."""
 _FAREWELL_S: Final = 10.0
 """The same once all have said what they came to."""
+_HOPELESS_S: Final = 30.0
+"""How long killed ranks may take to be gone: one that waits inside the system may never be."""
 _IMPORTS: Final = (
     f"The processes of a run import the script that trains: does what trains in it stand below "
     f"{GUARD}? If it does, look above for what they printed."
@@ -83,6 +89,8 @@ class Launcher:
         self._failures: list[Failure] = []
         self._over_at: float | None = None
         """When no rank is to be there any more."""
+        self._killed_at = math.inf
+        """When ranks were killed for the first time."""
         self._told_to_end = False
         self._pauses = Pauses()
         self._selector = selectors.DefaultSelector()
@@ -99,7 +107,7 @@ class Launcher:
             fork_server.warm_up()
             self._listen()
             agent.start()
-            while agent.is_running():
+            while agent.is_running() and not self._is_hopeless:
                 self._turn(agent)
             while self._hear(timeout_s=0):
                 pass
@@ -161,7 +169,7 @@ class Launcher:
         if not is_there:
             self._selector.unregister(line.socket)
             line.close()
-            spoke = line.failure or line.result or line.is_aftermath
+            spoke = line.failure or line.result or line.aftermath
             if line.rank >= 0 and not spoke and not self._failures:
                 self._note(self._silent(line.rank, _DIED))
 
@@ -222,7 +230,13 @@ class Launcher:
         path = rank_process.stacks_path(self._job, rank)
         return request_stacks(self._lines[rank].pid, path, rank_process.STACKS_SIGNAL)
 
+    @property
+    def _is_hopeless(self) -> bool:
+        """Whether ranks are still there long after they were killed."""
+        return time.monotonic() > self._killed_at + _HOPELESS_S
+
     def _kill_all(self, agent: Agent) -> None:
+        self._killed_at = min(self._killed_at, time.monotonic())
         for line in self._lines.values():
             self._kill(line)
         agent.kill()  # Where the fork server is gone it knows of none.
@@ -237,6 +251,10 @@ class Launcher:
         deadline = time.monotonic() + _GRACE_S
         # Where the fork server is gone the agent takes its ranks for gone, too.
         while agent.is_running() or (self._anyone_is_there() and time.monotonic() < deadline):
+            if self._is_hopeless:
+                there = [line.pid for line in self._lines.values() if line.is_open]
+                _log.warning("processes %s cannot be killed: they are left behind.", there)
+                break
             with suppress(ChannelError):
                 self._hear(_TURN_S)
             self._kill_all(agent)
@@ -269,11 +287,12 @@ class Launcher:
     def _first_cause(self, agent: Agent) -> Failure:
         """The earliest failure; one of a rank that died without a word gets its exit code."""
         codes = agent.exit_codes()
-        if not self._failures:
+        aftermaths = [line.aftermath for line in self._lines.values() if line.aftermath]
+        if not (known := self._failures or aftermaths):
             return self._silence(agent, codes)
-        first = min(self._failures, key=lambda failure: failure.time_s)
+        first = min(known, key=lambda failure: failure.time_s)
         missing = [r for r in range(self._job.mesh.size) if r not in self._lines]
-        if missing and first.cause.startswith(ChannelTimeout.__name__):
+        if missing and ChannelTimeout.__name__ in first.cause.partition(": ")[0]:
             return self._silent(missing[0], f"it did not come up: {first.cause}")
         if first.cause == _DIED:
             ending = _ending(codes.get(first.rank))

@@ -68,6 +68,8 @@ class RankEnd:
     ) -> None:
         self.wish = 0
         """What the run is asked to do, as in ``Wish``."""
+        self.has_told = False
+        """Whether it has said that, or why, the rank cannot go on."""
         self._leftovers = leftovers
         self._connected = threading.Event()
         threading.Thread(target=self._watch_parent, name="parent watch", daemon=True).start()
@@ -87,11 +89,13 @@ class RankEnd:
 
     def report_failure(self, failure: Failure) -> None:
         """Say what went wrong here."""
+        self.has_told = True
         self._send(failure=asdict(failure))
 
-    def report_aftermath(self) -> None:
-        """Say that a neighbour is gone: the cause lies elsewhere."""
-        self._send(aftermath=True)
+    def report_aftermath(self, failure: Failure) -> None:
+        """Say that a neighbour is gone: the cause lies elsewhere, if anybody knows one."""
+        self.has_told = True
+        self._send(aftermath=asdict(failure))
 
     def report_result(self, result: RankResult) -> None:
         """Say what this rank came to."""
@@ -135,7 +139,7 @@ class LauncherEnd:
         self.pid = -1
         self.failure: Failure | None = None
         self.result: RankResult | None = None
-        self.is_aftermath = False
+        self.aftermath: Failure | None = None
         self.is_open = True
         self._buffer = b""
 
@@ -188,7 +192,7 @@ class LauncherEnd:
             elif "result" in message:
                 self.result = _RESULT.validate_python(message["result"])
             else:
-                self.is_aftermath = bool(message["aftermath"])
+                self.aftermath = _FAILURE.validate_python(message["aftermath"])
         except (ValueError, KeyError, TypeError) as error:
             raise ProtocolError(
                 f"rank {self.expected_rank} sent {line[:80]!r}: {error!s:.200}."

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -51,19 +52,27 @@ def main(job: Job) -> None:
     monitor = injected_monitor(job.fault, job.generation, rank, Monitor(line.page))
     with stacks_path(job, rank).open("w", encoding="utf-8") as stacks:
         faulthandler.register(STACKS_SIGNAL, file=stacks, all_threads=True)
+        tell = partial(_tell, line, job, rank, monitor)
         try:
-            result = run_rank(job, rank, monitor, lambda: line.wish)
-        except ChannelClosed:
-            line.report_aftermath()
-            _leave()
+            result = run_rank(job, rank, monitor, lambda: line.wish, tell=tell)
         except BaseException as error:
-            place = job.mesh.place(rank)
-            failure = Failure.of(error, rank, monitor.status, time.monotonic(), place)
-            line.report_failure(failure)
-            sys.stderr.write(failure.message() + "\n")
+            tell(error)  # It may have come of closing.
             _leave()
         line.report_result(result)
         faulthandler.unregister(STACKS_SIGNAL)
+
+
+def _tell(line: RankEnd, job: Job, rank: int, monitor: Monitor, error: BaseException) -> None:
+    """Say what went wrong; what follows from it is no news."""
+    if line.has_told:
+        return
+    place = job.mesh.place(rank)
+    failure = Failure.of(error, rank, monitor.status, time.monotonic(), place)
+    if isinstance(error, ChannelClosed):
+        line.report_aftermath(failure)
+        return
+    line.report_failure(failure)
+    sys.stderr.write(failure.message() + "\n")
 
 
 def _redirect_output(path: Path) -> None:

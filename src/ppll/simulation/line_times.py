@@ -21,6 +21,8 @@ PIECE_BYTES: Final = 1 << 20
 """Bytes of gradients that travel between replicas at once."""
 BUCKET_BYTES: Final = 4 << 20
 """Bytes of gradients that are added up at once, or more; the sums are the same with any."""
+_MOST_AHEAD: Final = 63
+"""One fewer than a channel has slots, so that nobody ever waits to send."""
 _NUMBER_BYTES: Final = 8  # of what goes along at last; it is the latency that counts
 
 
@@ -72,8 +74,9 @@ def slots_bytes(num_bytes: int, num_replicas: int) -> int:
 
 
 def num_ahead(num_links: int) -> int:
-    """Pieces that a replica passes up before the first is back, with so many links after it."""
-    return 2 * num_links
+    """Pieces that a replica passes up before the first is back, with so many links after it: as
+    many as are under way on them and back, but for long lines."""
+    return min(2 * num_links, _MOST_AHEAD)
 
 
 @functools.cache
