@@ -10,7 +10,7 @@ from ppll.sections import CheckpointConfig
 from ppll.tracing.advice import advise, working_cores
 from ppll.tracing.files import RankTrace, Span, Start, Sum
 from ppll.tracing.lanes import Bar, draw_lanes
-from ppll.tracing.summary import summarize
+from ppll.tracing.summary import BlockTimes, summarize
 from tests.traces import made_up_start, made_up_trace, span, totals_trace
 
 BUSY = {"forward": 3.0, "learn": 6.0, "receive wait": 1.0}
@@ -24,6 +24,27 @@ def test_shares_are_of_the_time_since_the_first_batch() -> None:
     assert (stage.blocks[0].forward_s, stage.blocks[0].learn_s) == (0.2, 0.4)
     assert stage.work_s == pytest.approx(0.6)
     assert (stage.inbox_fill, stage.cpu) == (1.5, 0.5)
+
+
+def cut_by_waits(forwards: int, learns: int, waits: int, evaluations: int = 0) -> BlockTimes:
+    """A block of ten messages, in so many pieces: 0.2 s forward and 0.5 s of learning in all."""
+    parts = {"forward": (forwards, 0.2), "learn": (learns, 0.5), "average wait": (waits, 1.0)}
+    parts |= {"evaluate": (evaluations, 0.1)} if evaluations else {}
+    sums = [Sum(name=name, block=0, num=n, seconds=s) for name, (n, s) in parts.items()]
+    trace = totals_trace(0, (0,), {}, cpu_s=1.0)
+    assert trace.totals is not None
+    trace = replace(trace, totals=trace.totals.model_copy(update={"sums": tuple(sums)}))
+    return summarize(Start((trace,))).stages[0].blocks[0]
+
+
+def test_times_are_a_message_s_however_often_replicas_wait_within_it() -> None:
+    """Where they share parameters, a forward waits once a layer, and a learning step twice."""
+    each = pytest.approx((0.02, 0.05))
+    for pieces in ((10, 20, 10), (10 + 30, 10 + 60, 30 + 60)):
+        block = cut_by_waits(*pieces)
+        assert (block.forward_s, block.learn_s) == each
+    tested = cut_by_waits(10 + 30 + 10, 10 + 60, 30 + 60, evaluations=10)
+    assert (tested.forward_s, tested.learn_s) == pytest.approx((0.01, 0.05))
 
 
 def test_a_killed_rank_is_known_by_its_spans() -> None:

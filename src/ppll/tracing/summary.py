@@ -124,14 +124,29 @@ def _stage(trace: RankTrace, others: Sequence[RankTrace]) -> StageSummary:
 
 
 def _block(sums: Sequence[Sum], block: int) -> BlockTimes:
-    # Adding up with other replicas cuts a learning step in two.
-    num_cut = sum(s.num for s in sums if (s.name, s.block) == (_AVERAGE, block))
-    return BlockTimes(block, _mean(sums, "forward", block), _mean(sums, "learn", block, num_cut))
+    """What a block took, by the number of its messages.
+
+    Waiting for other replicas cuts a forward or a learning step in two. Of all such pieces, those
+    that are left when every wait is taken for a cut are two for each training message and one for
+    each message of an evaluation.
+    """
+    forward, learn, evaluate, waits = (
+        next((s for s in sums if (s.name, s.block) == (name, block)), None)
+        for name in ("forward", "learn", "evaluate", _AVERAGE)
+    )
+    num_tested = evaluate.num if evaluate is not None else 0
+    num_whole = sum(s.num for s in (forward, learn) if s) - (waits.num if waits else 0)
+    num_learned = (num_whole - num_tested) / 2
+    return BlockTimes(block, _each(forward, num_learned + num_tested), _each(learn, num_learned))
 
 
-def _mean(sums: Sequence[Sum], name: str, block: int, num_cut: int = 0) -> float:
+def _each(found: Sum | None, num: float) -> float:
+    return found.seconds / max(1, num) if found is not None else 0.0
+
+
+def _mean(sums: Sequence[Sum], name: str, block: int) -> float:
     found = next((s for s in sums if (s.name, s.block) == (name, block)), None)
-    return found.seconds / max(1, found.num - num_cut) if found is not None else 0.0
+    return _each(found, found.num) if found is not None else 0.0
 
 
 def _share(part: float, whole: float) -> float:
