@@ -211,3 +211,12 @@ def test_times_that_cannot_be_are_refused(name: str, amount: float) -> None:
 def test_a_slow_down_that_cannot_be_is_refused() -> None:
     with pytest.raises(RecipeError, match="slow_down is -1"):
         Devices.of_plan(made_up_plan(), -1.0)
+
+
+def test_a_batch_of_several_messages_is_refused() -> None:
+    """A block of a plan takes a message, a rival's chunk a batch."""
+    plan = made_up_plan()
+    parts = plan.recipe.with_settings(["train.accumulate=2"])
+    costs = plan.costs.model_copy(update={"recipe": measured_for(parts), "message_size": 4})
+    with pytest.raises(RecipeError, match=r"train\.accumulate = 2: .* set it to 1"):
+        Devices.of_plan(draw_plan(parts, costs, 2, Link()), 1.0)
