@@ -498,6 +498,8 @@ def test_a_plan_that_cannot_be_is_refused(
         (["--microbatches=4,x"], "cannot read '4,x'"),
         (["--systems=gpipe", "--microbatches=0"], "micro-batch"),
         (["--costs=nothing.json"], "cannot read the costs nothing.json"),
+        (["--set=model.depth=20"], "--set and --slow-down are for devices as fast as measured"),
+        (["--slow-down=2"], "--set and --slow-down are for devices as fast as measured"),
     ],
 )
 def test_what_cannot_be_emulated_is_refused(
@@ -506,6 +508,15 @@ def test_what_cannot_be_emulated_is_refused(
     code, _, err = run_here(monkeypatch, capsys, "bench", "emulate", "--batches=1", *args)
     assert code == 2, err
     assert message in err
+
+
+def test_settings_hold_for_what_costs_are_emulated_without_a_recipe(
+    costs: Path, monkeypatch, capsys
+) -> None:
+    args = ("bench", "emulate", f"--costs={costs}", "--stages=2", "--set=model.width=8")
+    code, _, err = run_here(monkeypatch, capsys, *args)
+    assert code == 2, err
+    assert "measured for model.width = 4, but the recipe has 8" in err
 
 
 def test_the_doctor_says_what_a_machine_can_do(monkeypatch, capsys) -> None:
