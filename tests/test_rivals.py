@@ -75,6 +75,35 @@ def test_no_rival_is_faster_than_its_loader() -> None:
     assert rates == pytest.approx(dict.fromkeys(rates, 8 / 100), rel=0.01)
 
 
+def test_what_does_not_shrink_is_in_every_piece_of_a_batch() -> None:
+    """As it is in the shards of PPLL's replicas: where all of it is fixed, shares save nothing."""
+    base = recipe(blocks=2, cuts=[2])
+    half = {"forward_fixed_s": 0.5e-3, "backward_fixed_s": 1e-3, "backward_first_s": 2e-3}
+    all_fixed = {"forward_fixed_s": 9.0, "backward_fixed_s": 9.0, "backward_first_s": 2e-3}
+    rates = {}
+    for share, fixed in ((0.5, half), (1.0, all_fixed)):
+        costs = costs_of([layer(3, f"layer{i}", **fixed) for i in range(4)], [0.0] * 4, base)
+        plan = draw_plan(base, costs, 2, Link())
+        rivals = {rival.system: rival for rival in predict_rivals(plan, 4)}
+        rates[share] = {name: 12e-3 / 8 * r.samples_per_second for name, r in rivals.items()}
+    assert rates[0.5]["ddp"] == pytest.approx(1 / (0.5 + 0.5 / 4))
+    assert rates[1.0]["ddp"] == pytest.approx(1)
+    assert rates[1.0]["backprop"] == pytest.approx(1)
+    # Two micro-batches of two devices take 4 + 2 half batches' time where nothing shrinks.
+    assert all(rates[1.0][name] < 1.4 for name in CHUNKS_A_RANK)
+    assert rates[0.5]["gpipe"] > rates[1.0]["gpipe"]
+
+
+def test_a_batch_in_parts_is_whole_for_rivals() -> None:
+    """What stays the same for a message is not in a batch as often as there are messages."""
+    base = recipe(blocks=2, cuts=[2]).with_settings(["train.accumulate=2"])
+    fixed = {"forward_fixed_s": 0.5e-3, "backward_fixed_s": 1e-3, "backward_first_s": 2e-3}
+    costs = costs_of([layer(3, f"layer{i}", **fixed) for i in range(4)], [0.0] * 4, base)
+    work = pipeline_work(draw_plan(base, costs, 2, LINK), 1)
+    assert work.forward_s == pytest.approx((4 * 1.5e-3,))
+    assert work.backward_s == pytest.approx((4 * 3e-3,))
+
+
 def test_the_loss_counts_where_chunks_are_balanced() -> None:
     base = recipe(blocks=2, cuts=[2])
     layers = [layer(2, f"layer{i}", backward_first_s=4 / 3e3) for i in range(8)]

@@ -56,8 +56,9 @@ def predict_rivals(plan: Plan, num_devices: int | None = None) -> list[Rival]:
     """PPLL, sequential local learning, and end-to-end training by every rival, side by side.
 
     Every pipeline gets cuts that are balanced for it and its best number of equal micro-batches.
-    Their work is taken to shrink in proportion to their size, but for what a block's turn takes
-    whatever is in it. No two rivals are combined.
+    A piece of a batch, or DDP's share of it, takes what the costs say is the same for fewer
+    samples, and what a block's turn takes whatever is in it; the rest shrinks with its size. No two
+    rivals are combined.
 
     Args:
         plan: Of PPLL.
@@ -126,21 +127,31 @@ def _loading_s(plan: Plan, system: str, num_ranks: int) -> float:
 
 def pipeline_work(plan: Plan, num_chunks: int) -> PipelineWork:
     """The network without auxiliary networks, in chunks balanced for an end-to-end pipeline."""
-    parts = plan.recipe.train.accumulate
+    costs = plan.costs.for_samples(_batch_size(plan))
     chunks = _chunks(plan.costs, num_chunks)
-    layers = plan.costs.layers
-    own = plan.costs.exits[-1]
-    forward = [parts * sum(layers[i].forward_s for i in chunk) for chunk in chunks]
-    backward = [parts * sum(_backward_s(plan.costs, i) for i in chunk) for chunk in chunks]
-    forward[-1] += parts * own.forward_s
-    backward[-1] += parts * own.backward_s
+    layers, own = costs.layers, costs.exits[-1]
+    forward = [sum(layers[i].forward_s for i in chunk) for chunk in chunks]
+    backward = [sum(_backward_s(costs, i) for i in chunk) for chunk in chunks]
+    forward_fixed = [
+        sum(min(layers[i].forward_fixed_s, layers[i].forward_s) for i in chunk) for chunk in chunks
+    ]
+    backward_fixed = [
+        sum(min(layers[i].backward_fixed_s, _backward_s(costs, i)) for i in chunk)
+        for chunk in chunks
+    ]
+    forward[-1] += own.forward_s
+    backward[-1] += own.backward_s
+    forward_fixed[-1] += min(own.forward_fixed_s, own.forward_s)
+    backward_fixed[-1] += min(own.backward_fixed_s, own.backward_s)
     return PipelineWork(
         tuple(forward),
         tuple(backward),
         tuple(sum(layers[i].update_s for i in chunk) for chunk in chunks),
-        tuple(parts * layers[chunk[-1]].features_bytes for chunk in chunks),
+        tuple(layers[chunk[-1]].features_bytes for chunk in chunks),
         tuple(sum(layers[i].parameter_bytes for i in chunk) for chunk in chunks),
         overhead_s=plan.costs.block_s / 2,  # a block's turn has a forward and a backward
+        forward_fixed_s=tuple(forward_fixed),
+        backward_fixed_s=tuple(backward_fixed),
     )
 
 
