@@ -73,6 +73,8 @@ def test_no_rival_is_faster_than_its_loader() -> None:
     rates = {system: rival.samples_per_second for system, rival in rivals.items()}
     assert rates.pop("ddp") == pytest.approx(4 * 8 / 100)  # each of four makes its share
     assert rates == pytest.approx(dict.fromkeys(rates, 8 / 100), rel=0.01)
+    # They wait for it, as PPLL does.
+    assert all(rival.idle > 0.999 for rival in rivals.values())
 
 
 def test_what_does_not_shrink_is_in_every_piece_of_a_batch() -> None:

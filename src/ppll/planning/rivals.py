@@ -79,7 +79,8 @@ def _ppll(plan: Plan) -> Rival:
 def _sequential(plan: Plan) -> Rival:
     rate = plan.costs.message_size / plan.one_stage_s
     memory = memory_bytes(plan.recipe, plan.unshared)
-    return Rival("sequential", plan.recipe.train.accumulate, rate, 0.0, memory, 1)
+    idle = 1 - sum(block.seconds for block in plan.unshared) / plan.one_stage_s
+    return Rival("sequential", plan.recipe.train.accumulate, rate, max(idle, 0.0), memory, 1)
 
 
 def _end_to_end(plan: Plan, num: int) -> Iterator[Rival]:
@@ -116,7 +117,8 @@ def _best(
         seconds, microbatches, prediction = min(found, key=lambda each: each[0])
         memory = _memory(plan, system, num_ranks, num_chunks, microbatches, prediction)
         rate = _batch_size(plan) / seconds
-        yield Rival(system, microbatches, rate, prediction.idle_fraction, memory, num_ranks)
+        busy_s = (1 - prediction.idle_fraction) * prediction.seconds_per_batch
+        yield Rival(system, microbatches, rate, 1 - busy_s / seconds, memory, num_ranks)
 
 
 def _loading_s(plan: Plan, system: str, num_ranks: int) -> float:
