@@ -68,6 +68,12 @@ def test_a_loss_that_does_not_work_is_refused() -> None:
         measured("loss.name=torch.nn:CrossEntropyLoss", "loss.options.weight=[1]")
 
 
+def test_activations_that_are_computed_again_are_refused() -> None:
+    """Neither the forward that is made again nor the memory that it saves is measured."""
+    with pytest.raises(RecipeError, match=r"train\.activation_checkpointing: .* set it to false"):
+        measured("train.activation_checkpointing=true")
+
+
 def test_measuring_leaves_the_generator_alone() -> None:
     torch.manual_seed(3)
     expected = torch.rand(1)

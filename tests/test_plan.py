@@ -212,6 +212,8 @@ def test_a_slow_link_speaks_for_local_learning() -> None:
         ("data.batch_size=9", "data.batch_size"),
         ("method.name=greedy", "method.name"),
         ("train.precision=bf16", "train.precision"),
+        ("train.tf32=true", "train.tf32"),
+        ("train.activation_checkpointing=true", "train.activation_checkpointing"),
     ],
 )
 def test_costs_of_another_recipe_are_refused(setting: str, key: str) -> None:
@@ -243,8 +245,15 @@ def test_costs_are_of_the_options_of_ones_own_optimizer() -> None:
 
 def test_what_changes_no_time_may_differ() -> None:
     base = recipe(blocks=2, cuts=[4])
-    other = base.with_settings(["optimizer.lr=3", "train.seed=9", "train.epochs=1"])
+    settings = ["optimizer.lr=3", "train.seed=9", "train.epochs=1", "data.eval_batch_size=3"]
+    weights = ["model.weights=trained.safetensors", 'model.fresh=["head"]']
+    other = base.with_settings([*settings, *weights])
     assert draw_plan(other, even_costs(base), 2, FREE)
+    costs = even_costs(base)
+    data = {**costs.recipe["data"], "eval_batch_size": 5}
+    model = {**costs.recipe["model"], "fresh": ["head"]}
+    older = costs.model_copy(update={"recipe": {**costs.recipe, "data": data, "model": model}})
+    assert draw_plan(other, older, 2, FREE)
 
 
 def test_more_stages_than_blocks_are_refused() -> None:
@@ -267,6 +276,7 @@ def test_costs_are_read_as_they_were_written(tmp_path: Path) -> None:
         (lambda tree: tree["exits"].pop(), "8 layers have 7 exits"),
         (lambda tree: tree.update(layers=[]), "0 layers"),
         (lambda tree: tree.update(load_s="fast"), "load_s"),
+        (lambda tree: [x.update(forward_s=0) for x in tree["layers"]], "no layer takes any time"),
     ],
 )
 def test_costs_that_cannot_be_are_refused(change: Any, message: str, tmp_path: Path) -> None:

@@ -28,12 +28,13 @@ __all__ = ["Costs", "ExitCosts", "LayerCosts", "counted_for", "measured_for"]
 Seconds = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 Bytes = Annotated[int, pydantic.Field(ge=0)]
 
-_FREE: Final = tuple(
-    f"data.{key}" for key in ("root", "validation", "train_limit", "test_limit", "drop_last")
+_FREE: Final = (
+    *(f"data.{key}" for key in ("root", "validation", "train_limit", "test_limit", "drop_last")),
+    *("data.eval_batch_size", "model.weights", "model.fresh"),
 )
 """Keys of the sections that matter which change no time."""
-_OF_OLDER_FILES: Final = "train.replicas"
-"""A plan knows what they change: the samples of a message, which the costs say."""
+_OF_OLDER_FILES: Final = {"train.replicas", "data.eval_batch_size", "model.fresh"}
+"""Of replicas a plan knows what they change: the samples of a message, which the costs say."""
 
 
 class _Measured(pydantic.BaseModel):
@@ -155,6 +156,8 @@ class Costs(_Measured):
     def _one_exit_a_layer(self) -> Self:
         if not self.layers or len(self.layers) != len(self.exits):
             raise ValueError(f"{len(self.layers)} layers have {len(self.exits)} exits")
+        if not any(layer.forward_s for layer in self.layers):
+            raise ValueError("no layer takes any time")
         return self
 
     @property
@@ -240,7 +243,7 @@ class Costs(_Measured):
         defaults = dict(_flat(measured_for(Recipe())))
         found = {**defaults, **dict(_flat(self.recipe))}
         wanted = {**defaults, **dict(_flat(measured_for(recipe)))}
-        for key in sorted((found.keys() | wanted.keys()) - {_OF_OLDER_FILES}):
+        for key in sorted((found.keys() | wanted.keys()) - _OF_OLDER_FILES):
             if found.get(key) != wanted.get(key):
                 raise RecipeError(
                     f"the costs were measured for {key} = {found.get(key)!r}, but the recipe has "
@@ -253,15 +256,19 @@ def measured_for(recipe: Recipe) -> dict[str, dict[str, Any]]:
     tree = training_sections(recipe)
     keys = (
         "precision",
+        "tf32",
         "threads_per_stage",
         "accumulate",
         "channels_last",
         "compile",
         "cuda_graphs",
+        "activation_checkpointing",
     )
     train = {key: tree["train"][key] for key in keys}
-    data = {k: v for k, v in tree["data"].items() if f"data.{k}" not in _FREE}
-    model = {k: v for k, v in tree["model"].items() if k != "weights"}
+    data, model = (
+        {k: v for k, v in tree[section].items() if f"{section}.{k}" not in _FREE}
+        for section in ("data", "model")
+    )
     updates = ("name", "momentum", "nesterov", "options", "fused")
     optimizer = {key: tree["optimizer"][key] for key in updates}
     parts = {

@@ -69,6 +69,11 @@ def measure(recipe: Recipe, *, repeats: int = 7) -> Costs:
             "train.compile: layers are measured one by one, but compiled code spans the layers of "
             "a block: set it to false."
         )
+    if recipe.train.activation_checkpointing:
+        raise RecipeError(
+            "train.activation_checkpointing: layers are measured with all activations kept, so a "
+            "plan would miss a forward pass and count memory that is not there: set it to false."
+        )
     # Wherever the recipe cuts, every cut is measured; the largest messages are.
     split = SplitConfig(blocks=1, features_dtype=recipe.split.features_dtype)
     train = recipe.train.model_copy(update={"replicas": min(recipe.block_replicas)})
