@@ -98,6 +98,38 @@ def test_a_machine_that_does_other_things_is_named() -> None:
     assert advice(BUSY, BUSY, num_cores=None, cpu_s=4.5) == []
 
 
+def crowded(num_cores: int, threads: int, num_stages: int = 2, **more: float) -> list[str]:
+    """Advice on stages of so many threads, which had a processor half of the time."""
+    start = made_up_start(*[BUSY] * num_stages, **{"cpu_s": 4.5, **more})
+    return advise(summarize(start), num_cores, threads=threads)
+
+
+def test_threads_need_processors_too() -> None:
+    (text,) = crowded(4, 3)
+    assert text.startswith("2 stages of 3 threads each share 4 processors")
+    assert "--stages 1 or fewer" in text
+    (text,) = crowded(2, 4, num_stages=1)
+    assert text.startswith("4 threads of one stage share 2 processors")
+    assert "Take fewer train.threads_per_stage" in text
+    start = Start((totals_trace(0, (0, 1, 2), {"learn": 5.0}, cpu_s=15.0),))
+    assert "--stages 2 blocks" in advise(summarize(start), 4, threads=2)[0]
+    assert advise(summarize(start), 2, threads=2) == []
+
+
+def on_hosts(num_cores: int, *clocks: str, cpu_s: float = 4.5) -> list[str]:
+    start = made_up_start(*[BUSY] * len(clocks), cpu_s=cpu_s)
+    pairs = zip(start.ranks, clocks, strict=True)
+    return advise(summarize(Start(tuple(replace(r, clock=c) for r, c in pairs))), num_cores)
+
+
+def test_processors_are_those_of_every_host() -> None:
+    (text,) = on_hosts(2, "a", "a", "b", "b")
+    assert text.startswith("A stage had a processor only 50% of the time")
+    (text,) = on_hosts(2, "a", "a", "a", "b")
+    assert text.startswith("3 processes on one host share 2 processors")
+    assert "--nproc-per-node" in text
+
+
 def test_processors_count_where_they_do_the_work() -> None:
     assert working_cores({"num_cores": 4, "gpus": []}) == 4
     assert working_cores({"num_cores": 4, "gpus": ["one"]}) is None
@@ -193,6 +225,31 @@ def test_stages_that_wait_in_turn_ask_for_capacity() -> None:
     second = {"forward": 3.0, "learn": 5.0, "receive wait": 4.0}
     (text,) = advice(first, second)
     assert "runtime.capacity = 8 (now 4)" in text
+
+
+LINKED = ({"forward": 2.0, "learn": 4.0, "send wait": 10.0}, {"forward": 2.0, "learn": 4.0})
+
+
+def linked(receive_wait: float, *fills: int, **options: int | None) -> list[str]:
+    """Advice on two even stages that wait for each other, by how full the second's inbox was."""
+    sender, receiver = LINKED
+    receiver = {**receiver, "receive wait": receive_wait}
+    return advice(sender, receiver, cpu_s=6.0, inbox_fills=(0, *fills), **options)
+
+
+def test_a_slow_link_is_no_question_of_capacity_nor_of_cuts() -> None:
+    (text,) = linked(10.0, 10)
+    assert text.startswith("Stage 0 waits to send 62% of the time, and stage 1 finds nothing to")
+    assert "split.features_dtype" in text
+    assert "runtime.capacity does not help" in text
+    uneven = {"forward": 1.0, "learn": 2.0, "receive wait": 10.0}
+    (text,) = advice(LINKED[0], uneven, cpu_s=6.0, inbox_fills=(0, 10))
+    assert text.startswith("Stage 0 waits to send")
+
+
+def test_only_an_inbox_that_is_empty_speaks_of_a_link() -> None:
+    assert "runtime.capacity = 8" in linked(10.0, 5, 0, 0, 5)[0]
+    assert "runtime.capacity = 8" in linked(10.0, 10, num_cores=None)[0]  # of GPUs nobody knows
 
 
 def test_one_stage_of_many_blocks_asks_for_more_stages() -> None:

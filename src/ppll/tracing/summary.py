@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -75,14 +76,16 @@ class Summary:
 
     Attributes:
         stages: Their first replicas.
+        hosts: Processes on every host, all replicas included, as far as they left something behind.
     """
 
     stages: tuple[StageSummary, ...]
+    hosts: tuple[int, ...]
 
     @property
     def num_processes(self) -> int:
-        """All replicas included."""
-        return sum(stage.replicas for stage in self.stages)
+        """On all hosts."""
+        return sum(self.hosts)
 
     @property
     def bottleneck(self) -> StageSummary:
@@ -92,7 +95,9 @@ class Summary:
 
 def summarize(start: Start) -> Summary:
     """What the ranks of a start did with their time."""
-    return Summary(tuple(_stage(trace, start.others) for trace in start.ranks))
+    hosts = Counter(trace.clock for trace in (*start.ranks, *start.others))
+    stages = tuple(_stage(trace, start.others) for trace in start.ranks)
+    return Summary(stages, tuple(hosts.values()))
 
 
 def _stage(trace: RankTrace, others: Sequence[RankTrace]) -> StageSummary:
