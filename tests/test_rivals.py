@@ -133,6 +133,26 @@ def beside_one_stage(works_ms: list[float], link: Link) -> str:
     return recommend(plan, rivals)
 
 
+def beside_backprop(bandwidth: float) -> str:
+    """What is recommended for four stages that would rather be one device without exits."""
+    base = recipe(blocks=4, cuts=[2, 4, 6])
+    layers = [
+        layer(3, f"layer{i}", backward_first_s=2e-3, parameter_bytes=200 * MIB) for i in range(8)
+    ]
+    link = Link(bandwidth_bytes_s=bandwidth)
+    plan = draw_plan(base, costs_of(layers, [3.0] * 7 + [0.1], base), 4, link)
+    return recommend(plan, predict_rivals(plan))
+
+
+def test_slow_links_do_not_speak_against_a_rival_on_one_device() -> None:
+    text = beside_backprop(5e7)
+    assert text.startswith("PPLL and backprop on one device are predicted equally fast")
+    assert text.endswith("Take backprop on one device, which needs no links, where it fits.")
+    text = beside_backprop(3e7)
+    assert text.startswith("Use backprop on one device: 1.5")
+    assert "links" not in text
+
+
 def test_several_stages_that_are_a_little_faster_are_not_called_slower() -> None:
     text = beside_one_stage([0.5, 0.5, 20, 20], Link())
     assert text.startswith("One stage (--stages 1) and several are predicted about equally fast")

@@ -245,12 +245,21 @@ def _recommended(plan: Plan, rivals: Sequence[Rival]) -> str:
     if ahead > 1 / CLEARLY:
         return (
             f"PPLL and {_name(best)} are predicted equally fast (ratio {ahead:.2f}; {memory}). "
-            f"Take {_name(best)} where end-to-end training matters, PPLL where links are slow."
+            f"{_among_equals(plan, best)}"
         )
+    links = f" and the links are as fast as said ({_speed(plan.link)})" if best.devices > 1 else ""
     return (
         f"Use {_name(best)}: {1 / ahead:.2f} times the predicted speed of PPLL, if it fits "
-        f"({memory}) and the links are as fast as said ({_speed(plan.link)})."
+        f"({memory}){links}."
     )
+
+
+def _among_equals(plan: Plan, best: Rival) -> str:
+    if best.devices == 1:
+        return f"Take {_name(best)}, which needs no links, where it fits."
+    text = f"Take {_name(best)} where end-to-end training matters"
+    # Replicas of PPLL exchange gradients as a rival's do.
+    return f"{text}." if plan.recipe.most_replicas > 1 else f"{text}, PPLL where links are slow."
 
 
 def _beside_one_process(plan: Plan, ahead: float) -> str:
