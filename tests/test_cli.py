@@ -397,7 +397,7 @@ def test_a_plan_predicts_and_writes_balanced_cuts(tmp_path: Path, monkeypatch, c
     code, _, err = planned(tmp_path, monkeypatch, capsys, *args)
     assert code == 2
     assert "it exists already" in err
-    for word in ("auxiliary", "samples/s", "zero-bubble", "Use "):
+    for word in ("auxiliary", "samples/s", "zero-bubble", "PPLL is"):
         assert word in printed
     assert (tmp_path / "costs.json").exists()
     code, printed, err = planned(tmp_path, monkeypatch, capsys, "--json", str(file))
@@ -413,6 +413,18 @@ def test_a_plan_predicts_and_writes_balanced_cuts(tmp_path: Path, monkeypatch, c
     )
     assert code == 2
     assert "ppll plan RECIPE --write" in err
+
+
+def test_a_plan_has_the_stages_of_the_recipe(costs: Path, monkeypatch, capsys) -> None:
+    """As many as a run of it would have; of a recipe that asks for one, a stage a block."""
+    for args, stages in (
+        (["--set=runtime.stages=2"], 2),
+        (["--set=runtime.stages=2", "--stages=1"], 1),
+        (["--set=runtime.stages=1"], 4),
+        ([], 4),
+    ):
+        _, printed, err = planned(costs.parent, monkeypatch, capsys, *args, "--json")
+        assert len({row["stage"] for row in json.loads(printed)["rows"]}) == stages, err
 
 
 def test_a_plan_chooses_replicas_and_writes_them(tmp_path: Path, monkeypatch, capsys) -> None:

@@ -65,7 +65,11 @@ def plan_recipe(
     ] = None,
     json: Json = None,
 ) -> None:
-    """Predict what a recipe takes, beside its rivals; choose balanced cuts and replicas."""
+    """Predict what a recipe takes, beside its rivals; choose balanced cuts and replicas.
+
+    Every block has a stage of its own, unless the recipe asks for several stages (runtime.stages),
+    or an option says otherwise.
+    """
     from ppll.planning.plan import draw_plan
     from ppll.planning.processes import choose, list_choices
     from ppll.planning.rivals import predict_rivals
@@ -80,7 +84,8 @@ def plan_recipe(
     link = link_of(bandwidth, latency)
     measured = costs_of(loaded, costs)
     if processes is None:
-        num_stages = stages or loaded.split.blocks
+        asked_for = stages or loaded.runtime.stages
+        num_stages = asked_for if stages or asked_for > 1 else loaded.split.blocks
         choices = []
         plan = draw_plan(loaded, measured, num_stages, link, memory_limit_bytes=limit)
         planned = plan.recipe.with_settings([f"runtime.stages={stages}"] if stages else [])
