@@ -229,11 +229,13 @@ def recommend(plan: Plan, rivals: Sequence[Rival]) -> str:
 
 
 def _recommended(plan: Plan, rivals: Sequence[Rival]) -> str:
-    ours = rivals[0]
-    best = max(rivals[1:], key=lambda rival: rival.samples_per_second)
-    ahead = ours.samples_per_second / best.samples_per_second
+    ours, *others = rivals
     if plan.num_processes == 1:
-        return "One stage is sequential local learning: see what more --stages give."
+        if all(rival.devices == 1 for rival in others):
+            return "One stage is sequential local learning: see what more --stages give."
+        others = [rival for rival in others if rival.system != "sequential"]
+    best = max(others, key=lambda rival: rival.samples_per_second)
+    ahead = ours.samples_per_second / best.samples_per_second
     if ahead >= CLEARLY:
         return (
             f"Use PPLL: {ahead:.2f} times the predicted speed of the best rival, {_name(best)}. "
