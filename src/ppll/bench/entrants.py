@@ -27,6 +27,7 @@ from ppll.planning.measuring import measure
 from ppll.planning.plan import balanced_cuts
 from ppll.planning.rivals import end_to_end_cuts
 from ppll.run_folder import RunFolder
+from ppll.sections import CheckpointConfig, TrackConfig
 from ppll.simulation.simulate import Link
 from ppll.trainer import Trainer
 
@@ -155,7 +156,8 @@ class Race:
     """What all entrants have in common.
 
     Attributes:
-        recipe: With PPLL's cuts written out, and no evaluation or short batch on the way.
+        recipe: With PPLL's cuts written out, and no evaluation, checkpoint or short batch on the
+            way.
         blueprint: Its network cut into blocks.
         costs: What cuts are balanced by.
         steps_per_epoch: Training batches of an epoch.
@@ -193,7 +195,9 @@ class Race:
         settings += [f"split.blocks={blocks}", f"train.epochs={10**6}"]
         settings += [f"runtime.stages={num_stages}"]
         train = recipe.train.model_copy(update={"max_steps": None})
-        recipe = recipe.model_copy(update={"train": train}).with_settings(settings)
+        # Rivals save nothing, and write nothing down.
+        alike = {"train": train, "checkpoint": CheckpointConfig(), "track": TrackConfig()}
+        recipe = recipe.model_copy(update=alike).with_settings(settings)
         check_devices(recipe)
         costs = costs or _measured(recipe)
         costs.check_recipe(recipe)
