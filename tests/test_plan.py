@@ -87,6 +87,19 @@ def test_blocks_and_stages_by_hand() -> None:
     assert averaged.stages[0].memory_bytes == 5 * 25 + 7 * MIB
 
 
+def test_what_goes_beside_features_takes_its_time_on_a_link() -> None:
+    """A block hands on what it got of the output before, or of the network's input."""
+    base = recipe(blocks=3, cuts=[2, 4])
+    sent = {"sent_bytes": 5 * MIB, "carried_bytes": 3 * MIB}
+    costs = even_costs(base, **sent).model_copy(update={"carried_bytes": 7 * MIB})
+    plan = draw_plan(base, costs, 3, Link(bandwidth_bytes_s=MIB))
+    assert [block.features_bytes / MIB for block in plan.blocks[:2]] == [5 + 7, 5 + 3]
+    assert plan.seconds_per_message == pytest.approx(12, rel=0.01)
+    assert plan.blocks[1].input_bytes == 5 * MIB
+    half = costs.for_samples(4)
+    assert (half.layers[0].leaving_bytes, half.carried_bytes) == (2.5 * MIB, 3.5 * MIB)
+
+
 def test_fewer_stages_run_several_blocks() -> None:
     base = recipe(blocks=4, cuts=[2, 4, 6])
     plan = draw_plan(base, even_costs(base), 2, FREE)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Final, Self
 
@@ -25,6 +24,7 @@ from ppll.job import draw_blueprint
 from ppll.planning.costs import Costs
 from ppll.planning.measuring import measure
 from ppll.planning.plan import balanced_cuts
+from ppll.planning.planned import BlockTable
 from ppll.planning.rivals import end_to_end_cuts
 from ppll.run_folder import RunFolder
 from ppll.sections import CheckpointConfig, TrackConfig
@@ -36,7 +36,6 @@ __all__ = ["Race"]
 _LINK: Final = Link(bandwidth_bytes_s=5e9, latency_s=50e-6)
 """Between two processors of one machine; balanced cuts ask for it."""
 _TIMEOUT_S: Final = 7 * 24 * 3600.0
-_TARGET_BYTES: Final = 8
 
 
 class Local(Entrant):
@@ -285,11 +284,10 @@ def _able(entrants: Iterable[Entrant], noted: Callable[[str], None]) -> Iterator
 
 
 def _bytes_sent(race: Race, num_stages: int) -> tuple[int, ...]:
-    """What each stage hands on for a batch: features, targets, and fields of the method."""
-    blueprint, samples = race.blueprint, race.recipe.data.batch_size
-    fields = len(blueprint.method.fields) * prod(blueprint.sites[0].input_shape)
+    """What each stage hands on for a batch: features, and what goes beside them."""
+    blueprint, table = race.blueprint, BlockTable(race.recipe, race.costs, Link())
     sent = []
     for blocks in blueprint.stage_blocks(num_stages)[:-1]:
-        features = race.costs.layers[blueprint.ranges[blocks.stop].start - 1].features_bytes
-        sent.append(features + samples * (fields + _TARGET_BYTES))
+        last = blueprint.ranges[blocks.stop - 1]
+        sent.append(table.block(last.start, last.stop).features_bytes)
     return (*sent, 0)

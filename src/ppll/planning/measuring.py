@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from ppll.blocks.blueprint import build_method
-from ppll.blocks.lean import FeaturesType, num_bytes
 from ppll.blocks.streams import make_streams
 from ppll.checks import has_batch_norm
 from ppll.config import Recipe
@@ -39,6 +38,7 @@ from ppll.planning.pieces import (
     Piece,
     clock,
 )
+from ppll.planning.traffic import Traffic
 from ppll.sections import SplitConfig
 
 __all__ = ["measure"]
@@ -110,13 +110,14 @@ def _measure(recipe: Recipe, device: torch.device, repeats: int) -> Costs:
         step_s, block_s = bench.overheads(repeats)
     network, layers = blueprint.network, zip(bench.layers, smaller.layers, strict=True)
     exits = zip(bench.exits, smaller.exits, strict=True)
+    traffic = Traffic.of_message(message, blueprint.method, recipe.split.features_dtype)
     return Costs(
         recipe=measured_for(recipe),
         device=describe_device(device, describe_processor()),
         message_size=size,
         layers=tuple(
-            _layer_costs(layer.name, pieces, step_s, recipe.split.features_dtype, small / size)
-            for layer, pieces in zip(network.layers, layers, strict=True)
+            _layer_costs(layer.name, pieces, step_s, small / size, traffic.behind(pieces[0], site))
+            for layer, pieces, site in zip(network.layers, layers, bench.sites(), strict=True)
         ),
         exits=tuple(_exit_costs(pieces, step_s, small / size) for pieces in exits),
         block_s=block_s,
@@ -126,6 +127,7 @@ def _measure(recipe: Recipe, device: torch.device, repeats: int) -> Costs:
         num_train=len(data.train_samples),
         counted_for=counted_for(recipe),
         has_batch_norm=has_batch_norm(piece.module for piece in [*bench.layers, *bench.exits]),
+        carried_bytes=traffic.carried_bytes,
     )
 
 
@@ -183,11 +185,7 @@ def _message(recipe: Recipe, loader: Loader) -> tuple[dict[str, Tensor], float]:
 
 
 def _layer_costs(
-    name: str,
-    pieces: _Pieces,
-    step_s: float,
-    features_type: FeaturesType | None,
-    share: float,
+    name: str, pieces: _Pieces, step_s: float, share: float, traffic: dict[str, int]
 ) -> LayerCosts:
     piece, times = pieces[0], pieces[0].times
     both = [f + b for f, b in zip(times.forward, times.backward, strict=True)]
@@ -199,19 +197,14 @@ def _layer_costs(
             statistics.median(times.backward_first), statistics.median(times.backward)
         ),
         update_s=_above(times.update, step_s),
-        features_bytes=_sent_bytes(piece, features_type),
+        features_bytes=piece.features_bytes,
         activation_bytes=piece.activation_bytes,
         parameter_bytes=piece.parameter_bytes,
         spread=_spread(both),
+        sent_bytes=traffic["sent_bytes"],
+        carried_bytes=traffic["carried_bytes"],
         **_fixed(pieces, share),
     )
-
-
-def _sent_bytes(piece: Piece, features_type: FeaturesType | None) -> int:
-    """What its output takes on the way to the next block."""
-    if features_type is None:
-        return piece.features_bytes
-    return sum(num_bytes(piece.features_shape, features_type).values())
 
 
 def _exit_costs(pieces: _Pieces, step_s: float, share: float) -> ExitCosts:
