@@ -491,6 +491,7 @@ def costs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--latency=-1"], "latency"),
         (["--set=split.blocks=99", "--set=split.cuts=balanced"], "blocks"),
         (["--memory-limit=nan"], "--memory-limit is nan: give a finite number, at least 0"),
+        (["--memory-limit=100"], "--memory-limit chooses among balanced cuts"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(

@@ -81,6 +81,11 @@ def plan_recipe(
         raise UsageError("--processes chooses the stages: leave out --stages, or --processes.")
     loaded = load(recipe, None, settings)
     limit = None if memory_limit is None else bytes_of("--memory-limit", memory_limit)
+    if limit is not None and processes is None and loaded.split.cuts != "balanced":
+        raise UsageError(
+            "--memory-limit chooses among balanced cuts, and these are given: add "
+            "--set split.cuts=balanced, or leave it out."
+        )
     link = link_of(bandwidth, latency)
     measured = costs_of(loaded, costs)
     if processes is None:
