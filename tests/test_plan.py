@@ -87,6 +87,18 @@ def test_blocks_and_stages_by_hand() -> None:
     assert averaged.stages[0].memory_bytes == 5 * 25 + 7 * MIB
 
 
+def test_blocks_at_the_same_time_hold_all_their_activations() -> None:
+    base = recipe(blocks=4, cuts=[2, 4, 6]).with_settings(["train.cuda_graphs=true"])
+    together = base.with_settings(["runtime.concurrent_blocks=true"])
+    one, all_of_them = (draw_plan(r, even_costs(base), 2, FREE) for r in (base, together))
+    added = all_of_them.stages[0].memory_bytes - one.stages[0].memory_bytes
+    assert added == one.blocks[1].activation_bytes == 7 * MIB
+    text = recommend(all_of_them, predict_rivals(all_of_them))
+    assert "blocks one after the other, which is longer" in text
+    alone = draw_plan(together, even_costs(base), 4, FREE)
+    assert "concurrent_blocks" not in recommend(alone, predict_rivals(alone))
+
+
 def test_what_goes_beside_features_takes_its_time_on_a_link() -> None:
     """A block hands on what it got of the output before, or of the network's input."""
     base = recipe(blocks=3, cuts=[2, 4])

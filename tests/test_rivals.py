@@ -161,6 +161,17 @@ def test_several_stages_that_are_a_little_faster_are_not_called_slower() -> None
     assert "GB/s" not in text
 
 
+def test_a_loader_that_all_wait_for_is_named() -> None:
+    base = recipe(blocks=4, cuts=[1, 2, 3])
+    layers = [layer(6, f"layer{i}", parameter_bytes=100 * MIB) for i in range(4)]
+    costs = costs_of(layers, [0.1] * 4, base).model_copy(update={"load_s": 0.05})
+    plan = draw_plan(base, costs, 2, LINK)
+    rivals = [each for each in predict_rivals(plan) if each.system in ("ppll", "sequential")]
+    text = recommend(plan, rivals)
+    assert text.startswith("One stage (--stages 1) and several are predicted about equally fast")
+    assert "the loader takes 50.0 ms a message" in text
+
+
 def beside_one_process(parameter_bytes: int, fixed: float) -> str:
     """What is recommended for two replicas of one stage, where a share of the work is fixed."""
     base = recipe(blocks=2, cuts=[1]).with_settings(["train.replicas=2"])

@@ -145,7 +145,8 @@ def stage_times(blocks: Sequence[PlannedBlock]) -> StageTimes:
 
 def memory_bytes(recipe: Recipe, blocks: Sequence[PlannedBlock], before: int = 1) -> int:
     """What a process holds: parameters, gradients, optimizer state and averages, the largest
-    block's activations, the slots before it, what it joins, and what its replicas add up.
+    block's activations (of blocks at the same time, all of theirs), the slots before it, what it
+    joins, and what its replicas add up.
 
     Checkpoints are not counted. Of shares (``runtime.sharding``) see ``_bytes_of_shares``.
 
@@ -160,7 +161,8 @@ def memory_bytes(recipe: Recipe, blocks: Sequence[PlannedBlock], before: int = 1
     if recipe.runtime.sharding != "none" and num > 1:
         return incoming + _bytes_of_shares(recipe, blocks)
     parameters = _copies(recipe) * sum(block.parameter_bytes for block in blocks)
-    activations = max(block.activation_bytes for block in blocks)
+    at_once = sum if recipe.runtime.concurrent_blocks else max
+    activations = at_once(block.activation_bytes for block in blocks)
     adding_up = max(line_bytes(block.parameter_bytes, num) for block in blocks)
     return parameters + activations + incoming + adding_up
 

@@ -78,7 +78,8 @@ def _ppll(plan: Plan) -> Rival:
 
 def _sequential(plan: Plan) -> Rival:
     rate = plan.costs.message_size / plan.one_stage_s
-    memory = memory_bytes(plan.recipe, plan.unshared)
+    runtime = plan.recipe.runtime.model_copy(update={"concurrent_blocks": False})
+    memory = memory_bytes(plan.recipe.model_copy(update={"runtime": runtime}), plan.unshared)
     idle = 1 - sum(block.seconds for block in plan.unshared) / plan.one_stage_s
     return Rival("sequential", plan.recipe.train.accumulate, rate, max(idle, 0.0), memory, 1)
 
@@ -225,6 +226,11 @@ def recommend(plan: Plan, rivals: Sequence[Rival]) -> str:
             " Memory is that of runtime.sharding; time is not: layers are gathered twice a message "
             "and added up in the backward pass, which takes longer than predicted here."
         )
+    if plan.recipe.runtime.concurrent_blocks and len(plan.stages) < len(plan.blocks):
+        text += (
+            " Memory is that of runtime.concurrent_blocks; time is that of a stage's blocks one "
+            "after the other, which is longer."
+        )
     return text
 
 
@@ -284,6 +290,12 @@ def _why_equal(plan: Plan) -> str:
     blocks = [[plan.blocks[i] for i in stage.blocks] for stage in plan.stages]
     works_s = [sum(block.forward_s + block.learn_s for block in own) for own in blocks]
     slowest_s = max(works_s)
+    load_s = plan.costs.load_s / plan.stages[0].replicas
+    if CLEARLY * load_s > plan.seconds_per_message:
+        return (
+            f"the loader takes {1e3 * load_s:,.1f} ms a message, and all wait for it. Make batches "
+            f"cheaper (fewer operations of augmentation under data)."
+        )
     if plan.seconds_per_message > CLEARLY * slowest_s:
         return f"the links ({_speed(plan.link)}) take about as much as several stages give."
     slowest = works_s.index(slowest_s)
