@@ -13,7 +13,8 @@ from ppll.planning.costs import Costs, counted_for, measured_for
 from ppll.planning.measuring import measure
 from ppll.planning.plan import draw_plan
 from ppll.planning.processes import choose, list_choices, verdict
-from ppll.planning.rivals import predict_rivals, recommend
+from ppll.planning.recommendation import recommend
+from ppll.planning.rivals import predict_rivals
 from ppll.recipe_files import load_recipe
 from ppll.simulation.links import Link
 from tests import faults

@@ -15,7 +15,8 @@ from ppll.errors import Interrupted, ModelError, RecipeError
 from ppll.interrupts import Interrupts
 from ppll.planning.costs import Costs, ExitCosts, LayerCosts, measured_for
 from ppll.planning.plan import balanced_cuts, draw_plan
-from ppll.planning.rivals import predict_rivals, recommend
+from ppll.planning.recommendation import recommend
+from ppll.planning.rivals import predict_rivals
 from ppll.simulation.simulate import Link
 
 MIB = 2**20

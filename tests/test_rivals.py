@@ -10,13 +10,8 @@ from ppll.config import Recipe
 from ppll.errors import RecipeError
 from ppll.planning.costs import Costs
 from ppll.planning.plan import Plan, draw_plan
-from ppll.planning.rivals import (
-    Rival,
-    end_to_end_cuts,
-    pipeline_work,
-    predict_rivals,
-    recommend,
-)
+from ppll.planning.recommendation import recommend
+from ppll.planning.rivals import Rival, end_to_end_cuts, pipeline_work, predict_rivals
 from ppll.simulation.pipeline_work import PipelineWork
 from ppll.simulation.schedules import CHUNKS_A_RANK, predict
 from ppll.simulation.simulate import Link

@@ -112,7 +112,7 @@ def plan_recipe(
 def _tree(plan: Plan, rivals: Sequence[Rival], choices: Sequence[Choice]) -> dict[str, Any]:
     """All of it, ready for JSON."""
     from ppll.planning.processes import verdict
-    from ppll.planning.rivals import recommend
+    from ppll.planning.recommendation import recommend
 
     tree = {
         "rows": plan.rows(),

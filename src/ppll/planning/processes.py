@@ -11,7 +11,7 @@ from ppll.errors import ModelError
 from ppll.planning.costs import Costs
 from ppll.planning.plan import Plan, block_starts, draw_plan
 from ppll.planning.planned import BlockTable
-from ppll.planning.rivals import CLEARLY
+from ppll.planning.recommendation import CLEARLY
 from ppll.planning.sharing import best_shares
 from ppll.simulation.links import Link
 
