@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from ppll import limits
+from ppll.cli.plan import _note_cores
 from ppll.config import Recipe
+from ppll.environment import describe_processor
 from ppll.errors import Interrupted, ModelError, RecipeError
 from ppll.interrupts import Interrupts
 from ppll.planning.costs import Costs, ExitCosts, LayerCosts, measured_for
@@ -98,6 +102,17 @@ def test_blocks_at_the_same_time_hold_all_their_activations() -> None:
     assert "blocks one after the other, which is longer" in text
     alone = draw_plan(together, even_costs(base), 4, FREE)
     assert "concurrent_blocks" not in recommend(alone, predict_rivals(alone))
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_a_plan_says_when_this_machine_has_too_few_processors(
+    threads: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(limits, "num_cores", lambda: 4)
+    base = recipe(blocks=2, cuts=[4]).with_settings([f"train.threads_per_stage={threads}"])
+    costs = even_costs(base).model_copy(update={"device": describe_processor()})
+    _note_cores(Console(), draw_plan(base, costs, 2, FREE))
+    assert ("Predicted for 6 processors" in capsys.readouterr().out) == (threads == 3)
 
 
 def test_what_goes_beside_features_takes_its_time_on_a_link() -> None:

@@ -134,11 +134,11 @@ def _note_cores(console: Console, plan: Plan) -> None:
     from ppll.environment import describe_processor
     from ppll.limits import num_cores
 
-    cores = num_cores()
-    if plan.costs.device == describe_processor() and plan.num_processes > cores:
+    cores, wanted = num_cores(), plan.num_processes * plan.recipe.train.threads_per_stage
+    if plan.costs.device == describe_processor() and wanted > cores:
         console.print(
-            f"\nPredicted for {plan.num_processes} processors; this machine has {cores:g}, which "
-            f"the processes would share.",
+            f"\nPredicted for {wanted} processors; this machine has {cores:g}, which the processes "
+            f"would share.",
             highlight=False,
         )
 
