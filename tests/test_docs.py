@@ -135,7 +135,7 @@ def ten_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ppll, "Trainer", short)
 
 
-@pytest.mark.parametrize(("page", "index"), [("models.md", 3), ("data.md", 1)])
+@pytest.mark.parametrize(("page", "index"), [("models.md", 4), ("data.md", 1)])
 def test_models_that_hand_on_several_tensors_learn(
     page: str, index: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,7 +182,7 @@ def test_what_is_exported_predicts_as_it_is_fed_and_can_be_read(
 
 @pytest.mark.parametrize(
     ("index", "needed"),
-    slow_but([(0, "timm"), (2, "torch")], [(0, "timm"), (1, "transformers"), (2, "torch")]),
+    slow_but([(0, "timm"), (3, "torch")], [(0, "timm"), (1, "transformers"), (3, "torch")]),
 )
 @pytest.mark.usefixtures("ten_steps")
 def test_the_runs_of_model_families_work(
@@ -191,6 +191,25 @@ def test_the_runs_of_model_families_work(
     library(needed)
     monkeypatch.chdir(tmp_path)
     assert_there_are_four_blocks(run("models.md", index)["result"], tmp_path)
+
+
+@pytest.mark.usefixtures("ten_steps")
+def test_an_encoder_in_parts_computes_what_it_does_with_a_mask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library("transformers")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names = run("models.md", 2)
+    data, bert, given = names["data"].test, names["bert"].eval(), names["data"].test.inputs
+    with torch.no_grad():
+        logits = bert(given, attention_mask=given != names["PADDING"]).logits
+        for part in names["model"]:
+            given = part.eval()(given)
+    assert torch.equal(given, logits)
+    right = (logits.argmax(1) == data.targets).float().mean()
+    assert names["result"].test_accuracy == pytest.approx(float(right))
+    assert_there_are_four_blocks(names["result"], tmp_path)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -271,3 +290,15 @@ def test_values_are_predicted(
     share = re.fullmatch(r"unexplained variance: (\d+)%\n", capsys.readouterr().out)
     assert share is not None
     assert int(share[1]) < 80
+
+
+def test_data_that_a_recipe_names_is_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_table.py").write_text(blocks(DOCS / "data.md", "python")[4], encoding="utf-8")
+    (tmp_path / "wine.toml").write_text(blocks(DOCS / "data.md", "toml")[0], encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    result = ppll.Trainer("wine.toml").fit()
+    assert result.test_accuracy is not None
+    assert result.test_accuracy > 0.9

@@ -49,6 +49,26 @@ def test_parts_of_a_batch_are_measured_as_they_travel() -> None:
     assert measured("train.accumulate=5").message_size == 2
 
 
+@pytest.mark.parametrize(
+    ("model", "main", "beside"),
+    [
+        ("masked_model", 6 * 64 * 4, 64),
+        # The first four tokens, a mask and a count.
+        ("dict_model", 64 * 8 * 4, 4 * 8 * 4 + 64 + 8),
+    ],
+)
+def test_layers_may_hand_on_several_tensors(model: str, main: int, beside: int) -> None:
+    settings = [f"model={{name='tests.structures:{model}'}}", "split.cuts=balanced"]
+    costs = measured(*settings)
+    assert costs.layers[2].features_bytes == 10 * (main + beside)
+    assert costs.layers[-1].features_bytes == 10 * 3 * 4
+    assert all(min(x.forward_s, x.backward_first_s, x.backward_s) > 0 for x in costs.layers)
+    halved = measured(*settings, "split.features_dtype=bf16")
+    assert halved.layers[2].features_bytes == 10 * (main + beside)
+    assert halved.layers[2].sent_bytes == 10 * (main // 2 + beside + 8)  # and a target
+    assert len(draw_plan(recipe().with_settings(settings), costs, 4, Link()).blocks) == 4
+
+
 def test_measuring_needs_no_resolved_cuts_and_makes_them() -> None:
     base = recipe().with_settings(["split.cuts=balanced"])
     plan = draw_plan(base, measure(base, repeats=1), 4, Link())

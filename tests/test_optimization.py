@@ -270,3 +270,21 @@ def test_state_is_named_by_parameter() -> None:
     assert names == {
         f"{p}.{k}" for p in ("weight", "bias") for k in ("step", "exp_avg", "exp_avg_sq")
     }
+
+
+@pytest.mark.parametrize(
+    ("options", "there"),
+    [({}, "cpu"), ({"capturable": True}, "meta"), ({"fused": True}, "meta")],
+    ids=str,
+)
+def test_the_count_of_steps_comes_to_where_torch_counts(
+    options: dict[str, bool], there: str
+) -> None:
+    """The meta device stands for a GPU."""
+    parameter = nn.Parameter(torch.zeros(2, device="meta"))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    optimizer.defaults.update(options)
+    state = {"w.step": torch.tensor(3.0), "w.exp_avg": torch.zeros(2)}
+    restore_state(optimizer, [("w", parameter)], state)
+    devices = {key: value.device.type for key, value in optimizer.state[parameter].items()}
+    assert devices == {"step": there, "exp_avg": "meta"}

@@ -88,7 +88,7 @@ def test_every_field_of_the_data_is_named() -> None:
 
 
 def test_every_field_of_the_environment_is_named() -> None:
-    own = {f"{what}_sha256" for what in ("model", "method", "loss", "optimizer")}
+    own = {f"{what}_sha256" for what in ("data", "model", "method", "loss", "optimizer")}
     assert set(named("environment.json")) == {*describe_environment(), *own}
 
 

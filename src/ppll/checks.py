@@ -12,7 +12,7 @@ from torch import nn
 from ppll.blocks.blueprint import Blueprint, build_method
 from ppll.blocks.compiling import missing_compiler
 from ppll.config import Recipe
-from ppll.data import OWN_DATA, PreparedData, datasets, reads_files
+from ppll.data import PreparedData, check_dataset_name
 from ppll.devices import check_devices, device_of
 from ppll.errors import ModelError, RecipeError, RunFolderError, UsageError
 from ppll.job import refuse_given
@@ -159,14 +159,7 @@ def check_names(recipe: Recipe, *, own_model: bool) -> None:
     if not own_model:
         refuse_given(recipe)
         _check_model(recipe.model)
-    if recipe.data.name == OWN_DATA:
-        return
-    datasets.check(recipe.data.name, recipe.data.options)
-    if recipe.data.root is not None and not reads_files(recipe.data.name):
-        raise RecipeError(
-            f"data.root = {recipe.data.root}: data set {recipe.data.name!r} reads no files: leave "
-            f"it out, or name a set that does as data.name."
-        )
+    check_dataset_name(recipe.data)
 
 
 def _check_model(config: ModelConfig) -> None:

@@ -39,7 +39,8 @@ class DataFacts:
         num_test: Samples to test with; 0 where that is not known.
         num_validation: Training samples that are kept back for validation.
         is_given: Whether it was given from Python, and lies in the run folder.
-        digest: Of what was given; see ``ppll.data.kept``. Older versions wrote none.
+        digest: Of what was given, or made by a function of the user's own; see
+            ``ppll.data.kept``. Older versions wrote none.
     """
 
     input_shape: tuple[int, ...]
@@ -69,11 +70,14 @@ class DataFacts:
     def differences(self, before: DataFacts) -> list[str]:
         """What training depends on and was otherwise before, in words."""
         pairs = {name: (getattr(before, name), getattr(self, name)) for name in _TRAINED_ON}
-        return [
+        found = [
             f"{name} (was {old!r}, is {new!r})"
             for name, (old, new) in pairs.items()
             if not _are_close(old, new)
         ]
+        if None not in (self.digest, before.digest) and self.digest != before.digest:
+            found.append(f"contents (SHA-256 was {before.digest}, is {self.digest})")
+        return found
 
 
 def _are_close(one: Any, other: Any) -> bool:

@@ -11,13 +11,15 @@ import inspect
 import pkgutil
 import sys
 import traceback
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final, get_type_hints
+
+import pydantic
 
 from ppll.errors import PpllError, RecipeError, unknown_name
 
@@ -47,13 +49,14 @@ class OwnKind:
     """What a class or function of the user's own is to be.
 
     Attributes:
-        what: Its kind in words, also the section of a recipe that names it.
+        what: Its kind in words.
         base: What a class must derive from.
         base_name: What it must be a subclass of, in words.
         shelf: Names of its kind that a recipe may give without a module.
         hint: What to say of one of these that somebody takes for a module.
         takes_function: Whether a function does as well; none where no function does. Recipes come
             from elsewhere, too, and most functions are not to be called by them.
+        section: The section of a recipe that names it, where that is called otherwise than it.
     """
 
     what: str
@@ -62,11 +65,16 @@ class OwnKind:
     shelf: Collection[str]
     hint: str
     takes_function: Callable[[Any], bool] | None = None
+    section: str | None = None
 
     @property
     def key(self) -> str:
         """The recipe's key."""
-        return f"{self.what}.name"
+        return self.key_of("name")
+
+    def key_of(self, option: str) -> str:
+        """A key of its section."""
+        return f"{self.section or self.what}.{option}"
 
     def imported(self, name: str) -> Any:
         """Import the class or function that is called ``"module:Class"``.
@@ -80,7 +88,8 @@ class OwnKind:
             nearest = ":".join(name.rsplit(".", 1)) if _SEPARATOR not in name else ""
             if is_file:
                 nearest = f"{Path(module_name).stem}:{class_name}"
-            example = nearest or f"my_package.my_module:My{self.what.capitalize()}"
+            own = f"My{self.what.title().replace(' ', '')}"
+            example = nearest or f"my_package.my_module:{own}"
             raise RecipeError(
                 f"{self.key} = {name!r} is neither {self._one} of the shelf nor a {self._sort} of "
                 f'a module: write "{self._form}", such as "{example}".'
@@ -107,6 +116,47 @@ class OwnKind:
             if key not in known:
                 what = f"option of {self.what} {name!r}"
                 raise RecipeError(unknown_name(what, key, known or ["(none)"]))
+
+    def converted(
+        self, name: str, build: Callable[..., Any], options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Keyword arguments, converted to their declared types as far as there are some.
+
+        Raises:
+            RecipeError: One is not known, is of another type, or is missing.
+        """
+        parameters = inspect.signature(build).parameters.values()
+        by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        known = {p.name: p for p in parameters if p.kind in by_name}
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        for key in options:
+            if key not in known and not takes_any:
+                listed = [self.key_of(option) for option in known] or ["(none)"]
+                what = f"option of {self.what} {name!r}"
+                raise RecipeError(unknown_name(what, self.key_of(key), listed))
+        for key, parameter in known.items():
+            if parameter.default is parameter.empty and key not in options:
+                raise RecipeError(
+                    f"{self.key_of(key)} must be given for {name!r}: it has no default."
+                )
+        hints = declared_types(build.__init__ if inspect.isclass(build) else build)
+        return {
+            key: self._converted(name, key, value, hints.get(key)) for key, value in options.items()
+        }
+
+    def _converted(self, name: str, key: str, value: object, hint: Any) -> Any:
+        """A value as the type that is declared for it, where that is one that can be checked."""
+        try:
+            declared = pydantic.TypeAdapter(object if hint is None else hint)
+        except pydantic.PydanticUserError:
+            return value
+        try:
+            return declared.validate_python(value)
+        except pydantic.ValidationError as error:
+            problem = error.errors()[0]["msg"]
+            raise RecipeError(
+                f"{self.key_of(key)}: {problem} (found {value!r}) for {name!r}."
+            ) from None
 
     def _fits(self, found: object) -> bool:
         if inspect.isroutine(found):

@@ -78,6 +78,7 @@ class RunFolder:
         environment = describe_environment()
         model = recipe.model.name if recipe.model.is_own else ""  # Of libraries there are versions.
         named = {
+            "data": recipe.data.name,
             "model": model,
             "method": recipe.method.name,
             "loss": recipe.loss.name,

@@ -37,7 +37,7 @@ class DataConfig(NamedSection):
     """What is trained on."""
 
     name: str = "digits"
-    """A data set; ``ppll datasets`` lists them."""
+    """A data set; ``ppll datasets`` lists them. Or one of your own, as ``"module:function"``."""
     root: UsablePath | None = None
     """Folder of local files; without it the environment variable PPLL_DATA is asked."""
     batch_size: Count = 128
@@ -67,6 +67,11 @@ class DataConfig(NamedSection):
     cutmix: NonNegative = 0.0
     """Put a box of another image into every training image, of a share drawn from Beta(cutmix,
     cutmix); 0 is off. With mixup, too, an image has one of both."""
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is made by a function that is named by its module."""
+        return is_own_class(self.name)
 
     @property
     def mixes(self) -> bool:

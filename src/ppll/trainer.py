@@ -215,9 +215,10 @@ class Trainer:
 
     def _share(self, prepared: PreparedData | None) -> DataFacts:
         facts = None if prepared is None else facts_of(prepared)
-        if facts is not None and self._own_data is not None:
-            digest = digest_of(self._own_data)
-            facts = dataclasses.replace(facts, is_given=True, digest=digest)
+        is_given = self._own_data is not None
+        if prepared is not None and facts is not None and (is_given or self.recipe.data.is_own):
+            digest = digest_of(self._own_data or prepared.dataset)
+            facts = dataclasses.replace(facts, is_given=is_given, digest=digest)
         if self._hosts is not None:
             return self._hosts.share_facts(facts)
         assert facts is not None  # the only process has loaded the data

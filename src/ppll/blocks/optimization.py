@@ -138,9 +138,9 @@ def restore_state(
     """Put back what ``named_state`` gave; a parameter without tensors starts afresh.
 
     Tensors come to the parameter's device and take its order in memory, all but a number called
-    ``step``: torch counts on the processor, unless one kernel does all.
+    ``step``: torch counts on the processor, unless one kernel does all or graphs may record it.
     """
-    is_fused = bool(optimizer.defaults.get("fused"))
+    counts_there = any(optimizer.defaults.get(key) for key in ("fused", "capturable"))
     for name, parameter in parameters:
         prefix = f"{name}."
         # A key has no dot, so a parameter's tensors are told from those of one nested below it.
@@ -151,7 +151,9 @@ def restore_state(
         }
         if state:
             optimizer.state[parameter] = {
-                key: tensor if _counts(key, tensor) and not is_fused else _beside(tensor, parameter)
+                key: _beside(tensor, parameter)
+                if counts_there or not _counts(key, tensor)
+                else tensor
                 for key, tensor in state.items()
             }
 

@@ -17,6 +17,7 @@ from ppll.data.digits import digits
 from ppll.data.image_folder import image_folder
 from ppll.data.kept import read_kept
 from ppll.data.loader import Loader
+from ppll.data.own_dataset import build_own_dataset, check_own_dataset, check_same_contents
 from ppll.data.preparation import PreparedData, prepare
 from ppll.data.split import Split
 from ppll.data.stdlib_text import stdlib_text
@@ -24,7 +25,7 @@ from ppll.data.stl10 import stl10
 from ppll.data.svhn import svhn
 from ppll.data.synthetic import synthetic
 from ppll.data_facts import DataFacts
-from ppll.errors import DataError
+from ppll.errors import DataError, RecipeError
 from ppll.registry import Registry
 from ppll.sections import DataConfig
 
@@ -34,11 +35,11 @@ __all__ = [
     "Loader",
     "PreparedData",
     "Split",
+    "check_dataset_name",
     "datasets",
     "load_batches",
     "load_dataset",
     "prepare",
-    "reads_files",
 ]
 
 datasets: Registry[Dataset] = Registry("data set", "data")
@@ -68,17 +69,38 @@ def load_dataset(config: DataConfig) -> Dataset:
             "ppll.Trainer(..., data=...), name a set that is read from files as data.name, or go "
             "on with the run itself by resume, whose folder holds its data."
         )
-    files = [config.root] if reads_files(config.name) else []
+    if config.is_own:
+        return build_own_dataset(config, _names())
+    files = [config.root] if _reads_files(config.name) else []
     return datasets.build(config.name, config.options, *files)
 
 
-def reads_files(name: str) -> bool:
-    """Whether a data set is read from files that a recipe may name by ``data.root``.
+def check_dataset_name(config: DataConfig) -> None:
+    """Refuse a name or options that no data set has, before anything is read.
 
     Raises:
-        RecipeError: The name is unknown.
+        RecipeError: One is unknown, or files are named that it does not read.
     """
+    if config.name == OWN_DATA:
+        return
+    if config.is_own:
+        check_own_dataset(config, _names())
+        return
+    datasets.check(config.name, config.options)
+    if config.root is not None and not _reads_files(config.name):
+        raise RecipeError(
+            f"data.root = {config.root}: data set {config.name!r} reads no files: leave it out, or "
+            f"name a set that does as data.name."
+        )
+
+
+def _reads_files(name: str) -> bool:
+    """Whether a data set of the shelf is read from files, which ``data.root`` may name."""
     return "root" in inspect.signature(datasets[name].build).parameters
+
+
+def _names() -> list[str]:
+    return [entry.name for entry in datasets]
 
 
 def load_batches(
@@ -100,7 +122,7 @@ def load_batches(
         eval_batch_size: Samples of an evaluation batch; as ``config`` says without.
         user_data: A file of ``Dataset.save`` that takes the place of the set that is named.
         facts: By what images are normalised, by the data set's own means without; and what is in
-            ``user_data``.
+            ``user_data``, or in a data set of the user's own.
         fields: Fields of a message that the method needs; of these, ``image`` is made here.
         replica: Who asks; see ``Loader``.
         num_replicas: Of how many.
@@ -112,8 +134,11 @@ def load_batches(
     dataset = load_dataset(config) if user_data is None else read_kept(user_data, facts)
     if facts is not None:
         dataset = replace(dataset, mean=facts.mean, std=facts.std)
+    prepared = prepare(dataset, config)
+    if config.is_own and facts is not None:
+        check_same_contents(config.name, prepared.dataset, facts)
     return Loader(
-        prepare(dataset, config),
+        prepared,
         seed=seed,
         eval_batch_size=eval_batch_size,
         fields=fields,

@@ -10,10 +10,9 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, get_args
 
-import pydantic
 from torch import nn
 
-from ppll.errors import RecipeError, unknown_name
+from ppll.errors import RecipeError
 from ppll.models import models
 from ppll.models.initialising import drawn_from
 from ppll.models.network import Network
@@ -50,7 +49,7 @@ def check_own_model(name: str, options: Mapping[str, Any]) -> None:
     Raises:
         RecipeError: It cannot, or does not.
     """
-    _checked(name, _KIND.imported(name), options)
+    _KIND.converted(name, _KIND.imported(name), options)
 
 
 def build_own_model(
@@ -68,7 +67,7 @@ def build_own_model(
             no modules.
     """
     build = _KIND.imported(name)
-    options = _checked(name, build, options)
+    options = _KIND.converted(name, build, options)
     with blamed_on("model.name", name, build, "when it is built"), drawn_from(seed, name):
         made: Any = build(**options)
     if not (isinstance(made, nn.Module | Network) or _is_row(made)):
@@ -82,32 +81,3 @@ def build_own_model(
 def _is_row(made: object) -> bool:
     """Whether there are modules in it; what kind each is, the network says."""
     return isinstance(made, Sequence) and any(isinstance(part, nn.Module) for part in made)
-
-
-def _checked(name: str, build: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options, converted to their declared types as far as there are some."""
-    parameters = inspect.signature(build).parameters.values()
-    known = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    for key in options:
-        if key not in known and not takes_any:
-            listed = [f"model.{option}" for option in known] or ["(none)"]
-            raise RecipeError(unknown_name(f"option of model {name!r}", f"model.{key}", listed))
-    for key, parameter in known.items():
-        if parameter.default is parameter.empty and key not in options:
-            raise RecipeError(f"model.{key} must be given for {name!r}: it has no default.")
-    hints = declared_types(build.__init__ if inspect.isclass(build) else build)
-    return {key: _converted(name, key, value, hints.get(key)) for key, value in options.items()}
-
-
-def _converted(name: str, key: str, value: object, hint: Any) -> Any:
-    """A value as the type that is declared for it, where that is one that can be checked."""
-    try:
-        declared = pydantic.TypeAdapter(object if hint is None else hint)
-    except pydantic.PydanticUserError:
-        return value
-    try:
-        return declared.validate_python(value)
-    except pydantic.ValidationError as error:
-        problem = error.errors()[0]["msg"]
-        raise RecipeError(f"model.{key}: {problem} (found {value!r}) for {name!r}.") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from ppll.blocks.blueprint import Blueprint
 from ppll.blocks.graphs import Recorder
 from ppll.blocks.modules import BlockModules
 from ppll.blocks.optimization import build_optimizer
-from ppll.data_facts import DataFacts
 from ppll.memory_layout import channels_last, lay_out
 from ppll.message import FEATURES, TARGETS, Kind, Message
 from ppll.methods import BlockSite, Lesson
@@ -103,7 +102,7 @@ class LayerBench:
                 features = layer.run(features)
             if id(piece) not in done:
                 done.add(id(piece))
-                inputs = leaf(features, needs_gradient=True)
+                inputs = leaf(layer.main(features), needs_gradient=True)
                 loss = forward(piece, inputs, self._watch, counts_time=True)
                 backward(piece, loss, self._watch, first=False)
                 update(piece, self._watch)
@@ -124,25 +123,27 @@ class LayerBench:
         return statistics.median(steps[WARM_UP:]), statistics.median(turns[WARM_UP:])
 
     def _smallest_block(self) -> tuple[Block, Message]:
-        num_classes = self._blueprint.sites[-1].num_classes
-        tokens = tuple(self._targets.shape[1:])
+        facts = self._blueprint.facts
+        num_classes = facts.num_classes
+        tokens = tuple(self._targets.shape[1:]) if facts.predicts_tokens else ()
+        smallest = replace(facts, input_shape=tokens or (1,), num_tokens=None)
         network = Network((Layer("linear", nn.Linear(1, num_classes)),))
         recipe = self._blueprint.recipe
         tiny = Blueprint.draw(
             recipe.model_copy(update={"method": MethodConfig(name="backprop")}),
             network,
-            DataFacts(tokens or (1,), num_classes, 1, predicts_tokens=bool(tokens)),
+            smallest,
             [(*tokens, num_classes)],
         ).build_block(0, self._device, self._recorder)
         tiny.modules.load(dict(BlockModules(network.layers, None).named_tensors()))
-        inputs = torch.zeros(*self._targets.shape, 1, device=self._device)
+        inputs = torch.zeros(len(self._targets), *tokens, 1, device=self._device)
         tensors = {FEATURES: inputs, TARGETS: self._targets}
         return tiny, Message(kind=Kind.TRAIN, sequence=0, step=1, tensors=tensors)
 
     def _layer(self, layer: Layer) -> Piece:
         module = self._blueprint.network.with_first_values(layer, 0)
         self._prepare(module)
-        return Piece(self._autocast(module), module, self._optimizer(module))
+        return Piece(self._autocast(module), module, self._optimizer(module), layer.makes)
 
     def _exit(self, index: int) -> Piece:
         shape = self._blueprint.shapes[index]
@@ -189,10 +190,10 @@ class LayerBench:
         if self._blueprint.recipe.train.channels_last:
             lay_out(module)
 
-    def _autocast(self, run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def _autocast(self, run: Callable[[Any], Any]) -> Callable[[Any], Any]:
         dtype = autocast_dtype(self._blueprint.recipe.train)
 
-        def cast(inputs: Tensor) -> Tensor:
+        def cast(inputs: Any) -> Any:
             with torch.autocast(self._device.type, dtype, enabled=dtype is not None):
                 return run(inputs)
 

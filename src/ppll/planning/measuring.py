@@ -26,11 +26,10 @@ from ppll.data.home import home_of
 from ppll.data.preparation import facts_of
 from ppll.devices import check_devices, describe_device, device_of
 from ppll.environment import describe_processor
-from ppll.errors import ModelError, RecipeError
+from ppll.errors import RecipeError
 from ppll.job import draw_blueprint
 from ppll.loss_trial import try_loss
 from ppll.message import FEATURES, TARGETS
-from ppll.models.network import Network
 from ppll.numerics import set_numerics, torch_as_new
 from ppll.planning.costs import Costs, ExitCosts, LayerCosts, counted_for, measured_for
 from ppll.planning.layer_bench import WARM_UP, LayerBench
@@ -88,7 +87,6 @@ def measure(recipe: Recipe, *, repeats: int = 7) -> Costs:
 def _measure(recipe: Recipe, device: torch.device, repeats: int) -> Costs:
     data = prepare(load_dataset(recipe.data), recipe.data)
     blueprint = draw_blueprint(recipe, facts_of(data), None)
-    _check_plain(blueprint.network)
     try_loss(blueprint)
     loader = Loader(data, seed=recipe.train.seed, fields=blueprint.method.fields)
     loader.move_to(home_of(data, recipe.runtime.data, device))
@@ -164,15 +162,6 @@ def _at_none(whole: Sequence[float], small: Sequence[float], share: float) -> fl
     return max(0.0, min(whole_s, small_s, (small_s - share * whole_s) / (1 - share)))
 
 
-def _check_plain(network: Network) -> None:
-    for layer in network.layers:
-        if layer.makes is not None:
-            raise ModelError(
-                f"{layer} returns {layer.makes.layout}, but layers are measured on one tensor: "
-                f"place such a model without a plan (runtime.stages, split.cuts)."
-            )
-
-
 def _message(recipe: Recipe, loader: Loader) -> tuple[dict[str, Tensor], float]:
     """The fields of a training message, and the seconds that it takes to make them."""
     first = loader.train_batch(0, 0)  # It fills caches.
@@ -197,7 +186,7 @@ def _layer_costs(
             statistics.median(times.backward_first), statistics.median(times.backward)
         ),
         update_s=_above(times.update, step_s),
-        features_bytes=piece.features_bytes,
+        features_bytes=piece.features_bytes + piece.beside_bytes,
         activation_bytes=piece.activation_bytes,
         parameter_bytes=piece.parameter_bytes,
         spread=_spread(both),

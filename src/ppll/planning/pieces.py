@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ppll.blocks.graphs import Recorder
+from ppll.models.structures import Structure, mapped, tensors_of
 
 __all__ = [
     "Piece",
@@ -83,20 +84,39 @@ class Times:
 
 @dataclass
 class Piece:
-    """A layer or an exit with what is needed to run it alone."""
+    """A layer or an exit with what is needed to run it alone.
 
-    run: Callable[[Tensor], Tensor]
+    Attributes:
+        run: What it computes: of one tensor, or of several that are put together, the same.
+        module: What has its parameters.
+        optimizer: Updates them, where there are some.
+        makes: How its output is put together; none for one tensor.
+        times: What was measured so far.
+        activation_bytes: What its forward keeps for its backward.
+        features_bytes: Of the main tensor of its output.
+        features_shape: The shape of that.
+        beside_bytes: Of the other tensors of its output.
+    """
+
+    run: Callable[[Any], Any]
     module: nn.Module
     optimizer: torch.optim.Optimizer | None
+    makes: Structure | None = None
     times: Times = field(default_factory=Times)
     activation_bytes: int = 0
     features_bytes: int = 0
     features_shape: tuple[int, ...] = ()
+    beside_bytes: int = 0
 
     @property
     def parameter_bytes(self) -> int:
         """Size of its parameters."""
         return sum(p.nbytes for p in self.module.parameters())
+
+    def main(self, output: Any) -> Tensor:
+        """The main tensor of its output."""
+        tensors = tensors_of(output)
+        return tensors[0 if self.makes is None else self.makes.main]
 
 
 def clock(device: torch.device) -> float:
@@ -106,26 +126,30 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def forward(piece: Piece, inputs: Tensor, watch: Watch, *, counts_time: bool) -> Tensor:
+def forward(piece: Piece, inputs: Any, watch: Watch, *, counts_time: bool) -> Any:
     """A piece's output; the time of it counts or is a warm-up's."""
     if not piece.activation_bytes:
         piece.activation_bytes = _kept_bytes(piece, inputs)
-    key = (id(piece), "forward", inputs.requires_grad)
+    key = (id(piece), "forward", any(tensor.requires_grad for tensor in tensors_of(inputs)))
     seconds, output = watch.time(key, lambda: piece.run(inputs))
     if counts_time:
         piece.times.forward.append(seconds)
-    piece.features_bytes = output.nbytes
-    piece.features_shape = tuple(output.shape)
+    features = piece.main(output)
+    piece.features_bytes = features.nbytes
+    piece.features_shape = tuple(features.shape)
+    piece.beside_bytes = sum(tensor.nbytes for tensor in tensors_of(output)) - features.nbytes
     return output
 
 
-def leaf(features: Tensor, *, needs_gradient: bool) -> Tensor:
+def leaf(features: Any, *, needs_gradient: bool) -> Any:
     """A copy with no history, as what comes out of a channel."""
     with torch.no_grad():
-        return features.clone().requires_grad_(needs_gradient and features.is_floating_point())
+        return mapped(
+            lambda t: t.clone().requires_grad_(needs_gradient and t.is_floating_point()), features
+        )
 
 
-def _kept_bytes(piece: Piece, inputs: Tensor) -> int:
+def _kept_bytes(piece: Piece, inputs: Any) -> int:
     """Bytes that the forward keeps for the backward, parameters apart; shared memory once."""
     own = {p.untyped_storage().data_ptr() for p in piece.module.parameters()}
     kept: dict[int, int] = {}
@@ -141,7 +165,7 @@ def _kept_bytes(piece: Piece, inputs: Tensor) -> int:
     return sum(kept.values())
 
 
-def backward(piece: Piece, output: Tensor, watch: Watch, *, first: bool) -> None:
+def backward(piece: Piece, output: Any, watch: Watch, *, first: bool) -> None:
     """Time the backward of a piece's output; none where nothing has a gradient.
 
     Args:
@@ -151,9 +175,10 @@ def backward(piece: Piece, output: Tensor, watch: Watch, *, first: bool) -> None
         first: Whether the input has no gradient, as that of a block's first layer.
     """
     seconds = 0.0
-    if output.requires_grad:
-        gradient = torch.full_like(output, 1e-3)
-        work = partial(torch.autograd.backward, output, gradient)
+    learned = [tensor for tensor in tensors_of(output) if tensor.requires_grad]
+    if learned:
+        gradients = [torch.full_like(tensor, 1e-3) for tensor in learned]
+        work = partial(torch.autograd.backward, learned, gradients)
         seconds, _ = watch.time((id(piece), "backward", first), work)
     times = piece.times.backward_first if first else piece.times.backward
     times.append(seconds)

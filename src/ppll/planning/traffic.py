@@ -60,7 +60,7 @@ class Traffic:
         late = late_shapes_of(self.method, site).values()
         late_bytes = sum(self.num_samples * prod(shape) * _FLOAT_BYTES for shape in late)
         return {
-            "sent_bytes": features_bytes + self.beside_bytes + late_bytes,
+            "sent_bytes": features_bytes + layer.beside_bytes + self.beside_bytes + late_bytes,
             "carried_bytes": features_bytes if self.method.carries_input else 0,
         }
 

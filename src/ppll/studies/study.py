@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from ppll.claim import locked
-from ppll.errors import Interrupted, RunFolderError
+from ppll.errors import Interrupted, RecipeError, RunFolderError
 from ppll.interrupts import Interrupts
 from ppll.studies.outcome import read_outcome
 from ppll.studies.runs import StudyRun, check_same_recipe
@@ -63,7 +63,13 @@ def check_runs(runs: Sequence[StudyRun]) -> list[StudyRun]:
             with locked(run.folder.path):
                 pass
     for run in {run.row: run for run in reversed(left)}.values():
-        Trainer(run.recipe, out=run.folder.path, resume=True)
+        trainer = Trainer(run.recipe, out=run.folder.path, resume=True)
+        if trainer.blueprint.facts.predicts_values:
+            raise RecipeError(
+                f"{run.recipe_name}: the data has values to predict, of which a study, which "
+                f"compares accuracies, makes no table: train the runs one by one and lay them "
+                f"side by side by ppll report RUN RUN."
+            )
     return left
 
 

@@ -10,8 +10,9 @@ import torch
 
 from ppll.checkpoints.first_values import skeleton_of
 from ppll.config import Recipe
-from ppll.data import Dataset, load_dataset, prepare
+from ppll.data import PreparedData, load_dataset, prepare
 from ppll.data.kept import read_kept
+from ppll.data.own_dataset import check_same_contents
 from ppll.data.preparation import facts_of
 from ppll.data_facts import DataFacts
 from ppll.errors import DataError
@@ -61,7 +62,7 @@ def evaluate(
     folder, found, recipe = open_checkpoint(run, model, best=best, step=step)
     recipe = recipe.with_settings([f"runtime.stages={stages}"])
     facts = folder.read_facts()
-    now = facts_of(prepare(_load_data(folder, recipe, facts), recipe.data))
+    now = facts_of(_load_data(folder, recipe, facts))
     facts = replace(facts, num_test=now.num_test, num_validation=now.num_validation)
     blueprint = blueprint_of(found, recipe, facts, model)
     blueprint.stage_blocks(stages)
@@ -116,7 +117,7 @@ def evaluate_exits(
             torch.set_num_threads(recipe.train.threads_per_stage)
             facts = folder.read_facts()
             network = network_of(found, recipe, facts, model)
-            test = prepare(_load_data(folder, recipe, facts), recipe.data).dataset.test
+            test = _load_data(folder, recipe, facts).dataset.test
             return measure_exits(
                 network,
                 test.inputs,
@@ -129,14 +130,15 @@ def evaluate_exits(
         torch.set_num_threads(num_threads)
 
 
-def _load_data(folder: RunFolder, recipe: Recipe, facts: DataFacts) -> Dataset:
-    """The user's own data where the run has some, otherwise what the recipe names.
+def _load_data(folder: RunFolder, recipe: Recipe, facts: DataFacts) -> PreparedData:
+    """The user's own data where the run has some, otherwise what the recipe names, prepared.
 
     Raises:
         DataError: It is missing or damaged, or of another kind than the run's.
     """
     kept = folder.user_data
-    data = read_kept(kept, facts) if kept.exists() else load_dataset(recipe.data)
+    is_given = kept.exists()
+    data = read_kept(kept, facts) if is_given else load_dataset(recipe.data)
     if (data.input_shape, data.num_classes) != (facts.input_shape, facts.num_classes):
         raise DataError(
             f"the run was trained on samples of shape {facts.input_shape} in {facts.num_classes} "
@@ -148,4 +150,7 @@ def _load_data(folder: RunFolder, recipe: Recipe, facts: DataFacts) -> Dataset:
             f"the run was trained on {facts.num_tokens} different tokens, but its data has "
             f"{data.num_tokens} now: put back what it had."
         )
-    return data
+    prepared = prepare(data, recipe.data)
+    if recipe.data.is_own and not is_given:
+        check_same_contents(recipe.data.name, prepared.dataset, facts)
+    return prepared

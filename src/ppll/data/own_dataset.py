@@ -1,0 +1,114 @@
+"""A data set of the user's own: what a recipe names by its module, ``"module:function"``.
+
+The function makes it in every process that needs it, so it must make the same each time. That
+it does is found out by a digest of all that it holds.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection
+from typing import Any, Final
+
+from ppll.data.dataset import Dataset
+from ppll.data.kept import digest_of
+from ppll.data_facts import DataFacts
+from ppll.errors import DataError, RecipeError
+from ppll.own_class import OwnKind, blamed_on, declared_types
+from ppll.sections import DataConfig
+
+__all__ = ["build_own_dataset", "check_own_dataset", "check_same_contents"]
+
+_KEYS: Final = DataConfig.model_fields.keys() - {"root"}
+"""What a recipe says beside the options of a data set."""
+
+
+def check_own_dataset(config: DataConfig, shelf: Collection[str]) -> None:
+    """Let a data set's name pass if what it names can be imported and takes the options.
+
+    Args:
+        config: What the recipe says about its data.
+        shelf: Names of data sets that need no module.
+
+    Raises:
+        RecipeError: It cannot, or does not.
+    """
+    _arguments(config, _kind(shelf).imported(config.name), shelf)
+
+
+def build_own_dataset(config: DataConfig, shelf: Collection[str]) -> Dataset:
+    """What the function makes that is called ``"module:function"``.
+
+    Args:
+        config: What the recipe says about its data.
+        shelf: Names of data sets that need no module.
+
+    Raises:
+        RecipeError: It cannot be imported, does not take the options, raises something, or
+            returns no data set.
+        DataError: What it makes a data set of is none.
+    """
+    build = _kind(shelf).imported(config.name)
+    arguments = _arguments(config, build, shelf)
+    with blamed_on("data.name", config.name, build, "when it is called"):
+        made: object = build(**arguments)
+    if isinstance(made, Dataset):
+        return made
+    raise RecipeError(
+        f"data.name = {config.name!r} returned {made!r:.80}: it must return a ppll.Dataset, as "
+        f"ppll.Dataset.from_arrays and .from_torch make one."
+    )
+
+
+def check_same_contents(name: str, data: Dataset, facts: DataFacts) -> None:
+    """Refuse another data set than that of the run.
+
+    Args:
+        name: What the recipe calls it.
+        data: With as many test samples as are tested with.
+        facts: What the run knows of its data.
+
+    Raises:
+        DataError: It is another one.
+    """
+    if facts.digest not in (None, digest_of(data)):
+        raise DataError(
+            f"data.name = {name!r} does not make the data of the run (its SHA-256 is in "
+            f"data.json): it must make the same in every process, so seed what it draws, as by "
+            f"np.random.default_rng(0), and take files and sets in a fixed order. If what it "
+            f"reads has changed since, put that back."
+        )
+
+
+def _kind(shelf: Collection[str]) -> OwnKind:
+    return OwnKind(
+        "data set",
+        Dataset,
+        "ppll.Dataset, or a function that declares that it returns one (-> ppll.Dataset)",
+        shelf,
+        "its options are data.KEY=VALUE",
+        _declares_dataset,
+        "data",
+    )
+
+
+def _declares_dataset(function: Callable[..., Any]) -> bool:
+    hint = declared_types(function).get("return")
+    return inspect.isclass(hint) and issubclass(hint, Dataset)
+
+
+def _arguments(
+    config: DataConfig, build: Callable[..., Any], shelf: Collection[str]
+) -> dict[str, Any]:
+    """The options, and ``data.root`` where it is given, as the function takes them."""
+    parameters = inspect.signature(build).parameters
+    if taken := [f"data.{key}" for key in parameters if key in _KEYS]:
+        raise RecipeError(
+            f"data.name = {config.name!r} has parameters of the names {', '.join(taken)}, which "
+            f"are keys of every data set and are not handed to it: call them otherwise."
+        )
+    options = dict(config.options)
+    if config.root is not None:
+        is_text = declared_types(build).get("root") is str
+        options["root"] = str(config.root) if is_text else config.root
+    return _kind(shelf).converted(config.name, build, options)
