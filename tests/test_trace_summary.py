@@ -220,6 +220,12 @@ def test_what_replicas_wait_for_is_no_question_of_capacity() -> None:
     assert text.startswith("Replicas wait 40% of the time for each other's gradients")
 
 
+def test_replicas_of_one_stage_wait_for_each_other_too() -> None:
+    start = made_up_start({"forward": 2.0, "learn": 4.0, "average wait": 4.0}, cpu_s=6.0)
+    (text,) = advise(summarize(Start(start.ranks, others=start.ranks)), 8)
+    assert text.startswith("Replicas wait 40% of the time for each other's gradients")
+
+
 def test_stages_that_wait_in_turn_ask_for_capacity() -> None:
     first = {"forward": 3.0, "learn": 5.0, "send wait": 4.0}
     second = {"forward": 3.0, "learn": 5.0, "receive wait": 4.0}

@@ -117,8 +117,10 @@ def _on_stages(summary: Summary, num_cores: int | None, threads: int) -> Iterato
     replicas = [stage.replicas for stage in summary.stages for _ in stage.blocks]
     most = None if num_cores is None else len(summary.hosts) * (num_cores // threads)
     able = _able_stages(summary, replicas, most)
+    share = max(stage.average_wait for stage in summary.stages)
     if len(summary.stages) == 1:
         yield from _on_one_stage(max(able))
+        yield from _on_replicas(share)
         return
     if num_cores is not None and (link := _slow_link(summary)):
         yield _on_link(*link)
@@ -126,8 +128,8 @@ def _on_stages(summary: Summary, num_cores: int | None, threads: int) -> Iterato
     mean_s = sum(stage.work_s for stage in summary.stages) / len(summary.stages)
     if mean_s and summary.bottleneck.work_s > _UNEVEN * mean_s:
         yield _on_uneven(summary, mean_s, _best_stages(summary, replicas, able), able[0])
-    elif max(stage.average_wait for stage in summary.stages) > _LONG_WAIT:
-        yield from _on_replicas(summary)
+    elif share > _LONG_WAIT:
+        yield from _on_replicas(share)
     elif max(stage.busy for stage in summary.stages) < _BUSY:
         yield from _on_capacity(summary)
 
@@ -198,12 +200,12 @@ def _best_stages(summary: Summary, replicas: Sequence[int], able: Sequence[int])
     return next(num for num in able if slowest_s(num) <= _SAME * fastest_s)
 
 
-def _on_replicas(summary: Summary) -> Iterator[str]:
-    share = max(stage.average_wait for stage in summary.stages)
-    yield (
-        f"Replicas wait {share:.0%} of the time for each other's gradients: take fewer of them "
-        f"(train.replicas) or larger batches (data.batch_size), which change the result."
-    )
+def _on_replicas(share: float) -> Iterator[str]:
+    if share > _LONG_WAIT:
+        yield (
+            f"Replicas wait {share:.0%} of the time for each other's gradients: take fewer of them "
+            f"(train.replicas) or larger batches (data.batch_size), which change the result."
+        )
 
 
 def _on_capacity(summary: Summary) -> Iterator[str]:
