@@ -224,16 +224,25 @@ def said_by_training(run: Path) -> tuple[list[float | None], list[float | None]]
     ("model", "settings"),
     [
         (None, ["method.name=dgl", "data.eval_batch_size=7"]),
-        (None, ["method.name=dgl", "train.threads_per_stage=2", "train.max_steps=2"]),
+        pytest.param(
+            None,
+            ["method.name=dgl", "train.threads_per_stage=2", "train.max_steps=2"],
+            marks=pytest.mark.slow,
+        ),
         (None, ["method.name=dgl", "train.accumulate=3", "train.label_smoothing=0.1"]),
         (None, ["method.name=contsup", "method.context=R1E"]),
-        (None, ["method.name=infopro", "method.objective=contrast"]),
+        *(
+            pytest.param(None, settings, marks=pytest.mark.slow)
+            for settings in (
+                ["method.name=infopro", "method.objective=contrast"],
+                ["method.name=lopt", "method.weight=1"],
+                ["method.name=backprop"],
+            )
+        ),
         (None, ["method.name=scpl"]),
-        (None, ["method.name=lopt", "method.weight=1"]),
-        (None, ["method.name=backprop"]),
         (None, ["method.name=backprop", "method.context=R1E", "method.exits=linear"]),
         (VIT, ["method.name=manpp"]),
-        (VIT, ["method.name=sgr"]),
+        pytest.param(VIT, ["method.name=sgr"], marks=pytest.mark.slow),
         pytest.param(None, ["method.name=contsup", *BF16], marks=pytest.mark.processes),
         pytest.param(VIT, ["method.name=sgr", *BF16], marks=pytest.mark.processes),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -89,7 +90,7 @@ def trained_in_any_order(
 
 
 @pytest.mark.parametrize(
-    "name", slow_but(["gpt2", "timm-resnet", "timm-vit", *OWN], [*ALL, "torchvision-resnet"])
+    "name", slow_but(["gpt2", "timm-resnet", *OWN], [*ALL, "torchvision-resnet"])
 )
 def test_four_stages_in_any_order_end_with_the_bits_of_one(name: str) -> None:
     family = ALL.get(name, TORCHVISION_RESNET)
@@ -105,8 +106,13 @@ COPYING: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("method", COPYING)
-@pytest.mark.parametrize("name", ["timm-vit", "torchvision-vit", "gpt2", "llama"])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    slow_but(
+        [("timm-vit", "auglocal"), ("gpt2", "solo")],
+        itertools.product(["timm-vit", "torchvision-vit", "gpt2", "llama"], COPYING),
+    ),
+)
 def test_heads_like_later_layers_have_the_same_bits_on_any_placement(
     name: str, method: str
 ) -> None:

@@ -6,17 +6,20 @@ Batch norm does not: there the reference takes the batch in the same slices.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import ppll
 from ppll.baselines import RecipeWork, accuracy_of, run_baseline
 from ppll.blocks.optimization import Schedule, build_optimizer
 from ppll.config import Recipe
 from ppll.data import load_batches
-from ppll.errors import WorkerError
+from ppll.errors import RecipeError, WorkerError
 from ppll.message import FEATURES, MIX, OTHER_TARGETS, TARGETS
 from ppll.models import initialise, models
 
@@ -28,6 +31,8 @@ PIPELINES = ("gpipe", "1f1b", "interleaved", "zero-bubble", "zero-bubble-v")
 MODELS: dict[str, dict[str, Any]] = {
     "vit": {"name": "vit", "patch_size": 4, "width": 16, "depth": 4, "heads": 2},
     "resnet": {"name": "resnet", "depth": 8, "width": 4},
+    "own": {"name": "tests.token_rows:classifier"},
+    "several tensors": {"name": "tests.structures:dict_model"},
 }
 CUTS = {"vit": (1, 2, 4), "resnet": (1, 2, 3)}
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-6}
@@ -155,6 +160,39 @@ def accuracy(plain: Plain) -> float:
     with torch.no_grad():
         hits = [plain.model.eval()(b[FEATURES]).argmax(1) == b[TARGETS] for b in batches]
     return torch.cat(hits).float().mean().item()
+
+
+TOKENS: dict[str, Any] = {
+    "data": {
+        **{"name": "synthetic", "shape": [7], "num_tokens": 20, "num_classes": 3},
+        **{"num_train": 70, "num_test": 20, "batch_size": 32, "drop_last": True},
+    },
+    "method": {"name": "backprop"},
+    "train": {"epochs": 2, "seed": 5, "max_steps": NUM_BATCHES},
+}
+
+
+@pytest.mark.parametrize("system", ["backprop", "ddp", "1f1b"])
+def test_a_network_that_is_named_by_its_module_is_trained_alike(
+    system: str, tmp_path: Path
+) -> None:
+    """It draws its own first values; PPLL's control has the same."""
+    tokens = recipe("own", **TOKENS)
+    ours = ppll.Trainer(tokens, out=tmp_path / "run").fit()
+    result = run(system, tokens, (2,))
+    ppll.export(tmp_path / "run", tmp_path / "plain.safetensors")
+    assert_same(result.weights, load_file(tmp_path / "plain.safetensors"))
+    assert accuracy_of(tokens, result.weights) == pytest.approx(ours.test_accuracy, abs=0.051)
+
+
+def test_several_tensors_travel_within_a_rank_only() -> None:
+    """A dict with a mask and a count in it, also where types are found by a trial run."""
+    masked = recipe("several tensors")
+    result = run("ddp", masked.with_settings(["train.precision=bf16"]))
+    assert all(loss > 0 for loss in result.losses)
+    assert 0 <= accuracy_of(masked, result.weights) <= 1
+    with pytest.raises(RecipeError, match=r"gpipe sends one tensor .* returns .*tokens.*: compare"):
+        run("gpipe", masked)
 
 
 @pytest.mark.parametrize(("system", "num_slices"), [("ddp", 2), ("1f1b", 4), ("zero-bubble-v", 4)])

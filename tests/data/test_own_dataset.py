@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import ppll
+from ppll.bench.compare import compare
 from ppll.cli.app import main
 from ppll.data import check_dataset_name, load_dataset
 from ppll.errors import DataError, RecipeError, WorkerError
@@ -220,6 +221,7 @@ VALUES = {
     "split": {"blocks": 2},
     "method": {"name": "dgl", "auxiliary": "linear"},
     "loss": {"name": "torch.nn:MSELoss"},
+    "optimizer": {"name": "adamw", "lr": 0.01},
     "train": {"max_steps": 4},
 }
 
@@ -234,6 +236,16 @@ def test_values_are_planned_and_trained_but_not_studied(tmp_path: Path) -> None:
     path.write_text(recipe.to_toml(), encoding="utf-8")
     with pytest.raises(RecipeError, match=r"values to predict.*ppll report"):
         check_runs(list_runs([str(path)], ["dgl"], 1, [], tmp_path / "study"))
+    with pytest.raises(RecipeError, match=r"epochs: .* of which there is no accuracy"):
+        compare(recipe, 2, ["ppll"], epochs=1)
+
+
+@pytest.mark.processes
+def test_rivals_train_on_them_too() -> None:
+    recipe = ppll.Recipe.from_dict(VALUES)
+    rows = compare(recipe, 2, ["ddp"], repeats=1, num_batches=2, warm_up=1)
+    assert [row.system for row in rows] == ["ddp"]
+    assert rows[0].rates[0] > 0
 
 
 def test_the_command_line_ends_with_one_line(

@@ -23,7 +23,7 @@ from tests.interleaving import (
     small_recipe,
     train_interleaved,
 )
-from tests.thinning import slow_but
+from tests.thinning import KINDS_OF_METHODS, slow_but
 
 LOCAL = [entry.name for entry in methods if not entry.build.end_to_end]
 SILENT = {"lopt", "scpl"}
@@ -31,11 +31,10 @@ SILENT = {"lopt", "scpl"}
 CHANCE_LOSS = math.log(NUM_CLASSES)
 EPOCHS = {"resnet": 10, "vit": 15}
 """In which every method learns what there is to learn."""
-TRIED_ON_TOKENS = {"dgl", "infopro"}
-"""By default, of those with heads and with a decoder, one each."""
+EVERY_PAIR = [(network, name) for network in NETWORKS for name in LOCAL]
+TRIED = [*(("resnet", name) for name in (*KINDS_OF_METHODS, "zerolock")), ("vit", "infopro")]
 END_TO_END = [entry.name for entry in methods if entry.build.end_to_end]
 
-slow = pytest.mark.slow
 every_local_method = pytest.mark.parametrize("method", LOCAL)
 every_network = pytest.mark.parametrize("network", NETWORKS)
 
@@ -119,25 +118,15 @@ def test_every_block_predicts_or_the_last_alone_does(method: str, network: str) 
         assert prediction.dtype == torch.float32
 
 
-@pytest.mark.parametrize("network", slow_but(["resnet"], NETWORKS))
-@every_local_method
-def test_the_same_bits_on_three_stages(method: str, network: str) -> None:
+@pytest.mark.parametrize(("network", "method"), slow_but(TRIED, EVERY_PAIR))
+def test_the_same_bits_on_three_stages(network: str, method: str) -> None:
     """Two blocks on one of them, and the others by themselves."""
     blocks = train_interleaved(small_recipe(network, method), num_stages=3)
     assert digest(blocks) == sequential_digest(network, method)
 
 
-@pytest.mark.parametrize(
-    ("network", "method"),
-    [
-        *(("resnet", name) for name in LOCAL),
-        *(
-            pytest.param("vit", name, marks=[] if name in TRIED_ON_TOKENS else slow)
-            for name in LOCAL
-        ),
-    ],
-)
-def test_every_exit_learns(method: str, network: str) -> None:
+@pytest.mark.parametrize(("network", "method"), slow_but(TRIED, EVERY_PAIR))
+def test_every_exit_learns(network: str, method: str) -> None:
     """Where blocks hear nothing of the task it takes longer."""
     epochs = EPOCHS[network] * (4 if method == "lopt" else 1)
     recipe = small_recipe(network, method, "adamw", epochs=epochs, evaluate_every=0)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -24,9 +23,9 @@ def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[Non
 class Chunk(nn.Module):
     """Consecutive layers: one tensor (N, ...) to one that is dense and no view."""
 
-    def __init__(self, layers: Mapping[str, nn.Module], recipe: Recipe, *, is_first: bool) -> None:
+    def __init__(self, layers: Iterable[nn.Module], recipe: Recipe, *, is_first: bool) -> None:
         super().__init__()
-        self.layers = nn.Sequential(OrderedDict(layers))
+        self.layers = nn.Sequential(*layers)
         self._recipe = recipe
         self._is_first = is_first
 

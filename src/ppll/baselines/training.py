@@ -1,17 +1,17 @@
 """A recipe's own network, data, loss, optimizer and schedule, for a rival to train.
 
 All parameters start from the values that PPLL starts from: they are a function of the recipe's
-seed and their name, wherever the network is cut.
+seed and their name, wherever the network is cut; or what a function of the user's own, or a
+library, makes of that seed.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -34,9 +34,9 @@ from ppll.errors import RecipeError
 from ppll.job import draw_blueprint
 from ppll.losses.classification import num_correct
 from ppll.message import FEATURES, TARGETS
-from ppll.models.empty import with_memory
 from ppll.models.names import qualified
 from ppll.models.network import Network
+from ppll.models.structures import tensors_of
 from ppll.numerics import set_numerics
 from ppll.randomness import fold
 from ppll.sections import MethodConfig, SplitConfig
@@ -116,9 +116,19 @@ class RecipeWork(Workload):
         Raises:
             RecipeError: The network cannot be cut into as many chunks as the rival needs.
         """
-        num_layers, num_chunks = len(network.layers), layout.num_chunks
         if layout.system.kind != "pipeline":
-            return (range(num_layers),)
+            return (range(len(network.layers)),)
+        ranges = self._cut(network, layout)
+        for layer in (network.layers[chunk.stop - 1] for chunk in ranges):
+            if layer.makes is not None:
+                raise RecipeError(
+                    f"{layout.system.name} sends one tensor from rank to rank, but {layer} returns "
+                    f"{layer.makes.layout}: compare with ddp and backprop."
+                )
+        return ranges
+
+    def _cut(self, network: Network, layout: Layout) -> tuple[range, ...]:
+        num_layers, num_chunks = len(network.layers), layout.num_chunks
         if self.cuts is None:
             body = num_layers - network.num_stem - network.num_head
             _check_enough_layers(layout, body)
@@ -144,12 +154,6 @@ def _check_enough_layers(layout: Layout, num_layers: int) -> None:
 
 
 def _check_recipe(recipe: Recipe) -> None:
-    if recipe.model.is_foreign:
-        raise RecipeError(
-            f"model.name = {recipe.model.name!r}: baselines draw first values by name, as only "
-            f"networks of our shelf do: compare with one that ppll models lists without a "
-            f'colon, or with method.name = "backprop".'
-        )
     if recipe.model.weights is not None:
         raise RecipeError("model.weights: a rival starts from the recipe's seed; leave it out.")
     if recipe.train.ema:
@@ -182,13 +186,13 @@ def _dtypes(blueprint: Blueprint, device: torch.device) -> tuple[torch.dtype, ..
         return (torch.float32,) * len(blueprint.network.layers)
     dtypes = []
     shape = (1, *blueprint.input_shape(0))
-    features = torch.zeros(shape, dtype=blueprint.input_dtype, device=device)
+    features: Any = torch.zeros(shape, dtype=blueprint.input_dtype, device=device)
     with torch.no_grad(), torch.random.fork_rng(devices=()):
         for layer in blueprint.network.layers:
-            module = with_memory(copy.deepcopy(layer.module), device).eval()
+            module = blueprint.network.with_first_values(layer, 0).to(device).eval()
             with autocast(blueprint.recipe, device):
                 features = module(features)
-            dtypes.append(features.dtype)
+            dtypes.append(tensors_of(features)[layer.makes.main if layer.makes else 0].dtype)
     return tuple(dtypes)
 
 
@@ -203,14 +207,16 @@ class _RecipePart(Part):
             self.looks_every = recipe.runtime.log_every_steps
         torch.manual_seed(fold(recipe.train.seed, "baseline", rank) & 0xFFFFFFFF)
         self._work, self._layout = work, layout
-        self._blueprint = work.blueprint()
-        self._ranges = work.ranges(self._blueprint.network, layout)
-        self.chunks = {index: self._chunk(index) for index in layout.chunks_of(rank)}
+        blueprint = work.blueprint()  # Which may hold the whole network, and is not kept.
+        self._input_shape, self._input_dtype = blueprint.input_shape(0), blueprint.input_dtype
+        self._ranges = work.ranges(blueprint.network, layout)
+        self._paths = [layer.path for layer in blueprint.network.layers]
+        self.chunks = {i: self._chunk(blueprint.network, i) for i in layout.chunks_of(rank)}
         self._parameters = [p for _, p in self._named_parameters() if p.requires_grad]
         self._optimizer = None
         if self._parameters:
             self._optimizer = build_optimizer(recipe.optimizer, 0, self.chunks.values())
-        steps = self._blueprint.num_steps, self._blueprint.steps_per_epoch
+        steps = blueprint.num_steps, blueprint.steps_per_epoch
         self._schedule = Schedule(recipe.schedule, *steps)
         self._loss = build_task_loss(recipe, self.device)
         self._feed = Feed(recipe, layout, rank, self.device)
@@ -228,8 +234,7 @@ class _RecipePart(Part):
         assert self._work.shapes is not None
         num_samples = self._work.recipe.data.batch_size // self._layout.num_slices
         if layer < 0:
-            shape = (num_samples, *self._blueprint.input_shape(0))
-            return torch.zeros(shape, dtype=self._blueprint.input_dtype)
+            return torch.zeros((num_samples, *self._input_shape), dtype=self._input_dtype)
         return torch.empty((num_samples, *self._work.shapes[layer]), dtype=self._work.dtypes[layer])
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -279,17 +284,20 @@ class _RecipePart(Part):
         """Gradients of the rank's layers, before they are clipped."""
         return {n: p.grad.clone() for n, p in self._named_parameters() if p.grad is not None}
 
-    def _chunk(self, index: int) -> Chunk:
-        layers: dict[str, nn.Module] = {}
-        for layer in (self._blueprint.network.layers[i] for i in self._ranges[index]):
-            seed = self._work.recipe.train.seed
-            layers[layer.name] = self._blueprint.network.with_first_values(layer, seed)
-        return Chunk(layers, self._work.recipe, is_first=index == 0).to(self.device)
+    def _chunk(self, network: Network, index: int) -> Chunk:
+        recipe = self._work.recipe
+        layers = [
+            network.with_first_values(network.layers[i], recipe.train.seed)
+            for i in self._ranges[index]
+        ]
+        return Chunk(layers, recipe, is_first=index == 0).to(self.device)
 
     def _named_layers(self) -> Iterator[tuple[str, nn.Module]]:
-        for chunk in self.chunks.values():
+        """Layers by what their parameters' names begin with in the whole network."""
+        for index, chunk in self.chunks.items():
             assert isinstance(chunk, Chunk)
-            yield from chunk.layers.named_children()
+            for number, module in zip(self._ranges[index], chunk.layers, strict=True):
+                yield self._paths[number], module
 
     def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         for prefix, module in self._named_layers():
@@ -306,8 +314,12 @@ def accuracy_of(recipe: Recipe, weights: Mapping[str, Tensor]) -> float:
     """
     batches = load_batches(recipe.data, seed=recipe.train.seed)
     network = RecipeWork(recipe, facts=facts_of(batches.data)).blueprint().network
-    model = with_memory(network.as_module(), _CPU).eval()
-    model.load_state_dict(dict(weights))
+    model = nn.Sequential()
+    for layer in network.layers:
+        module = network.with_first_values(layer, recipe.train.seed).eval()
+        values = {key: weights[qualified(layer.path, key)] for key in module.state_dict()}
+        module.load_state_dict(values)
+        model.append(module)
     correct = samples = 0
     with torch.no_grad(), autocast(recipe, _CPU):
         for batch in batches.evaluation_batches("test"):

@@ -141,6 +141,10 @@ def compare(
         if number < 1:
             raise RecipeError(f"{what} must be at least 1, found {number}.")
     race = Race.prepared(recipe, num_stages, num_batches, warm_up, costs)
+    if epochs is not None and race.blueprint.facts.predicts_values:
+        raise RecipeError(
+            "epochs: the data has values to predict, of which there is no accuracy: leave it out."
+        )
     entrants = list(race.entrants(systems, microbatches, accumulate, noted))
     if not entrants:
         raise RecipeError("nothing is left to compare: ask for other systems or micro-batches.")

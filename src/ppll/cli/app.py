@@ -50,6 +50,25 @@ app = typer.Typer(
 )
 
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+Out = Annotated[Path | None, typer.Option(help="Run folder; runs/<recipe>-<time> by default.")]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on from the newest whole checkpoint in --out, if any."),
+]
+AllowChange = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-change",
+        metavar="SECTION.KEY",
+        help="With --resume: a key that may differ although it changes what is trained.",
+    ),
+]
+MaxRestarts = Annotated[
+    int, typer.Option("--max-restarts", min=0, help="Restarts after a failure, without asking.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check everything and show the blocks; train nothing.")
+]
 
 
 @app.command()
@@ -57,29 +76,12 @@ def train(
     recipe: RecipeArgument,
     stages: Stages = None,
     settings: Settings = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Run folder; runs/<recipe>-<time> by default.")
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Go on from the newest whole checkpoint in --out, if any."),
-    ] = False,
-    allow_change: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--allow-change",
-            metavar="SECTION.KEY",
-            help="With --resume: a key that may differ although it changes what is trained.",
-        ),
-    ] = None,
-    max_restarts: Annotated[
-        int,
-        typer.Option("--max-restarts", min=0, help="Restarts after a failure, without asking."),
-    ] = 0,
+    out: Out = None,
+    resume: Resume = False,
+    allow_change: AllowChange = None,
+    max_restarts: MaxRestarts = 0,
     quiet: Quiet = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and show the blocks; train nothing.")
-    ] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Train a recipe and print what it reached."""
     if resume and out is None:

@@ -26,30 +26,33 @@ __all__ = ["study_recipes"]
 _ENDINGS: Final = ("json", "md", "csv", "tex", "png")
 
 
+Recipes = Annotated[
+    list[str],
+    typer.Argument(metavar="RECIPE...", help="Recipe files (.toml), or names of shipped recipes."),
+]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME[:KEY=VALUE,...],...",
+        help="Train each recipe by each of these methods instead of its own.",
+    ),
+]
+Grid = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="SECTION.KEY=VALUE,VALUE,...",
+        help="Train with each of these values; given again, with all combinations.",
+    ),
+]
+
+
 def study_recipes(
-    recipes: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="RECIPE...", help="Recipe files (.toml), or names of shipped recipes."
-        ),
-    ],
+    recipes: Recipes,
     seeds: Annotated[
         int, typer.Option(min=1, help="Runs of each; seeds count up from the recipe's.")
     ] = 3,
-    methods: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME[:KEY=VALUE,...],...",
-            help="Train each recipe by each of these methods instead of its own.",
-        ),
-    ] = None,
-    grid: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="SECTION.KEY=VALUE,VALUE,...",
-            help="Train with each of these values; given again, with all combinations.",
-        ),
-    ] = None,
+    methods: Methods = None,
+    grid: Grid = None,
     stages: Stages = None,
     settings: Settings = None,
     out: Annotated[

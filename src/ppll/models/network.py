@@ -130,9 +130,12 @@ class Network:
         }
 
     def with_first_values(self, layer: Layer, seed: int) -> nn.Module:
-        """A copy of one of the layers on the CPU, with the values that it starts from."""
+        """A copy of one of the layers on the CPU, with the values that it starts from.
+
+        Those are what it holds, or first values of the seed where it is without any.
+        """
         module = copy.deepcopy(layer.module)
-        if self.original is None:
+        if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
             initialise(with_memory(module, torch.device("cpu")), layer.path, seed)
         return module
 
