@@ -13,6 +13,8 @@ from ppll.planning.costs import Costs, counted_for, measured_for
 from ppll.planning.measuring import measure
 from ppll.planning.plan import draw_plan
 from ppll.planning.processes import choose, list_choices, verdict
+from ppll.planning.recommendation import recommend
+from ppll.planning.rivals import predict_rivals
 from ppll.recipe_files import load_recipe
 from ppll.simulation.links import Link
 from tests import faults
@@ -39,6 +41,26 @@ def test_replicas_do_not_pay_where_blocks_are_even() -> None:
     assert choose(choices) is choices[0]
     assert "do not pay here; take 'a stage each'" in verdict(choices)
     assert "batch norm" not in verdict(choices)
+
+
+@pytest.mark.parametrize(("bandwidth", "num_stages"), [(1e10, 4), (1e9, 2), (1e8, 1)])
+def test_fewer_stages_are_taken_where_links_take_more_than_stages_give(
+    bandwidth: float, num_stages: int
+) -> None:
+    """Little crosses the cut in the middle, and there is too much to add up for replicas."""
+    base = per_block(4)
+    sizes = {"parameter_bytes": 200 * MIB}
+    layers = [layer(4, features_bytes=mib * MIB, **sizes) for mib in (40, 1, 40, 1)]
+    costs, link = costs_of(layers, [0.0] * 4, base), Link(bandwidth_bytes_s=bandwidth)
+    choices = list_choices(base, costs, 4, link)
+    rates = [draw_plan(base, costs, num, link).samples_per_second for num in range(1, 5)]
+    chosen = choose(choices)
+    assert chosen.recipe.runtime.stages == num_stages
+    assert chosen.plan.samples_per_second == max(rates)
+    assert f"take {'a stage each' if num_stages == 4 else 'fewer stages'!r}" in verdict(choices)
+    if num_stages == 1:
+        text = recommend(chosen.plan, predict_rivals(chosen.plan, 4))
+        assert text.startswith("Use PPLL: 1.15 times the predicted speed of the best rival, backp")
 
 
 def test_more_blocks_are_another_algorithm() -> None:

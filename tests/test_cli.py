@@ -397,7 +397,7 @@ def test_a_plan_predicts_and_writes_balanced_cuts(tmp_path: Path, monkeypatch, c
     code, _, err = planned(tmp_path, monkeypatch, capsys, *args)
     assert code == 2
     assert "it exists already" in err
-    for word in ("auxiliary", "samples/s", "zero-bubble", "Use "):
+    for word in ("auxiliary", "samples/s", "zero-bubble", "PPLL is"):
         assert word in printed
     assert (tmp_path / "costs.json").exists()
     code, printed, err = planned(tmp_path, monkeypatch, capsys, "--json", str(file))
@@ -413,6 +413,18 @@ def test_a_plan_predicts_and_writes_balanced_cuts(tmp_path: Path, monkeypatch, c
     )
     assert code == 2
     assert "ppll plan RECIPE --write" in err
+
+
+def test_a_plan_has_the_stages_of_the_recipe(costs: Path, monkeypatch, capsys) -> None:
+    """As many as a run of it would have; of a recipe that asks for one, a stage a block."""
+    for args, stages in (
+        (["--set=runtime.stages=2"], 2),
+        (["--set=runtime.stages=2", "--stages=1"], 1),
+        (["--set=runtime.stages=1"], 4),
+        ([], 4),
+    ):
+        _, printed, err = planned(costs.parent, monkeypatch, capsys, *args, "--json")
+        assert len({row["stage"] for row in json.loads(printed)["rows"]}) == stages, err
 
 
 def test_a_plan_chooses_replicas_and_writes_them(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -479,6 +491,7 @@ def costs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--latency=-1"], "latency"),
         (["--set=split.blocks=99", "--set=split.cuts=balanced"], "blocks"),
         (["--memory-limit=nan"], "--memory-limit is nan: give a finite number, at least 0"),
+        (["--memory-limit=100"], "--memory-limit chooses among balanced cuts"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(
@@ -498,6 +511,8 @@ def test_a_plan_that_cannot_be_is_refused(
         (["--microbatches=4,x"], "cannot read '4,x'"),
         (["--systems=gpipe", "--microbatches=0"], "micro-batch"),
         (["--costs=nothing.json"], "cannot read the costs nothing.json"),
+        (["--set=model.depth=20"], "--set and --slow-down are for devices as fast as measured"),
+        (["--slow-down=2"], "--set and --slow-down are for devices as fast as measured"),
     ],
 )
 def test_what_cannot_be_emulated_is_refused(
@@ -506,6 +521,15 @@ def test_what_cannot_be_emulated_is_refused(
     code, _, err = run_here(monkeypatch, capsys, "bench", "emulate", "--batches=1", *args)
     assert code == 2, err
     assert message in err
+
+
+def test_settings_hold_for_what_costs_are_emulated_without_a_recipe(
+    costs: Path, monkeypatch, capsys
+) -> None:
+    args = ("bench", "emulate", f"--costs={costs}", "--stages=2", "--set=model.width=8")
+    code, _, err = run_here(monkeypatch, capsys, *args)
+    assert code == 2, err
+    assert "measured for model.width = 4, but the recipe has 8" in err
 
 
 def test_the_doctor_says_what_a_machine_can_do(monkeypatch, capsys) -> None:

@@ -22,6 +22,7 @@ import torch
 
 from ppll import doctor, limits, trials
 from ppll.doctor import CHECKS, Check, Finding, examine
+from ppll.environment import describe_environment
 from ppll.errors import ChannelError
 from ppll.trials import Verdict
 
@@ -463,6 +464,7 @@ def test_groups_of_version_2_limit_memory_and_cores(machine: Path) -> None:
     write(inner, "memory.current", 1 << 30)
     assert limits.available_memory_bytes() == 1536 << 20
     assert limits.num_cores() == 2.5
+    assert describe_environment()["num_cores"] == 2
 
 
 def test_groups_of_version_1_limit_memory_and_cores(machine: Path) -> None:

@@ -64,7 +64,8 @@ def test_layers_may_hand_on_several_tensors(model: str, main: int, beside: int) 
     assert costs.layers[-1].features_bytes == 10 * 3 * 4
     assert all(min(x.forward_s, x.backward_first_s, x.backward_s) > 0 for x in costs.layers)
     halved = measured(*settings, "split.features_dtype=bf16")
-    assert halved.layers[2].features_bytes == 10 * (main // 2 + beside)
+    assert halved.layers[2].features_bytes == 10 * (main + beside)
+    assert halved.layers[2].sent_bytes == 10 * (main // 2 + beside + 8)  # and a target
     assert len(draw_plan(recipe().with_settings(settings), costs, 4, Link()).blocks) == 4
 
 
@@ -85,6 +86,12 @@ def test_a_loss_that_does_not_work_is_refused() -> None:
         RecipeError, match=r"'torch.nn:CrossEntropyLoss' fails on made-up predictions"
     ):
         measured("loss.name=torch.nn:CrossEntropyLoss", "loss.options.weight=[1]")
+
+
+def test_activations_that_are_computed_again_are_refused() -> None:
+    """Neither the forward that is made again nor the memory that it saves is measured."""
+    with pytest.raises(RecipeError, match=r"train\.activation_checkpointing: .* set it to false"):
+        measured("train.activation_checkpointing=true")
 
 
 def test_measuring_leaves_the_generator_alone() -> None:
@@ -120,3 +127,30 @@ def test_a_line_through_two_sizes() -> None:
     assert _at_none([4.0], [0.5], 0.25) == 0.0  # Fewer cannot be faster than in proportion.
     assert _at_none([4.0], [4.5], 0.25) == 4.0
     assert _at_none([4.0], [4.0], 1) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "beside", "late", "carried"),
+    [
+        ([], 0, 0, 0),
+        (["method.name=infopro"], 8 * 8, 0, 0),  # the image, a byte a value
+        (["method.name=sgr"], 0, 8 * 8 * 8 * 4, 0),  # a gradient
+        (["method.name=contsup", "method.context=R1"], 0, 0, 8 * 8 * 8 * 4),
+        (["data.mixup=0.2"], 8 + 4, 0, 0),
+    ],
+)
+def test_what_is_sent_is_what_travels(
+    settings: list[str], beside: int, late: int, carried: int
+) -> None:
+    """Of a layer with 8 maps of 8 x 8, for each of ten samples; a target has 8 bytes."""
+    layer = measured(*settings).layers[1]
+    assert layer.features_bytes == 10 * 8 * 8 * 8 * 4
+    assert layer.sent_bytes == layer.features_bytes + 10 * (8 + beside + late)
+    assert layer.carried_bytes == 10 * carried
+
+
+def test_rivals_send_features_as_they_are_computed() -> None:
+    """What the recipe says of a cut says nothing of theirs."""
+    layer = measured("split.features_dtype=int8").layers[1]
+    assert layer.features_bytes == 10 * 8 * 8 * 8 * 4
+    assert layer.sent_bytes == 10 * (8 * (8 * 8 + 4) + 8)

@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from ppll import limits
+from ppll.cli.plan import _note_cores
 from ppll.config import Recipe
+from ppll.environment import describe_processor
 from ppll.errors import Interrupted, ModelError, RecipeError
 from ppll.interrupts import Interrupts
 from ppll.planning.costs import Costs, ExitCosts, LayerCosts, measured_for
 from ppll.planning.plan import balanced_cuts, draw_plan
-from ppll.planning.rivals import predict_rivals, recommend
+from ppll.planning.recommendation import recommend
+from ppll.planning.rivals import predict_rivals
 from ppll.simulation.simulate import Link
 
 MIB = 2**20
@@ -85,6 +90,42 @@ def test_blocks_and_stages_by_hand() -> None:
     assert plan.stages[3].idle == pytest.approx(0.4 / 6, abs=0.01)
     averaged = draw_plan(base.with_settings(["train.ema=0.99"]), even_costs(base), 4, FREE)
     assert averaged.stages[0].memory_bytes == 5 * 25 + 7 * MIB
+
+
+def test_blocks_at_the_same_time_hold_all_their_activations() -> None:
+    base = recipe(blocks=4, cuts=[2, 4, 6]).with_settings(["train.cuda_graphs=true"])
+    together = base.with_settings(["runtime.concurrent_blocks=true"])
+    one, all_of_them = (draw_plan(r, even_costs(base), 2, FREE) for r in (base, together))
+    added = all_of_them.stages[0].memory_bytes - one.stages[0].memory_bytes
+    assert added == one.blocks[1].activation_bytes == 7 * MIB
+    text = recommend(all_of_them, predict_rivals(all_of_them))
+    assert "blocks one after the other, which is longer" in text
+    alone = draw_plan(together, even_costs(base), 4, FREE)
+    assert "concurrent_blocks" not in recommend(alone, predict_rivals(alone))
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_a_plan_says_when_this_machine_has_too_few_processors(
+    threads: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(limits, "num_cores", lambda: 4)
+    base = recipe(blocks=2, cuts=[4]).with_settings([f"train.threads_per_stage={threads}"])
+    costs = even_costs(base).model_copy(update={"device": describe_processor()})
+    _note_cores(Console(), draw_plan(base, costs, 2, FREE))
+    assert ("Predicted for 6 processors" in capsys.readouterr().out) == (threads == 3)
+
+
+def test_what_goes_beside_features_takes_its_time_on_a_link() -> None:
+    """A block hands on what it got of the output before, or of the network's input."""
+    base = recipe(blocks=3, cuts=[2, 4])
+    sent = {"sent_bytes": 5 * MIB, "carried_bytes": 3 * MIB}
+    costs = even_costs(base, **sent).model_copy(update={"carried_bytes": 7 * MIB})
+    plan = draw_plan(base, costs, 3, Link(bandwidth_bytes_s=MIB))
+    assert [block.features_bytes / MIB for block in plan.blocks[:2]] == [5 + 7, 5 + 3]
+    assert plan.seconds_per_message == pytest.approx(12, rel=0.01)
+    assert plan.blocks[1].input_bytes == 5 * MIB
+    half = costs.for_samples(4)
+    assert (half.layers[0].leaving_bytes, half.carried_bytes) == (2.5 * MIB, 3.5 * MIB)
 
 
 def test_fewer_stages_run_several_blocks() -> None:
@@ -212,6 +253,8 @@ def test_a_slow_link_speaks_for_local_learning() -> None:
         ("data.batch_size=9", "data.batch_size"),
         ("method.name=greedy", "method.name"),
         ("train.precision=bf16", "train.precision"),
+        ("train.tf32=true", "train.tf32"),
+        ("train.activation_checkpointing=true", "train.activation_checkpointing"),
     ],
 )
 def test_costs_of_another_recipe_are_refused(setting: str, key: str) -> None:
@@ -243,8 +286,15 @@ def test_costs_are_of_the_options_of_ones_own_optimizer() -> None:
 
 def test_what_changes_no_time_may_differ() -> None:
     base = recipe(blocks=2, cuts=[4])
-    other = base.with_settings(["optimizer.lr=3", "train.seed=9", "train.epochs=1"])
+    settings = ["optimizer.lr=3", "train.seed=9", "train.epochs=1", "data.eval_batch_size=3"]
+    weights = ["model.weights=trained.safetensors", 'model.fresh=["head"]']
+    other = base.with_settings([*settings, *weights])
     assert draw_plan(other, even_costs(base), 2, FREE)
+    costs = even_costs(base)
+    data = {**costs.recipe["data"], "eval_batch_size": 5}
+    model = {**costs.recipe["model"], "fresh": ["head"]}
+    older = costs.model_copy(update={"recipe": {**costs.recipe, "data": data, "model": model}})
+    assert draw_plan(other, older, 2, FREE)
 
 
 def test_more_stages_than_blocks_are_refused() -> None:
@@ -267,6 +317,7 @@ def test_costs_are_read_as_they_were_written(tmp_path: Path) -> None:
         (lambda tree: tree["exits"].pop(), "8 layers have 7 exits"),
         (lambda tree: tree.update(layers=[]), "0 layers"),
         (lambda tree: tree.update(load_s="fast"), "load_s"),
+        (lambda tree: [x.update(forward_s=0) for x in tree["layers"]], "no layer takes any time"),
     ],
 )
 def test_costs_that_cannot_be_are_refused(change: Any, message: str, tmp_path: Path) -> None:

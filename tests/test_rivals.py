@@ -10,13 +10,8 @@ from ppll.config import Recipe
 from ppll.errors import RecipeError
 from ppll.planning.costs import Costs
 from ppll.planning.plan import Plan, draw_plan
-from ppll.planning.rivals import (
-    Rival,
-    end_to_end_cuts,
-    pipeline_work,
-    predict_rivals,
-    recommend,
-)
+from ppll.planning.recommendation import recommend
+from ppll.planning.rivals import Rival, end_to_end_cuts, pipeline_work, predict_rivals
 from ppll.simulation.pipeline_work import PipelineWork
 from ppll.simulation.schedules import CHUNKS_A_RANK, predict
 from ppll.simulation.simulate import Link
@@ -73,6 +68,37 @@ def test_no_rival_is_faster_than_its_loader() -> None:
     rates = {system: rival.samples_per_second for system, rival in rivals.items()}
     assert rates.pop("ddp") == pytest.approx(4 * 8 / 100)  # each of four makes its share
     assert rates == pytest.approx(dict.fromkeys(rates, 8 / 100), rel=0.01)
+    # They wait for it, as PPLL does.
+    assert all(rival.idle > 0.999 for rival in rivals.values())
+
+
+def test_what_does_not_shrink_is_in_every_piece_of_a_batch() -> None:
+    """As it is in the shards of PPLL's replicas: where all of it is fixed, shares save nothing."""
+    base = recipe(blocks=2, cuts=[2])
+    half = {"forward_fixed_s": 0.5e-3, "backward_fixed_s": 1e-3, "backward_first_s": 2e-3}
+    all_fixed = {"forward_fixed_s": 9.0, "backward_fixed_s": 9.0, "backward_first_s": 2e-3}
+    rates = {}
+    for share, fixed in ((0.5, half), (1.0, all_fixed)):
+        costs = costs_of([layer(3, f"layer{i}", **fixed) for i in range(4)], [0.0] * 4, base)
+        plan = draw_plan(base, costs, 2, Link())
+        rivals = {rival.system: rival for rival in predict_rivals(plan, 4)}
+        rates[share] = {name: 12e-3 / 8 * r.samples_per_second for name, r in rivals.items()}
+    assert rates[0.5]["ddp"] == pytest.approx(1 / (0.5 + 0.5 / 4))
+    assert rates[1.0]["ddp"] == pytest.approx(1)
+    assert rates[1.0]["backprop"] == pytest.approx(1)
+    # Two micro-batches of two devices take 4 + 2 half batches' time where nothing shrinks.
+    assert all(rates[1.0][name] < 1.4 for name in CHUNKS_A_RANK)
+    assert rates[0.5]["gpipe"] > rates[1.0]["gpipe"]
+
+
+def test_a_batch_in_parts_is_whole_for_rivals() -> None:
+    """What stays the same for a message is not in a batch as often as there are messages."""
+    base = recipe(blocks=2, cuts=[2]).with_settings(["train.accumulate=2"])
+    fixed = {"forward_fixed_s": 0.5e-3, "backward_fixed_s": 1e-3, "backward_first_s": 2e-3}
+    costs = costs_of([layer(3, f"layer{i}", **fixed) for i in range(4)], [0.0] * 4, base)
+    work = pipeline_work(draw_plan(base, costs, 2, LINK), 1)
+    assert work.forward_s == pytest.approx((4 * 1.5e-3,))
+    assert work.backward_s == pytest.approx((4 * 3e-3,))
 
 
 def test_the_loss_counts_where_chunks_are_balanced() -> None:
@@ -102,12 +128,43 @@ def beside_one_stage(works_ms: list[float], link: Link) -> str:
     return recommend(plan, rivals)
 
 
+def beside_backprop(bandwidth: float) -> str:
+    """What is recommended for four stages that would rather be one device without exits."""
+    base = recipe(blocks=4, cuts=[2, 4, 6])
+    layers = [
+        layer(3, f"layer{i}", backward_first_s=2e-3, parameter_bytes=200 * MIB) for i in range(8)
+    ]
+    link = Link(bandwidth_bytes_s=bandwidth)
+    plan = draw_plan(base, costs_of(layers, [3.0] * 7 + [0.1], base), 4, link)
+    return recommend(plan, predict_rivals(plan))
+
+
+def test_slow_links_do_not_speak_against_a_rival_on_one_device() -> None:
+    text = beside_backprop(5e7)
+    assert text.startswith("PPLL and backprop on one device are predicted equally fast")
+    assert text.endswith("Take backprop on one device, which needs no links, where it fits.")
+    text = beside_backprop(3e7)
+    assert text.startswith("Use backprop on one device: 1.5")
+    assert "links" not in text
+
+
 def test_several_stages_that_are_a_little_faster_are_not_called_slower() -> None:
     text = beside_one_stage([0.5, 0.5, 20, 20], Link())
     assert text.startswith("One stage (--stages 1) and several are predicted about equally fast")
     assert "ratio 1.03" in text
     assert "stage 1 has 97% of the work" in text
     assert "GB/s" not in text
+
+
+def test_a_loader_that_all_wait_for_is_named() -> None:
+    base = recipe(blocks=4, cuts=[1, 2, 3])
+    layers = [layer(6, f"layer{i}", parameter_bytes=100 * MIB) for i in range(4)]
+    costs = costs_of(layers, [0.1] * 4, base).model_copy(update={"load_s": 0.05})
+    plan = draw_plan(base, costs, 2, LINK)
+    rivals = [each for each in predict_rivals(plan) if each.system in ("ppll", "sequential")]
+    text = recommend(plan, rivals)
+    assert text.startswith("One stage (--stages 1) and several are predicted about equally fast")
+    assert "the loader takes 50.0 ms a message" in text
 
 
 def beside_one_process(parameter_bytes: int, fixed: float) -> str:

@@ -245,6 +245,18 @@ def test_overhead_makes_small_pieces_dear() -> None:
     assert few == pytest.approx((16 + 3) * (3.0 / 64 + 0.02))
 
 
+def test_what_does_not_shrink_is_in_every_piece() -> None:
+    fixed = {"forward_fixed_s": (0.05,) * 4, "backward_fixed_s": (0.1,) * 4}
+    work = even(4, **fixed, parameter_bytes=(0.0,) * 4)
+    piece_s = (0.05 + 0.2 / 16) + (0.1 + 0.4 / 16)
+    assert predict("gpipe", work, 4, 16).seconds_per_batch == pytest.approx((16 + 3) * piece_s)
+    assert predict("ddp", work, 4).seconds_per_batch == pytest.approx(4 * (0.15 + 0.6 / 4))
+    assert predict("backprop", work).seconds_per_batch == pytest.approx(3.0)
+    twice = predict("gpipe", work.scaled(2.0), 4, 16).seconds_per_batch
+    assert twice == pytest.approx(2 * (16 + 3) * piece_s)
+    assert work.merged(2).backward_fixed_s == pytest.approx((0.2, 0.2))
+
+
 def test_neighbours_are_merged_where_a_rank_has_one_chunk() -> None:
     work = PipelineWork((1.0, 2.0, 3.0, 4.0), (2.0,) * 4, (0.0,) * 4, (1.0, 9.0, 1.0, 0.0))
     merged = PipelineWork((3.0, 7.0), (4.0, 4.0), (0.0, 0.0), (9.0, 0.0))

@@ -10,7 +10,7 @@ from ppll.sections import CheckpointConfig
 from ppll.tracing.advice import advise, working_cores
 from ppll.tracing.files import RankTrace, Span, Start, Sum
 from ppll.tracing.lanes import Bar, draw_lanes
-from ppll.tracing.summary import summarize
+from ppll.tracing.summary import BlockTimes, summarize
 from tests.traces import made_up_start, made_up_trace, span, totals_trace
 
 BUSY = {"forward": 3.0, "learn": 6.0, "receive wait": 1.0}
@@ -24,6 +24,27 @@ def test_shares_are_of_the_time_since_the_first_batch() -> None:
     assert (stage.blocks[0].forward_s, stage.blocks[0].learn_s) == (0.2, 0.4)
     assert stage.work_s == pytest.approx(0.6)
     assert (stage.inbox_fill, stage.cpu) == (1.5, 0.5)
+
+
+def cut_by_waits(forwards: int, learns: int, waits: int, evaluations: int = 0) -> BlockTimes:
+    """A block of ten messages, in so many pieces: 0.2 s forward and 0.5 s of learning in all."""
+    parts = {"forward": (forwards, 0.2), "learn": (learns, 0.5), "average wait": (waits, 1.0)}
+    parts |= {"evaluate": (evaluations, 0.1)} if evaluations else {}
+    sums = [Sum(name=name, block=0, num=n, seconds=s) for name, (n, s) in parts.items()]
+    trace = totals_trace(0, (0,), {}, cpu_s=1.0)
+    assert trace.totals is not None
+    trace = replace(trace, totals=trace.totals.model_copy(update={"sums": tuple(sums)}))
+    return summarize(Start((trace,))).stages[0].blocks[0]
+
+
+def test_times_are_a_message_s_however_often_replicas_wait_within_it() -> None:
+    """Where they share parameters, a forward waits once a layer, and a learning step twice."""
+    each = pytest.approx((0.02, 0.05))
+    for pieces in ((10, 20, 10), (10 + 30, 10 + 60, 30 + 60)):
+        block = cut_by_waits(*pieces)
+        assert (block.forward_s, block.learn_s) == each
+    tested = cut_by_waits(10 + 30 + 10, 10 + 60, 30 + 60, evaluations=10)
+    assert (tested.forward_s, tested.learn_s) == pytest.approx((0.01, 0.05))
 
 
 def test_a_killed_rank_is_known_by_its_spans() -> None:
@@ -75,6 +96,38 @@ def test_a_machine_that_does_other_things_is_named() -> None:
     (text,) = advice(BUSY, BUSY, cpu_s=4.5)
     assert text.startswith("A stage had a processor only 50% of the time")
     assert advice(BUSY, BUSY, num_cores=None, cpu_s=4.5) == []
+
+
+def crowded(num_cores: int, threads: int, num_stages: int = 2, **more: float) -> list[str]:
+    """Advice on stages of so many threads, which had a processor half of the time."""
+    start = made_up_start(*[BUSY] * num_stages, **{"cpu_s": 4.5, **more})
+    return advise(summarize(start), num_cores, threads=threads)
+
+
+def test_threads_need_processors_too() -> None:
+    (text,) = crowded(4, 3)
+    assert text.startswith("2 stages of 3 threads each share 4 processors")
+    assert "--stages 1 or fewer" in text
+    (text,) = crowded(2, 4, num_stages=1)
+    assert text.startswith("4 threads of one stage share 2 processors")
+    assert "Take fewer train.threads_per_stage" in text
+    start = Start((totals_trace(0, (0, 1, 2), {"learn": 5.0}, cpu_s=15.0),))
+    assert "--stages 2 blocks" in advise(summarize(start), 4, threads=2)[0]
+    assert advise(summarize(start), 2, threads=2) == []
+
+
+def on_hosts(num_cores: int, *clocks: str, cpu_s: float = 4.5) -> list[str]:
+    start = made_up_start(*[BUSY] * len(clocks), cpu_s=cpu_s)
+    pairs = zip(start.ranks, clocks, strict=True)
+    return advise(summarize(Start(tuple(replace(r, clock=c) for r, c in pairs))), num_cores)
+
+
+def test_processors_are_those_of_every_host() -> None:
+    (text,) = on_hosts(2, "a", "a", "b", "b")
+    assert text.startswith("A stage had a processor only 50% of the time")
+    (text,) = on_hosts(2, "a", "a", "a", "b")
+    assert text.startswith("3 processes on one host share 2 processors")
+    assert "--nproc-per-node" in text
 
 
 def test_processors_count_where_they_do_the_work() -> None:
@@ -167,11 +220,42 @@ def test_what_replicas_wait_for_is_no_question_of_capacity() -> None:
     assert text.startswith("Replicas wait 40% of the time for each other's gradients")
 
 
+def test_replicas_of_one_stage_wait_for_each_other_too() -> None:
+    start = made_up_start({"forward": 2.0, "learn": 4.0, "average wait": 4.0}, cpu_s=6.0)
+    (text,) = advise(summarize(Start(start.ranks, others=start.ranks)), 8)
+    assert text.startswith("Replicas wait 40% of the time for each other's gradients")
+
+
 def test_stages_that_wait_in_turn_ask_for_capacity() -> None:
     first = {"forward": 3.0, "learn": 5.0, "send wait": 4.0}
     second = {"forward": 3.0, "learn": 5.0, "receive wait": 4.0}
     (text,) = advice(first, second)
     assert "runtime.capacity = 8 (now 4)" in text
+
+
+LINKED = ({"forward": 2.0, "learn": 4.0, "send wait": 10.0}, {"forward": 2.0, "learn": 4.0})
+
+
+def linked(receive_wait: float, *fills: int, **options: int | None) -> list[str]:
+    """Advice on two even stages that wait for each other, by how full the second's inbox was."""
+    sender, receiver = LINKED
+    receiver = {**receiver, "receive wait": receive_wait}
+    return advice(sender, receiver, cpu_s=6.0, inbox_fills=(0, *fills), **options)
+
+
+def test_a_slow_link_is_no_question_of_capacity_nor_of_cuts() -> None:
+    (text,) = linked(10.0, 10)
+    assert text.startswith("Stage 0 waits to send 62% of the time, and stage 1 finds nothing to")
+    assert "split.features_dtype" in text
+    assert "runtime.capacity does not help" in text
+    uneven = {"forward": 1.0, "learn": 2.0, "receive wait": 10.0}
+    (text,) = advice(LINKED[0], uneven, cpu_s=6.0, inbox_fills=(0, 10))
+    assert text.startswith("Stage 0 waits to send")
+
+
+def test_only_an_inbox_that_is_empty_speaks_of_a_link() -> None:
+    assert "runtime.capacity = 8" in linked(10.0, 5, 0, 0, 5)[0]
+    assert "runtime.capacity = 8" in linked(10.0, 10, num_cores=None)[0]  # of GPUs nobody knows
 
 
 def test_one_stage_of_many_blocks_asks_for_more_stages() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from ppll.status import Activity, Monitor, Status
 from ppll.tracing import spans
+from ppll.tracing.files import read_starts
 from ppll.tracing.spans import SPAN_NAMES, Tracer, Windows
 
 
@@ -50,6 +51,20 @@ def test_a_file_has_a_head_the_spans_and_the_totals(tmp_path: Path) -> None:
     assert totals["sums"][0] == {"name": "forward", "block": 0, "num": 1, "seconds": 0.5}
     assert totals["inbox_fills"] == [0, 0, 0, 1, 0]
     assert totals["outbox_fills"] == [0, 0, 1, 0, 0]
+
+
+def test_nothing_counts_after_the_stop(tmp_path: Path) -> None:
+    """Replicas that share parameters wait for each other while they finish; who reads the totals
+    knows no such thing as to finish."""
+    trace = tracer(tmp_path / "rank-0.jsonl")
+    trace.add(status(Activity.LEARN), 11.0)
+    for activity in (Activity.FINISH, Activity.AVERAGE, Activity.FINISH):
+        trace.add(status(activity, block=-1), 12.0)
+    trace.close()
+    *_, totals = rows(tmp_path / "rank-0.jsonl")
+    assert [row["name"] for row in totals["sums"]] == ["learn"]
+    (start,) = read_starts(tmp_path)
+    assert start.ranks[0].totals is not None
 
 
 def test_the_first_and_the_last_steps_are_kept_and_all_are_counted(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ppll.limits import num_cores
+
 __all__ = ["code_digest", "describe_environment", "describe_processor", "package_versions"]
 
 _PACKAGES = (
@@ -31,7 +33,7 @@ def describe_environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": describe_processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "num_cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "num_cores": max(1, int(num_cores())),
         "memory_bytes": _memory_bytes(),
         "gpus": gpus,
         "cuda": torch.version.cuda,

@@ -90,6 +90,14 @@ def test_all_are_timed_on_the_same_batches(monkeypatch: pytest.MonkeyPatch) -> N
     assert asked["max_steps"] == 3 + filling + 20 + filling
 
 
+def test_nobody_saves_while_others_train() -> None:
+    settings = ["checkpoint.every_steps=1", "track.tensorboard=true", "train.max_steps=3"]
+    race = Race.prepared(vit().with_settings(settings), 2, 5, 2)
+    assert race.recipe.checkpoint.every_steps is None
+    assert not race.recipe.track.tensorboard
+    assert race.recipe.train.max_steps is None
+
+
 def test_rivals_stand_beside_it_and_what_they_cannot_do_is_said() -> None:
     notes: list[str] = []
     rows = run("backprop", "1f1b", num_batches=3, epochs=1, noted=notes.append)

@@ -21,8 +21,9 @@ from ppll.simulation.simulate import Link
 TINY = {"forward_s": 0.006, "backward_s": 0.012, "auxiliary_s": 0.001, "payload_bytes": 1 << 16}
 
 
-def made_up_plan(block_s: float = 0.0) -> Plan:
-    """Two blocks of two layers each; layer i takes 1 + i ms forward and twice that backward."""
+def made_up_plan(block_s: float = 0.0, fixed_s: float = 0.0) -> Plan:
+    """Two blocks of two layers each; layer i takes 1 + i ms forward and twice that backward, of
+    which some seconds are the same for fewer samples."""
     recipe = Recipe.from_dict({"data": {"batch_size": 8}, "split": {"blocks": 2, "cuts": [2]}})
     layers = tuple(
         LayerCosts(
@@ -34,6 +35,8 @@ def made_up_plan(block_s: float = 0.0) -> Plan:
             features_bytes=1000 * (1 + i),
             activation_bytes=1,
             parameter_bytes=100,
+            forward_fixed_s=fixed_s,
+            backward_fixed_s=fixed_s,
         )
         for i in range(4)
     )
@@ -136,13 +139,13 @@ def test_more_blocks_need_replicas() -> None:
 
 @pytest.mark.parametrize("system", ["ddp", *CHUNKS_A_RANK])
 def test_what_is_slept_is_what_the_ideal_counts(system: str) -> None:
-    """Also where every action has an overhead: all ranks' work is that of the prediction."""
+    """Also where every action has an overhead, and something of it stays in every piece: all ranks'
+    work is that of the prediction."""
     num, count = 2, 4 if system in CHUNKS_A_RANK else 1
-    work = Devices.of_plan(made_up_plan(block_s=0.5e-3), 1.0).work(
-        num * CHUNKS_A_RANK.get(system, 1)
-    )
+    plan = made_up_plan(block_s=0.5e-3, fixed_s=0.3e-3)
+    work = Devices.of_plan(plan, 1.0).work(num * CHUNKS_A_RANK.get(system, 1))
     ideal = predict(system, work, num, count)
-    slept = module._emulated(system, work, count)
+    slept = module._emulated(system, work, num, count)
     busy_s = num * ideal.seconds_per_batch * (1 - ideal.idle_fraction)
     assert sum(slept.forward_s) + sum(slept.backward_s) == pytest.approx(busy_s)
 
@@ -211,3 +214,12 @@ def test_times_that_cannot_be_are_refused(name: str, amount: float) -> None:
 def test_a_slow_down_that_cannot_be_is_refused() -> None:
     with pytest.raises(RecipeError, match="slow_down is -1"):
         Devices.of_plan(made_up_plan(), -1.0)
+
+
+def test_a_batch_of_several_messages_is_refused() -> None:
+    """A block of a plan takes a message, a rival's chunk a batch."""
+    plan = made_up_plan()
+    parts = plan.recipe.with_settings(["train.accumulate=2"])
+    costs = plan.costs.model_copy(update={"recipe": measured_for(parts), "message_size": 4})
+    with pytest.raises(RecipeError, match=r"train\.accumulate = 2: .* set it to 1"):
+        Devices.of_plan(draw_plan(parts, costs, 2, Link()), 1.0)

@@ -4,7 +4,8 @@ All systems train the recipe's network, in processes of their own, with the reci
 process number r computes on the device of stage r (``runtime.devices``), whatever the system. They
 take turns, so a ratio is taken within a repeat and what else the machine does meets all alike.
 PPLL goes through ``ppll.Trainer`` and has the recipe's cuts; rivals go through ``run_baseline`` and
-have cuts that are balanced for training end to end. No epoch ends in a short batch.
+have cuts that are balanced for training end to end. No epoch ends in a short batch, and nobody
+saves.
 
 Rates are those of steady state: from the last update of the warm-up to the last one that counts,
 of a rival's last rank and of PPLL's last stage, both as ``BatchEnds`` has them: by the device's own

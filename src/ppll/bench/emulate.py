@@ -146,7 +146,7 @@ def _end_to_end(
     ideal = predict(system, work, num, microbatches).seconds_per_batch
     measured = run_baseline(
         system,
-        _emulated(system, work, microbatches),
+        _emulated(system, work, num, microbatches),
         num_ranks=num,
         num_microbatches=microbatches,
         num_batches=num_batches + warm_up,
@@ -157,13 +157,15 @@ def _end_to_end(
     return Row(system, num, microbatches, mean, ideal)
 
 
-def _emulated(system: str, work: PipelineWork, microbatches: int) -> EmulatedWork:
+def _emulated(system: str, work: PipelineWork, num_ranks: int, microbatches: int) -> EmulatedWork:
     """The same work as sleep, of which every action has the overhead that its ideal has."""
     overhead_s = work.overhead_s * microbatches  # a row is of all micro-batches
+    num_slices = Layout(system_named(system), num_ranks, microbatches, 1).num_slices
+    forward_s, backward_s = work.piece_s(num_slices)
     num_backwards = 2 if RIVALS[system].splits else 1
     return EmulatedWork(
-        tuple(seconds + overhead_s for seconds in work.forward_s),
-        tuple(seconds + num_backwards * overhead_s for seconds in work.backward_s),
+        tuple(num_slices * seconds + overhead_s for seconds in forward_s),
+        tuple(num_slices * seconds + num_backwards * overhead_s for seconds in backward_s),
         work.update_s,
         tuple(int(b) for b in work.features_bytes),
         tuple(int(b) for b in work.parameter_bytes or (0,) * work.num_chunks),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ppll.bench.sleeping_block import BlockTimes
-from ppll.errors import ModelError
+from ppll.errors import ModelError, RecipeError
 from ppll.planning.plan import Plan, draw_plan
 from ppll.planning.planned import PlannedBlock
 from ppll.planning.processes import with_more_blocks
@@ -82,9 +82,14 @@ class Devices:
         """Devices that take ``slow_down`` times as long as the costs of a plan say.
 
         Raises:
-            RecipeError: ``slow_down`` is negative or no number.
+            RecipeError: ``slow_down`` is negative or no number, or a batch is several messages.
         """
         check_amount("slow_down", slow_down)
+        if (parts := plan.recipe.train.accumulate) > 1:
+            raise RecipeError(
+                f"train.accumulate = {parts}: emulated devices take a batch as one message; set it "
+                f"to 1, and measure the costs so."
+            )
         blocks, unshared, more = (
             tuple(_times(block, slow_down) for block in row)
             for row in (plan.blocks, plan.unshared, _more_blocks(plan))

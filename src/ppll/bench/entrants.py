@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Final, Self
 
@@ -25,8 +24,10 @@ from ppll.job import draw_blueprint
 from ppll.planning.costs import Costs
 from ppll.planning.measuring import measure
 from ppll.planning.plan import balanced_cuts
+from ppll.planning.planned import BlockTable
 from ppll.planning.rivals import end_to_end_cuts
 from ppll.run_folder import RunFolder
+from ppll.sections import CheckpointConfig, TrackConfig
 from ppll.simulation.simulate import Link
 from ppll.trainer import Trainer
 
@@ -35,7 +36,6 @@ __all__ = ["Race"]
 _LINK: Final = Link(bandwidth_bytes_s=5e9, latency_s=50e-6)
 """Between two processors of one machine; balanced cuts ask for it."""
 _TIMEOUT_S: Final = 7 * 24 * 3600.0
-_TARGET_BYTES: Final = 8
 
 
 class Local(Entrant):
@@ -155,7 +155,8 @@ class Race:
     """What all entrants have in common.
 
     Attributes:
-        recipe: With PPLL's cuts written out, and no evaluation or short batch on the way.
+        recipe: With PPLL's cuts written out, and no evaluation, checkpoint or short batch on the
+            way.
         blueprint: Its network cut into blocks.
         costs: What cuts are balanced by.
         steps_per_epoch: Training batches of an epoch.
@@ -193,7 +194,9 @@ class Race:
         settings += [f"split.blocks={blocks}", f"train.epochs={10**6}"]
         settings += [f"runtime.stages={num_stages}"]
         train = recipe.train.model_copy(update={"max_steps": None})
-        recipe = recipe.model_copy(update={"train": train}).with_settings(settings)
+        # Rivals save nothing, and write nothing down.
+        alike = {"train": train, "checkpoint": CheckpointConfig(), "track": TrackConfig()}
+        recipe = recipe.model_copy(update=alike).with_settings(settings)
         check_devices(recipe)
         costs = costs or _measured(recipe)
         costs.check_recipe(recipe)
@@ -281,11 +284,10 @@ def _able(entrants: Iterable[Entrant], noted: Callable[[str], None]) -> Iterator
 
 
 def _bytes_sent(race: Race, num_stages: int) -> tuple[int, ...]:
-    """What each stage hands on for a batch: features, targets, and fields of the method."""
-    blueprint, samples = race.blueprint, race.recipe.data.batch_size
-    fields = len(blueprint.method.fields) * prod(blueprint.sites[0].input_shape)
+    """What each stage hands on for a batch: features, and what goes beside them."""
+    blueprint, table = race.blueprint, BlockTable(race.recipe, race.costs, Link())
     sent = []
     for blocks in blueprint.stage_blocks(num_stages)[:-1]:
-        features = race.costs.layers[blueprint.ranges[blocks.stop].start - 1].features_bytes
-        sent.append(features + samples * (fields + _TARGET_BYTES))
+        last = blueprint.ranges[blocks.stop - 1]
+        sent.append(table.block(last.start, last.stop).features_bytes)
     return (*sent, 0)

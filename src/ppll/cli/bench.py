@@ -12,7 +12,7 @@ from rich.console import Console
 
 from ppll.cli.options import Json, RecipeArgument, Settings, Stages, bytes_of, give_json, load
 from ppll.cli.plan import CostsFile, costs_of, link_of
-from ppll.errors import RecipeError
+from ppll.errors import RecipeError, UsageError
 
 if TYPE_CHECKING:
     from ppll.bench.emulated_devices import Devices
@@ -51,6 +51,11 @@ def bench_emulate(
     if recipe is not None or costs is not None:
         devices = _devices_of(recipe, settings, costs, stages, slow_down)
     else:
+        if settings or slow_down != 1:
+            raise UsageError(
+                "--set and --slow-down are for devices as fast as measured costs say: give "
+                "--recipe or --costs, too, or leave them out."
+            )
         times = {"forward_s": forward_ms, "backward_s": backward_ms, "auxiliary_s": auxiliary_ms}
         devices = Devices.even(
             stages,
@@ -83,16 +88,16 @@ def _devices_of(
     from ppll.planning.costs import Costs
     from ppll.planning.plan import draw_plan
 
-    cuts = [f"split.blocks={stages}", "split.cuts=balanced"]
+    settings = settings or []
     if recipe is not None:
         loaded = load(recipe, None, settings)
-        if loaded.most_replicas == 1:
-            loaded = load(recipe, None, [*cuts, *(settings or [])])
-        costs = costs_of(loaded, file)
     else:
         assert file is not None
-        costs = Costs.read(file)
-        loaded = Recipe.from_dict(costs.recipe).with_settings(cuts)
+        loaded = Recipe.from_dict(Costs.read(file).recipe).with_settings(settings)
+    if loaded.most_replicas == 1:
+        cuts = [f"split.blocks={stages}", "split.cuts=balanced"]
+        loaded = loaded.with_settings([*cuts, *settings])
+    costs = costs_of(loaded, file)
     plan = draw_plan(loaded, costs, loaded.split.blocks, link_of(5.0, 50.0))
     Console(stderr=True).print(f"sum of blocks to slowest block: {plan.bound:.3f}", highlight=False)
     return Devices.of_plan(plan, slow_down)

@@ -41,8 +41,8 @@ def trace_run(
             f"{run} has written nothing of its newest start yet: look again when it has ended, or "
             f"when its first batches (track.trace_steps) are over."
         )
-    saves = folder.read_recipe().checkpoint
-    advice = advise(summary, working_cores(folder.read_environment()), saves)
+    recipe, num_cores = folder.read_recipe(), working_cores(folder.read_environment())
+    advice = advise(summary, num_cores, recipe.checkpoint, recipe.train.threads_per_stage)
     if picture is not None:
         _draw(start, picture)
     rows = [stage.to_dict() for stage in summary.stages]

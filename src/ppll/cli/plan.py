@@ -65,7 +65,11 @@ def plan_recipe(
     ] = None,
     json: Json = None,
 ) -> None:
-    """Predict what a recipe takes, beside its rivals; choose balanced cuts and replicas."""
+    """Predict what a recipe takes, beside its rivals; choose balanced cuts and replicas.
+
+    Every block has a stage of its own, unless the recipe asks for several stages (runtime.stages),
+    or an option says otherwise.
+    """
     from ppll.planning.plan import draw_plan
     from ppll.planning.processes import choose, list_choices
     from ppll.planning.rivals import predict_rivals
@@ -77,10 +81,16 @@ def plan_recipe(
         raise UsageError("--processes chooses the stages: leave out --stages, or --processes.")
     loaded = load(recipe, None, settings)
     limit = None if memory_limit is None else bytes_of("--memory-limit", memory_limit)
+    if limit is not None and processes is None and loaded.split.cuts != "balanced":
+        raise UsageError(
+            "--memory-limit chooses among balanced cuts, and these are given: add "
+            "--set split.cuts=balanced, or leave it out."
+        )
     link = link_of(bandwidth, latency)
     measured = costs_of(loaded, costs)
     if processes is None:
-        num_stages = stages or loaded.split.blocks
+        asked_for = stages or loaded.runtime.stages
+        num_stages = asked_for if stages or asked_for > 1 else loaded.split.blocks
         choices = []
         plan = draw_plan(loaded, measured, num_stages, link, memory_limit_bytes=limit)
         planned = plan.recipe.with_settings([f"runtime.stages={stages}"] if stages else [])
@@ -102,7 +112,7 @@ def plan_recipe(
 def _tree(plan: Plan, rivals: Sequence[Rival], choices: Sequence[Choice]) -> dict[str, Any]:
     """All of it, ready for JSON."""
     from ppll.planning.processes import verdict
-    from ppll.planning.rivals import recommend
+    from ppll.planning.recommendation import recommend
 
     tree = {
         "rows": plan.rows(),
@@ -124,11 +134,11 @@ def _note_cores(console: Console, plan: Plan) -> None:
     from ppll.environment import describe_processor
     from ppll.limits import num_cores
 
-    cores = num_cores()
-    if plan.costs.device == describe_processor() and plan.num_processes > cores:
+    cores, wanted = num_cores(), plan.num_processes * plan.recipe.train.threads_per_stage
+    if plan.costs.device == describe_processor() and wanted > cores:
         console.print(
-            f"\nPredicted for {plan.num_processes} processors; this machine has {cores:g}, which "
-            f"the processes would share.",
+            f"\nPredicted for {wanted} processors; this machine has {cores:g}, which the processes "
+            f"would share.",
             highlight=False,
         )
 

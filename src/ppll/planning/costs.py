@@ -28,12 +28,13 @@ __all__ = ["Costs", "ExitCosts", "LayerCosts", "counted_for", "measured_for"]
 Seconds = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 Bytes = Annotated[int, pydantic.Field(ge=0)]
 
-_FREE: Final = tuple(
-    f"data.{key}" for key in ("root", "validation", "train_limit", "test_limit", "drop_last")
+_FREE: Final = (
+    *(f"data.{key}" for key in ("root", "validation", "train_limit", "test_limit", "drop_last")),
+    *("data.eval_batch_size", "model.weights", "model.fresh"),
 )
 """Keys of the sections that matter which change no time."""
-_OF_OLDER_FILES: Final = "train.replicas"
-"""A plan knows what they change: the samples of a message, which the costs say."""
+_OF_OLDER_FILES: Final = {"train.replicas", "data.eval_batch_size", "model.fresh"}
+"""Of replicas a plan knows what they change: the samples of a message, which the costs say."""
 
 
 class _Measured(pydantic.BaseModel):
@@ -49,12 +50,15 @@ class LayerCosts(_Measured):
         backward_s: Backward pass with the gradient of its input.
         backward_first_s: The same without: a block's first layer hands no gradient on.
         update_s: Its part of an optimizer step.
-        features_bytes: Its output.
+        features_bytes: Its output, which an end-to-end pipeline sends.
         activation_bytes: What its forward keeps for its backward.
         parameter_bytes: Its parameters.
         spread: Interquartile range of forward and backward together, relative to the median.
         forward_fixed_s: The part of ``forward_s`` that is the same for fewer samples.
         backward_fixed_s: That of both backward passes.
+        sent_bytes: What a block sends that ends here: features as ``split.features_dtype`` has
+            them, targets and what else the method sends; its output where it is not known.
+        carried_bytes: What of its output goes on beyond the next block.
     """
 
     name: str
@@ -68,6 +72,13 @@ class LayerCosts(_Measured):
     spread: Seconds = 0.0
     forward_fixed_s: Seconds = 0.0
     backward_fixed_s: Seconds = 0.0
+    sent_bytes: Bytes | None = None
+    carried_bytes: Bytes = 0
+
+    @property
+    def leaving_bytes(self) -> int:
+        """``sent_bytes``, or what is known of them."""
+        return self.features_bytes if self.sent_bytes is None else self.sent_bytes
 
     def for_share(self, share: float) -> Self:
         """The same for a message of so many times the samples."""
@@ -79,6 +90,8 @@ class LayerCosts(_Measured):
                 "backward_first_s": _on_line(self.backward_first_s, fixed_s, share),
                 "features_bytes": round(share * self.features_bytes),
                 "activation_bytes": round(share * self.activation_bytes),
+                "sent_bytes": round(share * self.leaving_bytes),
+                "carried_bytes": round(share * self.carried_bytes),
             }
         )
 
@@ -136,6 +149,7 @@ class Costs(_Measured):
         num_train: Samples of an epoch; none where it is not known.
         counted_for: The keys of the data that they depend on.
         has_batch_norm: Whether a layer or an auxiliary network has it; none where it is not known.
+        carried_bytes: What of the network's input goes on beyond the first block.
     """
 
     recipe: dict[str, dict[str, Any]]
@@ -150,11 +164,14 @@ class Costs(_Measured):
     num_train: Annotated[int, pydantic.Field(ge=1)] | None = None
     counted_for: dict[str, Any] = {}
     has_batch_norm: bool | None = None
+    carried_bytes: Bytes = 0
 
     @pydantic.model_validator(mode="after")
     def _one_exit_a_layer(self) -> Self:
         if not self.layers or len(self.layers) != len(self.exits):
             raise ValueError(f"{len(self.layers)} layers have {len(self.exits)} exits")
+        if not any(layer.forward_s for layer in self.layers):
+            raise ValueError("no layer takes any time")
         return self
 
     @property
@@ -185,6 +202,7 @@ class Costs(_Measured):
                 "layers": tuple(layer.for_share(share) for layer in self.layers),
                 "exits": tuple(behind.for_share(share) for behind in self.exits),
                 "load_s": share * self.load_s,
+                "carried_bytes": round(share * self.carried_bytes),
             }
         )
 
@@ -240,7 +258,7 @@ class Costs(_Measured):
         defaults = dict(_flat(measured_for(Recipe())))
         found = {**defaults, **dict(_flat(self.recipe))}
         wanted = {**defaults, **dict(_flat(measured_for(recipe)))}
-        for key in sorted((found.keys() | wanted.keys()) - {_OF_OLDER_FILES}):
+        for key in sorted((found.keys() | wanted.keys()) - _OF_OLDER_FILES):
             if found.get(key) != wanted.get(key):
                 raise RecipeError(
                     f"the costs were measured for {key} = {found.get(key)!r}, but the recipe has "
@@ -253,15 +271,19 @@ def measured_for(recipe: Recipe) -> dict[str, dict[str, Any]]:
     tree = training_sections(recipe)
     keys = (
         "precision",
+        "tf32",
         "threads_per_stage",
         "accumulate",
         "channels_last",
         "compile",
         "cuda_graphs",
+        "activation_checkpointing",
     )
     train = {key: tree["train"][key] for key in keys}
-    data = {k: v for k, v in tree["data"].items() if f"data.{k}" not in _FREE}
-    model = {k: v for k, v in tree["model"].items() if k != "weights"}
+    data, model = (
+        {k: v for k, v in tree[section].items() if f"{section}.{k}" not in _FREE}
+        for section in ("data", "model")
+    )
     updates = ("name", "momentum", "nesterov", "options", "fused")
     optimizer = {key: tree["optimizer"][key] for key in updates}
     parts = {

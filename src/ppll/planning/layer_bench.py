@@ -17,7 +17,7 @@ from ppll.blocks.modules import BlockModules
 from ppll.blocks.optimization import build_optimizer
 from ppll.memory_layout import channels_last, lay_out
 from ppll.message import FEATURES, TARGETS, Kind, Message
-from ppll.methods import Lesson
+from ppll.methods import BlockSite, Lesson
 from ppll.models.empty import with_memory
 from ppll.models.initialising import initialise
 from ppll.models.network import Layer, Network
@@ -157,18 +157,25 @@ class LayerBench:
         structure = (shape, repr(piece.module), parameters)
         return self._exits_by_structure.setdefault(structure, piece)
 
-    def _auxiliary(self, index: int) -> Piece:
+    def sites(self) -> list[BlockSite]:
+        """Where a block would stand that ends with each layer and is not the last."""
         (whole,) = self._blueprint.sites
-        site = replace(
-            whole,
-            num_blocks=2,
-            feature_shape=self._blueprint.shapes[index],
-            layers_behind=self._blueprint.network.layers[index + 1 :],
-            shapes_behind=self._blueprint.shapes[index + 1 :],
-        )
+        layers, shapes = self._blueprint.network.layers, self._blueprint.shapes
+        return [
+            replace(
+                whole,
+                num_blocks=2,
+                feature_shape=shape,
+                layers_behind=layers[index + 1 :],
+                shapes_behind=shapes[index + 1 :],
+            )
+            for index, shape in enumerate(shapes)
+        ]
+
+    def _auxiliary(self, index: int) -> Piece:
         method = self._blueprint.method
         task_loss = build_task_loss(self._blueprint.recipe, self._device)
-        module = with_memory(method.build_auxiliary(site), torch.device("cpu"))
+        module = with_memory(method.build_auxiliary(self.sites()[index]), torch.device("cpu"))
         initialise(module, "auxiliary", 0, self._blueprint.network.held_values())
         self._prepare(module)
 

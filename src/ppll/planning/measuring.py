@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from ppll.blocks.blueprint import build_method
-from ppll.blocks.lean import FeaturesType, num_bytes
 from ppll.blocks.streams import make_streams
 from ppll.checks import has_batch_norm
 from ppll.config import Recipe
@@ -38,6 +37,7 @@ from ppll.planning.pieces import (
     Piece,
     clock,
 )
+from ppll.planning.traffic import Traffic
 from ppll.sections import SplitConfig
 
 __all__ = ["measure"]
@@ -67,6 +67,11 @@ def measure(recipe: Recipe, *, repeats: int = 7) -> Costs:
         raise RecipeError(
             "train.compile: layers are measured one by one, but compiled code spans the layers of "
             "a block: set it to false."
+        )
+    if recipe.train.activation_checkpointing:
+        raise RecipeError(
+            "train.activation_checkpointing: layers are measured with all activations kept, so a "
+            "plan would miss a forward pass and count memory that is not there: set it to false."
         )
     # Wherever the recipe cuts, every cut is measured; the largest messages are.
     split = SplitConfig(blocks=1, features_dtype=recipe.split.features_dtype)
@@ -103,13 +108,14 @@ def _measure(recipe: Recipe, device: torch.device, repeats: int) -> Costs:
         step_s, block_s = bench.overheads(repeats)
     network, layers = blueprint.network, zip(bench.layers, smaller.layers, strict=True)
     exits = zip(bench.exits, smaller.exits, strict=True)
+    traffic = Traffic.of_message(message, blueprint.method, recipe.split.features_dtype)
     return Costs(
         recipe=measured_for(recipe),
         device=describe_device(device, describe_processor()),
         message_size=size,
         layers=tuple(
-            _layer_costs(layer.name, pieces, step_s, recipe.split.features_dtype, small / size)
-            for layer, pieces in zip(network.layers, layers, strict=True)
+            _layer_costs(layer.name, pieces, step_s, small / size, traffic.behind(pieces[0], site))
+            for layer, pieces, site in zip(network.layers, layers, bench.sites(), strict=True)
         ),
         exits=tuple(_exit_costs(pieces, step_s, small / size) for pieces in exits),
         block_s=block_s,
@@ -119,6 +125,7 @@ def _measure(recipe: Recipe, device: torch.device, repeats: int) -> Costs:
         num_train=len(data.train_samples),
         counted_for=counted_for(recipe),
         has_batch_norm=has_batch_norm(piece.module for piece in [*bench.layers, *bench.exits]),
+        carried_bytes=traffic.carried_bytes,
     )
 
 
@@ -167,11 +174,7 @@ def _message(recipe: Recipe, loader: Loader) -> tuple[dict[str, Tensor], float]:
 
 
 def _layer_costs(
-    name: str,
-    pieces: _Pieces,
-    step_s: float,
-    features_type: FeaturesType | None,
-    share: float,
+    name: str, pieces: _Pieces, step_s: float, share: float, traffic: dict[str, int]
 ) -> LayerCosts:
     piece, times = pieces[0], pieces[0].times
     both = [f + b for f, b in zip(times.forward, times.backward, strict=True)]
@@ -183,19 +186,14 @@ def _layer_costs(
             statistics.median(times.backward_first), statistics.median(times.backward)
         ),
         update_s=_above(times.update, step_s),
-        features_bytes=_sent_bytes(piece, features_type),
+        features_bytes=piece.features_bytes + piece.beside_bytes,
         activation_bytes=piece.activation_bytes,
         parameter_bytes=piece.parameter_bytes,
         spread=_spread(both),
+        sent_bytes=traffic["sent_bytes"],
+        carried_bytes=traffic["carried_bytes"],
         **_fixed(pieces, share),
     )
-
-
-def _sent_bytes(piece: Piece, features_type: FeaturesType | None) -> int:
-    """What its output takes on the way to the next block."""
-    if features_type is None:
-        return piece.features_bytes + piece.beside_bytes
-    return sum(num_bytes(piece.features_shape, features_type).values()) + piece.beside_bytes
 
 
 def _exit_costs(pieces: _Pieces, step_s: float, share: float) -> ExitCosts:

@@ -42,9 +42,9 @@ class PlannedBlock:
         parameter_bytes: Parameters, those of the auxiliary network included.
         largest_bytes: Parameters of its largest layer, or of the auxiliary network.
         activation_bytes: What it keeps between forward and backward.
-        input_bytes: What comes in; nothing is said of the first block, whose loader is not a
-            channel.
-        features_bytes: What it sends on.
+        input_bytes: What comes in, but for what the block before hands on of its own input; nothing
+            is said of the first block, whose loader is not a channel.
+        features_bytes: What it sends on: features, and what goes beside them.
     """
 
     layers: range
@@ -114,6 +114,7 @@ class BlockTable:
         updates_s = sum(layer.update_s for layer in layers) + behind.update_s
         backward_s = [layers[0].backward_first_s, *(layer.backward_s for layer in layers[1:])]
         auxiliary_s = behind.forward_s + behind.backward_s
+        carried_bytes = costs.layers[start - 1].carried_bytes if start else costs.carried_bytes
         made = [(behind.backward_s, behind.parameter_bytes)]
         for seconds, layer in zip(reversed(backward_s), reversed(layers), strict=True):
             made.append((seconds, layer.parameter_bytes))
@@ -130,8 +131,8 @@ class BlockTable:
             parameter_bytes=sum(num_bytes for _, num_bytes in made),
             largest_bytes=max(num_bytes for _, num_bytes in made),
             activation_bytes=sum(x.activation_bytes for x in layers) + behind.activation_bytes,
-            input_bytes=costs.layers[start - 1].features_bytes if start else 0,
-            features_bytes=layers[-1].features_bytes,
+            input_bytes=costs.layers[start - 1].leaving_bytes if start else 0,
+            features_bytes=layers[-1].leaving_bytes + carried_bytes,
         )
 
 
@@ -144,7 +145,8 @@ def stage_times(blocks: Sequence[PlannedBlock]) -> StageTimes:
 
 def memory_bytes(recipe: Recipe, blocks: Sequence[PlannedBlock], before: int = 1) -> int:
     """What a process holds: parameters, gradients, optimizer state and averages, the largest
-    block's activations, the slots before it, what it joins, and what its replicas add up.
+    block's activations (of blocks at the same time, all of theirs), the slots before it, what it
+    joins, and what its replicas add up.
 
     Checkpoints are not counted. Of shares (``runtime.sharding``) see ``_bytes_of_shares``.
 
@@ -159,7 +161,8 @@ def memory_bytes(recipe: Recipe, blocks: Sequence[PlannedBlock], before: int = 1
     if recipe.runtime.sharding != "none" and num > 1:
         return incoming + _bytes_of_shares(recipe, blocks)
     parameters = _copies(recipe) * sum(block.parameter_bytes for block in blocks)
-    activations = max(block.activation_bytes for block in blocks)
+    at_once = sum if recipe.runtime.concurrent_blocks else max
+    activations = at_once(block.activation_bytes for block in blocks)
     adding_up = max(line_bytes(block.parameter_bytes, num) for block in blocks)
     return parameters + activations + incoming + adding_up
 

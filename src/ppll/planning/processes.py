@@ -11,13 +11,14 @@ from ppll.errors import ModelError
 from ppll.planning.costs import Costs
 from ppll.planning.plan import Plan, block_starts, draw_plan
 from ppll.planning.planned import BlockTable
-from ppll.planning.rivals import CLEARLY
+from ppll.planning.recommendation import CLEARLY
 from ppll.planning.sharing import best_shares
 from ppll.simulation.links import Link
 
 __all__ = ["Choice", "choose", "list_choices", "verdict", "with_more_blocks"]
 
 _STAGES: Final = "a stage each"
+_FEWER_STAGES: Final = "fewer stages"
 _COPIES: Final = "copies of the pipeline"
 _REPLICAS: Final = "replicas of single blocks"
 _MORE_BLOCKS: Final = "more blocks"
@@ -39,6 +40,11 @@ class Choice:
     def keeps_blocks(self) -> bool:
         """Whether the network is cut as the recipe says."""
         return self.way != _MORE_BLOCKS
+
+    @property
+    def placement(self) -> tuple[int, ...]:
+        """Processes of every stage."""
+        return tuple(stage.replicas for stage in self.plan.stages)
 
     @property
     def recipe(self) -> Recipe:
@@ -89,9 +95,10 @@ def list_choices(
     found = [Choice(_STAGES, first)]
     for way, most_groups in ((_COPIES, 1), (_REPLICAS, None)):
         best = best_shares(table, starts, num_processes, most_groups=most_groups)
-        shared = _with_replicas(cut, best.replicas)
-        if all(shared.train.replicas != other.plan.recipe.train.replicas for other in found):
-            found.append(Choice(way, draw_plan(shared, costs, best.num_stages, link)))
+        plan = draw_plan(_with_replicas(cut, best.replicas), costs, best.num_stages, link)
+        choice = Choice(way if plan.recipe.most_replicas > 1 else _FEWER_STAGES, plan)
+        if all(choice.placement != other.placement for other in found):
+            found.append(choice)
     return [*found, *_more_blocks(alone, costs, num_processes, link, memory_limit_bytes)]
 
 

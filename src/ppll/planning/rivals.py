@@ -1,4 +1,4 @@
-"""A plan beside its rivals, as predicted from the same costs, and what to take (no torch)."""
+"""A plan beside its rivals, as predicted from the same costs (no torch)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,11 @@ from ppll.planning.planned import memory_bytes
 from ppll.simulation.actions import chunks_of_ranks
 from ppll.simulation.pipeline_work import PipelineWork
 from ppll.simulation.schedules import CHUNKS_A_RANK, Prediction, predict
-from ppll.simulation.simulate import Link
 
-__all__ = ["CLEARLY", "Rival", "end_to_end_cuts", "pipeline_work", "predict_rivals", "recommend"]
+__all__ = ["Rival", "end_to_end_cuts", "pipeline_work", "predict_rivals"]
 
 _MOST_MICROBATCHES: Final = 64
 """That are tried; more where there are more ranks."""
-CLEARLY: Final = 1.05
-"""Predictions are not so exact that less than this would decide."""
-_NOISY: Final = 0.25
-"""Costs whose repeats differ by more, relative to their median, decide nothing."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +51,9 @@ def predict_rivals(plan: Plan, num_devices: int | None = None) -> list[Rival]:
     """PPLL, sequential local learning, and end-to-end training by every rival, side by side.
 
     Every pipeline gets cuts that are balanced for it and its best number of equal micro-batches.
-    Their work is taken to shrink in proportion to their size, but for what a block's turn takes
-    whatever is in it. No two rivals are combined.
+    A piece of a batch, or DDP's share of it, takes what the costs say is the same for fewer
+    samples, and what a block's turn takes whatever is in it; the rest shrinks with its size. No two
+    rivals are combined.
 
     Args:
         plan: Of PPLL.
@@ -77,8 +73,10 @@ def _ppll(plan: Plan) -> Rival:
 
 def _sequential(plan: Plan) -> Rival:
     rate = plan.costs.message_size / plan.one_stage_s
-    memory = memory_bytes(plan.recipe, plan.unshared)
-    return Rival("sequential", plan.recipe.train.accumulate, rate, 0.0, memory, 1)
+    runtime = plan.recipe.runtime.model_copy(update={"concurrent_blocks": False})
+    memory = memory_bytes(plan.recipe.model_copy(update={"runtime": runtime}), plan.unshared)
+    idle = 1 - sum(block.seconds for block in plan.unshared) / plan.one_stage_s
+    return Rival("sequential", plan.recipe.train.accumulate, rate, max(idle, 0.0), memory, 1)
 
 
 def _end_to_end(plan: Plan, num: int) -> Iterator[Rival]:
@@ -115,7 +113,8 @@ def _best(
         seconds, microbatches, prediction = min(found, key=lambda each: each[0])
         memory = _memory(plan, system, num_ranks, num_chunks, microbatches, prediction)
         rate = _batch_size(plan) / seconds
-        yield Rival(system, microbatches, rate, prediction.idle_fraction, memory, num_ranks)
+        busy_s = (1 - prediction.idle_fraction) * prediction.seconds_per_batch
+        yield Rival(system, microbatches, rate, 1 - busy_s / seconds, memory, num_ranks)
 
 
 def _loading_s(plan: Plan, system: str, num_ranks: int) -> float:
@@ -126,21 +125,31 @@ def _loading_s(plan: Plan, system: str, num_ranks: int) -> float:
 
 def pipeline_work(plan: Plan, num_chunks: int) -> PipelineWork:
     """The network without auxiliary networks, in chunks balanced for an end-to-end pipeline."""
-    parts = plan.recipe.train.accumulate
+    costs = plan.costs.for_samples(_batch_size(plan))
     chunks = _chunks(plan.costs, num_chunks)
-    layers = plan.costs.layers
-    own = plan.costs.exits[-1]
-    forward = [parts * sum(layers[i].forward_s for i in chunk) for chunk in chunks]
-    backward = [parts * sum(_backward_s(plan.costs, i) for i in chunk) for chunk in chunks]
-    forward[-1] += parts * own.forward_s
-    backward[-1] += parts * own.backward_s
+    layers, own = costs.layers, costs.exits[-1]
+    forward = [sum(layers[i].forward_s for i in chunk) for chunk in chunks]
+    backward = [sum(_backward_s(costs, i) for i in chunk) for chunk in chunks]
+    forward_fixed = [
+        sum(min(layers[i].forward_fixed_s, layers[i].forward_s) for i in chunk) for chunk in chunks
+    ]
+    backward_fixed = [
+        sum(min(layers[i].backward_fixed_s, _backward_s(costs, i)) for i in chunk)
+        for chunk in chunks
+    ]
+    forward[-1] += own.forward_s
+    backward[-1] += own.backward_s
+    forward_fixed[-1] += min(own.forward_fixed_s, own.forward_s)
+    backward_fixed[-1] += min(own.backward_fixed_s, own.backward_s)
     return PipelineWork(
         tuple(forward),
         tuple(backward),
         tuple(sum(layers[i].update_s for i in chunk) for chunk in chunks),
-        tuple(parts * layers[chunk[-1]].features_bytes for chunk in chunks),
+        tuple(layers[chunk[-1]].features_bytes for chunk in chunks),
         tuple(sum(layers[i].parameter_bytes for i in chunk) for chunk in chunks),
         overhead_s=plan.costs.block_s / 2,  # a block's turn has a forward and a backward
+        forward_fixed_s=tuple(forward_fixed),
+        backward_fixed_s=tuple(backward_fixed),
     )
 
 
@@ -197,89 +206,3 @@ def _memory(
         held = prediction.peak_microbatches_held[rank] * share
         sizes.append(int(copies * parameters + held * activations))
     return max(sizes)
-
-
-def recommend(plan: Plan, rivals: Sequence[Rival]) -> str:
-    """What to take, in plain words, also where that is a rival."""
-    text = _recommended(plan, rivals)
-    if (spread := plan.costs.spread) > _NOISY:
-        text = (
-            f"These costs are too noisy to go by: a layer's repeats differ by {spread:.0%}. "
-            f"Measure them again when the machine does nothing else. As they are: {text}"
-        )
-    if plan.recipe.runtime.sharding != "none":
-        text += (
-            " Memory is that of runtime.sharding; time is not: layers are gathered twice a message "
-            "and added up in the backward pass, which takes longer than predicted here."
-        )
-    return text
-
-
-def _recommended(plan: Plan, rivals: Sequence[Rival]) -> str:
-    ours = rivals[0]
-    best = max(rivals[1:], key=lambda rival: rival.samples_per_second)
-    ahead = ours.samples_per_second / best.samples_per_second
-    if plan.num_processes == 1:
-        return "One stage is sequential local learning: see what more --stages give."
-    if ahead >= CLEARLY:
-        return (
-            f"Use PPLL: {ahead:.2f} times the predicted speed of the best rival, {_name(best)}. "
-            f"Mind that local learning is another algorithm: compare its accuracy (ppll study)."
-        )
-    if best.system == "sequential":
-        return _beside_one_process(plan, ahead)
-    memory = f"{best.memory_bytes / 2**20:,.0f} MiB a device, {ours.memory_bytes / 2**20:,.0f} here"
-    if ahead > 1 / CLEARLY:
-        return (
-            f"PPLL and {_name(best)} are predicted equally fast (ratio {ahead:.2f}; {memory}). "
-            f"Take {_name(best)} where end-to-end training matters, PPLL where links are slow."
-        )
-    return (
-        f"Use {_name(best)}: {1 / ahead:.2f} times the predicted speed of PPLL, if it fits "
-        f"({memory}) and the links are as fast as said ({_speed(plan.link)})."
-    )
-
-
-def _beside_one_process(plan: Plan, ahead: float) -> str:
-    """One process needs no links, and nothing else makes several clearly slower."""
-    alone = "one stage (--stages 1)"
-    if plan.recipe.most_replicas > 1:
-        alone = "one process (--stages 1 --set train.replicas=1)"
-    if ahead <= 1 / CLEARLY:
-        return (
-            f"Take {alone}: {1 / ahead:.2f} times the predicted speed of several, "
-            f"whose links ({_speed(plan.link)}) take more than they give."
-        )
-    return (
-        f"{alone[0].upper()}{alone[1:]} and several are predicted about equally fast (ratio "
-        f"{ahead:.2f}): {_why_equal(plan)}"
-    )
-
-
-def _why_equal(plan: Plan) -> str:
-    blocks = [[plan.blocks[i] for i in stage.blocks] for stage in plan.stages]
-    works_s = [sum(block.forward_s + block.learn_s for block in own) for own in blocks]
-    slowest_s = max(works_s)
-    if plan.seconds_per_message > CLEARLY * slowest_s:
-        return f"the links ({_speed(plan.link)}) take about as much as several stages give."
-    slowest = works_s.index(slowest_s)
-    share = f"{slowest_s / plan.one_stage_s:.0%}"
-    if plan.stages[slowest].replicas > 1:
-        return (
-            f"a replica of stage {slowest} takes {share} of the time that one process takes for "
-            f"all, since not all of it shrinks with its share of a batch. Take one process."
-        )
-    return (
-        f"stage {slowest} has {share} of the work. "
-        f"See what blocks of equal time give (--set split.cuts=balanced), or take one stage."
-    )
-
-
-def _name(rival: Rival) -> str:
-    if rival.system in CHUNKS_A_RANK:
-        return f"{rival.system} with {rival.microbatches} micro-batches"
-    return {"ddp": "DDP", "backprop": "backprop on one device"}.get(rival.system, rival.system)
-
-
-def _speed(link: Link) -> str:
-    return f"{link.bandwidth_bytes_s / 1e9:g} GB/s, {link.latency_s * 1e6:g} us"

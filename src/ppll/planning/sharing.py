@@ -211,6 +211,7 @@ class _Search:
         if not before:
             arrives_s = self.table.sized(replicas).load_s if stage.start == 0 else 0.0
             return max(arrives_s, link_after.occupied_s(own))
-        features = self.table.sized(before).layers[blocks[0].layers.start - 1].features_bytes
-        sender, own = crossed([StageTimes(0, 0, features), own], [before, replicas], [link])
+        start, stop = self.starts[stage.start - 1 : stage.start + 1]
+        times = StageTimes(0, 0, self.table.block(start, stop, before).features_bytes)
+        sender, own = crossed([times, own], [before, replicas], [link])
         return max(link.transfer_s(sender.features_bytes), link_after.occupied_s(own))

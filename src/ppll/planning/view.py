@@ -9,7 +9,8 @@ from rich.console import Console
 
 from ppll.planning.plan import Plan
 from ppll.planning.processes import Choice, choose, verdict
-from ppll.planning.rivals import Rival, recommend
+from ppll.planning.recommendation import recommend
+from ppll.planning.rivals import Rival
 from ppll.tables import print_table
 
 if TYPE_CHECKING:

@@ -17,7 +17,6 @@ from ppll.durable import open_plain
 from ppll.errors import RunFolderError
 from ppll.json_lines import read_rows
 from ppll.run_folder import RunFolder
-from ppll.sections import CheckpointConfig
 from ppll.tracing.advice import advise, working_cores
 from ppll.tracing.files import newest_start
 from ppll.tracing.lanes import Lanes, draw_lanes
@@ -118,7 +117,7 @@ def read_run(path: Path) -> RunReport:
     """
     folder = RunFolder.open(path)
     environment, recipe = folder.read_environment(), folder.read_recipe()
-    summary, lanes, advice = _times(folder, environment, recipe.checkpoint)
+    summary, lanes, advice = _times(folder, environment, recipe)
     return RunReport(
         name=folder.path.name,
         recipe=recipe,
@@ -133,13 +132,14 @@ def read_run(path: Path) -> RunReport:
 
 
 def _times(
-    folder: RunFolder, environment: dict[str, Any], saves: CheckpointConfig
+    folder: RunFolder, environment: dict[str, Any], recipe: Recipe
 ) -> tuple[Summary | None, Lanes | None, tuple[str, ...]]:
     if not any(folder.traces.glob("rank-*.jsonl")):
         return None, None, ()
     start = newest_start(folder)
     summary = summarize(start)
-    advice = advise(summary, working_cores(environment), saves)
+    threads = recipe.train.threads_per_stage
+    advice = advise(summary, working_cores(environment), recipe.checkpoint, threads)
     return summary, draw_lanes(start), tuple(advice)
 
 

@@ -23,6 +23,9 @@ class PipelineWork:
         parameter_bytes: Gradients that ``ddp`` reduces; nothing else asks for them.
         weight_share: Share of a backward pass that is for the weights.
         overhead_s: Of the host for every action, whatever its size.
+        forward_fixed_s: The part of ``forward_s`` that a piece of the batch takes, too, however
+            small it is; without, nothing.
+        backward_fixed_s: That of ``backward_s``.
     """
 
     forward_s: tuple[float, ...]
@@ -32,6 +35,8 @@ class PipelineWork:
     parameter_bytes: tuple[float, ...] | None = None
     weight_share: float = 0.5
     overhead_s: float = 0.0
+    forward_fixed_s: tuple[float, ...] | None = None
+    backward_fixed_s: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         for name, row in self._rows().items():
@@ -51,6 +56,13 @@ class PipelineWork:
         """Number of chunks."""
         return len(self.forward_s)
 
+    def piece_s(self, num_pieces: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Seconds of every chunk's forward and backward for one of so many equal pieces."""
+        return (
+            _pieces(self.forward_s, self.forward_fixed_s, num_pieces),
+            _pieces(self.backward_s, self.backward_fixed_s, num_pieces),
+        )
+
     def merged(self, num_chunks: int) -> PipelineWork:
         """The same work in fewer chunks, each of equally many neighbours."""
         size = self.num_chunks // num_chunks
@@ -63,10 +75,18 @@ class PipelineWork:
     def scaled(self, factor: float) -> PipelineWork:
         """The same work on a device that takes ``factor`` times as long."""
         times: dict[str, Any] = {
-            name: tuple(factor * seconds for seconds in getattr(self, name))
-            for name in ("forward_s", "backward_s", "update_s")
+            name: tuple(factor * seconds for seconds in row)
+            for name, row in self._rows().items()
+            if name.endswith("_s")
         }
         return replace(self, **{**times, "overhead_s": factor * self.overhead_s})
 
     def _rows(self) -> dict[str, tuple[float, ...]]:
         return {name: value for name, value in vars(self).items() if isinstance(value, tuple)}
+
+
+def _pieces(
+    row: tuple[float, ...], fixed: tuple[float, ...] | None, num_pieces: int
+) -> tuple[float, ...]:
+    pairs = zip(row, fixed or (0.0,) * len(row), strict=True)
+    return tuple(fixed_s + (seconds - fixed_s) / num_pieces for seconds, fixed_s in pairs)

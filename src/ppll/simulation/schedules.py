@@ -108,10 +108,11 @@ class _Player:
         self._back = actions[0][-1].kind.replace("W", "I")
         self._beginning = {Action("F", 0, i): 0.0 for i in range(num_microbatches)}
         shares = {"F": 1.0, "B": 1.0, "I": 1 - work.weight_share, "W": work.weight_share}
+        forward_s, backward_s = work.piece_s(num_microbatches)
         self._seconds = {
-            (kind, chunk): share * seconds / num_microbatches + work.overhead_s
+            (kind, chunk): share * seconds + work.overhead_s
             for kind, share in shares.items()
-            for chunk, seconds in enumerate(work.forward_s if kind == "F" else work.backward_s)
+            for chunk, seconds in enumerate(forward_s if kind == "F" else backward_s)
         }
         self._transfer_s = [link.transfer_s(b / num_microbatches) for b in work.features_bytes]
         self._rank_of = {a.chunk: rank for rank, row in enumerate(actions) for a in row}
@@ -171,7 +172,7 @@ def _predict_data_parallel(work: PipelineWork, num_ranks: int, link: Link) -> Pr
     """Every rank computes a share of the batch; a ring reduces gradients when they are ready."""
     if work.parameter_bytes is None and num_ranks > 1:
         raise RecipeError("ddp reduces gradients: give parameter_bytes, a number for every chunk.")
-    computed = (sum(work.forward_s) + sum(work.backward_s)) / num_ranks + 2 * work.overhead_s
+    computed = sum(map(sum, work.piece_s(num_ranks))) + 2 * work.overhead_s
     reduced = 0.0
     for ready, num_bytes in _buckets(work, num_ranks):
         hop_s = link.transfer_s(num_bytes / num_ranks) + link.latency_s
@@ -184,12 +185,13 @@ def _predict_data_parallel(work: PipelineWork, num_ranks: int, link: Link) -> Pr
 
 def _buckets(work: PipelineWork, num_ranks: int) -> Iterator[tuple[float, float]]:
     """When gradients are ready to be reduced, the last chunk's first, and how many bytes."""
-    now = sum(work.forward_s) / num_ranks + 2 * work.overhead_s
+    forward_s, backward_s = work.piece_s(num_ranks)
+    now = sum(forward_s) + 2 * work.overhead_s
     waiting = 0.0
     for chunk, num_bytes in reversed(tuple(enumerate(work.parameter_bytes or ()))):
         num_pieces = max(1, math.ceil(num_bytes / _BUCKET_BYTES))
         for _ in range(num_pieces):
-            now += work.backward_s[chunk] / num_ranks / num_pieces
+            now += backward_s[chunk] / num_pieces
             waiting += num_bytes / num_pieces
             if waiting >= _BUCKET_BYTES:
                 yield now, waiting

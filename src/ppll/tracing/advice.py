@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from ppll.placement import meshes_of, place_alike
 from ppll.sections import CheckpointConfig
-from ppll.tracing.summary import Summary
+from ppll.tracing.summary import StageSummary, Summary
 
 __all__ = ["advise", "working_cores"]
 
@@ -19,6 +20,8 @@ _CROWDED: Final = 0.8
 _INTERRUPTED: Final = 0.6
 _MANY_SAVES: Final = 0.05
 _SAME: Final = 1.05
+_EMPTY: Final = 1.1
+"""Messages in an inbox, with the one that is taken, where none waits behind it."""
 _LARGEST_CAPACITY: Final = 64
 _A_CUT: Final = (
     "a cut: ppll plan RECIPE --set split.cuts=balanced --write NEW.toml writes a recipe with "
@@ -35,18 +38,22 @@ def working_cores(environment: Mapping[str, Any]) -> int | None:
 
 
 def advise(
-    summary: Summary, num_cores: int | None = None, checkpoint: CheckpointConfig | None = None
+    summary: Summary,
+    num_cores: int | None = None,
+    checkpoint: CheckpointConfig | None = None,
+    threads: int = 1,
 ) -> list[str]:
     """What would make the run faster, what helps most first; what is well needs no words.
 
     Args:
         summary: Of a run's newest start.
-        num_cores: Processors of the machine, where they are known and do the work; with GPUs a
-            stage's processor waits for them.
+        num_cores: Processors of a host, where they are known and do the work; with GPUs a stage's
+            processor waits for them.
         checkpoint: When the run is saved; without, as a recipe that does not say.
+        threads: Of every process.
     """
-    advice = [*_on_data(summary, num_cores), *_on_crowding(summary, num_cores)]
-    advice += _on_stages(summary, num_cores) if not advice else []
+    advice = [*_on_data(summary, num_cores), *_on_crowding(summary, num_cores, threads)]
+    advice += _on_stages(summary, num_cores, threads) if not advice else []
     return [*advice, *_on_checkpoints(summary, checkpoint or CheckpointConfig())]
 
 
@@ -61,13 +68,14 @@ def _on_data(summary: Summary, num_cores: int | None) -> Iterator[str]:
         )
 
 
-def _on_crowding(summary: Summary, num_cores: int | None) -> Iterator[str]:
+def _on_crowding(summary: Summary, num_cores: int | None, threads: int) -> Iterator[str]:
     shares = [stage.cpu for stage in summary.stages if stage.cpu is not None]
-    num = summary.num_processes
+    num = threads * max(summary.hosts)
     if num_cores is not None and num > num_cores and shares and min(shares) < _CROWDED:
         yield (
-            f"{_who(summary)} share {num_cores} processors: one had a processor only "
-            f"{min(shares):.0%} of the time that it wanted to work. {_fewer(summary, num_cores)}"
+            f"{_who(summary, threads)} share {num_cores} processors: one had a processor only "
+            f"{min(shares):.0%} of the time that it wanted to work. "
+            f"{_fewer(summary, num_cores, threads)}"
         )
     elif num_cores is not None and shares and min(shares) < _INTERRUPTED:
         yield (
@@ -77,41 +85,60 @@ def _on_crowding(summary: Summary, num_cores: int | None) -> Iterator[str]:
         )
 
 
-def _who(summary: Summary) -> str:
+def _who(summary: Summary, threads: int) -> str:
     num, num_stages = summary.num_processes, len(summary.stages)
+    if num == 1:
+        return f"{threads} threads of one stage"
+    of_threads = f" of {threads} threads each" if threads > 1 else ""
+    if len(summary.hosts) > 1:
+        return f"{max(summary.hosts)} processes{of_threads} on one host"
     if num == num_stages:
-        return f"{num} stages"
-    return f"{num} processes, all replicas of {num_stages} stage(s),"
+        return f"{num} stages{of_threads}"
+    return f"{num} processes{of_threads}, all replicas of {num_stages} stage(s),"
 
 
-def _fewer(summary: Summary, num_cores: int) -> str:
+def _fewer(summary: Summary, num_cores: int, threads: int) -> str:
+    if threads > num_cores:
+        return (
+            "Take fewer train.threads_per_stage, with which the result is another up to the order "
+            "of sums."
+        )
+    if len(summary.hosts) > 1:
+        return "Start fewer on a host (torchrun --nproc-per-node); the result stays the same."
     if summary.num_processes == len(summary.stages):
-        return f"Take --stages {num_cores} or fewer; the result stays the same."
+        return f"Take --stages {num_cores // threads} or fewer; the result stays the same."
     return (
         "Take fewer --stages, with which the result stays the same, or fewer train.replicas, with "
         "which it is another up to the order of sums."
     )
 
 
-def _on_stages(summary: Summary, num_cores: int | None) -> Iterator[str]:
+def _on_stages(summary: Summary, num_cores: int | None, threads: int) -> Iterator[str]:
     replicas = [stage.replicas for stage in summary.stages for _ in stage.blocks]
-    able = _able_stages(summary, replicas, num_cores)
+    most = None if num_cores is None else len(summary.hosts) * (num_cores // threads)
+    able = _able_stages(summary, replicas, most)
+    share = max(stage.average_wait for stage in summary.stages)
     if len(summary.stages) == 1:
         yield from _on_one_stage(max(able))
+        yield from _on_replicas(share)
+        return
+    if num_cores is not None and (link := _slow_link(summary)):
+        yield _on_link(*link)
         return
     mean_s = sum(stage.work_s for stage in summary.stages) / len(summary.stages)
     if mean_s and summary.bottleneck.work_s > _UNEVEN * mean_s:
         yield _on_uneven(summary, mean_s, _best_stages(summary, replicas, able), able[0])
-    elif max(stage.average_wait for stage in summary.stages) > _LONG_WAIT:
-        yield from _on_replicas(summary)
+    elif share > _LONG_WAIT:
+        yield from _on_replicas(share)
     elif max(stage.busy for stage in summary.stages) < _BUSY:
         yield from _on_capacity(summary)
 
 
-def _able_stages(summary: Summary, replicas: Sequence[int], num_cores: int | None) -> list[int]:
-    """Numbers of stages that the blocks may have, every process still with a core of its own."""
+def _able_stages(summary: Summary, replicas: Sequence[int], most: int | None) -> list[int]:
+    """Numbers of stages that the blocks may have, with no more processes than have processors of
+    their own, or than there are."""
     meshes = meshes_of(replicas)
-    most = max(num_cores or meshes[-1].size, summary.num_processes)
+    most = max(meshes[-1].size if most is None else most, summary.num_processes)
     return [mesh.num_stages for mesh in meshes if mesh.size <= most]
 
 
@@ -121,6 +148,27 @@ def _on_one_stage(most: int) -> Iterator[str]:
             f"One stage does all the work: with --stages {'2' if most == 2 else f'2 to {most}'} "
             f"blocks work side by side; the result stays the same."
         )
+
+
+def _slow_link(summary: Summary) -> tuple[StageSummary, StageSummary] | None:
+    """Two neighbours that both wait for what lies between them: the one has every slot on its way,
+    the other takes each message as it comes. Of hosts that wait for GPUs it says nothing."""
+    for before, after in itertools.pairwise(summary.stages):
+        wait = min(before.send_wait, after.receive_wait)
+        is_empty = after.inbox_fill is not None and after.inbox_fill < _EMPTY < after.capacity
+        if wait > _LONG_WAIT and is_empty:
+            return before, after
+    return None
+
+
+def _on_link(before: StageSummary, after: StageSummary) -> str:
+    return (
+        f"Stage {before.stage} waits to send {before.send_wait:.0%} of the time, and stage "
+        f"{after.stage} finds nothing to receive {after.receive_wait:.0%} of it: the link between "
+        f"them is too slow for what they exchange. Let them share a host, or send fewer bytes "
+        f"(split.features_dtype, which changes the result). A larger runtime.capacity does not "
+        f"help."
+    )
 
 
 def _on_uneven(summary: Summary, mean_s: float, best: int, least: int) -> str:
@@ -152,12 +200,12 @@ def _best_stages(summary: Summary, replicas: Sequence[int], able: Sequence[int])
     return next(num for num in able if slowest_s(num) <= _SAME * fastest_s)
 
 
-def _on_replicas(summary: Summary) -> Iterator[str]:
-    share = max(stage.average_wait for stage in summary.stages)
-    yield (
-        f"Replicas wait {share:.0%} of the time for each other's gradients: take fewer of them "
-        f"(train.replicas) or larger batches (data.batch_size), which change the result."
-    )
+def _on_replicas(share: float) -> Iterator[str]:
+    if share > _LONG_WAIT:
+        yield (
+            f"Replicas wait {share:.0%} of the time for each other's gradients: take fewer of them "
+            f"(train.replicas) or larger batches (data.batch_size), which change the result."
+        )
 
 
 def _on_capacity(summary: Summary) -> Iterator[str]:

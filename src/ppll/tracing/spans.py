@@ -120,6 +120,7 @@ class Tracer:
         self._spans = bytearray(_RECORD.size * _MAX_SPANS)
         self._size = 0
         self._is_full = False
+        self._is_over = False
         self._num_dropped = 0
         self._sums: dict[tuple[Activity, int], _Sum] = {}
         self._inbox_fills = [0] * (capacity + 1)
@@ -142,8 +143,14 @@ class Tracer:
         self._file.flush()
 
     def add(self, status: Status, end_s: float) -> None:
-        """Take down what ``status`` says was done until ``end_s``."""
+        """Take down what ``status`` says was done until ``end_s``; nothing after the stop.
+
+        Replicas that share parameters wait for each other then, too, to hash what was learned.
+        """
         activity, block = status.activity, status.block
+        self._is_over |= activity is Activity.FINISH
+        if self._is_over:
+            return
         total = self._sums.get((activity, block))
         if total is None:
             total = self._sums[activity, block] = _Sum()

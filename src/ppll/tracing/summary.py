@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -75,14 +76,16 @@ class Summary:
 
     Attributes:
         stages: Their first replicas.
+        hosts: Processes on every host, all replicas included, as far as they left something behind.
     """
 
     stages: tuple[StageSummary, ...]
+    hosts: tuple[int, ...]
 
     @property
     def num_processes(self) -> int:
-        """All replicas included."""
-        return sum(stage.replicas for stage in self.stages)
+        """On all hosts."""
+        return sum(self.hosts)
 
     @property
     def bottleneck(self) -> StageSummary:
@@ -92,7 +95,9 @@ class Summary:
 
 def summarize(start: Start) -> Summary:
     """What the ranks of a start did with their time."""
-    return Summary(tuple(_stage(trace, start.others) for trace in start.ranks))
+    hosts = Counter(trace.clock for trace in (*start.ranks, *start.others))
+    stages = tuple(_stage(trace, start.others) for trace in start.ranks)
+    return Summary(stages, tuple(hosts.values()))
 
 
 def _stage(trace: RankTrace, others: Sequence[RankTrace]) -> StageSummary:
@@ -124,14 +129,29 @@ def _stage(trace: RankTrace, others: Sequence[RankTrace]) -> StageSummary:
 
 
 def _block(sums: Sequence[Sum], block: int) -> BlockTimes:
-    # Adding up with other replicas cuts a learning step in two.
-    num_cut = sum(s.num for s in sums if (s.name, s.block) == (_AVERAGE, block))
-    return BlockTimes(block, _mean(sums, "forward", block), _mean(sums, "learn", block, num_cut))
+    """What a block took, by the number of its messages.
+
+    Waiting for other replicas cuts a forward or a learning step in two. Of all such pieces, those
+    that are left when every wait is taken for a cut are two for each training message and one for
+    each message of an evaluation.
+    """
+    forward, learn, evaluate, waits = (
+        next((s for s in sums if (s.name, s.block) == (name, block)), None)
+        for name in ("forward", "learn", "evaluate", _AVERAGE)
+    )
+    num_tested = evaluate.num if evaluate is not None else 0
+    num_whole = sum(s.num for s in (forward, learn) if s) - (waits.num if waits else 0)
+    num_learned = (num_whole - num_tested) / 2
+    return BlockTimes(block, _each(forward, num_learned + num_tested), _each(learn, num_learned))
 
 
-def _mean(sums: Sequence[Sum], name: str, block: int, num_cut: int = 0) -> float:
+def _each(found: Sum | None, num: float) -> float:
+    return found.seconds / max(1, num) if found is not None else 0.0
+
+
+def _mean(sums: Sequence[Sum], name: str, block: int) -> float:
     found = next((s for s in sums if (s.name, s.block) == (name, block)), None)
-    return found.seconds / max(1, found.num - num_cut) if found is not None else 0.0
+    return _each(found, found.num) if found is not None else 0.0
 
 
 def _share(part: float, whole: float) -> float:
