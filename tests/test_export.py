@@ -15,9 +15,10 @@ from torch import nn
 
 import ppll
 from ppll.errors import ModelError, RecipeError, RunFolderError, UsageError, WorkerError
-from ppll.models import models
+from ppll.models import Network, models
 from ppll.sections import ModelConfig
 from ppll.testing import Fault
+from ppll.trained.weights import read_weights
 from tests.faults import injected, recipe
 from tests.test_resuming import OWN, own_data, own_model
 
@@ -169,6 +170,42 @@ def test_buffers_that_do_not_persist_stay_out_of_the_file(tmp_path: Path) -> Non
     ppll.Trainer(OWN, model=model, data=own_data(), out=run).fit()
     ppll.export(run, target)
     assert set(safetensors.torch.load_file(target)) == set(model.state_dict())
+
+
+class Tied(nn.Module):
+    """Has a weight, and a whole module, under two names each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+        self.norm = self.again = nn.BatchNorm1d(6)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.again(self.second(self.norm(self.first(inputs)).tanh()))
+
+
+def tied_model() -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), Tied(), nn.Linear(6, 2))
+
+
+def test_what_a_layer_shares_within_itself_stays_shared(tmp_path: Path) -> None:
+    model, run, target = tied_model(), tmp_path / "run", tmp_path / "model.safetensors"
+    start = model[1].first.weight.clone()
+    ppll.Trainer(OWN, model=model, data=own_data(), out=run).fit()
+    assert model[1].first.weight is model[1].second.weight
+    assert not torch.equal(model[1].first.weight, start)
+    ppll.export(run, target)
+    fresh, inputs = tied_model().eval(), torch.randn(5, 2, 3)
+    missing, unexpected = fresh.load_state_dict(safetensors.torch.load_file(target), strict=False)
+    assert {name.split(".")[1] for name in missing} == {"second", "again"}
+    assert unexpected == []
+    with torch.no_grad():
+        assert torch.equal(fresh(inputs), model.eval()(inputs))
+        assert torch.equal(ppll.load(run, model=tied_model())(inputs), model(inputs))
+    for source in (run, target):
+        weights = read_weights(source, Network.from_modules(tied_model()))
+        assert torch.equal(weights["1.first.weight"], model[1].first.weight)
 
 
 def test_a_run_starts_from_a_run_or_a_file(trained: Path, tmp_path: Path) -> None:

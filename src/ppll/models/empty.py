@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["with_memory", "without_values"]
+__all__ = ["emptied", "with_memory", "without_values"]
 
 _DRAWS: Final = (Tensor.normal_, Tensor.uniform_)
 
@@ -20,6 +21,14 @@ def without_values() -> Iterator[None]:
     """Modules made in this context have shapes but no memory and no values."""
     with torch.device("meta"), _NoDraws():
         yield
+
+
+def emptied(module: nn.Module) -> nn.Module:
+    """A copy that has the module's shapes but no values, on the meta device.
+
+    ``nn.Module.to`` would give each name of a shared parameter a tensor of its own.
+    """
+    return with_memory(copy.deepcopy(module), torch.device("meta"))
 
 
 def with_memory(module: nn.Module, device: torch.device) -> nn.Module:

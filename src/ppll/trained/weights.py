@@ -86,14 +86,15 @@ def _check(
 ) -> None:
     wanted = {n: t for n, t in network.state_dict().items() if not _lies_in(n, fresh)}
     found = {n: t for n, t in weights.items() if not _lies_in(n, (AUXILIARY, CONTEXT))}
-    problems = {n: "is missing" for n in wanted if n not in found and not _is_added(n)}
+    held = network.named_tensors()  # What is shared within a layer has its first name only.
+    missing = [n for n in wanted if n in held and n not in found and not _is_added(n)]
+    problems = {n: "is missing" for n in missing}
     problems |= {
         n: problem
         for n in wanted
         if n in found and (problem := _problem(found[n], wanted[n])) is not None
     }
-    transient = network.named_tensors()
-    nowhere = [n for n in found if n not in wanted and n not in transient]
+    nowhere = [n for n in found if n not in wanted and n not in held]
     if problems or nowhere:
         listed = [f"{n} {text}" for n, text in problems.items()]
         listed += [f"{n} belongs nowhere" for n in nowhere]
