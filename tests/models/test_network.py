@@ -141,6 +141,7 @@ def test_a_layer_may_share_within_itself() -> None:
         (("a", ""), "needs a name"),
         (("a", "b.c"), "no dot"),
         (("a", "forward"), "no attribute of nn.Sequential"),
+        (("a", "auxiliary"), "'auxiliary' is kept for what methods add"),
     ],
 )
 def test_names_that_cannot_stand_are_refused(names: tuple[str, ...], message: str) -> None:

@@ -196,8 +196,12 @@ def _check_names(layers: Sequence[Layer]) -> None:
             raise ModelError(f"{layer} needs a name: only a network of one layer may do without.")
         if "." in layer.name or (layer.name and hasattr(container, layer.name)):
             raise ModelError(f"{layer}: a name has no dot and is no attribute of nn.Sequential.")
-        if layer.name in _KEPT_NAMES:
-            raise ModelError(f"{layer}: the name is kept for what methods add; take another.")
+        # Parts of a model that was cut have paths of its own, so what they hold counts as well.
+        for name in (layer.name, *(name for _, name, _ in _contents(layer))):
+            if name.partition(".")[0] in _KEPT_NAMES:
+                raise ModelError(
+                    f"{layer}: the name {name!r} is kept for what methods add; take another."
+                )
         if layer.name in seen:
             raise ModelError(f"two layers are called {layer.name!r}: give each a name of its own.")
         seen.add(layer.name)
