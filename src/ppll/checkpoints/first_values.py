@@ -72,7 +72,7 @@ def write_first_checkpoint(
         for prefix, module in modules.named():
             tensors |= first_values(prefix, module, given, blueprint.recipe.train.seed)
         write_block(target, 0, index, tensors, {}, modules.transient_names())
-    record = record_of(describe_layers(blueprint.network))
+    record = record_of(describe_layers(blueprint.network), blueprint.facts)
     commit(target, 0, blueprint.num_blocks, training_sections(blueprint.recipe), record)
 
 

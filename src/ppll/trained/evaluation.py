@@ -60,7 +60,7 @@ def evaluate(
     """
     folder, found, recipe = open_checkpoint(run, model, best=best, step=step)
     recipe = recipe.with_settings([f"runtime.stages={stages}"])
-    facts = folder.read_facts()
+    facts = found.facts(folder)
     now = facts_of(prepare(_load_data(folder, recipe, facts), recipe.data))
     facts = replace(facts, num_test=now.num_test, num_validation=now.num_validation)
     blueprint = blueprint_of(found, recipe, facts, model)
@@ -114,7 +114,7 @@ def evaluate_exits(
         with Interrupts(most=0):
             folder, found, recipe = open_checkpoint(run, model, best=best, step=step)
             torch.set_num_threads(recipe.train.threads_per_stage)
-            facts = folder.read_facts()
+            facts = found.facts(folder)
             network = network_of(found, recipe, facts, model)
             test = prepare(_load_data(folder, recipe, facts), recipe.data).dataset.test
             return measure_exits(
