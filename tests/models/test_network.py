@@ -134,6 +134,16 @@ def test_a_layer_may_share_within_itself() -> None:
     assert len(row(nn.Sequential(linear, nn.ReLU(), linear), nn.Linear(2, 2)).layers) == 2
 
 
+class Counting(nn.Linear):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"seen": 3}
+
+
+def test_a_state_that_is_no_tensor_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"'1\.0' \(Counting\) keeps a state .* make buffers of it"):
+        row(nn.Linear(2, 2), nn.Sequential(Counting(2, 2)))
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [

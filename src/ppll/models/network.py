@@ -86,8 +86,8 @@ class Network:
             hold the values that it starts from.
 
     Raises:
-        ModelError: The row is empty, a name cannot stand, something is not a module, or two
-            layers share something.
+        ModelError: The row is empty, a name cannot stand, something is not a module, two layers
+            share something, or one keeps a state that is no tensor.
     """
 
     layers: tuple[Layer, ...]
@@ -100,6 +100,7 @@ class Network:
             raise ModelError("a network needs at least one layer, found none.")
         _check_counts(self)
         _check_names(self.layers)
+        _check_state(self.layers)
         _check_nothing_shared(self.layers)
 
     def as_module(self) -> nn.Module:
@@ -213,6 +214,18 @@ def _check_module(name: str, module: object) -> None:
             f"layer {name!r} must be an nn.Module, found {type(module).__name__}; "
             "a plain function needs a module around it."
         )
+
+
+def _check_state(layers: Sequence[Layer]) -> None:
+    """Refuse modules with more in their state dict than tensors: no checkpoint would hold it."""
+    for layer in layers:
+        for name, module in layer.module.named_modules(prefix=layer.path):
+            if type(module).get_extra_state is not nn.Module.get_extra_state:
+                raise ModelError(
+                    f"{name!r} ({type(module).__name__}) keeps a state beside its parameters and "
+                    f"buffers (get_extra_state), which no checkpoint would hold: make buffers of "
+                    f"it, or take the method out where it changes nothing."
+                )
 
 
 def _check_nothing_shared(layers: Sequence[Layer]) -> None:
