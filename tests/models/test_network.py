@@ -140,7 +140,9 @@ class Counting(nn.Linear):
 
 
 def test_a_state_that_is_no_tensor_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"'1\.0' \(Counting\) keeps a state .* make buffers of it"):
+    with pytest.raises(
+        ModelError, match=r"'1\.0' \(Counting\) keeps a state .* make buffers of it"
+    ):
         row(nn.Linear(2, 2), nn.Sequential(Counting(2, 2)))
 
 
