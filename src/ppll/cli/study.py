@@ -163,7 +163,7 @@ def _show(rows: Sequence[Row], runs: Sequence[StudyRun], out: Path) -> None:
     console = Console()
     print_table(console, names, lines, left=("recipe", "method", "exits"))
     files = [f.name for e in _ENDINGS if (f := out / f"study.{e}").exists()]
-    console.print(f"{out}: {', '.join(files)} and all runs", highlight=False, soft_wrap=True)
+    console.out(f"{out}: {', '.join(files)} and all runs", highlight=False)
     if others := left_out(runs, out):
         _note(
             console,
