@@ -134,6 +134,13 @@ def test_a_layer_may_share_within_itself() -> None:
     assert len(row(nn.Sequential(linear, nn.ReLU(), linear), nn.Linear(2, 2)).layers) == 2
 
 
+def test_a_layer_that_cannot_be_copied_is_refused() -> None:
+    linear = nn.Linear(2, 2)
+    linear.scaled = 2 * linear.weight
+    with pytest.raises(ModelError, match=r"layer '0' \(Linear\) cannot be copied, .*computed"):
+        feature_shapes(row(linear), (2,))
+
+
 class Counting(nn.Linear):
     def get_extra_state(self) -> dict[str, int]:
         return {"seen": 3}
