@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,8 @@ from ppll.data import Dataset, load_dataset, prepare
 from ppll.data.kept import read_kept
 from ppll.data.preparation import facts_of
 from ppll.data_facts import DataFacts
-from ppll.errors import DataError
+from ppll.devices import check_devices
+from ppll.errors import DataError, RecipeError
 from ppll.interrupts import Interrupts
 from ppll.job import Job
 from ppll.launching.launch import Watcher
@@ -27,6 +29,8 @@ from ppll.trained.exits import THRESHOLDS, ExitReport, check_thresholds, measure
 from ppll.trained.inference import blueprint_of, network_of, open_checkpoint
 
 __all__ = ["evaluate", "evaluate_exits"]
+
+_log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -59,7 +63,7 @@ def evaluate(
         CheckpointError: All its checkpoints are damaged, or the one that is asked for is.
     """
     folder, found, recipe = open_checkpoint(run, model, best=best, step=step)
-    recipe = recipe.with_settings([f"runtime.stages={stages}"])
+    recipe = _on_devices_here(recipe.with_settings([f"runtime.stages={stages}"]))
     facts = found.facts(folder)
     now = facts_of(prepare(_load_data(folder, recipe, facts), recipe.data))
     facts = replace(facts, num_test=now.num_test, num_validation=now.num_validation)
@@ -127,6 +131,20 @@ def evaluate_exits(
             )
     finally:
         torch.set_num_threads(num_threads)
+
+
+def _on_devices_here(recipe: Recipe) -> Recipe:
+    """The recipe with its devices, or where this machine or so many stages have others, with what
+    there is."""
+    devices = recipe.runtime.devices
+    if not isinstance(devices, str) and len(set(devices)) == 1:
+        recipe = recipe.with_settings([f"runtime.devices={devices[0]}"])
+    try:
+        check_devices(recipe)
+    except RecipeError as error:
+        _log.warning("evaluated on other devices than the run was trained on: %s", error)
+        return recipe.with_settings(["runtime.devices=auto"])
+    return recipe
 
 
 def _load_data(folder: RunFolder, recipe: Recipe, facts: DataFacts) -> Dataset:
