@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 import ppll
+from ppll.data import Dataset
 from ppll.errors import ModelError, RecipeError, RunFolderError, UsageError, WorkerError
 from ppll.models import Network, models
 from ppll.sections import ModelConfig
@@ -221,6 +223,32 @@ def test_a_run_starts_from_a_run_or_a_file(trained: Path, tmp_path: Path) -> Non
     expected = dict(ppll.load(trained).blocks.named_parameters())
     for state in states:
         assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
+def rows_of_tokens(length: int) -> Dataset:
+    rows = torch.randint(9, (20, length + 1), generator=torch.Generator().manual_seed(length))
+    part = (rows[:, :-1], rows[:, 1:])
+    return Dataset.from_arrays(train=part, test=part, num_classes=9)
+
+
+@pytest.mark.parametrize("is_exported", [False, True])
+def test_longer_rows_begin_with_what_shorter_ones_have_learned(
+    is_exported: bool, tmp_path: Path
+) -> None:
+    model = {"name": "gpt", "width": 8, "depth": 4, "heads": 2, "positions": "rotary"}
+    tree: dict[str, Any] = {**OWN, "model": model, "method": {"name": "dgl"}}
+    source = tmp_path / "run"
+    ppll.Trainer(tree, data=rows_of_tokens(6), out=source).fit()
+    expected = dict(ppll.load(source).named_parameters())
+    if is_exported:
+        source = tmp_path / "model.safetensors"
+        ppll.export(tmp_path / "run", source)
+    # Too small a rate to change anything.
+    still = {"optimizer": {"lr": 1e-30, "weight_decay": 0.0}, "train": {"max_steps": 1}}
+    tree = {**tree, **still, "model": {**model, "weights": str(source)}}
+    ppll.Trainer(tree, data=rows_of_tokens(9), out=tmp_path / "longer").fit()
+    found = dict(ppll.load(tmp_path / "longer").blocks.named_parameters(prefix="blocks"))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
 
 
 @pytest.mark.parametrize(

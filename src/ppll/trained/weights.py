@@ -75,10 +75,16 @@ def _read(source: Path) -> dict[str, Tensor]:
 
 
 def _read_run(source: Path) -> dict[str, Tensor]:
+    """What the file of an export holds, and auxiliary networks.
+
+    What is no part of a state dict, such as a table of positions, each network makes for itself.
+    """
     found = newest_whole(RunFolder.open(source).checkpoints)
     if found is None:
         raise ModelError(f"model.weights: {source} has no whole checkpoint.")
-    return found.reader.averaged_weights()
+    records = found.reader.records()
+    weights = found.reader.averaged_weights()
+    return {name: tensor for name, tensor in weights.items() if records[name].persistent}
 
 
 def _check(
