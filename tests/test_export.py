@@ -251,6 +251,33 @@ def test_longer_rows_begin_with_what_shorter_ones_have_learned(
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
 
 
+class Cut(nn.Module):
+    """Is cut at its row; what stands before and behind has no layer of its own."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(4))
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(4, 4)) for _ in range(3))
+        self.norm, self.head = nn.LayerNorm(4), nn.Linear(4, classes)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        features = inputs + self.shift
+        for layer in self.layers:
+            features = layer(features)
+        return self.head(self.norm(features))
+
+
+def test_the_message_names_what_does_not_fit_of_a_model_that_was_cut(tmp_path: Path) -> None:
+    source = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(Cut(3).state_dict(), source)
+    network = ppll.split(Cut(2), torch.rand(2, 4))
+    with pytest.raises(ModelError, match=r'anew with what does not fit: model\.fresh = \["head"\]'):
+        read_weights(source, network)
+    assert "head.weight" not in read_weights(source, network, ["head"])
+    with pytest.raises(ModelError, match=r"Known: head, .*layers\.0.*, norm, shift"):
+        read_weights(source, network, ["classifier"])
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

@@ -49,8 +49,19 @@ def read_weights(source: Path, network: Network, fresh: Sequence[str] = ()) -> d
 def _check_known(fresh: Sequence[str], network: Network) -> None:
     for path in fresh:
         if not any(_lies_in(name, [path]) for name in network.state_dict()):
-            layers = [layer.path for layer in network.layers]
-            raise ModelError(unknown_name("layer in model.fresh", path, layers))
+            parts = _parts_of(network, network.state_dict())
+            raise ModelError(unknown_name("layer in model.fresh", path, parts))
+
+
+def _parts_of(network: Network, names: Iterable[str]) -> list[str]:
+    """The layers that hold these parameters; of stem and head of a model that was cut, which have
+    no path of their own, the modules that do."""
+    paths = [layer.path for layer in network.layers if layer.path]
+    found = [
+        next((path for path in paths if _lies_in(name, [path])), name.rpartition(".")[0] or name)
+        for name in names
+    ]
+    return list(dict.fromkeys(found))
 
 
 def _lies_in(name: str, paths: Iterable[str]) -> bool:
@@ -114,9 +125,8 @@ def _check(
 
 def _leave_out(names: Iterable[str], network: Network, fresh: Sequence[str]) -> str:
     """How to start without the layers of these parameters, where others are left."""
-    names, paths = list(names), [layer.path for layer in network.layers]
-    unfit = [path for path in paths if any(_lies_in(name, [path]) for name in names)]
-    if len(unfit) == len(paths):
+    unfit = _parts_of(network, names)
+    if all(_lies_in(name, unfit) for name in network.state_dict()):
         return ""
     return f", or begin anew with what does not fit: model.fresh = {json.dumps([*fresh, *unfit])}"
 
