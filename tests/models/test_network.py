@@ -141,6 +141,17 @@ def test_a_layer_that_cannot_be_copied_is_refused() -> None:
         feature_shapes(row(linear), (2,))
 
 
+def test_what_has_no_shape_yet_or_is_sparse_is_refused() -> None:
+    with pytest.raises(
+        ModelError, match=r"parameter '1\.0\.weight' has no shape yet: let the model"
+    ):
+        row(nn.Linear(2, 2), nn.Sequential(nn.LazyLinear(2)))
+    sparse = nn.Linear(2, 2)
+    sparse.register_buffer("table", torch.eye(2).to_sparse())
+    with pytest.raises(ModelError, match=r"buffer '0\.table' is sparse: give a dense one"):
+        row(sparse)
+
+
 class Counting(nn.Linear):
     def get_extra_state(self) -> dict[str, int]:
         return {"seen": 3}

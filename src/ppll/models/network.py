@@ -15,6 +15,7 @@ from typing import Final, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ppll.errors import ModelError
 from ppll.models.empty import with_memory
@@ -87,7 +88,7 @@ class Network:
 
     Raises:
         ModelError: The row is empty, a name cannot stand, something is not a module, two layers
-            share something, or one keeps a state that is no tensor.
+            share something, or one keeps a state that is no dense tensor or has no shape.
     """
 
     layers: tuple[Layer, ...]
@@ -217,8 +218,19 @@ def _check_module(name: str, module: object) -> None:
 
 
 def _check_state(layers: Sequence[Layer]) -> None:
-    """Refuse modules with more in their state dict than tensors: no checkpoint would hold it."""
+    """Refuse modules with more in their state dict than dense tensors: no checkpoint would hold it.
+
+    What is lazy has no shape before the model has read something.
+    """
     for layer in layers:
+        for kind, name, tensor in _contents(layer):
+            if is_lazy(tensor):
+                raise ModelError(
+                    f"{kind} {name!r} has no shape yet: let the model read a batch before, as by "
+                    f"model(inputs), or build it without lazy modules."
+                )
+            if tensor.layout != torch.strided:
+                raise ModelError(f"{kind} {name!r} is sparse: give a dense one, as by to_dense().")
         for name, module in layer.module.named_modules(prefix=layer.path):
             if type(module).get_extra_state is not nn.Module.get_extra_state:
                 raise ModelError(
