@@ -154,6 +154,9 @@ def test_arrays_that_could_not_be_kept_are_not_the_run_s(
 def test_arrays_that_were_left_out_are_written_again(tmp_path: Path) -> None:
     trainer(tmp_path / "run", data=arrays()).fit()
     (tmp_path / "run" / "data.safetensors").unlink()
+    for evaluate in (ppll.evaluate, ppll.evaluate_exits):
+        with pytest.raises(DataError, match=r"data\.safetensors is not there, .* which writes it"):
+            evaluate(tmp_path / "run")
     with pytest.raises(DataError, match="other data than is given now"):
         trainer(tmp_path / "run", epochs=3, resume=True, data=arrays(1)).check()
     trainer(tmp_path / "run", epochs=3, resume=True, data=arrays()).fit()
