@@ -313,11 +313,13 @@ def test_a_change_is_allowed_only_of_a_run_that_goes_on(monkeypatch, capsys) -> 
 def test_a_run_goes_on_and_is_exported(
     tmp_path: Path, environment: dict[str, str], monkeypatch, capsys
 ) -> None:
-    out, target = str(tmp_path / "run"), tmp_path / "model.safetensors"
+    # In brackets, which terminals' markup has, too.
+    out, target = str(tmp_path / "run[lr=1]"), tmp_path / "model[b].safetensors"
     monkeypatch.setenv("PPLL_CACHE", str(tmp_path / "cache"))
     run = ("train", "digits-resnet", *TINY, "--set=train.epochs=1", "--quiet", "--out", out)
     code, first, err = run_here(monkeypatch, capsys, *run)
     assert code == 0, err
+    assert f"run folder: {out}\n" in first
     code, second, err = run_here(monkeypatch, capsys, *run, "--resume")
     assert (code, second) == (0, first), err
     sha = next(line for line in first.splitlines() if line.startswith("weights_sha256"))
@@ -327,7 +329,7 @@ def test_a_run_goes_on_and_is_exported(
     assert "--allow-change train.seed" in err
     code, printed, err = run_here(monkeypatch, capsys, "export", out, "--to", str(target))
     assert code == 0, err
-    assert "the network after step 5" in printed
+    assert printed == f"{target}: the network after step 5\n"
     assert target.exists()
 
 

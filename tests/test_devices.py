@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+import ppll
 from ppll.blocks.slow import SlowParameters
 from ppll.devices import check_devices, device_of
 from ppll.errors import RecipeError
@@ -50,6 +53,17 @@ def test_what_is_there_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for devices in ("auto", "cpu", "cuda", "cuda:1", ["cpu", "cuda:1", "cuda"]):
         check_devices(recipe(devices=devices, stages=3))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU that is not there")
+@pytest.mark.parametrize("devices", ["cuda", ["cuda:0"], ["cpu", "cpu", "cpu"]])
+def test_a_run_is_evaluated_where_its_devices_are_not(devices: object, tmp_path: Path) -> None:
+    trained = ppll.Trainer(recipe(), out=tmp_path).fit()
+    elsewhere = recipe(devices=devices).to_toml()  # As a machine with GPUs has written it.
+    (tmp_path / "config.toml").write_text(elsewhere)
+    found = ppll.evaluate(tmp_path)
+    assert found.exit_accuracy == trained.exit_accuracy
+    assert found.weights_sha256 == trained.weights_sha256
 
 
 def test_a_message_is_moved_where_it_is_not() -> None:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors
@@ -14,10 +15,12 @@ import torch
 from torch import nn
 
 import ppll
+from ppll.data import Dataset
 from ppll.errors import ModelError, RecipeError, RunFolderError, UsageError, WorkerError
-from ppll.models import models
+from ppll.models import Network, models
 from ppll.sections import ModelConfig
 from ppll.testing import Fault
+from ppll.trained.weights import read_weights
 from tests.faults import injected, recipe
 from tests.test_resuming import OWN, own_data, own_model
 
@@ -171,6 +174,42 @@ def test_buffers_that_do_not_persist_stay_out_of_the_file(tmp_path: Path) -> Non
     assert set(safetensors.torch.load_file(target)) == set(model.state_dict())
 
 
+class Tied(nn.Module):
+    """Has a weight, and a whole module, under two names each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+        self.norm = self.again = nn.BatchNorm1d(6)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.again(self.second(self.norm(self.first(inputs)).tanh()))
+
+
+def tied_model() -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), Tied(), nn.Linear(6, 2))
+
+
+def test_what_a_layer_shares_within_itself_stays_shared(tmp_path: Path) -> None:
+    model, run, target = tied_model(), tmp_path / "run", tmp_path / "model.safetensors"
+    start = model[1].first.weight.clone()
+    ppll.Trainer(OWN, model=model, data=own_data(), out=run).fit()
+    assert model[1].first.weight is model[1].second.weight
+    assert not torch.equal(model[1].first.weight, start)
+    ppll.export(run, target)
+    fresh, inputs = tied_model().eval(), torch.randn(5, 2, 3)
+    missing, unexpected = fresh.load_state_dict(safetensors.torch.load_file(target), strict=False)
+    assert {name.split(".")[1] for name in missing} == {"second", "again"}
+    assert unexpected == []
+    with torch.no_grad():
+        assert torch.equal(fresh(inputs), model.eval()(inputs))
+        assert torch.equal(ppll.load(run, model=tied_model())(inputs), model(inputs))
+    for source in (run, target):
+        weights = read_weights(source, Network.from_modules(tied_model()))
+        assert torch.equal(weights["1.first.weight"], model[1].first.weight)
+
+
 def test_a_run_starts_from_a_run_or_a_file(trained: Path, tmp_path: Path) -> None:
     ppll.export(trained, tmp_path / "model.safetensors")
     base = ppll.load_recipe(trained / "config.toml")
@@ -184,6 +223,59 @@ def test_a_run_starts_from_a_run_or_a_file(trained: Path, tmp_path: Path) -> Non
     expected = dict(ppll.load(trained).blocks.named_parameters())
     for state in states:
         assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
+def rows_of_tokens(length: int) -> Dataset:
+    rows = torch.randint(9, (20, length + 1), generator=torch.Generator().manual_seed(length))
+    part = (rows[:, :-1], rows[:, 1:])
+    return Dataset.from_arrays(train=part, test=part, num_classes=9)
+
+
+@pytest.mark.parametrize("is_exported", [False, True])
+def test_longer_rows_begin_with_what_shorter_ones_have_learned(
+    is_exported: bool, tmp_path: Path
+) -> None:
+    model = {"name": "gpt", "width": 8, "depth": 4, "heads": 2, "positions": "rotary"}
+    tree: dict[str, Any] = {**OWN, "model": model, "method": {"name": "dgl"}}
+    source = tmp_path / "run"
+    ppll.Trainer(tree, data=rows_of_tokens(6), out=source).fit()
+    expected = dict(ppll.load(source).named_parameters())
+    if is_exported:
+        source = tmp_path / "model.safetensors"
+        ppll.export(tmp_path / "run", source)
+    # Too small a rate to change anything.
+    still = {"optimizer": {"lr": 1e-30, "weight_decay": 0.0}, "train": {"max_steps": 1}}
+    tree = {**tree, **still, "model": {**model, "weights": str(source)}}
+    ppll.Trainer(tree, data=rows_of_tokens(9), out=tmp_path / "longer").fit()
+    found = dict(ppll.load(tmp_path / "longer").blocks.named_parameters(prefix="blocks"))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
+
+class Cut(nn.Module):
+    """Is cut at its row; what stands before and behind has no layer of its own."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(4))
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(4, 4)) for _ in range(3))
+        self.norm, self.head = nn.LayerNorm(4), nn.Linear(4, classes)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        features = inputs + self.shift
+        for layer in self.layers:
+            features = layer(features)
+        return self.head(self.norm(features))
+
+
+def test_the_message_names_what_does_not_fit_of_a_model_that_was_cut(tmp_path: Path) -> None:
+    source = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(Cut(3).state_dict(), source)
+    network = ppll.split(Cut(2), torch.rand(2, 4))
+    with pytest.raises(ModelError, match=r'anew with what does not fit: model\.fresh = \["head"\]'):
+        read_weights(source, network)
+    assert "head.weight" not in read_weights(source, network, ["head"])
+    with pytest.raises(ModelError, match=r"Known: head, .*layers\.0.*, norm, shift"):
+        read_weights(source, network, ["classifier"])
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -44,6 +44,29 @@ def test_runs_of_several_threads_have_the_bits_that_each_has_alone(tmp_path: Pat
     with ThreadPoolExecutor(3) as threads:
         hashes = list(threads.map(fit, (tmp_path / name for name in ("a", "b", "c"))))
     assert hashes == [fit(tmp_path / "alone")] * 3
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("method", ["dgl", "contsup"])
+def test_a_program_may_have_another_default_type(method: str, tmp_path: Path) -> None:
+    sections: dict[str, Any] = {
+        "model": {"name": "resnet", "depth": 8, "width": 4},
+        "method": {"name": method},
+        "train": {"epochs": 1},
+    }
+    ppll.Trainer(recipe(**sections), out=tmp_path).fit()
+    assert torch.get_default_dtype() == torch.float64
+    found = ppll.evaluate_exits(tmp_path)
+    assert found.exit_accuracy == ppll.evaluate(tmp_path).exit_accuracy
+    parameters = ppll.load(tmp_path).parameters()
+    assert {parameter.dtype for parameter in parameters} == {torch.float32}
 
 
 def draw() -> None:

@@ -120,6 +120,8 @@ def test_a_key_that_does_not_exist_cannot_be_allowed() -> None:
         ((), ("train.cuda_graphs=true", "runtime.concurrent_blocks=true")),
         (("train.accumulate=8",), ("train.accumulate=1", "data.batch_size=4")),
         (("train.replicas=[1, 2, 2]",), ("train.replicas=1", "data.eval_batch_size=5")),
+        (("train.cuda_graphs=true",), ("train.cuda_graphs=false",)),
+        (("train.compile=true",), ("train.compile=false",)),
     ],
 )
 def test_a_checkpoint_is_read_whatever_the_run_went_on_with(
@@ -130,6 +132,7 @@ def test_a_checkpoint_is_read_whatever_the_run_went_on_with(
     read = as_saved(now, training_sections(first))
     assert read.eval_batch_size == first.eval_batch_size
     assert read.data.root == now.data.root
-    alone = first.train.model_copy(update={"replicas": 1, "accumulate": 1})
-    assert (read.model, read.split, read.train) == (first.model, first.split, alone)
+    alone = {"replicas": 1, "accumulate": 1, "compile": False, "cuda_graphs": False}
+    assert read.train == first.train.model_copy(update=alone)
+    assert (read.model, read.split) == (first.model, first.split)
     assert not read.has_processes

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
+import torch
 from PIL import Image
 
 import ppll
@@ -152,6 +154,9 @@ def test_arrays_that_could_not_be_kept_are_not_the_run_s(
 def test_arrays_that_were_left_out_are_written_again(tmp_path: Path) -> None:
     trainer(tmp_path / "run", data=arrays()).fit()
     (tmp_path / "run" / "data.safetensors").unlink()
+    for evaluate in (ppll.evaluate, ppll.evaluate_exits):
+        with pytest.raises(DataError, match=r"data\.safetensors is not there, .* which writes it"):
+            evaluate(tmp_path / "run")
     with pytest.raises(DataError, match="other data than is given now"):
         trainer(tmp_path / "run", epochs=3, resume=True, data=arrays(1)).check()
     trainer(tmp_path / "run", epochs=3, resume=True, data=arrays()).fit()
@@ -234,6 +239,27 @@ def test_a_run_is_evaluated_on_no_other_classes(pets: Path, tmp_path: Path) -> N
     for evaluate in (ppll.evaluate, ppll.evaluate_exits):
         with pytest.raises(DataError, match=r"in 2 classes, but its data has .* in 3 now"):
             evaluate(tmp_path / "run")
+
+
+def test_an_older_checkpoint_is_read_as_it_was_normalised(tmp_path: Path) -> None:
+    run, inputs = tmp_path / "run", torch.randint(256, (4, 1, 8, 8), dtype=torch.uint8)
+    data, target = arrays(), tmp_path / "model.safetensors"
+    trained = trainer(run, data=data).fit()
+    with torch.no_grad():
+        expected = ppll.load(run)(inputs)
+    images = data.train.inputs // 8
+    dark = Dataset.from_arrays(
+        train=(images, data.train.targets), test=(data.test.inputs, data.test.targets)
+    )
+    assert trainer(run, epochs=3, resume=True, data=dark, allow_change=["data"]).fit().step == 6
+    with torch.no_grad():
+        assert torch.equal(ppll.load(run, step=4)(inputs), expected)
+        assert not torch.equal(ppll.load(run)(inputs), expected)
+    for evaluate in (ppll.evaluate, ppll.evaluate_exits):
+        assert evaluate(run, step=4).exit_accuracy == trained.exit_accuracy
+    ppll.export(run, target, step=4)
+    with safetensors.safe_open(target, framework="pt") as file:
+        assert json.loads(file.metadata()["ppll"])["data"]["mean"] == list(data.mean or ())
 
 
 def test_a_limit_of_the_test_part_holds_wherever_a_run_is_tested(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -604,6 +605,23 @@ def test_a_study_mends_what_is_damaged(tmp_path: Path, monkeypatch, capsys) -> N
     assert run_here(monkeypatch, capsys, *args)[0] == 0
     after = json.loads((tmp_path / "study.json").read_text())["rows"]
     assert after[0]["runs"][0]["weights_sha256"] == before[0]["runs"][0]["weights_sha256"]
+
+
+@pytest.mark.parametrize("ending", ["json", "md"])
+def test_a_full_disk_leaves_the_tables_as_they_were(
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "check_runs", lambda runs: [])
+    study_recipes(["digits-resnet"], seeds=1, out=tmp_path, quiet=True)
+    before = (tmp_path / f"study.{ending}").read_text()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UsageError, match=r"cannot write .*study.*: No space left"):
+        study_recipes(["digits-resnet"], seeds=2, out=tmp_path, quiet=True)
+    assert (tmp_path / f"study.{ending}").read_text() == before
 
 
 def test_a_study_is_not_for_torchrun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def _measured(accuracy: float | None, loss: float | None, *, is_final: bool) -> 
 
 def _show_origin(console: Console, result: Result) -> None:
     console.print(f"weights_sha256: {result.weights_sha256}", highlight=False, soft_wrap=True)
-    console.print(f"run folder: {result.run_folder}", highlight=False, soft_wrap=True)
+    console.out(f"run folder: {result.run_folder}", highlight=False)  # No bracket is markup.
 
 
 class LiveView(Callback):

@@ -46,8 +46,8 @@ def try_loss(blueprint: Blueprint) -> None:
     are_values, dtype = blueprint.facts.predicts_values, autocast_dtype(recipe.train)
     shape = (_NUM_SAMPLES, blueprint.sites[-1].num_classes)
     with own_generator(), torch.autocast("cpu", dtype, enabled=dtype is not None):
-        logits = torch.randn(shape, dtype=dtype, requires_grad=True)
-        other = _FAR * torch.randn(shape, dtype=dtype)
+        logits = torch.randn(shape, dtype=dtype or torch.float32, requires_grad=True)
+        other = _FAR * torch.randn(shape, dtype=logits.dtype)
         targets = _targets(shape, are_values=are_values)
         given = f"{'values' if are_values else 'class indices'} of shape {tuple(targets.shape)}"
         where = f"on made-up predictions of shape {shape} and {given}"
@@ -63,7 +63,9 @@ def try_loss(blueprint: Blueprint) -> None:
 
 def _targets(shape: tuple[int, ...], *, are_values: bool) -> Tensor:
     """For logits of that shape: values from 0 to 1, as some losses ask for, or classes."""
-    return torch.rand(shape) if are_values else torch.randint(shape[1], shape[:1])
+    if are_values:
+        return torch.rand(shape, dtype=torch.float32)
+    return torch.randint(shape[1], shape[:1])
 
 
 def _in_place(targets: Tensor) -> str | None:

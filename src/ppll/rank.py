@@ -209,7 +209,7 @@ def _saver(job: Job, rank: int, num_blocks: int) -> Saver:
         job.recipe.checkpoint.num_newest,
         job.recipe.checkpoint.keeps_best,
         # To ask for versions takes a process as long as a step.
-        network=record_of(job.layers) if job.layers and commits else None,
+        network=record_of(job.layers, job.facts) if job.layers and commits else None,
         claim=job.claim,
         passes_over_nonfinite=job.recipe.train.on_nonfinite == "ignore",
         before_write=_write_fault(job, rank),

@@ -145,8 +145,14 @@ def test_normalisation_must_fit_the_samples() -> None:
         (np.array(["a", "b"]), "train: found an array of <U1"),
         (np.array([[1.0], [np.nan]]), "train: sample 1 holds a value that is not finite"),
         (np.array([np.inf, 1.0]), "train: sample 0 holds"),
+        (np.array([1.0, 1e300]), "train: sample 1 holds a value that is not finite in float32"),
         (np.zeros((2, 3), np.int16), "train: inputs must be uint8 images"),
         ([[1.0], [1.0, 2.0]], "train: found lists of different lengths"),
+        (np.ones((2, 3), np.longdouble), "train: found an array of .*: .* of at most 64 bits"),
+        (np.ma.masked_less([1.0, 2.0], 2.0), "train: found a masked array, .* array.filled"),
+        (torch.eye(2).to_sparse(), "train: found a tensor that is sparse, .* give a dense one"),
+        (torch.ones(2, 3, device="meta"), "train: found a tensor that is .* on the meta device"),
+        ([torch.ones(3, requires_grad=True)] * 2, "train: found a list .*requires grad.* tensor"),
     ],
 )
 def test_from_arrays_says_which_part_is_wrong(inputs: Any, words: str) -> None:

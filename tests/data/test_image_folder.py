@@ -292,6 +292,16 @@ def _dead_link(root: Path) -> None:
     (root / "train" / "cat" / "c.png").symlink_to("nowhere")
 
 
+def _dead_class(root: Path) -> None:
+    for part in ("train", "test"):
+        (root / part / "bird").symlink_to("/nowhere/bird")
+
+
+def _dead_test(root: Path) -> None:
+    (root / "test").rename(root / "val")
+    (root / "test").symlink_to("/nowhere/test")
+
+
 def _link_to_itself(root: Path) -> None:
     (root / "train" / "cat" / "c.png").symlink_to("c.png")
 
@@ -314,6 +324,8 @@ def _pipe(root: Path) -> None:
         (_deeper, "train/cat/more is a folder in a class"),
         (_circle, "train/cat/all is a folder in a class"),
         (_dead_link, r"train/cat/c\.png is no file: a link that leads nowhere"),
+        (_dead_class, "train/bird is a link that leads nowhere: mend it, or take it away"),
+        (_dead_test, "pets/test is a link that leads nowhere"),
         (_link_to_itself, r"train/cat/c\.png cannot be read: Too many levels of symbolic links"),
         (_pipe, r"train/cat/c\.png is no file"),
     ],

@@ -127,6 +127,8 @@ def test_a_fingerprint_is_of_names_and_bytes(root: Path) -> None:
         ({"length": SIZE}, r"no windows of data\.length = 65"),
         ({"num_test": 1000}, r"no windows"),
         ({"only": ["nowhere"]}, r"no Python source in .*nowhere"),
+        ({"only": ["even", "nowhere"]}, r"data.only names 'nowhere', but nothing is read"),
+        ({"only": ["even", "odd"], "without": ["odd"]}, r"data.only names 'odd', .* is left out"),
     ],
 )
 def test_what_cannot_be_is_refused(root: Path, options: dict[str, Any], words: str) -> None:

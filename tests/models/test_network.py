@@ -134,6 +134,36 @@ def test_a_layer_may_share_within_itself() -> None:
     assert len(row(nn.Sequential(linear, nn.ReLU(), linear), nn.Linear(2, 2)).layers) == 2
 
 
+def test_a_layer_that_cannot_be_copied_is_refused() -> None:
+    linear = nn.Linear(2, 2)
+    linear.scaled = 2 * linear.weight
+    with pytest.raises(ModelError, match=r"layer '0' \(Linear\) cannot be copied, .*computed"):
+        feature_shapes(row(linear), (2,))
+
+
+def test_what_has_no_shape_yet_or_is_sparse_is_refused() -> None:
+    with pytest.raises(
+        ModelError, match=r"parameter '1\.0\.weight' has no shape yet: let the model"
+    ):
+        row(nn.Linear(2, 2), nn.Sequential(nn.LazyLinear(2)))
+    sparse = nn.Linear(2, 2)
+    sparse.register_buffer("table", torch.eye(2).to_sparse())
+    with pytest.raises(ModelError, match=r"buffer '0\.table' is sparse: give a dense one"):
+        row(sparse)
+
+
+class Counting(nn.Linear):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"seen": 3}
+
+
+def test_a_state_that_is_no_tensor_is_refused() -> None:
+    with pytest.raises(
+        ModelError, match=r"'1\.0' \(Counting\) keeps a state .* make buffers of it"
+    ):
+        row(nn.Linear(2, 2), nn.Sequential(Counting(2, 2)))
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
@@ -141,6 +171,7 @@ def test_a_layer_may_share_within_itself() -> None:
         (("a", ""), "needs a name"),
         (("a", "b.c"), "no dot"),
         (("a", "forward"), "no attribute of nn.Sequential"),
+        (("a", "auxiliary"), "'auxiliary' is kept for what methods add"),
     ],
 )
 def test_names_that_cannot_stand_are_refused(names: tuple[str, ...], message: str) -> None:

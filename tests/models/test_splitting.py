@@ -280,6 +280,20 @@ def test_parameters_shared_across_a_cut_are_refused() -> None:
     refused(model, r"'body.layers.0.linear.weight' and 'body.layers.2.linear.weight' are the same")
 
 
+@pytest.mark.parametrize("kept", ["auxiliary", "context"])
+def test_names_that_are_kept_for_methods_are_refused(kept: str) -> None:
+    class Beginning(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module(kept, nn.Linear(6, 6))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return super().forward(self.get_submodule(kept)(inputs))
+
+    # An exported file would do without it, as it does without auxiliary networks.
+    refused(Beginning(), f"layer 'stem' .* the name '{kept}.weight' is kept for what methods add")
+
+
 def test_a_layer_that_is_called_twice_is_refused() -> None:
     class Looping(Plain):
         def forward(self, inputs: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ are copied; modules that cannot reset themselves draw from those of the layer th
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from torch import nn
 from ppll.auxiliary.linear import linear
 from ppll.errors import ModelError, RecipeError
 from ppll.models.copies import LikeOf
+from ppll.models.empty import emptied
 from ppll.models.initialising import resets_itself
 from ppll.models.network import Layer, Network
 from ppll.models.resnet import ResidualLayer
@@ -107,7 +107,7 @@ def _fresh(layer: Layer, shape: tuple[int, ...], target: tuple[int, ...]) -> nn.
     module = layer.module
     if isinstance(module, ResidualLayer) and len(shape) == len(target) == 3:
         return ResidualLayer(shape[0], target[0], stride=2 if shape[1:] > target[1:] else 1)
-    fresh = copy.deepcopy(module).to("meta")
+    fresh = emptied(module)
     for parameter in fresh.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     return fresh if all(map(resets_itself, fresh.modules())) else LikeOf(fresh, layer.path)

@@ -104,7 +104,7 @@ def bilinear_weights(size: int, target: int) -> Tensor:
         below = min(int(position), size - 1)
         row[below] += 1 - (position - below)
         row[min(below + 1, size - 1)] += position - below
-    return torch.tensor(weights)
+    return torch.tensor(weights, dtype=torch.float32)
 
 
 def average_weights(size: int, target: int) -> Tensor:
@@ -113,7 +113,7 @@ def average_weights(size: int, target: int) -> Tensor:
     for i, row in enumerate(weights):
         start, stop = i * size // target, -(-(i + 1) * size // target)
         row[start:stop] = [1 / (stop - start)] * (stop - start)
-    return torch.tensor(weights)
+    return torch.tensor(weights, dtype=torch.float32)
 
 
 def as_map(auxiliary: str, site: BlockSite) -> tuple[nn.Module, tuple[int, int, int]]:

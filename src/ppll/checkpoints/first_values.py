@@ -6,7 +6,6 @@ the network and wherever the rank runs.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import pickle
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from ppll.checkpoints.reader import TensorReader
 from ppll.checkpoints.resume import training_sections
 from ppll.checkpoints.same_network import record_of
 from ppll.errors import ModelError
+from ppll.models.empty import emptied
 from ppll.models.identity import describe_layers
 from ppll.models.initialising import initialise
 from ppll.models.network import Network
@@ -35,10 +35,7 @@ def skeleton_of(network: Network, num_ranks: int) -> Network:
     Raises:
         ModelError: It cannot be handed to other processes, and there are some.
     """
-    layers = [
-        dataclasses.replace(layer, module=copy.deepcopy(layer.module).to("meta"))
-        for layer in network.layers
-    ]
+    layers = [dataclasses.replace(layer, module=emptied(layer.module)) for layer in network.layers]
     skeleton = dataclasses.replace(network, layers=tuple(layers), original=None)
     if num_ranks > 1:
         try:
@@ -75,7 +72,7 @@ def write_first_checkpoint(
         for prefix, module in modules.named():
             tensors |= first_values(prefix, module, given, blueprint.recipe.train.seed)
         write_block(target, 0, index, tensors, {}, modules.transient_names())
-    record = record_of(describe_layers(blueprint.network))
+    record = record_of(describe_layers(blueprint.network), blueprint.facts)
     commit(target, 0, blueprint.num_blocks, training_sections(blueprint.recipe), record)
 
 

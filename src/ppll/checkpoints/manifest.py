@@ -122,10 +122,15 @@ class NetworkRecord(_Record):
     Attributes:
         layers: What every layer is, by its name, in order.
         packages: Versions of those in whose words that is said.
+        mean: Of every channel of the images that it was trained on; none for floating point, and
+            in older checkpoints.
+        std: Standard deviation of every channel, like ``mean``.
     """
 
     layers: dict[str, str]
     packages: dict[str, str]
+    mean: tuple[pydantic.FiniteFloat, ...] | None = None
+    std: tuple[pydantic.FiniteFloat, ...] | None = None
 
 
 class Manifest(_Record):
@@ -167,8 +172,10 @@ class Manifest(_Record):
         return self.sha256 == self._digest()
 
     def _digest(self) -> str:
-        # Older ones were sealed without a network.
-        unsealed = {"sha256"} | ({"network"} if self.network is None else set())
+        # Older ones were sealed without a network, or without what normalises its images.
+        unsealed: dict[str, Any] = {"sha256": True}
+        if self.network is None or self.network.mean is None:
+            unsealed["network"] = self.network is None or {"mean": True, "std": True}
         return hashlib.sha256(self.model_dump_json(exclude=unsealed).encode()).hexdigest()
 
 

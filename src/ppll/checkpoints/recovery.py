@@ -6,7 +6,7 @@ import logging
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ppll.checkpoints.checkpoint import (
@@ -19,6 +19,7 @@ from ppll.checkpoints.checkpoint import (
 from ppll.checkpoints.manifest import ValidationRecord
 from ppll.checkpoints.reader import TensorReader
 from ppll.checkpoints.resume import Tree, same_validation, training_sections
+from ppll.data_facts import DataFacts
 from ppll.errors import CheckpointError, RunFolderError, UsageError
 from ppll.run_folder import RunFolder
 
@@ -47,6 +48,18 @@ class Recovered:
     def step(self) -> int:
         """Training batches so far."""
         return self.reader.manifest.step
+
+    def facts(self, folder: RunFolder) -> DataFacts:
+        """What the run's network must know of its data, with what normalised the images that this
+        checkpoint was trained on; the run may have gone on with others.
+
+        Raises:
+            RunFolderError: They cannot be read.
+        """
+        network, facts = self.reader.manifest.network, folder.read_facts()
+        if network is None or network.mean is None:
+            return facts
+        return replace(facts, mean=network.mean, std=network.std)
 
 
 def newest_whole(checkpoints: Path) -> Recovered | None:

@@ -34,6 +34,9 @@ _OF_OTHERS: Final = frozenset(
 )
 """Keys of the data that the validation part does not depend on."""
 
+_READS_ONLY: Final = {"replicas": 1, "accumulate": 1, "compile": False, "cuda_graphs": False}
+"""What ``train`` asks for where nothing is learned."""
+
 Tree = Mapping[str, Mapping[str, Any]]
 
 
@@ -64,8 +67,9 @@ def training_sections(recipe: Recipe) -> dict[str, dict[str, Any]]:
 def as_saved(recipe: Recipe, saved: Tree) -> Recipe:
     """A run's recipe with what its checkpoint was trained by; the run may have changed since.
 
-    The data stays, which may have moved. One process reads, and neither shares nor parts batches;
-    those of an evaluation stay as large as they were.
+    The data stays, which may have moved. One process reads, and neither shares nor parts batches,
+    nor learns, so nothing is compiled or recorded; batches of an evaluation stay as large as they
+    were.
 
     Args:
         recipe: What the run folder says.
@@ -75,7 +79,7 @@ def as_saved(recipe: Recipe, saved: Tree) -> Recipe:
     alone = {"stages": 1, "sharding": "none", "concurrent_blocks": False}
     changed = {
         "data": {**tree["data"], "eval_batch_size": eval_batch_size},
-        "train": {**saved["train"], "replicas": 1, "accumulate": 1},
+        "train": {**saved["train"], **_READS_ONLY},
         "runtime": {**tree["runtime"], **alone},
     }
     return Recipe.from_dict({**tree, **saved, **changed})

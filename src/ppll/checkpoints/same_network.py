@@ -9,6 +9,7 @@ from typing import Final
 
 from ppll.checkpoints.manifest import NetworkRecord
 from ppll.checkpoints.resume import LAYERS, Change
+from ppll.data_facts import DataFacts
 from ppll.environment import package_versions
 
 __all__ = ["other_layers", "record_of"]
@@ -19,13 +20,19 @@ _PACKAGES: Final = ("ppll", "torch", "timm", "torchvision", "transformers")
 """In whose words layers are described."""
 
 
-def record_of(layers: Mapping[str, str]) -> NetworkRecord:
+def record_of(layers: Mapping[str, str], facts: DataFacts) -> NetworkRecord:
     """What a manifest says of a network.
 
     Args:
         layers: What ``describe_layers`` says of it.
+        facts: What it is trained on.
     """
-    return NetworkRecord(layers=dict(layers), packages=package_versions(_PACKAGES))
+    return NetworkRecord(
+        layers=dict(layers),
+        packages=package_versions(_PACKAGES),
+        mean=facts.mean,
+        std=facts.std,
+    )
 
 
 def other_layers(

@@ -214,7 +214,7 @@ def export_run(
     from ppll.trained.exporting import export
 
     found = export(run, to, best=best, step=step)
-    Console().print(f"{to}: the network after step {found}", highlight=False, soft_wrap=True)
+    Console().out(f"{to}: the network after step {found}", highlight=False)
 
 
 @app.command("doctor")

@@ -25,6 +25,7 @@ __all__ = [
     "Settings",
     "Stages",
     "Step",
+    "as_json",
     "bytes_of",
     "give_json",
     "give_rows",
@@ -98,11 +99,16 @@ def with_json_printed(arguments: Sequence[str]) -> list[str]:
     ]
 
 
+def as_json(tree: Any) -> str:
+    """A tree as JSON for people, too."""
+    return json.dumps(tree, indent=2) + "\n"
+
+
 def give_json(file: Path | None, tree: Any) -> bool:
     """Print a tree as JSON or write it to a file; whether it was printed, so nothing else is."""
     if file is None:
         return False
-    text = json.dumps(tree, indent=2) + "\n"
+    text = as_json(tree)
     if str(file) == _PRINTED:
         sys.stdout.write(text)
         return True

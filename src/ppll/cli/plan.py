@@ -106,7 +106,7 @@ def plan_recipe(
         _note_cores(console, plan)
     if write is not None:
         write_asked(write, planned.to_toml().encode())
-        Console(stderr=True).print(f"wrote {write}", highlight=False, soft_wrap=True)
+        Console(stderr=True).out(f"wrote {write}", highlight=False)
 
 
 def _tree(plan: Plan, rivals: Sequence[Rival], choices: Sequence[Choice]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from rich.console import Console
 
-from ppll.cli.options import Json, Settings, Stages, give_json
+from ppll.cli.options import Json, Settings, Stages, as_json, give_json
 from ppll.errors import UsageError
 from ppll.extras import pip_install
 from ppll.tables import print_table
@@ -132,16 +132,20 @@ def _tree(rows: Sequence[Row]) -> dict[str, Any]:
 
 def _write(runs: Sequence[StudyRun], out: Path) -> list[Row]:
     """Write what is known so far, for people and programs."""
-    from ppll.durable import write_whole
+    from ppll.durable import write_asked
     from ppll.studies.exports import as_csv, as_latex
     from ppll.studies.table import draw_rows, markdown
 
     rows = draw_rows(runs)
     tree = _tree(rows)
-    give_json(out / "study.json", tree)
-    table = markdown(rows, tree["command"], tree["environment"])
-    for ending, text in (("md", table), ("csv", as_csv(rows)), ("tex", as_latex(rows))):
-        write_whole(out / f"study.{ending}", text.encode())
+    texts = {
+        "json": as_json(tree),
+        "md": markdown(rows, tree["command"], tree["environment"]),
+        "csv": as_csv(rows),
+        "tex": as_latex(rows),
+    }
+    for ending, text in texts.items():
+        write_asked(out / f"study.{ending}", text.encode())
     return rows
 
 
@@ -166,7 +170,7 @@ def _show(rows: Sequence[Row], runs: Sequence[StudyRun], out: Path) -> None:
     console = Console()
     print_table(console, names, lines, left=("recipe", "method", "exits"))
     files = [f.name for e in _ENDINGS if (f := out / f"study.{e}").exists()]
-    console.print(f"{out}: {', '.join(files)} and all runs", highlight=False, soft_wrap=True)
+    console.out(f"{out}: {', '.join(files)} and all runs", highlight=False)
     if others := left_out(runs, out):
         _note(
             console,

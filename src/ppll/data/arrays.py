@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,26 +17,49 @@ __all__ = ["ArrayLike", "as_tensor", "channel_statistics", "check_finite"]
 ArrayLike = Tensor | npt.NDArray[Any] | Sequence[Any]
 """What users have: a tensor, a numpy array, or nested lists."""
 
+_WIDEST_BYTES: Final = 8
+"""Of the numbers that torch has."""
+
 
 def as_tensor(array: ArrayLike) -> Tensor:
     """The same values on the CPU, dense and in torch's types; not copied where they are so already.
 
     Raises:
-        DataError: They are no numbers, or lists of different lengths.
+        DataError: They are no numbers, or of a kind that torch does not have, or not all are
+            there; or lists of different lengths.
     """
     if isinstance(array, Tensor):
+        if array.layout != torch.strided or array.is_nested or array.is_meta:
+            raise DataError(
+                "found a tensor that is sparse, nested or on the meta device: give a dense one "
+                "with values."
+            )
         return array.cpu().contiguous()
+    plain = _as_array(array)
+    if plain.dtype.kind not in "iufb" or plain.dtype.itemsize > _WIDEST_BYTES:
+        raise DataError(
+            f"found an array of {plain.dtype}: give whole numbers or floating point of at most 64 "
+            f"bits."
+        )
+    # torch takes native byte order and memory that may be written, and no negative strides.
+    native = plain.astype(plain.dtype.newbyteorder("="), copy=False)
+    return torch.from_numpy(np.require(native, requirements=["C", "W"]))
+
+
+def _as_array(array: npt.NDArray[Any] | Sequence[Any]) -> npt.NDArray[Any]:
+    if np.ma.is_masked(array):
+        raise DataError(
+            "found a masked array, whose masked values would count like the others: leave these "
+            "samples out, or fill them, as by array.filled(0)."
+        )
     try:
-        plain = np.asarray(array)
+        return np.asarray(array)
     except ValueError:
         raise DataError(
             "found lists of different lengths where rows should be alike: pad or cut them."
         ) from None
-    if plain.dtype.kind not in "iufb":
-        raise DataError(f"found an array of {plain.dtype}: give whole numbers or floating point.")
-    # torch takes native byte order and memory that may be written, and no negative strides.
-    native = plain.astype(plain.dtype.newbyteorder("="), copy=False)
-    return torch.from_numpy(np.require(native, requirements=["C", "W"]))
+    except (RuntimeError, TypeError) as error:  # of lists of tensors
+        raise DataError(f"found a list that is no array ({error}): give one tensor.") from None
 
 
 def check_finite(samples: Tensor, what: str = "sample") -> None:
@@ -52,7 +75,9 @@ def check_finite(samples: Tensor, what: str = "sample") -> None:
     finite = samples.isfinite()
     if not finite.all():
         index = int(torch.nonzero(~finite.flatten(1).all(1) if samples.dim() > 1 else ~finite)[0])
-        raise DataError(f"{what} {index} holds a value that is not finite: mend or leave it out.")
+        raise DataError(
+            f"{what} {index} holds a value that is not finite in float32: mend or leave it out."
+        )
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -86,19 +86,30 @@ def _listed(root: Path) -> dict[str, _Folder]:
 
 
 def _list_part(root: Path, names: Sequence[str]) -> _Folder:
-    path = next((root / name for name in names if (root / name).is_dir()), None)
-    if path is None:
+    for path in (root / name for name in names):
+        _refuse_dead_link(path)
+        if path.is_dir():
+            break
+    else:
         raise DataError(
             f"data.root = {root} has no folder {' or '.join(names)}: images lie in "
             "train/<class>/ and test/<class>/."
         )
     entries = _visible(path)
+    for entry in entries:
+        _refuse_dead_link(entry.path)
     if stray := [entry for entry in entries if _is_image(entry)]:
         raise DataError(f"{stray[0].path} lies in no class: put it in a folder {path}/<class>.")
     images = {entry.name: _list_class(entry.path) for entry in entries if entry.is_dir()}
     if not images:
         raise DataError(f"{path} holds no classes: put each one's images in {path}/<class>.")
     return _Folder(path, images)
+
+
+def _refuse_dead_link(path: Path | str) -> None:
+    """Refuse a part or a class on a disk that is not there: the others would pass for all."""
+    if os.path.islink(path) and not os.path.exists(path):
+        raise DataError(f"{path} is a link that leads nowhere: mend it, or take it away.")
 
 
 def _list_class(path: str) -> list[_Image]:

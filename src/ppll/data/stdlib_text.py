@@ -93,6 +93,12 @@ def _files(folder: Path, only: Sequence[str], without: Sequence[str]) -> list[Pa
             f"{list(only)} and without {list(without)}: name other folders, or one that holds *.py "
             f"files in data.root."
         )
+    read = {path.relative_to(folder).parts[0] for path in kept}
+    if unread := [name for name in only if name not in read]:
+        raise DataError(
+            f"data.only names {unread[0]!r}, but nothing is read of that in {folder}: it is not "
+            f"there, has no *.py files, or is left out. Take it out, or name another."
+        )
     return kept
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -10,16 +11,28 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["with_memory", "without_values"]
+__all__ = ["emptied", "with_memory", "without_values"]
 
 _DRAWS: Final = (Tensor.normal_, Tensor.uniform_)
+_FACTORIES: Final = (torch.empty, torch.zeros, torch.ones)
 
 
 @contextmanager
 def without_values() -> Iterator[None]:
-    """Modules made in this context have shapes but no memory and no values."""
-    with torch.device("meta"), _NoDraws():
+    """Modules made in this context have shapes but no memory and no values.
+
+    They are float32, whatever torch's default is, which belongs to all threads.
+    """
+    with torch.device("meta"), _Float32WithoutDraws():
         yield
+
+
+def emptied(module: nn.Module) -> nn.Module:
+    """A copy that has the module's shapes but no values, on the meta device.
+
+    ``nn.Module.to`` would give each name of a shared parameter a tensor of its own.
+    """
+    return with_memory(copy.deepcopy(module), torch.device("meta"))
 
 
 def with_memory(module: nn.Module, device: torch.device) -> nn.Module:
@@ -40,7 +53,7 @@ def with_memory(module: nn.Module, device: torch.device) -> nn.Module:
     return module
 
 
-class _NoDraws(TorchFunctionMode):
+class _Float32WithoutDraws(TorchFunctionMode):
     """Draws no first values: on the meta device that does nothing but import half of torch."""
 
     def __torch_function__(
@@ -48,4 +61,7 @@ class _NoDraws(TorchFunctionMode):
     ) -> Any:
         if func in _DRAWS:
             return args[0]
-        return func(*args, **(kwargs or {}))
+        options = dict(kwargs or {})
+        if func in _FACTORIES and options.get("dtype") is None:
+            options["dtype"] = torch.float32
+        return func(*args, **options)

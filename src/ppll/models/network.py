@@ -15,6 +15,7 @@ from typing import Final, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ppll.errors import ModelError
 from ppll.models.empty import with_memory
@@ -86,8 +87,8 @@ class Network:
             hold the values that it starts from.
 
     Raises:
-        ModelError: The row is empty, a name cannot stand, something is not a module, or two
-            layers share something.
+        ModelError: The row is empty, a name cannot stand, something is not a module, two layers
+            share something, or one keeps a state that is no dense tensor or has no shape.
     """
 
     layers: tuple[Layer, ...]
@@ -100,6 +101,7 @@ class Network:
             raise ModelError("a network needs at least one layer, found none.")
         _check_counts(self)
         _check_names(self.layers)
+        _check_state(self.layers)
         _check_nothing_shared(self.layers)
 
     def as_module(self) -> nn.Module:
@@ -199,8 +201,12 @@ def _check_names(layers: Sequence[Layer]) -> None:
             raise ModelError(f"{layer} needs a name: only a network of one layer may do without.")
         if "." in layer.name or (layer.name and hasattr(container, layer.name)):
             raise ModelError(f"{layer}: a name has no dot and is no attribute of nn.Sequential.")
-        if layer.name in _KEPT_NAMES:
-            raise ModelError(f"{layer}: the name is kept for what methods add; take another.")
+        # Parts of a model that was cut have paths of its own, so what they hold counts as well.
+        for name in (layer.name, *(name for _, name, _ in _contents(layer))):
+            if name.partition(".")[0] in _KEPT_NAMES:
+                raise ModelError(
+                    f"{layer}: the name {name!r} is kept for what methods add; take another."
+                )
         if layer.name in seen:
             raise ModelError(f"two layers are called {layer.name!r}: give each a name of its own.")
         seen.add(layer.name)
@@ -212,6 +218,29 @@ def _check_module(name: str, module: object) -> None:
             f"layer {name!r} must be an nn.Module, found {type(module).__name__}; "
             "a plain function needs a module around it."
         )
+
+
+def _check_state(layers: Sequence[Layer]) -> None:
+    """Refuse modules with more in their state dict than dense tensors: no checkpoint would hold it.
+
+    What is lazy has no shape before the model has read something.
+    """
+    for layer in layers:
+        for kind, name, tensor in _contents(layer):
+            if is_lazy(tensor):
+                raise ModelError(
+                    f"{kind} {name!r} has no shape yet: let the model read a batch before, as by "
+                    f"model(inputs), or build it without lazy modules."
+                )
+            if tensor.layout != torch.strided:
+                raise ModelError(f"{kind} {name!r} is sparse: give a dense one, as by to_dense().")
+        for name, module in layer.module.named_modules(prefix=layer.path):
+            if type(module).get_extra_state is not nn.Module.get_extra_state:
+                raise ModelError(
+                    f"{name!r} ({type(module).__name__}) keeps a state beside its parameters and "
+                    f"buffers (get_extra_state), which no checkpoint would hold: make buffers of "
+                    f"it, or take the method out where it changes nothing."
+                )
 
 
 def _check_nothing_shared(layers: Sequence[Layer]) -> None:

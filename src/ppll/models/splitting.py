@@ -45,7 +45,7 @@ def sample_of(input_shape: tuple[int, ...], num_tokens: int | None = None) -> Te
     generator = torch.Generator().manual_seed(0)
     shape = (_NUM_SAMPLES, *input_shape)
     if num_tokens is None:
-        return torch.rand(shape, generator=generator)
+        return torch.rand(shape, generator=generator, dtype=torch.float32)
     return torch.randint(num_tokens, shape, generator=generator)
 
 

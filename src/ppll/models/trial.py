@@ -87,7 +87,14 @@ def _main(output: Any, structure: Structure | None) -> Tensor:
 
 
 def _trial_copy(layer: Layer) -> Layer:
-    module = copy.deepcopy(layer.module)
+    try:
+        module = copy.deepcopy(layer.module)
+    except Exception as error:
+        raise ModelError(
+            f"{layer} cannot be copied, as every process must ({type(error).__name__}: "
+            f"{error!s:.200}): let it hold no locks, files or computed tensors; "
+            f"torch.nn.utils.parametrizations has a weight_norm that computes none."
+        ) from error
     tensors = itertools.chain(module.parameters(), module.buffers())
     if any(t.is_meta for t in tensors):
         with_memory(module, torch.device("cpu"))

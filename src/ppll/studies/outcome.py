@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -112,10 +111,9 @@ def _epoch_seconds(folder: RunFolder, result: Result) -> float | None:
 
 def _read_starts(folder: RunFolder) -> list[int]:
     try:
-        lines = folder.history.read_text(encoding="utf-8").splitlines()
-        return [int(json.loads(line)["step"]) for line in lines]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunFolderError(f"cannot read {folder.history}: {error!r:.200}.") from None
+        return folder.read_start_steps()
+    except OSError as error:
+        raise RunFolderError(f"cannot read {folder.history}: {error.strerror}.") from None
 
 
 def _read_exits(path: Path) -> _Exits | None:

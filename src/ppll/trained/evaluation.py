@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,8 @@ from ppll.data.kept import read_kept
 from ppll.data.own_dataset import check_same_contents
 from ppll.data.preparation import facts_of
 from ppll.data_facts import DataFacts
-from ppll.errors import DataError
+from ppll.devices import check_devices
+from ppll.errors import DataError, RecipeError
 from ppll.interrupts import Interrupts
 from ppll.job import Job
 from ppll.launching.launch import Watcher
@@ -28,6 +30,8 @@ from ppll.trained.exits import THRESHOLDS, ExitReport, check_thresholds, measure
 from ppll.trained.inference import blueprint_of, network_of, open_checkpoint
 
 __all__ = ["evaluate", "evaluate_exits"]
+
+_log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -60,8 +64,8 @@ def evaluate(
         CheckpointError: All its checkpoints are damaged, or the one that is asked for is.
     """
     folder, found, recipe = open_checkpoint(run, model, best=best, step=step)
-    recipe = recipe.with_settings([f"runtime.stages={stages}"])
-    facts = folder.read_facts()
+    recipe = _on_devices_here(recipe.with_settings([f"runtime.stages={stages}"]))
+    facts = found.facts(folder)
     now = facts_of(_load_data(folder, recipe, facts))
     facts = replace(facts, num_test=now.num_test, num_validation=now.num_validation)
     blueprint = blueprint_of(found, recipe, facts, model)
@@ -115,7 +119,7 @@ def evaluate_exits(
         with Interrupts(most=0):
             folder, found, recipe = open_checkpoint(run, model, best=best, step=step)
             torch.set_num_threads(recipe.train.threads_per_stage)
-            facts = folder.read_facts()
+            facts = found.facts(folder)
             network = network_of(found, recipe, facts, model)
             test = _load_data(folder, recipe, facts).dataset.test
             return measure_exits(
@@ -130,6 +134,20 @@ def evaluate_exits(
         torch.set_num_threads(num_threads)
 
 
+def _on_devices_here(recipe: Recipe) -> Recipe:
+    """The recipe with its devices, or where this machine or so many stages have others, with what
+    there is."""
+    devices = recipe.runtime.devices
+    if not isinstance(devices, str) and len(set(devices)) == 1:
+        recipe = recipe.with_settings([f"runtime.devices={devices[0]}"])
+    try:
+        check_devices(recipe)
+    except RecipeError as error:
+        _log.warning("evaluated on other devices than the run was trained on: %s", error)
+        return recipe.with_settings(["runtime.devices=auto"])
+    return recipe
+
+
 def _load_data(folder: RunFolder, recipe: Recipe, facts: DataFacts) -> PreparedData:
     """The user's own data where the run has some, otherwise what the recipe names, prepared.
 
@@ -137,6 +155,11 @@ def _load_data(folder: RunFolder, recipe: Recipe, facts: DataFacts) -> PreparedD
         DataError: It is missing or damaged, or of another kind than the run's.
     """
     kept = folder.user_data
+    if facts.is_given and not kept.exists():
+        raise DataError(
+            f"{kept} is not there, which the run was given from Python: put it back from a copy, "
+            f"or give the run the same arrays again (data=..., resume=True), which writes it."
+        )
     is_given = kept.exists()
     data = read_kept(kept, facts) if is_given else load_dataset(recipe.data)
     if (data.input_shape, data.num_classes) != (facts.input_shape, facts.num_classes):

@@ -55,7 +55,7 @@ def export(run: str | Path, to: str | Path, *, best: bool = False, step: int | N
     about = {
         "step": found.step,
         "model": model.model_dump(mode="json", exclude={"weights", "fresh"}),
-        "data": dataclasses.asdict(folder.read_facts()),
+        "data": dataclasses.asdict(found.facts(folder)),
     }
     weights = found.reader.averaged_weights()
     content = safetensors.torch.save({n: weights[n] for n in names}, {"ppll": json.dumps(about)})

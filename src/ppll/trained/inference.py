@@ -238,7 +238,7 @@ def load(
         CheckpointError: All its checkpoints are damaged, or the one that is asked for is.
     """
     folder, found, recipe = open_checkpoint(run, model, best=best, step=step)
-    return network_of(found, recipe, folder.read_facts(), model)
+    return network_of(found, recipe, found.facts(folder), model)
 
 
 def open_checkpoint(

@@ -49,8 +49,19 @@ def read_weights(source: Path, network: Network, fresh: Sequence[str] = ()) -> d
 def _check_known(fresh: Sequence[str], network: Network) -> None:
     for path in fresh:
         if not any(_lies_in(name, [path]) for name in network.state_dict()):
-            layers = [layer.path for layer in network.layers]
-            raise ModelError(unknown_name("layer in model.fresh", path, layers))
+            parts = _parts_of(network, network.state_dict())
+            raise ModelError(unknown_name("layer in model.fresh", path, parts))
+
+
+def _parts_of(network: Network, names: Iterable[str]) -> list[str]:
+    """The layers that hold these parameters; of stem and head of a model that was cut, which have
+    no path of their own, the modules that do."""
+    paths = [layer.path for layer in network.layers if layer.path]
+    found = [
+        next((path for path in paths if _lies_in(name, [path])), name.rpartition(".")[0] or name)
+        for name in names
+    ]
+    return list(dict.fromkeys(found))
 
 
 def _lies_in(name: str, paths: Iterable[str]) -> bool:
@@ -75,10 +86,16 @@ def _read(source: Path) -> dict[str, Tensor]:
 
 
 def _read_run(source: Path) -> dict[str, Tensor]:
+    """What the file of an export holds, and auxiliary networks.
+
+    What is no part of a state dict, such as a table of positions, each network makes for itself.
+    """
     found = newest_whole(RunFolder.open(source).checkpoints)
     if found is None:
         raise ModelError(f"model.weights: {source} has no whole checkpoint.")
-    return found.reader.averaged_weights()
+    records = found.reader.records()
+    weights = found.reader.averaged_weights()
+    return {name: tensor for name, tensor in weights.items() if records[name].persistent}
 
 
 def _check(
@@ -86,14 +103,15 @@ def _check(
 ) -> None:
     wanted = {n: t for n, t in network.state_dict().items() if not _lies_in(n, fresh)}
     found = {n: t for n, t in weights.items() if not _lies_in(n, (AUXILIARY, CONTEXT))}
-    problems = {n: "is missing" for n in wanted if n not in found and not _is_added(n)}
+    held = network.named_tensors()  # What is shared within a layer has its first name only.
+    missing = [n for n in wanted if n in held and n not in found and not _is_added(n)]
+    problems = {n: "is missing" for n in missing}
     problems |= {
         n: problem
         for n in wanted
         if n in found and (problem := _problem(found[n], wanted[n])) is not None
     }
-    transient = network.named_tensors()
-    nowhere = [n for n in found if n not in wanted and n not in transient]
+    nowhere = [n for n in found if n not in wanted and n not in held]
     if problems or nowhere:
         listed = [f"{n} {text}" for n, text in problems.items()]
         listed += [f"{n} belongs nowhere" for n in nowhere]
@@ -107,9 +125,8 @@ def _check(
 
 def _leave_out(names: Iterable[str], network: Network, fresh: Sequence[str]) -> str:
     """How to start without the layers of these parameters, where others are left."""
-    names, paths = list(names), [layer.path for layer in network.layers]
-    unfit = [path for path in paths if any(_lies_in(name, [path]) for name in names)]
-    if len(unfit) == len(paths):
+    unfit = _parts_of(network, names)
+    if all(_lies_in(name, unfit) for name in network.state_dict()):
         return ""
     return f", or begin anew with what does not fit: model.fresh = {json.dumps([*fresh, *unfit])}"
 
