@@ -167,7 +167,7 @@ class Block:
             features, beside = compute(self.modules, inputs, received)
         made = [features, *beside.values(), message.targets]
         versions = (*before, *[tensor._version for tensor in made])
-        passage = Passage(message, inputs, features, (*came, *made), versions)
+        passage = Passage(message, inputs, features, received, (*came, *made), versions)
         self._refuse_in_place(passage)
         carried = renamed(message.tensors, PREVIOUS) if self.method.carries_input else {}
         return passage, {**self._leaving_fields(features, beside), **carried}
@@ -206,7 +206,7 @@ class Block:
     def _learn(self, passage: Passage, late: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What a learning step does on the device; the second part of the message."""
         message = passage.message
-        lesson = Lesson(passage.inputs, passage.features, message.targets, message.tensors, late)
+        lesson = Lesson(passage.inputs, passage.features, message.targets, passage.fields, late)
         with self._autocast(), self._attention():
             task_loss = self._task_loss_on(message)
             loss = self._local_loss(self.method, self.modules.auxiliary, lesson, task_loss)
@@ -328,10 +328,8 @@ class Block:
         """A changed input or output would be seen by a neighbour in the same process only."""
         for position in passage.changed():
             leaves = partial(self.method.exit, self.modules.auxiliary)
-            fields = opened(passage.message.tensors, self._features_type)
-            fields = {**fields, FEATURES: passage.inputs}
             with self._autocast():
-                raise in_place_error(self.index, self.modules, leaves, position, fields)
+                raise in_place_error(self.index, self.modules, leaves, position, passage.fields)
 
 
 def _compute(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -20,6 +20,7 @@ class Passage:
         message: As it came.
         inputs: The features (N, ...) that the block computes with.
         features: What it made of them, with their history.
+        fields: What travels in the message by name, as the block computes with it.
         kept: The tensors that came, then those that were made, features first, then the targets.
         versions: Of the first before the forward, of the others after it.
     """
@@ -27,6 +28,7 @@ class Passage:
     message: Message
     inputs: Tensor
     features: Tensor
+    fields: Mapping[str, Tensor] = field(default_factory=dict)
     kept: tuple[Tensor, ...] = ()
     versions: tuple[int, ...] = ()
 
