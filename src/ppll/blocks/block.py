@@ -216,7 +216,8 @@ class Block:
         if not self._skips_batch:
             if message.ends_batch:
                 self.exchange.begin()
-            self.updates.backward(_share_of(loss.value, message))
+            with self._attention():  # Layers that are computed again take the same kernel.
+                self.updates.backward(_share_of(loss.value, message))
             self._refuse_in_place(passage)
             self.counts.add(loss.value, loss.logits, message.targets)
         if message.ends_batch:
