@@ -15,10 +15,11 @@ from ppll.blocks.block import Block, NonFiniteLoss
 from ppll.blocks.blueprint import Blueprint
 from ppll.blocks.nonfinite import LossCheck
 from ppll.config import Recipe
+from ppll.data.loader import IMAGE
 from ppll.data_facts import DataFacts
 from ppll.errors import ModelError, WorkerError
 from ppll.message import FEATURES, TARGETS, Kind, Message
-from ppll.methods import Lesson, LocalLoss, Method, Paper
+from ppll.methods import Lesson, LocalLoss, Method, Paper, TaskLoss
 from ppll.metrics import Tally
 from ppll.models.network import Network
 from tests.faults import recipe
@@ -163,6 +164,40 @@ def test_a_loss_that_changes_the_targets_is_refused(kind: Kind) -> None:
     first.forward(batch(kind))
     with pytest.raises(ModelError, match=r"loss of block 0 changes the targets in place.*clone"):
         first.learn() if kind is Kind.TRAIN else first.evaluate()
+
+
+class Brightening(Own):
+    """Changes the image, which the next block of the process would see so."""
+
+    def local_loss(
+        self, auxiliary: nn.Module | None, lesson: Lesson, task_loss: TaskLoss
+    ) -> LocalLoss:
+        lesson.fields[IMAGE].add_(1)
+        return super().local_loss(auxiliary, lesson, task_loss)
+
+
+def test_a_method_that_changes_another_field_is_refused() -> None:
+    first, _ = make_blocks(auxiliary=nn.Linear(WIDTH, NUM_CLASSES))
+    first.method = Brightening(nn.Identity())
+    first.forward(batch().with_tensors(**{IMAGE: torch.zeros(5, WIDTH)}))
+    with pytest.raises(ModelError, match=r"method of block 0 changes the field 'image' in place"):
+        first.learn()
+
+
+class Dims(nn.Module):
+    """Adds half of the image, which it halves in place."""
+
+    def forward(self, fields: dict[str, Tensor]) -> Tensor:
+        return fields[IMAGE].mul_(0.5)
+
+
+@pytest.mark.parametrize("kind", [Kind.TRAIN, Kind.EVALUATE])
+def test_context_that_changes_another_field_is_refused(kind: Kind) -> None:
+    _, second = make_blocks()
+    second.modules = replace(second.modules, context=Dims())
+    message = batch(kind).with_tensors(**{IMAGE: torch.zeros(5, WIDTH)})
+    with pytest.raises(ModelError, match=r"method of block 1 changes the field 'image' in place"):
+        second.forward(message)
 
 
 def test_changes_in_place_inside_a_block_are_its_own_business() -> None:

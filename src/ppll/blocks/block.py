@@ -155,8 +155,8 @@ class Block:
     def _forward(self, message: Message) -> tuple[Passage, dict[str, Tensor]]:
         """What a forward does on the device: the passage, and the fields that leave."""
         trains = message.kind is Kind.TRAIN
-        came = [message.tensors[name] for name in self._reads]
-        before = [tensor._version for tensor in came]
+        came = {name: message.tensors[name] for name in self._reads} | dict(message.tensors)
+        before = [tensor._version for tensor in came.values()]
         received = opened(message.tensors, self._features_type)
         inputs = received[FEATURES]
         if trains and self.method.needs_input_gradient and inputs.is_floating_point():
@@ -165,9 +165,9 @@ class Block:
             # Evaluation is not compiled: a network that is loaded must compute alike.
             compute = self._compute if trains else _compute
             features, beside = compute(self.modules, inputs, received)
-        made = [features, *beside.values(), message.targets]
+        made = [features, *beside.values()]
         versions = (*before, *[tensor._version for tensor in made])
-        passage = Passage(message, inputs, features, received, (*came, *made), versions)
+        passage = Passage(message, inputs, features, received, (*came.values(), *made), versions)
         self._refuse_in_place(passage)
         carried = renamed(message.tensors, PREVIOUS) if self.method.carries_input else {}
         return passage, {**self._leaving_fields(features, beside), **carried}
@@ -189,7 +189,7 @@ class Block:
         Raises:
             NonFiniteLoss: The loss (in float16 also its gradient, however it is scaled) is not
                 finite, and the run is to stop then; nothing was updated.
-            ModelError: A module changed the block's input or output in place.
+            ModelError: The block's input or output, or another field, was changed in place.
         """
         passage = self._take_passage()
         message = passage.message

@@ -21,7 +21,8 @@ class Passage:
         inputs: The features (N, ...) that the block computes with.
         features: What it made of them, with their history.
         fields: What travels in the message by name, as the block computes with it.
-        kept: The tensors that came, then those that were made, features first, then the targets.
+        kept: The tensors that came, those first that the layers read, then those that were made,
+            features first.
         versions: Of the first before the forward, of the others after it.
     """
 
