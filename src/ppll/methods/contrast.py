@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, ClassVar, Final, Literal, TypeAlias
 
 from torch import Tensor, nn
 
@@ -13,7 +13,7 @@ from ppll.errors import RecipeError
 from ppll.losses.contrastive import supervised_contrastive
 from ppll.methods.base import Lesson, LocalLoss, TaskLoss
 from ppll.methods.heads import HeadMethod
-from ppll.methods.options import check_positive
+from ppll.methods.options import check_positive, refuse_targets_of_tokens
 from ppll.site import BlockSite
 
 __all__ = ["ContrastMethod", "Objective"]
@@ -39,6 +39,7 @@ class ContrastMethod(HeadMethod):
     """
 
     default_auxiliary = "conv-2fc"
+    instead_of_contrast: ClassVar[str] = "set method.objective = 'softmax', or "
 
     def __init__(
         self,
@@ -63,6 +64,7 @@ class ContrastMethod(HeadMethod):
     def build_auxiliary(self, site: BlockSite) -> nn.Module:
         """The head: a classifier, or a projector of the same shape."""
         if self.objective == "contrast":
+            refuse_targets_of_tokens("a contrast", site, self.instead_of_contrast)
             site = replace(site, num_classes=self.projection)
         return auxiliaries.build(self.auxiliary, self.auxiliary_options, site)
 
