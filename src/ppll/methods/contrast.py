@@ -21,6 +21,11 @@ __all__ = ["ContrastMethod", "Objective"]
 _COLDEST: Final = 1e-3
 """Below, shares of the batch leave what float32 can tell apart."""
 
+_NO_PROJECTORS: Final = {
+    "pooled-linear": "is zero at first, and a contrast of zeros has no gradient",
+    "frozen-readout": "makes the network's own logits, whatever method.projection says",
+}
+
 Objective: TypeAlias = Literal["softmax", "contrast"]
 
 
@@ -55,6 +60,11 @@ class ContrastMethod(HeadMethod):
         if not _COLDEST <= temperature < math.inf:
             raise RecipeError(
                 f"method.temperature must be at least {_COLDEST} and finite, found {temperature:g}."
+            )
+        if objective == "contrast" and (why := _NO_PROJECTORS.get(self.auxiliary)):
+            raise RecipeError(
+                f"method.auxiliary = {self.auxiliary!r} {why}: choose another for a contrast, such "
+                f"as 'projector'."
             )
         self.objective = objective
         self.needs_classes = objective == "contrast"
