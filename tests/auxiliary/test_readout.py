@@ -105,6 +105,7 @@ def test_the_last_layer_is_not_run_on_what_it_reads_in_the_network(depth: int) -
         ({"adapter": -1}, SITE, "adapter must be at least 0, found -1"),
         ({}, replace(SITE, feature_shape=(9,)), r"reads \(6,\) a sample, found \(9,\)"),
         ({}, replace(SITE, layers_behind=(Layer("relu", nn.ReLU()),)), "has no parameters"),
+        ({}, replace(SITE, layers_behind=(), shapes_behind=()), "no layer follows what it reads"),
     ],
 )
 def test_what_cannot_be_is_refused(options: dict[str, Any], site: BlockSite, words: str) -> None:

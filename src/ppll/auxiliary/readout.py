@@ -126,10 +126,15 @@ def frozen_readout(site: BlockSite, *, adapter: int = 0) -> nn.Module:
 
     Raises:
         RecipeError: ``adapter`` is negative.
-        ModelError: Features are of another shape than the last layer reads.
+        ModelError: Features are of another shape than the last layer reads, or come behind it.
     """
     if adapter < 0:
         raise RecipeError(f"frozen-readout: adapter must be at least 0, found {adapter}.")
+    if not site.layers_behind:  # As for MAN before the last layer, which it reads through already.
+        raise ModelError(
+            "'frozen-readout' reads features by the network's last layer, but no layer follows "
+            "what it reads: cut earlier (split.cuts) or choose another method.auxiliary."
+        )
     read = _read_by_last(site)
     if read != site.feature_shape:
         raise ModelError(
