@@ -313,6 +313,29 @@ def dropped(seed: int = 0, step: int = 1, history: int = 0) -> Tensor:
     return first.forward(batch(step=step)).features == 0
 
 
+class Noisy(nn.Module):
+    """Drops in evaluations, too."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return nn.functional.dropout(features, 0.5, training=True)
+
+
+def evaluated(first_number: int, split: str = "test", step: int = 1) -> list[Tensor]:
+    """What leaves a block that draws, of two equal messages of an evaluation."""
+    first, _ = make_blocks(nn.Linear(WIDTH, WIDTH), Noisy())
+    message = replace(batch(Kind.EVALUATE), split=split, step=step)
+    return [first.forward(replace(message, sequence=first_number + i)).features for i in range(2)]
+
+
+def test_an_evaluation_is_a_function_of_seed_step_and_place() -> None:
+    """Not of a message's number, which is another where the run went on from a checkpoint."""
+    one, other = evaluated(3), evaluated(700)
+    assert torch.equal(torch.stack(one), torch.stack(other))
+    assert not torch.equal(one[0], one[1])
+    assert not torch.equal(one[0], evaluated(3, step=2)[0])
+    assert not torch.equal(one[0], evaluated(3, split="validation")[0])
+
+
 def test_dropout_is_a_function_of_seed_and_step() -> None:
     assert torch.equal(dropped(step=2), dropped(step=2, history=1))
     assert not torch.equal(dropped(step=2), dropped(step=3))

@@ -23,6 +23,7 @@ from ppll.blocks.modules import BlockModules
 from ppll.blocks.nonfinite import LossCheck, NonFiniteLoss, OnNonFinite
 from ppll.blocks.optimization import Schedule
 from ppll.blocks.passage import Passage
+from ppll.blocks.seeding import EVALUATE, FORWARD, LEARN, Seeds
 from ppll.blocks.slow import SlowParameters, flat_parameters
 from ppll.blocks.updates import Updates
 from ppll.losses.classification import on_both_classes
@@ -38,11 +39,8 @@ from ppll.methods.base import (
 )
 from ppll.metrics import Counts, Tally
 from ppll.numerics import in_turn
-from ppll.randomness import fold
 
 __all__ = ["Block", "NonFiniteLoss", "OnNonFinite"]
-
-_FORWARD, _LEARN, _EVALUATE = range(3)
 
 
 class Block:
@@ -112,7 +110,7 @@ class Block:
         self._features_type = features_type
         self._reads = modules.reads
         self._ending = frozenset(modules.reads) - frozenset(modules.makes)
-        self._random_key = fold(seed, "block", site.block_index)
+        self._seeds = Seeds(seed, site.block_index)
         self._training: bool | None = None
         self._passage: Passage | None = None
         self._skips_batch = False
@@ -131,8 +129,7 @@ class Block:
         """Learn with other replicas, each with random numbers of its own; values come later."""
         self.exchange = exchange
         self.updates.join(exchange)
-        if replica:
-            self._random_key = fold(self._random_key, "replica", replica)
+        self._seeds.join(replica)
 
     @in_turn
     def forward(self, message: Message) -> Message:
@@ -148,7 +145,7 @@ class Block:
             self.updates.begin(message.step)
             if self._check.may_leave_out:
                 self.counts.begin_batch()
-        self._seed(_FORWARD if trains else _EVALUATE, message)
+        self._seed(FORWARD if trains else EVALUATE, message)
         self._passage, fields = self._forward(message)
         return message.with_tensors(**fields).without(self._ending)
 
@@ -196,7 +193,7 @@ class Block:
         # Once a batch, as it is updated once: what follows a layer counts updates.
         if slow is not None and message.part == 0 and self.modules.auxiliary is not None:
             self.method.take_slow(self.modules.auxiliary, slow)
-        self._seed(_LEARN, message)
+        self._seed(LEARN, message)
         self.counts.count(message.targets)
         late_part = self._learn(passage, late or {})
         if message.ends_batch:
@@ -292,10 +289,7 @@ class Block:
 
     def _seed(self, phase: int, message: Message) -> None:
         """Make the default generator a function of seed, block and message."""
-        position = message.sequence if phase is _EVALUATE else message.step
-        # The CPU generator keeps no more than 32 bits of a seed.
-        part = (message.part,) if message.part else ()
-        seed = fold(self._random_key, phase, position, *part) & 0xFFFFFFFF
+        seed = self._seeds.of(phase, message)
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
         torch.default_generator.manual_seed(seed)
