@@ -184,6 +184,25 @@ def test_a_method_that_changes_another_field_is_refused() -> None:
         first.learn()
 
 
+class Halving(Own):
+    """Halves what it is given of a later layer, as other blocks may be, too."""
+
+    slow_from = "next"
+    lag = 1
+
+    def take_slow(self, auxiliary: nn.Module, parameters: Tensor) -> None:
+        parameters.mul_(0.5)
+
+
+def test_a_method_that_changes_a_later_layer_s_parameters_is_refused() -> None:
+    first, second = make_blocks(auxiliary=nn.Linear(WIDTH, NUM_CLASSES))
+    first.method = Halving(nn.Identity())
+    first.forward(batch())
+    match = r"take_slow of tests\.test_block:Halving changes the parameters in place.*clone"
+    with pytest.raises(ModelError, match=match):
+        first.learn(slow=second.published_parameters())
+
+
 class Dims(nn.Module):
     """Adds half of the image, which it halves in place."""
 

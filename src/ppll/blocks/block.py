@@ -35,6 +35,7 @@ from ppll.methods.base import (
     Method,
     TaskLoss,
     late_part_of,
+    let_take_slow,
     local_loss_of,
 )
 from ppll.metrics import Counts, Tally
@@ -186,13 +187,13 @@ class Block:
         Raises:
             NonFiniteLoss: The loss (in float16 also its gradient, however it is scaled) is not
                 finite, and the run is to stop then; nothing was updated.
-            ModelError: The block's input or output, or another field, was changed in place.
+            ModelError: The block's input or output, another field or ``slow`` was changed in place.
         """
         passage = self._take_passage()
         message = passage.message
         # Once a batch, as it is updated once: what follows a layer counts updates.
         if slow is not None and message.part == 0 and self.modules.auxiliary is not None:
-            self.method.take_slow(self.modules.auxiliary, slow)
+            let_take_slow(self.method, self.modules.auxiliary, slow)
         self._seed(LEARN, message)
         self.counts.count(message.targets)
         late_part = self._learn(passage, late or {})
