@@ -99,6 +99,12 @@ def test_exits_and_context_need_a_cut(setting: str) -> None:
         blueprint_of(recipe, MadeUpBatches())
 
 
+@pytest.mark.parametrize("options", [{"hiden": 4}, {"hidden": "many"}])
+def test_options_of_exits_are_called_by_their_own_key(options: dict[str, object]) -> None:
+    with pytest.raises(RecipeError, match=r"method\.exit_options\.hid"):
+        built("backprop", exits="conv-2fc", exit_options=options)
+
+
 def test_options_of_exits_need_exits() -> None:
     with pytest.raises(RecipeError, match=r"exit_options are those of method\.exits: name"):
         built("backprop", exit_options={"hidden": 4})

@@ -58,7 +58,7 @@ class Backprop(Method):
         self.reads_cuts = self.has_auxiliary or context is not None
         self.fields = (IMAGE,) if "E" in (context or "") else ()
         if exits is not None:
-            auxiliaries.check(exits, self.exit_options)
+            auxiliaries.check(exits, self.exit_options, "method.exit_options")
 
     def build_auxiliary(self, site: BlockSite) -> nn.Module:
         """The exit behind a segment."""
