@@ -15,10 +15,11 @@ from ppll.blocks.block import Block, NonFiniteLoss
 from ppll.blocks.blueprint import Blueprint
 from ppll.blocks.nonfinite import LossCheck
 from ppll.config import Recipe
+from ppll.data.loader import IMAGE
 from ppll.data_facts import DataFacts
 from ppll.errors import ModelError, WorkerError
 from ppll.message import FEATURES, TARGETS, Kind, Message
-from ppll.methods import Lesson, LocalLoss, Method, Paper
+from ppll.methods import Lesson, LocalLoss, Method, Paper, TaskLoss
 from ppll.metrics import Tally
 from ppll.models.network import Network
 from tests.faults import recipe
@@ -165,6 +166,59 @@ def test_a_loss_that_changes_the_targets_is_refused(kind: Kind) -> None:
         first.learn() if kind is Kind.TRAIN else first.evaluate()
 
 
+class Brightening(Own):
+    """Changes the image, which the next block of the process would see so."""
+
+    def local_loss(
+        self, auxiliary: nn.Module | None, lesson: Lesson, task_loss: TaskLoss
+    ) -> LocalLoss:
+        lesson.fields[IMAGE].add_(1)
+        return super().local_loss(auxiliary, lesson, task_loss)
+
+
+def test_a_method_that_changes_another_field_is_refused() -> None:
+    first, _ = make_blocks(auxiliary=nn.Linear(WIDTH, NUM_CLASSES))
+    first.method = Brightening(nn.Identity())
+    first.forward(batch().with_tensors(**{IMAGE: torch.zeros(5, WIDTH)}))
+    with pytest.raises(ModelError, match=r"method of block 0 changes the field 'image' in place"):
+        first.learn()
+
+
+class Halving(Own):
+    """Halves what it is given of a later layer, as other blocks may be, too."""
+
+    slow_from = "next"
+    lag = 1
+
+    def take_slow(self, auxiliary: nn.Module, parameters: Tensor) -> None:
+        parameters.mul_(0.5)
+
+
+def test_a_method_that_changes_a_later_layer_s_parameters_is_refused() -> None:
+    first, second = make_blocks(auxiliary=nn.Linear(WIDTH, NUM_CLASSES))
+    first.method = Halving(nn.Identity())
+    first.forward(batch())
+    match = r"take_slow of tests\.test_block:Halving changes the parameters in place.*clone"
+    with pytest.raises(ModelError, match=match):
+        first.learn(slow=second.published_parameters())
+
+
+class Dims(nn.Module):
+    """Adds half of the image, which it halves in place."""
+
+    def forward(self, fields: dict[str, Tensor]) -> Tensor:
+        return fields[IMAGE].mul_(0.5)
+
+
+@pytest.mark.parametrize("kind", [Kind.TRAIN, Kind.EVALUATE])
+def test_context_that_changes_another_field_is_refused(kind: Kind) -> None:
+    _, second = make_blocks()
+    second.modules = replace(second.modules, context=Dims())
+    message = batch(kind).with_tensors(**{IMAGE: torch.zeros(5, WIDTH)})
+    with pytest.raises(ModelError, match=r"method of block 1 changes the field 'image' in place"):
+        second.forward(message)
+
+
 def test_changes_in_place_inside_a_block_are_its_own_business() -> None:
     first, _ = make_blocks(nn.Linear(WIDTH, WIDTH), nn.ReLU(inplace=True))
     learn(first, batch())
@@ -276,6 +330,29 @@ def dropped(seed: int = 0, step: int = 1, history: int = 0) -> Tensor:
     first, _ = make_blocks(nn.Linear(WIDTH, WIDTH), nn.Dropout(0.5), seed=seed)
     torch.manual_seed(history)
     return first.forward(batch(step=step)).features == 0
+
+
+class Noisy(nn.Module):
+    """Drops in evaluations, too."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return nn.functional.dropout(features, 0.5, training=True)
+
+
+def evaluated(first_number: int, split: str = "test", step: int = 1) -> list[Tensor]:
+    """What leaves a block that draws, of two equal messages of an evaluation."""
+    first, _ = make_blocks(nn.Linear(WIDTH, WIDTH), Noisy())
+    message = replace(batch(Kind.EVALUATE), split=split, step=step)
+    return [first.forward(replace(message, sequence=first_number + i)).features for i in range(2)]
+
+
+def test_an_evaluation_is_a_function_of_seed_step_and_place() -> None:
+    """Not of a message's number, which is another where the run went on from a checkpoint."""
+    one, other = evaluated(3), evaluated(700)
+    assert torch.equal(torch.stack(one), torch.stack(other))
+    assert not torch.equal(one[0], one[1])
+    assert not torch.equal(one[0], evaluated(3, step=2)[0])
+    assert not torch.equal(one[0], evaluated(3, split="validation")[0])
 
 
 def test_dropout_is_a_function_of_seed_and_step() -> None:

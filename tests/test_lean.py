@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import ppll
 from ppll.blocks.lean import as_received, opened, packed, renamed
 from ppll.errors import WorkerError
+from ppll.message import PREVIOUS, Kind, Message
+from ppll.methods import Lesson, LocalLoss, TaskLoss
+from ppll.methods.greedy import Greedy
 from ppll.planning.measuring import measure
 from ppll.testing import Fault
 from tests.faults import injected, recipe
-from tests.interleaving import digest, small_recipe, train_interleaved
+from tests.interleaving import (
+    MadeUpBatches,
+    blueprint_of,
+    built_blocks,
+    digest,
+    small_recipe,
+    train_interleaved,
+)
 from tests.test_exits import said_by_training
 from tests.thinning import slow_but
 
@@ -100,6 +112,41 @@ def test_the_same_bits_on_every_placement(method: str, network: str, dtype: str)
     digests = {digest(train_interleaved(lean, stages)) for stages in (1, 4)}
     assert len(digests) == 1
     assert digests != {digest(train_interleaved(base.with_settings(settings[1:]), 1))}
+
+
+class Remembers(Greedy):
+    """Takes down what a loss sees of the input of the block before."""
+
+    carries_input = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[torch.Tensor | None] = []
+
+    def local_loss(
+        self, auxiliary: nn.Module | None, lesson: Lesson, task_loss: TaskLoss
+    ) -> LocalLoss:
+        self.seen += [lesson.fields.get(PREVIOUS), lesson.inputs]
+        return super().local_loss(auxiliary, lesson, task_loss)
+
+
+@every_type
+def test_a_loss_sees_the_input_of_the_block_before_as_that_block_saw_it(dtype: str) -> None:
+    lean = small_recipe().with_settings([f"split.features_dtype={dtype}"])
+    method = Remembers()
+    blocks = built_blocks(replace(blueprint_of(lean, MadeUpBatches()), method=method))
+    tensors = MadeUpBatches().train_batch(0, 0)
+    message = Message(kind=Kind.TRAIN, sequence=0, step=1, tensors=tensors)
+    for block in blocks:
+        message = block.forward(message)
+        block.learn()
+    previous, inputs = method.seen[::2], method.seen[1::2]
+    assert previous[0] is None
+    for before, own in zip(previous[1:], inputs[:-1], strict=True):
+        assert before is not None
+        assert own is not None
+        assert before.dtype is own.dtype
+        assert torch.equal(before, own)
 
 
 @pytest.mark.processes

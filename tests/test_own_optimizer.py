@@ -70,6 +70,15 @@ class Numbered(Bare):
                 if p.grad is not None:
                     p.data.sub_(group["lr"] * p.grad / self.state[p]["step"])
 
+class Averaging(Bare):
+    "Keeps a mean under the name that a run's averages have."
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    mean = self.state[p].setdefault("average", torch.zeros_like(p))
+                    p.data.sub_(group["lr"] * mean.lerp_(p.grad, 0.1))
+
 class Failing(Bare):
     def step(self):
         raise ValueError("two dimensions only")
@@ -156,6 +165,7 @@ def test_recipes_that_cannot_be_are_refused(settings: list[str], message: str) -
         ("Failing", r"on block 0: ValueError: two dimensions only \(.*own_optimizers\.py, line"),
         ("Bare", r"on block 0: TypeError: .*NoneType.* \(.*own_optimizers\.py, line"),
         ("Counting", r"does not go on alike.*Found besides: param_groups\[\.\.\.\]\['step'\]"),
+        ("Averaging", r"keeps state\[parameter\]\['average'\], .* train\.ema .*another name"),
         ("Numbered", r"does not go on alike.*Found besides: state\[parameter\]\['step'\], int"),
     ],
 )

@@ -32,6 +32,7 @@ CHECKPOINTING = "train.activation_checkpointing=true"
         {"network": "resnet", "method": "backprop"},
         {"network": "resnet", "method": "contsup", "precision": "bf16"},
         {"network": "resnet", "method": "sgr"},
+        {"network": "vit", "method": "sgr", "precision": "bf16"},
         {"network": "resnet", "method": "man", "accumulate": 2},
         {"network": "vit", "method": "auglocal", "optimizer": "adamw"},
         {"network": "gpt-rotary", "method": "dgl", "optimizer": "adamw"},

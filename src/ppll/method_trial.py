@@ -16,7 +16,7 @@ from ppll.data import Loader, PreparedData
 from ppll.devices import device_of
 from ppll.errors import RecipeError
 from ppll.message import MIX, OTHER_TARGETS, Kind, Message
-from ppll.methods.base import late_shapes_of
+from ppll.methods.base import Method, late_shapes_of
 from ppll.numerics import own_generator
 from ppll.own_class import is_own_class
 from ppll.own_method import blamed
@@ -37,7 +37,7 @@ def try_method(blueprint: Blueprint, data: PreparedData) -> None:
 
     Raises:
         RecipeError: It raises something; the place in its module is named. Or a loss is not
-            finite, which would stop the run at its first step.
+            finite, which would stop the run at its first step. Or it changes numbers of its own.
         ModelError: What it returns is of no use.
     """
     recipe = blueprint.recipe
@@ -46,6 +46,7 @@ def try_method(blueprint: Blueprint, data: PreparedData) -> None:
     blueprint = dataclasses.replace(blueprint, recipe=recipe.with_settings(_settings(recipe)))
     train, evaluate = _messages(blueprint, data)
     late: dict[str, Tensor] = {}
+    before = _numbers(blueprint.method)
     with own_generator():
         for index in range(blueprint.num_blocks):
             block = _first_block(blueprint, index)
@@ -57,6 +58,24 @@ def try_method(blueprint: Blueprint, data: PreparedData) -> None:
                 late_shapes_of(block.method, block.site)
                 evaluate = block.forward(evaluate)
                 block.evaluate()
+    _refuse_state(recipe.method.name, before, _numbers(blueprint.method))
+
+
+def _numbers(method: Method) -> dict[str, str]:
+    """What it says of itself that may count something."""
+    kinds = reversed(type(method).__mro__)
+    said = {key: value for kind in kinds for key, value in vars(kind).items()} | vars(method)
+    return {key: repr(v) for key, v in said.items() if isinstance(v, int | float | Tensor)}
+
+
+def _refuse_state(name: str, before: Mapping[str, str], after: Mapping[str, str]) -> None:
+    """Blocks of one process have one method, those of others and a resumed run begin anew."""
+    if changed := [key for key, value in after.items() if before.get(key, value) != value]:
+        raise RecipeError(
+            f"method.name = {name!r} changes {', '.join(changed)} of itself while it learns, which "
+            f"no checkpoint holds and blocks of other processes do not see: keep what changes in "
+            f"a buffer of the auxiliary network."
+        )
 
 
 def _settings(recipe: Recipe) -> list[str]:

@@ -115,20 +115,27 @@ class Registry(Generic[T]):
         entry = self[name]
         return entry.build(*args, **self.check(name, options))
 
-    def check(self, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    def check(
+        self, name: str, options: Mapping[str, Any], section: str | None = None
+    ) -> dict[str, Any]:
         """The options, converted to their declared types.
+
+        Args:
+            name: Of the thing.
+            options: As a recipe gives them.
+            section: Where it gives them, if not where it names the thing.
 
         Raises:
             RecipeError: The name or an option is unknown, or a value has the wrong type.
         """
-        entry = self[name]
+        entry, section = self[name], section or self.section
         for key in options:
             if key not in entry.options:
-                keys = [*entry.options, *_KEYS_BESIDE.get(self.section, ())]
-                known = [f"{self.section}.{known}" for known in keys] or ["(none)"]
+                keys = [*entry.options, *_KEYS_BESIDE.get(section, ())]
+                known = [f"{section}.{known}" for known in keys] or ["(none)"]
                 what = f"option of {self.kind} {name!r}"
-                raise RecipeError(unknown_name(what, f"{self.section}.{key}", known))
-        return _converted(entry, options, self.section)
+                raise RecipeError(unknown_name(what, f"{section}.{key}", known))
+        return _converted(entry, options, section)
 
 
 def _converted(entry: Entry[Any], options: Mapping[str, Any], section: str) -> dict[str, Any]:

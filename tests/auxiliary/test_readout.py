@@ -50,6 +50,28 @@ def test_a_readout_starts_as_the_head_that_it_is_of(adapter: int) -> None:
     assert names.keys() <= {f"auxiliary.first.{name}" for name in module.state_dict()}
 
 
+def test_an_adapter_mixes_the_channels_of_each_pixel() -> None:
+    """Maps of two rows and three columns: what is added at a pixel is of that pixel alone."""
+    head = nn.Sequential(nn.Flatten(), nn.Linear(4 * 6, NUM_CLASSES))
+    shape = (4, 2, 3)
+    site = replace(
+        SITE,
+        input_shape=(1, 4, 6),
+        feature_shape=shape,
+        layers_behind=(Layer("head", head),),
+        shapes_behind=((NUM_CLASSES,),),
+    )
+    module = with_values(auxiliaries.build("frozen-readout", {"adapter": 5}, site))
+    adapter = module.get_submodule("adapter")
+    nn.init.normal_(adapter.get_parameter("up"))
+    maps = torch.randn(2, *shape)
+    added = adapter(maps) - maps
+    changed = maps.clone()
+    changed[:, 1, 0, 2] += 1
+    differs = (adapter(changed) - changed - added).abs().amax((0, 1)) > 1e-4
+    assert differs.nonzero().tolist() == [[0, 2]]
+
+
 @pytest.mark.parametrize("names", [["weight", "bias"], ["weight"], []])
 def test_a_copy_starts_as_the_layer_where_only_some_values_are_given(names: list[str]) -> None:
     """As the layer itself: the others are first values of the seed."""
@@ -105,6 +127,7 @@ def test_the_last_layer_is_not_run_on_what_it_reads_in_the_network(depth: int) -
         ({"adapter": -1}, SITE, "adapter must be at least 0, found -1"),
         ({}, replace(SITE, feature_shape=(9,)), r"reads \(6,\) a sample, found \(9,\)"),
         ({}, replace(SITE, layers_behind=(Layer("relu", nn.ReLU()),)), "has no parameters"),
+        ({}, replace(SITE, layers_behind=(), shapes_behind=()), "no layer follows what it reads"),
     ],
 )
 def test_what_cannot_be_is_refused(options: dict[str, Any], site: BlockSite, words: str) -> None:

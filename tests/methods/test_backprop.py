@@ -88,11 +88,26 @@ def test_an_exit_stands_behind_every_cut() -> None:
     assert modules.auxiliary is None
 
 
-def test_exits_need_a_cut() -> None:
-    """Without, the logits of all classes would be taken for those of so many exits."""
-    recipe = small_recipe(method="backprop", split_blocks=1).with_settings(["method.exits=linear"])
-    with pytest.raises(RecipeError, match=r"split\.blocks = 1 makes none: .* method\.exits out"):
+@pytest.mark.parametrize("setting", ["method.exits=linear", "method.context=E"])
+def test_exits_and_context_need_a_cut(setting: str) -> None:
+    """Without, the logits of all classes would be taken for those of so many exits, and a control
+    would lack the context that it was to have."""
+    recipe = small_recipe(method="backprop", split_blocks=1).with_settings([setting])
+    with pytest.raises(
+        RecipeError, match=r"split\.blocks = 1 makes none: .* method\.exits and .* out"
+    ):
         blueprint_of(recipe, MadeUpBatches())
+
+
+@pytest.mark.parametrize("options", [{"hiden": 4}, {"hidden": "many"}])
+def test_options_of_exits_are_called_by_their_own_key(options: dict[str, object]) -> None:
+    with pytest.raises(RecipeError, match=r"method\.exit_options\.hid"):
+        built("backprop", exits="conv-2fc", exit_options=options)
+
+
+def test_options_of_exits_need_exits() -> None:
+    with pytest.raises(RecipeError, match=r"exit_options are those of method\.exits: name"):
+        built("backprop", exit_options={"hidden": 4})
 
 
 class Whole(HeadMethod):

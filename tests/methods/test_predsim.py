@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ppll.errors import RecipeError
+from ppll.errors import ModelError, RecipeError
 from ppll.losses.similarity import similarity_matching
 from ppll.methods.predsim import PredSimNetwork
 from ppll.site import BlockSite
@@ -50,3 +50,10 @@ def test_the_head_is_the_recipe_s_choice(network: str) -> None:
 def test_a_beta_out_of_range_is_refused(beta: float) -> None:
     with pytest.raises(RecipeError, match=r"method.beta must be from 0 to 1"):
         built("predsim", beta=beta)
+
+
+@pytest.mark.parametrize("auxiliary", ["pooled-linear", "mlp-sr"])
+def test_targets_of_tokens_are_refused_whatever_the_head(auxiliary: str) -> None:
+    site = BlockSite(0, 4, (8,), (8, 6), 3, num_tokens=3, predicts_tokens=True)
+    with pytest.raises(ModelError, match=r"method 'predsim' compares .*: choose another method"):
+        built("predsim", auxiliary=auxiliary).build_auxiliary(site)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from ppll.errors import RecipeError
+from ppll.errors import ModelError, RecipeError
 from ppll.losses.contrastive import supervised_contrastive
 from ppll.site import BlockSite
 from tests.interleaving import NETWORKS
@@ -42,6 +42,26 @@ def test_only_the_last_block_predicts() -> None:
     assert method.exit(None, features) is features
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "remedy"),
+    [
+        ("scpl", {"auxiliary": "mlp-sr"}, "here: choose another method.name"),
+        ("scpl", {}, "here: choose another method.name"),
+        (
+            "contsup",
+            {"objective": "contrast", "auxiliary": "linear", "context": "R1"},
+            "here: set method.objective = 'softmax', or choose another method.name",
+        ),
+    ],
+)
+def test_targets_of_tokens_are_refused_whatever_projects(
+    method: str, options: dict[str, Any], remedy: str
+) -> None:
+    site = BlockSite(0, 4, (8,), (8, 6), 3, num_tokens=3, predicts_tokens=True)
+    with pytest.raises(ModelError, match=f"a contrast compares samples by .* {remedy}"):
+        built(method, **options).build_auxiliary(site)
+
+
 @every_network
 @pytest.mark.parametrize("setting", ["auxiliary_options.hidden=0", "auxiliary=mlp-sr"])
 def test_every_block_learns_from_a_batch(setting: str, network: str) -> None:
@@ -59,6 +79,8 @@ def test_the_same_bits_on_every_placement(network: str) -> None:
         ({"temperature": -1.0}, r"method.temperature must be at least 0.001"),
         ({"projection": 0}, r"method.projection must be above 0"),
         ({"auxiliary": "none"}, r"unknown auxiliary network 'none'"),
+        ({"auxiliary": "pooled-linear"}, r"'pooled-linear' is zero at first, .*'projector'"),
+        ({"auxiliary": "frozen-readout"}, r"'frozen-readout' makes the network's .*'projector'"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:

@@ -231,6 +231,12 @@ class Exit(Wrong):
 class Infinite(Wrong):
     def local_loss(self, auxiliary, lesson, task_loss):
         return LocalLoss(lesson.features.sum().log() - float("inf"), None)
+
+class Counting(Wrong):
+    num_batches = 0
+    def local_loss(self, auxiliary, lesson, task_loss):
+        self.num_batches += 1
+        return super().local_loss(auxiliary, lesson, task_loss)
 """
 
 
@@ -249,6 +255,7 @@ class Infinite(Wrong):
         ("Infinite", r"^RecipeError: the loss of block 0 is -inf with first values, before any"),
         ("Exit", r"'wrong:Exit' fails in block 0 .*'no_such_thing' \(.*wrong.py, line 31\)"),
         ("Undeclared", r"^ModelError: .* returned 'logits', .* late_fields says \(none\)"),
+        ("Counting", r"^RecipeError: .*'wrong:Counting' changes num_batches of itself .* buffer"),
         ("Unsized", r"^ModelError: late_shapes of wrong:Unsized returned \(none\), .* 'logits'"),
     ],
 )

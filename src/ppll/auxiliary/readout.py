@@ -15,6 +15,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
+from ppll.auxiliary.features import is_channels_last
 from ppll.auxiliary.later_layers import hidden_layers
 from ppll.errors import ModelError, RecipeError
 from ppll.models.copies import CopyOf
@@ -59,10 +60,17 @@ class SharedReadout(nn.Module):
 
 
 class NearIdentity(nn.Module):
-    """Features (..., D) and what a narrow MLP adds to them: nothing at first."""
+    """Features and what a narrow MLP adds to them: nothing at first.
 
-    def __init__(self, width: int, hidden: int) -> None:
+    Args:
+        width: Length D of a token or vector, or channels C of a map.
+        hidden: Hidden units.
+        dim: Which dimension of a batch is so long: -1, or 1 of maps (N, C, H, W).
+    """
+
+    def __init__(self, width: int, hidden: int, dim: int) -> None:
         super().__init__()
+        self.dim = dim
         self.down = nn.Linear(width, hidden)
         self.up = nn.Parameter(torch.empty(width, hidden))
         self.reset_parameters()
@@ -73,8 +81,8 @@ class NearIdentity(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """The features with the addition."""
-        hidden = nn.functional.gelu(self.down(features))
-        return features + nn.functional.linear(hidden, self.up)
+        hidden = nn.functional.gelu(self.down(features.movedim(self.dim, -1)))
+        return features + nn.functional.linear(hidden, self.up).movedim(-1, self.dim)
 
 
 def shared_readout(site: BlockSite, *, depth: int = 1) -> SharedReadout:
@@ -122,14 +130,20 @@ def frozen_readout(site: BlockSite, *, adapter: int = 0) -> nn.Module:
 
     Args:
         site: The cut; features are like what the last layer reads.
-        adapter: Hidden units of an adapter before it; 0 for none.
+        adapter: Hidden units of an adapter before it, which mixes the channels of each pixel of
+            maps; 0 for none.
 
     Raises:
         RecipeError: ``adapter`` is negative.
-        ModelError: Features are of another shape than the last layer reads.
+        ModelError: Features are of another shape than the last layer reads, or come behind it.
     """
     if adapter < 0:
         raise RecipeError(f"frozen-readout: adapter must be at least 0, found {adapter}.")
+    if not site.layers_behind:  # As for MAN before the last layer, which it reads through already.
+        raise ModelError(
+            "'frozen-readout' reads features by the network's last layer, but no layer follows "
+            "what it reads: cut earlier (split.cuts) or choose another method.auxiliary."
+        )
     read = _read_by_last(site)
     if read != site.feature_shape:
         raise ModelError(
@@ -140,7 +154,8 @@ def frozen_readout(site: BlockSite, *, adapter: int = 0) -> nn.Module:
     readout = _last_layer("frozen-readout", site)
     if adapter == 0:
         return readout
-    adapted = NearIdentity(site.feature_shape[-1], adapter)
+    are_maps = len(read) == 3 and not is_channels_last(site)
+    adapted = NearIdentity(read[0 if are_maps else -1], adapter, 1 if are_maps else -1)
     return nn.Sequential(OrderedDict(adapter=adapted, readout=readout))
 
 

@@ -23,6 +23,7 @@ from ppll.blocks.modules import BlockModules
 from ppll.blocks.nonfinite import LossCheck, NonFiniteLoss, OnNonFinite
 from ppll.blocks.optimization import Schedule
 from ppll.blocks.passage import Passage
+from ppll.blocks.seeding import EVALUATE, FORWARD, LEARN, Seeds
 from ppll.blocks.slow import SlowParameters, flat_parameters
 from ppll.blocks.updates import Updates
 from ppll.losses.classification import on_both_classes
@@ -34,15 +35,13 @@ from ppll.methods.base import (
     Method,
     TaskLoss,
     late_part_of,
+    let_take_slow,
     local_loss_of,
 )
 from ppll.metrics import Counts, Tally
 from ppll.numerics import in_turn
-from ppll.randomness import fold
 
 __all__ = ["Block", "NonFiniteLoss", "OnNonFinite"]
-
-_FORWARD, _LEARN, _EVALUATE = range(3)
 
 
 class Block:
@@ -112,7 +111,7 @@ class Block:
         self._features_type = features_type
         self._reads = modules.reads
         self._ending = frozenset(modules.reads) - frozenset(modules.makes)
-        self._random_key = fold(seed, "block", site.block_index)
+        self._seeds = Seeds(seed, site.block_index)
         self._training: bool | None = None
         self._passage: Passage | None = None
         self._skips_batch = False
@@ -131,8 +130,7 @@ class Block:
         """Learn with other replicas, each with random numbers of its own; values come later."""
         self.exchange = exchange
         self.updates.join(exchange)
-        if replica:
-            self._random_key = fold(self._random_key, "replica", replica)
+        self._seeds.join(replica)
 
     @in_turn
     def forward(self, message: Message) -> Message:
@@ -148,15 +146,15 @@ class Block:
             self.updates.begin(message.step)
             if self._check.may_leave_out:
                 self.counts.begin_batch()
-        self._seed(_FORWARD if trains else _EVALUATE, message)
+        self._seed(FORWARD if trains else EVALUATE, message)
         self._passage, fields = self._forward(message)
         return message.with_tensors(**fields).without(self._ending)
 
     def _forward(self, message: Message) -> tuple[Passage, dict[str, Tensor]]:
         """What a forward does on the device: the passage, and the fields that leave."""
         trains = message.kind is Kind.TRAIN
-        came = [message.tensors[name] for name in self._reads]
-        before = [tensor._version for tensor in came]
+        came = {name: message.tensors[name] for name in self._reads} | dict(message.tensors)
+        before = [tensor._version for tensor in came.values()]
         received = opened(message.tensors, self._features_type)
         inputs = received[FEATURES]
         if trains and self.method.needs_input_gradient and inputs.is_floating_point():
@@ -165,9 +163,9 @@ class Block:
             # Evaluation is not compiled: a network that is loaded must compute alike.
             compute = self._compute if trains else _compute
             features, beside = compute(self.modules, inputs, received)
-        made = [features, *beside.values(), message.targets]
+        made = [features, *beside.values()]
         versions = (*before, *[tensor._version for tensor in made])
-        passage = Passage(message, inputs, features, (*came, *made), versions)
+        passage = Passage(message, inputs, features, received, (*came.values(), *made), versions)
         self._refuse_in_place(passage)
         carried = renamed(message.tensors, PREVIOUS) if self.method.carries_input else {}
         return passage, {**self._leaving_fields(features, beside), **carried}
@@ -189,14 +187,14 @@ class Block:
         Raises:
             NonFiniteLoss: The loss (in float16 also its gradient, however it is scaled) is not
                 finite, and the run is to stop then; nothing was updated.
-            ModelError: A module changed the block's input or output in place.
+            ModelError: The block's input or output, another field or ``slow`` was changed in place.
         """
         passage = self._take_passage()
         message = passage.message
         # Once a batch, as it is updated once: what follows a layer counts updates.
         if slow is not None and message.part == 0 and self.modules.auxiliary is not None:
-            self.method.take_slow(self.modules.auxiliary, slow)
-        self._seed(_LEARN, message)
+            let_take_slow(self.method, self.modules.auxiliary, slow)
+        self._seed(LEARN, message)
         self.counts.count(message.targets)
         late_part = self._learn(passage, late or {})
         if message.ends_batch:
@@ -206,7 +204,7 @@ class Block:
     def _learn(self, passage: Passage, late: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What a learning step does on the device; the second part of the message."""
         message = passage.message
-        lesson = Lesson(passage.inputs, passage.features, message.targets, message.tensors, late)
+        lesson = Lesson(passage.inputs, passage.features, message.targets, passage.fields, late)
         with self._autocast(), self._attention():
             task_loss = self._task_loss_on(message)
             loss = self._local_loss(self.method, self.modules.auxiliary, lesson, task_loss)
@@ -216,7 +214,8 @@ class Block:
         if not self._skips_batch:
             if message.ends_batch:
                 self.exchange.begin()
-            self.updates.backward(_share_of(loss.value, message))
+            with self._attention():  # Layers that are computed again take the same kernel.
+                self.updates.backward(_share_of(loss.value, message))
             self._refuse_in_place(passage)
             self.counts.add(loss.value, loss.logits, message.targets)
         if message.ends_batch:
@@ -291,10 +290,7 @@ class Block:
 
     def _seed(self, phase: int, message: Message) -> None:
         """Make the default generator a function of seed, block and message."""
-        position = message.sequence if phase is _EVALUATE else message.step
-        # The CPU generator keeps no more than 32 bits of a seed.
-        part = (message.part,) if message.part else ()
-        seed = fold(self._random_key, phase, position, *part) & 0xFFFFFFFF
+        seed = self._seeds.of(phase, message)
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
         torch.default_generator.manual_seed(seed)
@@ -328,10 +324,8 @@ class Block:
         """A changed input or output would be seen by a neighbour in the same process only."""
         for position in passage.changed():
             leaves = partial(self.method.exit, self.modules.auxiliary)
-            fields = opened(passage.message.tensors, self._features_type)
-            fields = {**fields, FEATURES: passage.inputs}
             with self._autocast():
-                raise in_place_error(self.index, self.modules, leaves, position, fields)
+                raise in_place_error(self.index, self.modules, leaves, position, passage.fields)
 
 
 def _compute(

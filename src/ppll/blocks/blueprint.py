@@ -117,7 +117,7 @@ class Blueprint:
         Raises:
             ModelError: The network cannot be cut so, or does not fit the data.
             RecipeError: The method is unknown, has no such option, trains all blocks as one that
-                have replicas of their own, or has exits behind cuts where there is none. Or
+                have replicas of their own, or has exits or context at cuts where there is none. Or
                 something reads classes where the data has values.
         """
         method = build_method(recipe)
@@ -129,13 +129,15 @@ class Blueprint:
                 f"train.replicas = {list(recipe.train.replicas)} is one number a block, but method "
                 f"{recipe.method.name!r} trains the whole network as one: give one number."
             )
-        builds = method.reads_cuts and method.has_auxiliary
+        own = is_own_class(recipe.method.name)
+        # One of the shelf reads cuts only where it is asked for something there.
+        builds = method.reads_cuts and (method.has_auxiliary or not own)
         if method.end_to_end and builds and recipe.split.blocks == 1:
-            own = is_own_class(recipe.method.name)
-            other = "set has_auxiliary = False in the class" if own else "leave method.exits out"
+            shelf = "leave method.exits and method.context out"
+            other = "set has_auxiliary = False in the class" if own else shelf
             raise RecipeError(
-                f"method {recipe.method.name!r} has an auxiliary network behind every cut, but "
-                f"split.blocks = 1 makes none: set it to 2 or more, or {other}."
+                f"method {recipe.method.name!r} has an auxiliary network or context at every cut, "
+                f"but split.blocks = 1 makes none: set it to 2 or more, or {other}."
             )
         ranges = block_ranges(network, split)
         is_tried = shapes is not None

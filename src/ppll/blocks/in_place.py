@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ppll.blocks.modules import BlockModules
 from ppll.errors import ModelError
-from ppll.message import FEATURES
+from ppll.message import FEATURES, TARGETS
 
 __all__ = ["in_place_error"]
 
@@ -21,14 +21,14 @@ def in_place_error(
     position: int,
     fields: Mapping[str, Tensor],
 ) -> ModelError:
-    """What is wrong with a block that changes its input, output or targets in place.
+    """What is wrong with a block that changes what it reads, or its output, in place.
 
     Args:
         block_index: Which block.
         modules: What it computes with.
         leaves: Its exit, on its features.
-        position: Of the tensor that was changed, among those that it reads, then those that it
-            makes, then the targets.
+        position: Of the tensor that was changed, among those that its layers read, then the other
+            fields, then those that it makes.
         fields: What it computes with, by name.
     """
 
@@ -39,18 +39,26 @@ def in_place_error(
         yield from (features, *beside.values())
         leaves(features)
 
-    if position == len(modules.reads) + len(modules.makes):
-        return ModelError(
-            f"the loss of block {block_index} changes the targets in place. The same memory may be "
-            f"another block's, so the result would depend on the placement. Let it change a copy: "
-            f"targets.clone()."
-        )
-    end = "input" if position < len(modules.reads) else "output"
-    culprit = _first_in_place(run_once, [m for _, m in modules.named()], position)
+    others = [name for name in fields if name not in modules.reads]
+    beyond = position - len(modules.reads)
+    if 0 <= beyond < len(others):
+        return _of_field(block_index, others[beyond])
+    end, at = ("input", position) if beyond < 0 else ("output", position - len(others))
+    culprit = _first_in_place(run_once, [m for _, m in modules.named()], at)
     return ModelError(
         f"a module changes the {end} of block {block_index} in place: {culprit}. The same "
         f"memory may be another block's, so the result would depend on the placement. "
         f"Use the module's out-of-place form (such as ReLU(inplace=False))."
+    )
+
+
+def _of_field(block_index: int, name: str) -> ModelError:
+    """The error for a field that no layer reads: the loss does, or context."""
+    who, what = ("loss", "the targets") if name == TARGETS else ("method", f"the field {name!r}")
+    return ModelError(
+        f"the {who} of block {block_index} changes {what} in place. The same memory may be "
+        f"another block's, so the result would depend on the placement. Let it change a copy: "
+        f"{name}.clone()."
     )
 
 

@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 
+from ppll.blocks.averages import AVERAGE
+from ppll.blocks.loss_scale import LOSS_SCALE
 from ppll.blocks.own_optimizer import build_own_optimizer
+from ppll.errors import RecipeError
 from ppll.memory_layout import like
 from ppll.update_sections import OptimizerConfig, ScheduleConfig
 
@@ -123,11 +126,24 @@ def _is_exempt(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
 def named_state(
     optimizer: optim.Optimizer, parameters: Iterable[tuple[str, nn.Parameter]]
 ) -> Iterator[tuple[str, Tensor]]:
-    """The optimizer's tensors under the names of their parameters: ``NAME.exp_avg`` and so on."""
+    """The optimizer's tensors under the names of their parameters: ``NAME.exp_avg`` and so on.
+
+    Raises:
+        RecipeError: One has a name that means something else in a checkpoint.
+    """
     for name, parameter in parameters:
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
+                _check_free(optimizer, key)
                 yield f"{name}.{key}", value
+
+
+def _check_free(optimizer: optim.Optimizer, key: object) -> None:
+    if f".{key}" in (AVERAGE, LOSS_SCALE):
+        raise RecipeError(
+            f"optimizer {type(optimizer).__name__!r} keeps state[parameter][{key!r}], under which "
+            f"a checkpoint holds what train.ema or a loss scale needs: give it another name."
+        )
 
 
 def restore_state(

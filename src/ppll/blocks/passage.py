@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -20,13 +20,16 @@ class Passage:
         message: As it came.
         inputs: The features (N, ...) that the block computes with.
         features: What it made of them, with their history.
-        kept: The tensors that came, then those that were made, features first, then the targets.
+        fields: What travels in the message by name, as the block computes with it.
+        kept: The tensors that came, those first that the layers read, then those that were made,
+            features first.
         versions: Of the first before the forward, of the others after it.
     """
 
     message: Message
     inputs: Tensor
     features: Tensor
+    fields: Mapping[str, Tensor] = field(default_factory=dict)
     kept: tuple[Tensor, ...] = ()
     versions: tuple[int, ...] = ()
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ppll.auxiliary import auxiliaries
 from ppll.auxiliary.context import ContextChoice, build_context
 from ppll.data.loader import IMAGE
+from ppll.errors import RecipeError
 from ppll.methods.base import BlockSite, Lesson, LocalLoss, Method, Paper, TaskLoss
 from ppll.methods.options import check_not_negative
 
@@ -44,6 +45,11 @@ class Backprop(Method):
         exit_weight: float = 0.3,
     ) -> None:
         check_not_negative(exit_weight=exit_weight)
+        if exits is None and exit_options:
+            raise RecipeError(
+                "method.exit_options are those of method.exits: name that auxiliary network, such "
+                "as method.exits = 'linear', or leave them out."
+            )
         self.context = context
         self.exits = exits
         self.exit_options = exit_options or {}
@@ -52,7 +58,7 @@ class Backprop(Method):
         self.reads_cuts = self.has_auxiliary or context is not None
         self.fields = (IMAGE,) if "E" in (context or "") else ()
         if exits is not None:
-            auxiliaries.check(exits, self.exit_options)
+            auxiliaries.check(exits, self.exit_options, "method.exit_options")
 
     def build_auxiliary(self, site: BlockSite) -> nn.Module:
         """The exit behind a segment."""

@@ -14,7 +14,7 @@ from ppll.message import PREVIOUS
 from ppll.site import BlockSite
 
 __all__ = ["PREVIOUS", "BlockSite", "Lesson", "LocalLoss", "Method", "Paper", "TaskLoss"]
-__all__ += ["late_part_of", "late_shapes_of", "local_loss_of"]
+__all__ += ["late_part_of", "late_shapes_of", "let_take_slow", "local_loss_of"]
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
 """Logits (N, classes) and targets (N) to a scalar, or both values (N, D); of tokens (N, T, classes)
@@ -208,6 +208,22 @@ def late_shapes_of(method: Method, site: BlockSite) -> dict[str, tuple[int, ...]
     shapes = method.late_shapes(site)
     _check_names(method, "late_shapes", shapes)
     return shapes
+
+
+def let_take_slow(method: Method, auxiliary: nn.Module, parameters: Tensor) -> None:
+    """Let a method take over a later layer's parameters; the method may be the user's own.
+
+    Raises:
+        ModelError: It changed what it was given, which other blocks may be given, too.
+    """
+    version = parameters._version
+    method.take_slow(auxiliary, parameters)
+    if parameters._version != version:
+        raise ModelError(
+            f"take_slow of {_name(method)} changes the parameters in place. The same memory may be "
+            f"given to another block, so the result would depend on the placement. Let it change "
+            f"a copy: parameters.clone()."
+        )
 
 
 def _check_names(method: Method, function: str, found: Mapping[str, object]) -> None:

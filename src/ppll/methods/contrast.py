@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, ClassVar, Final, Literal, TypeAlias
 
 from torch import Tensor, nn
 
@@ -13,13 +13,18 @@ from ppll.errors import RecipeError
 from ppll.losses.contrastive import supervised_contrastive
 from ppll.methods.base import Lesson, LocalLoss, TaskLoss
 from ppll.methods.heads import HeadMethod
-from ppll.methods.options import check_positive
+from ppll.methods.options import check_positive, refuse_targets_of_tokens
 from ppll.site import BlockSite
 
 __all__ = ["ContrastMethod", "Objective"]
 
 _COLDEST: Final = 1e-3
 """Below, shares of the batch leave what float32 can tell apart."""
+
+_NO_PROJECTORS: Final = {
+    "pooled-linear": "is zero at first, and a contrast of zeros has no gradient",
+    "frozen-readout": "makes the network's own logits, whatever method.projection says",
+}
 
 Objective: TypeAlias = Literal["softmax", "contrast"]
 
@@ -39,6 +44,7 @@ class ContrastMethod(HeadMethod):
     """
 
     default_auxiliary = "conv-2fc"
+    instead_of_contrast: ClassVar[str] = "set method.objective = 'softmax', or "
 
     def __init__(
         self,
@@ -55,6 +61,11 @@ class ContrastMethod(HeadMethod):
             raise RecipeError(
                 f"method.temperature must be at least {_COLDEST} and finite, found {temperature:g}."
             )
+        if objective == "contrast" and (why := _NO_PROJECTORS.get(self.auxiliary)):
+            raise RecipeError(
+                f"method.auxiliary = {self.auxiliary!r} {why}: choose another for a contrast, such "
+                f"as 'projector'."
+            )
         self.objective = objective
         self.needs_classes = objective == "contrast"
         self.temperature = temperature
@@ -63,6 +74,7 @@ class ContrastMethod(HeadMethod):
     def build_auxiliary(self, site: BlockSite) -> nn.Module:
         """The head: a classifier, or a projector of the same shape."""
         if self.objective == "contrast":
+            refuse_targets_of_tokens("a contrast", site, self.instead_of_contrast)
             site = replace(site, num_classes=self.projection)
         return auxiliaries.build(self.auxiliary, self.auxiliary_options, site)
 

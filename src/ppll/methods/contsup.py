@@ -25,7 +25,7 @@ class ContSup(ContrastMethod):
         auxiliary_options: Options of that network.
         objective: The task loss on the head's logits, or the supervised contrastive loss on its
             projections; blocks then make no prediction.
-        temperature: Of the contrastive loss, above 0.
+        temperature: Of the contrastive loss, at least 0.001.
         projection: Length of the projections.
         context: ``"E"`` for the encoded image, ``"R1"`` for the encoded input of the block before,
             ``"R1E"`` for both.

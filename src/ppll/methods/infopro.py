@@ -39,7 +39,7 @@ class InfoPro(ContrastMethod):
         auxiliary_options: Options of that network.
         objective: The task loss on the head's logits, or the supervised contrastive loss on its
             projections; blocks then make no prediction.
-        temperature: Of the contrastive loss, above 0.
+        temperature: Of the contrastive loss, at least 0.001.
         projection: Length of the projections.
         lambda1_first: Weight of the reconstruction in the first block, at least 0.
         lambda1_last: The same in the last block but one.

@@ -12,6 +12,7 @@ from ppll.errors import RecipeError
 from ppll.losses.similarity import similarity_matching
 from ppll.methods.base import Lesson, LocalLoss, Paper, TaskLoss
 from ppll.methods.heads import HeadMethod
+from ppll.methods.options import refuse_targets_of_tokens
 from ppll.site import BlockSite
 
 __all__ = ["PredSim"]
@@ -52,6 +53,7 @@ class PredSim(HeadMethod):
 
     def build_auxiliary(self, site: BlockSite) -> nn.Module:
         """Head and similarity layer."""
+        refuse_targets_of_tokens("method 'predsim'", site)
         head = super().build_auxiliary(site)
         return PredSimNetwork(head, similarity_layer("predsim", site), site.num_classes)
 

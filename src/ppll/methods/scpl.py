@@ -19,11 +19,12 @@ class SCPL(ContrastMethod):
         auxiliary: Name of the network that projects; the paper's MLP where it is not given.
         auxiliary_options: Options of that network.
         projection: Length of the projections.
-        temperature: Of the loss, above 0.
+        temperature: Of the loss, at least 0.001.
     """
 
     paper = Paper("Supervised Contrastive Parallel Learning", 2026, "arXiv 2602.00062")
     default_auxiliary = "projector"
+    instead_of_contrast = ""
 
     def __init__(
         self,
