@@ -14,7 +14,6 @@ from rich.console import Console
 from torch import Tensor
 
 from ppll.callbacks import CallbackLike, check_callbacks, followed
-from ppll.checkpoints.checkpoint import is_committed, step_folder
 from ppll.checkpoints.first_values import put_back, skeleton_of
 from ppll.checkpoints.recovery import Recovered, newest_whole
 from ppll.checkpoints.run_data import kept_data
@@ -27,7 +26,7 @@ from ppll.data.kept import digest_of
 from ppll.data.preparation import PreparedData, facts_of
 from ppll.data_facts import DataFacts
 from ppll.decoding_view import decoding_shown
-from ppll.errors import CheckpointError, Interrupted, WorkerError
+from ppll.errors import Interrupted, WorkerError
 from ppll.faults import Fault
 from ppll.given import as_recipe, check_dataset, with_own_data
 from ppll.hosts.run import Hosts
@@ -342,12 +341,5 @@ class Trainer:
         if result.step < self.blueprint.num_steps and not result.stopped:  # A signal came.
             raise Interrupted(f"interrupted at step {result.step}; saved in {job.folder.to_go_on}")
         if self._own_network is not None:
-            checkpoint = step_folder(job.folder.checkpoints, result.step)
-            if not is_committed(checkpoint):
-                raise CheckpointError(
-                    f"the values of step {result.step} are not saved, as some are not finite "
-                    f'(train.on_nonfinite = "ignore" goes on with them), so the network keeps '
-                    f"those that it had. What the run came to is in {job.folder.result}."
-                )
-            put_back(checkpoint, self._own_network)
+            put_back(job.folder, result.step, self._own_network)
         return result

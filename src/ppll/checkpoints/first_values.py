@@ -16,15 +16,16 @@ from torch import Tensor, nn
 
 from ppll.blocks.blueprint import Blueprint
 from ppll.blocks.modules import named_tensors
-from ppll.checkpoints.checkpoint import commit, step_folder, write_block
+from ppll.checkpoints.checkpoint import commit, is_committed, step_folder, write_block
 from ppll.checkpoints.reader import TensorReader
 from ppll.checkpoints.resume import training_sections
 from ppll.checkpoints.same_network import record_of
-from ppll.errors import ModelError
+from ppll.errors import CheckpointError, ModelError
 from ppll.models.empty import emptied
 from ppll.models.identity import describe_layers
 from ppll.models.initialising import initialise
 from ppll.models.network import Network
+from ppll.run_folder import RunFolder
 
 __all__ = ["first_values", "put_back", "skeleton_of", "write_first_checkpoint"]
 
@@ -99,8 +100,19 @@ def first_values(
     return tensors | found
 
 
-def put_back(checkpoint: Path, network: Network) -> None:
-    """Copy a checkpoint's values into a user's own network."""
+def put_back(folder: RunFolder, step: int, network: Network) -> None:
+    """Copy the values of a run's step into a user's own network.
+
+    Raises:
+        CheckpointError: They are not saved, since some are not finite.
+    """
+    checkpoint = step_folder(folder.checkpoints, step)
+    if not is_committed(checkpoint):
+        raise CheckpointError(
+            f"the values of step {step} are not saved, as some are not finite "
+            f'(train.on_nonfinite = "ignore" goes on with them), so the network keeps those that '
+            f"it had. What the run came to is in {folder.result}."
+        )
     saved = TensorReader(checkpoint).averaged_weights()
     with torch.no_grad():
         for name, tensor in network.named_tensors().items():
