@@ -43,7 +43,7 @@ _STUDY = "study.json"
 _MOST_LISTED = 3
 _COUNTS = (
     *("processor", "cpu_capability", "gpus"),
-    *("model_sha256", "method_sha256", "optimizer_sha256"),
+    *("data_sha256", "model_sha256", "method_sha256", "loss_sha256", "optimizer_sha256"),
 )
 """Of the environment, what the bits depend on besides torch."""
 

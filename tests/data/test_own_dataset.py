@@ -55,9 +55,16 @@ def from_file(root: Path) -> ppll.Dataset:
         num_classes=3,
     )
 
-def from_text(root: str, head="") -> ppll.Dataset:
+def from_text(root: str | None = None) -> ppll.Dataset:
     assert isinstance(root, str)
     return from_file(Path(root))
+
+def from_bytes(root: Path) -> ppll.Dataset:
+    shades = torch.tensor([int(line) for line in (root / "numbers.txt").read_text().split()])
+    images = shades.to(torch.uint8)[:, None, None, None].expand(-1, 1, 8, 8)
+    parts = images[:-2], images[-2:]
+    train, test = ((part, torch.arange(len(part)) % 3) for part in parts)
+    return ppll.Dataset.from_arrays(train=train, test=test, num_classes=3)
 
 class Changing:
     pass
@@ -80,10 +87,9 @@ def taken(validation: float = 0.1, flip=False) -> ppll.Dataset:
 def undeclared():
     return images()
 
-def network(inputs: int = 4, outputs: int = 1) -> list[torch.nn.Module]:
+def network() -> list[torch.nn.Module]:
     linear = torch.nn.Linear
-    begin = torch.nn.Sequential(linear(inputs, 8), torch.nn.ReLU())
-    return [begin, linear(8, 8), linear(8, outputs)]
+    return [torch.nn.Sequential(linear(4, 8), torch.nn.ReLU()), linear(8, 8), linear(8, 1)]
 """
 
 
@@ -181,11 +187,12 @@ def test_a_resumed_run_ends_alike_and_is_evaluated(tmp_path: Path) -> None:
     assert report.exit_accuracy == ends.exit_accuracy
 
 
-def test_what_has_changed_since_is_refused_unless_it_is_allowed(tmp_path: Path) -> None:
+def test_what_has_changed_since_is_refused_unless_it_is_allowed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "numbers.txt").write_text(" ".join(map(str, range(32))), encoding="utf-8")
-    settings = ["data.name=own_data:from_file", f"data.root={tmp_path}"]
-    settings += ["model={name='own_data:network',inputs=1,outputs=3}", "split.blocks=2"]
-    settings += ["schedule.name=constant", "data.validation=0", "data.crop=0", "train.max_steps=2"]
+    settings = ["data.name=own_data:from_bytes", f"data.root={tmp_path}"]
+    settings += ["schedule.name=constant", "checkpoint.every_steps=2", "train.max_steps=2"]
     trainer(tmp_path / "run", *settings).fit()
     (tmp_path / "numbers.txt").write_text(" ".join(map(str, range(1, 33))), encoding="utf-8")
     longer = [*settings, "train.max_steps=3"]
@@ -195,8 +202,13 @@ def test_what_has_changed_since_is_refused_unless_it_is_allowed(tmp_path: Path) 
         ppll.evaluate(tmp_path / "run")
     with pytest.raises(DataError, match="does not make the data of the run"):
         ppll.evaluate_exits(tmp_path / "run")
+    module = tmp_path / "modules" / "own_data.py"
+    module.write_text(f"{MODULE}\n# changed\n", encoding="utf-8")
     trainer(tmp_path / "run", *longer, resume=True, allow_change=["data"]).fit()
+    assert "data_sha256" in caplog.text
     assert ppll.evaluate(tmp_path / "run").step == 3
+    # What was normalised by other means is not other data.
+    assert ppll.evaluate(tmp_path / "run", step=2).step == 2
 
 
 def test_one_that_is_another_each_time_is_refused_before_anything_is_learned(

@@ -132,11 +132,12 @@ def load_batches(
         DataError: Data is missing or damaged, or does not fit the recipe.
     """
     dataset = load_dataset(config) if user_data is None else read_kept(user_data, facts)
-    if facts is not None:
-        dataset = replace(dataset, mean=facts.mean, std=facts.std)
     prepared = prepare(dataset, config)
     if config.is_own and facts is not None:
         check_same_contents(config.name, prepared.dataset, facts)
+    if facts is not None:
+        normalised = replace(prepared.dataset, mean=facts.mean, std=facts.std)
+        prepared = replace(prepared, dataset=normalised)
     return Loader(
         prepared,
         seed=seed,

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, get_args
 
 from ppll.data.dataset import Dataset
 from ppll.data.kept import digest_of
@@ -109,6 +110,7 @@ def _arguments(
         )
     options = dict(config.options)
     if config.root is not None:
-        is_text = declared_types(build).get("root") is str
-        options["root"] = str(config.root) if is_text else config.root
+        hint = declared_types(build).get("root")
+        types = {hint, *get_args(hint)}
+        options["root"] = str(config.root) if str in types and Path not in types else config.root
     return _kind(shelf).converted(config.name, build, options)

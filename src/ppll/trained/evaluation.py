@@ -155,12 +155,12 @@ def _load_data(folder: RunFolder, recipe: Recipe, facts: DataFacts) -> PreparedD
         DataError: It is missing or damaged, or of another kind than the run's.
     """
     kept = folder.user_data
-    if facts.is_given and not kept.exists():
+    is_given = kept.exists()
+    if facts.is_given and not is_given:
         raise DataError(
             f"{kept} is not there, which the run was given from Python: put it back from a copy, "
             f"or give the run the same arrays again (data=..., resume=True), which writes it."
         )
-    is_given = kept.exists()
     data = read_kept(kept, facts) if is_given else load_dataset(recipe.data)
     if (data.input_shape, data.num_classes) != (facts.input_shape, facts.num_classes):
         raise DataError(
