@@ -15,8 +15,9 @@ from ppll.bench.compare import CompareRow, compare, summary
 from ppll.bench.entrants import EndToEnd, Local, Race
 from ppll.config import Recipe
 from ppll.devices import check_devices
-from ppll.errors import RecipeError
+from ppll.errors import Interrupted, RecipeError
 from ppll.planning.view import show_comparison
+from ppll.trainer import Trainer
 from tests.faults import recipe
 
 pytestmark = pytest.mark.processes
@@ -268,3 +269,14 @@ def test_devices_that_are_not_there_are_refused_before_anything_is_measured(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(RecipeError, match=r"asks this machine for 'cuda'\. Of GPUs it has none"):
         compare(recipe(devices="cuda"), 2, ("ddp",))
+
+
+def test_an_interrupted_comparison_names_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: Any) -> None:
+        raise Interrupted("interrupted at step 1; saved in /tmp/ppll-compare-1/run")
+
+    monkeypatch.setattr(Trainer, "fit", interrupted)
+    race = Race.prepared(vit(), 2, 1, 1)
+    for carry_out in (lambda e: e.timed(), lambda e: e.accuracy(1)):
+        with pytest.raises(Interrupted, match=r"^interrupted; a comparison keeps nothing\.$"):
+            carry_out(Local(race, "ppll", 2, 1))

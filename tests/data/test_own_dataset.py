@@ -136,7 +136,7 @@ def test_a_parameter_root_is_the_folder_that_the_recipe_names(name: str, tmp_pat
         ("digits:size", {}, r"digits is a data set of the shelf: its options are data\.KEY"),
         ("own_data:images", {"sise": 1}, r"unknown option .*'data\.sise'. Did .*'data\.size'"),
         ("own_data:images", {"size": "s"}, r"data\.size: .*integer.*'s'.*own_data:images"),
-        ("own_data:images", {"root": "."}, r"unknown option .*'data\.root'"),
+        ("own_data:images", {"root": "."}, r"data\.root = \.: .* has no parameter root\. Give"),
         ("own_data:from_file", {}, r"data\.root must be given for 'own_data:from_file'"),
         ("own_data:taken", {}, r"parameters of the names data\.validation, data\.flip, which"),
     ],
@@ -152,7 +152,7 @@ def test_what_makes_no_data_set_is_refused() -> None:
     fails = r"data\.name = 'own_data:raising' fails when it is called: FileNotFoundError: no such"
     with pytest.raises(RecipeError, match=rf"{fails} table \(.*own_data\.py, line \d+\)"):
         made("raising")
-    with pytest.raises(RecipeError, match=r"returned None: it must return a ppll\.Dataset"):
+    with pytest.raises(RecipeError, match=r"returned a NoneType: it must return a ppll\.Data"):
         made("nothing")
     with pytest.raises(DataError, match="label -1 of train sample 0"):
         made("damaged")
@@ -198,14 +198,17 @@ def test_what_has_changed_since_is_refused_unless_it_is_allowed(
     longer = [*settings, "train.max_steps=3"]
     with pytest.raises(DataError, match=r"contents \(SHA-256 was \w{64}, is \w{64}\)"):
         trainer(tmp_path / "run", *longer, resume=True).check()
-    with pytest.raises(DataError, match="does not make the data of the run"):
+    changed = r"data\.name = 'own_data:from_bytes' makes other data now \(SHA-256 was \w{64}, is"
+    with pytest.raises(DataError, match=changed):
         ppll.evaluate(tmp_path / "run")
-    with pytest.raises(DataError, match="does not make the data of the run"):
+    with pytest.raises(DataError, match=changed):
         ppll.evaluate_exits(tmp_path / "run")
     module = tmp_path / "modules" / "own_data.py"
     module.write_text(f"{MODULE}\n# changed\n", encoding="utf-8")
     trainer(tmp_path / "run", *longer, resume=True, allow_change=["data"]).fit()
     assert "data_sha256" in caplog.text
+    assert "the run goes on with other data:" in caplog.text
+    assert "  contents (SHA-256 was " in caplog.text
     assert ppll.evaluate(tmp_path / "run").step == 3
     # What was normalised by other means is not other data.
     assert ppll.evaluate(tmp_path / "run", step=2).step == 2

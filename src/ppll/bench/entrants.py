@@ -19,13 +19,14 @@ from ppll.config import Recipe
 from ppll.data import load_dataset, prepare
 from ppll.data.preparation import facts_of
 from ppll.devices import check_devices, device_of
-from ppll.errors import RecipeError, UsageError, WorkerError
+from ppll.errors import Interrupted, RecipeError, UsageError, WorkerError
 from ppll.job import draw_blueprint
 from ppll.planning.costs import Costs
 from ppll.planning.measuring import measure
 from ppll.planning.plan import balanced_cuts
 from ppll.planning.planned import BlockTable
 from ppll.planning.rivals import end_to_end_cuts
+from ppll.result import Result
 from ppll.run_folder import RunFolder
 from ppll.sections import CheckpointConfig, TrackConfig
 from ppll.simulation.simulate import Link
@@ -68,11 +69,7 @@ class Local(Entrant):
             # With a restart allowed, one stage has a process of its own, as all others have.
             restarts = int(self.stages == 1)
             out = Path(folder) / "run"
-            try:
-                result = Trainer(recipe, out=out, max_restarts=restarts).fit()
-            except WorkerError as error:
-                error.__notes__ = []  # how to go on from a folder that will not be there
-                raise
+            result = _fitted(Trainer(recipe, out=out, max_restarts=restarts))
             ends_s = read_ends(RunFolder(out).batch_ends(self.stages - 1))
         if first not in ends_s:
             raise RecipeError("a run broke and was started again, so it has no rate: measure anew.")
@@ -89,9 +86,20 @@ class Local(Entrant):
         """Train for so many epochs; share of test samples that the final output gets right."""
         recipe = self._recipe.with_settings([f"train.epochs={epochs}"])
         with tempfile.TemporaryDirectory(prefix="ppll-compare-") as folder:
-            accuracy = Trainer(recipe, out=Path(folder) / "run").fit().test_accuracy
+            accuracy = _fitted(Trainer(recipe, out=Path(folder) / "run")).test_accuracy
         assert accuracy is not None
         return accuracy
+
+
+def _fitted(trainer: Trainer) -> Result:
+    """What training comes to, of whose folder nothing is left to go on with."""
+    try:
+        return trainer.fit()
+    except WorkerError as error:
+        error.__notes__ = []
+        raise
+    except Interrupted:
+        raise Interrupted("interrupted; a comparison keeps nothing.") from None
 
 
 class EndToEnd(Entrant):

@@ -125,15 +125,15 @@ def find_beginning(beginning: Beginning) -> Recovered | None:
 def _check_same_data(manifest: Manifest, beginning: Beginning) -> None:
     """Refuse other arrays, and what has changed where the recipe finds its data."""
     folder, data = beginning.job.folder, beginning.own_data
-    if "data" in beginning.allowed:
-        return
     differences: list[str] = []
     if data is None:
         differences = _changed_facts(manifest, beginning)
     elif not was_given(folder, data, beginning.job.facts):
         differences = ["arrays from Python (the run had others, or none)"]
-    if differences:
-        listed = "\n".join(f"  {difference}" for difference in differences)
+    listed = "\n".join(f"  {difference}" for difference in differences)
+    if differences and "data" in beginning.allowed:
+        _log.warning("the run goes on with other data:\n%s", listed)
+    elif differences:
         raise DataError(
             f"the run was trained on other data than is given now:\n{listed}\nGive it the same, "
             f"start a new run with another --out, or go on with the new data all the same: "

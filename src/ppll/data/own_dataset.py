@@ -56,8 +56,9 @@ def build_own_dataset(config: DataConfig, shelf: Collection[str]) -> Dataset:
     if isinstance(made, Dataset):
         return made
     raise RecipeError(
-        f"data.name = {config.name!r} returned {made!r:.80}: it must return a ppll.Dataset, as "
-        f"ppll.Dataset.from_arrays and .from_torch make one."
+        f"data.name = {config.name!r} returned a {type(made).__name__}: it must return a "
+        f"ppll.Dataset, such as ppll.Dataset.from_arrays(train=(inputs, targets), "
+        f"test=(inputs, targets))."
     )
 
 
@@ -76,8 +77,7 @@ def check_same_contents(name: str, data: Dataset, facts: DataFacts) -> None:
         raise DataError(
             f"data.name = {name!r} does not make the data of the run (its SHA-256 is in "
             f"data.json): it must make the same in every process, so seed what it draws, as by "
-            f"np.random.default_rng(0), and take files and sets in a fixed order. If what it "
-            f"reads has changed since, put that back."
+            f"np.random.default_rng(0), and take files and sets in a fixed order."
         )
 
 
@@ -106,10 +106,16 @@ def _arguments(
     if taken := [f"data.{key}" for key in parameters if key in _KEYS]:
         raise RecipeError(
             f"data.name = {config.name!r} has parameters of the names {', '.join(taken)}, which "
-            f"are keys of every data set and are not handed to it: call them otherwise."
+            f"are keys of every data set and are not handed to it: rename the parameters."
         )
     options = dict(config.options)
     if config.root is not None:
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        if "root" not in parameters and not takes_any:
+            raise RecipeError(
+                f"data.root = {config.root}: {config.name!r} has no parameter root. Give it one "
+                f"(root: Path), which is handed this folder, or leave data.root out."
+            )
         hint = declared_types(build).get("root")
         types = {hint, *get_args(hint)}
         options["root"] = str(config.root) if str in types and Path not in types else config.root
