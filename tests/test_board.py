@@ -8,7 +8,8 @@ import json
 import threading
 import time
 from collections.abc import Sequence
-from typing import NoReturn
+from queue import Queue
+from typing import Any, NoReturn
 
 import pytest
 
@@ -162,6 +163,50 @@ def test_what_fails_is_told_before_its_process_leaves(store: BoardStore) -> None
     with pytest.raises(Left), neighbour.ending_together():
         raise ChannelClosed
     assert "ValueError: why" in store.get("verdict").decode()
+
+
+def test_what_fails_has_a_while_to_leave_after_it_has_told(
+    store: BoardStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It merges metrics and waits for callbacks; that others are gone by then is no news."""
+    failing, other = boards(store, 1, 2)
+    for board in (failing, other):
+        board._roster.show(store, board.page.read())
+    monkeypatch.setattr(failing, "_timeout_s", 0.0)
+    failing.tell(ValueError("why"))
+    told_s = time.monotonic()
+    failing._turn()
+    with pytest.raises(Left):
+        other._turn()
+    monkeypatch.setattr(time, "monotonic", lambda: told_s + 29)
+    failing._turn()
+    monkeypatch.setattr(time, "monotonic", lambda: told_s + 31)
+    with pytest.raises(Left, match="1"):
+        failing._turn()
+
+
+def test_the_board_s_thread_does_not_end_what_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ppll.hosts.board._TURN_S", 0.01)
+    store, departure = BoardStore(), NotedDeparture()
+    turns: Queue[str] = Queue()
+    show = Roster.show
+
+    def noted_show(*args: Any) -> None:
+        show(*args)
+        if store.check(["verdict"]):
+            turns.put("turn")
+
+    def leave(code: int) -> NoReturn:
+        turns.put("left")
+        raise SystemExit(code)
+
+    monkeypatch.setattr(Roster, "show", noted_show)
+    monkeypatch.setattr(departure, "leave", leave)
+    world = World(0, 1, 0, 1, 0, "host", "127.0.0.1", store, store)
+    board = Board(world, Mesh.of(1), 60, departure)
+    board.tell(ValueError("why"))
+    assert [turns.get(timeout=20) for _ in range(3)] == ["turn"] * 3
+    board.close()
 
 
 def test_a_connection_that_breaks_is_named_with_who_has_found_out(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -413,6 +415,32 @@ def test_processes_that_cannot_be_killed_hold_up_no_message(
     with pytest.raises(WorkerError, match=r"rank 0 .* no progress for 0.2 s"):
         trainer_with(own_module, "", stall_timeout_s=0.2).fit()
     assert "left behind" in caplog.text
+
+
+def test_processes_that_cannot_be_killed_hold_up_no_interpreter(
+    own_module: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for its children when it ends, if it knows of them."""
+
+    def signal_twice(statuses: Sequence[Status]) -> None:
+        if own_module.with_suffix(".there").exists():
+            there.extend(multiprocessing.active_children())
+            signal.raise_signal(signal.SIGINT)
+
+    there: list[BaseProcess] = []
+    monkeypatch.setattr(agent.Agent, "kill", lambda _: None)
+    monkeypatch.setattr(launch, "_HOPELESS_S", 0.2)
+    hang = "    time.sleep(600)"
+    trainer = trainer_with(own_module, hang, stall_timeout_s=600.0, watch=signal_twice)
+    with pytest.raises(Interrupted, match="interrupted twice"):
+        trainer.fit()
+    waited_for = multiprocessing.active_children()
+    codes = [process.exitcode for process in there]
+    for process in there:
+        process.kill()
+        process.join()
+    assert set(codes) == {None}
+    assert waited_for == []
 
 
 def test_exit_codes_that_never_come_are_waited_for_once(

@@ -10,12 +10,17 @@ from typing import Any
 import pytest
 
 import ppll
+from ppll.checkpoints.starting import begin, next_start
 from ppll.config import Recipe
 from ppll.data_facts import DataFacts
-from ppll.errors import RecipeError
+from ppll.errors import ChannelTimeout, RecipeError
+from ppll.hosts.departure import Departure
 from ppll.hosts.meeting import check_world
 from ppll.hosts.run import Hosts
+from ppll.run_folder import RunFolder
+from ppll.status import Monitor
 from tests.interleaving import small_recipe
+from tests.test_world import EmptyStore, worlds
 
 
 def world_of(num_processes: int) -> Any:
@@ -69,3 +74,19 @@ def test_only_the_first_process_looks_into_a_folder_that_is_not_proved(
     recipe = small_recipe().with_settings([f"model.weights='{tmp_path / 'none'}'"])
     trainer = ppll.Trainer(recipe, out=tmp_path, resume=True)
     assert trainer.recipe.model.weights == tmp_path / "none"
+
+
+def test_who_does_not_become_ready_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ppll.hosts.run._READY_S", 0.01)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
+    recipe = small_recipe().with_settings(["runtime.stall_timeout_s=0.2"])
+    beginning = ppll.Trainer(recipe, out=tmp_path)._beginning(RunFolder.make(tmp_path))
+    begin(beginning)
+    world, departure = worlds(2, EmptyStore())[0], Departure()
+    hosts = Hosts(world, SimpleNamespace(monitor=Monitor()), departure)
+    with pytest.raises(ChannelTimeout, match=r"waited 0\.2 s for 'ready/1' of another process"):
+        hosts.carry_out(next_start(beginning, 0))
+    departure.remove_leftovers()

@@ -7,12 +7,20 @@ import signal
 import threading
 from concurrent.futures import Future
 from functools import cache
-from multiprocessing import forkserver, resource_tracker, util
+from multiprocessing import active_children, forkserver, process, resource_tracker, util
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Final
 
-__all__ = ["LAUNCHER_VARIABLE", "SIGNALS", "START_METHOD", "temporary_folder", "warm_up"]
+__all__ = [
+    "LAUNCHER_VARIABLE",
+    "SIGNALS",
+    "START_METHOD",
+    "leave_behind",
+    "temporary_folder",
+    "warm_up",
+]
 
 START_METHOD = "forkserver"
 LAUNCHER_VARIABLE = "PPLL_LAUNCHER"
@@ -34,7 +42,7 @@ def warm_up() -> None:
 
 
 @cache
-def _orders(process: int) -> SimpleQueue[Future[None]]:  # noqa: ARG001
+def _orders(launcher: int) -> SimpleQueue[Future[None]]:  # noqa: ARG001
     """What a thread that lasts as long as the process is asked to do.
 
     Linux ends the server with the thread that it came from. Whoever calls ``fit`` in a thread may
@@ -69,3 +77,10 @@ def _start() -> None:
 def temporary_folder() -> Path:
     """Where this process and its fork server have their socket."""
     return Path(util.get_temp_dir())
+
+
+def leave_behind() -> None:
+    """Let this process end while others that the fork server has started are there: Python waits
+    for all that it knows of, without end."""
+    known = process._children  # type: ignore[attr-defined]
+    known.difference_update(c for c in active_children() if isinstance(c, ForkServerProcess))

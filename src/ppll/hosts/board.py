@@ -47,6 +47,8 @@ _LONG_AFTERMATH_S: Final = 8.0
 _AGAIN_S: Final = 3.0
 """A signal that comes again so soon is the same: a terminal and the agent both pass it on."""
 _LOOK_S: Final = 0.25
+_LEAVING_S: Final = 30.0
+"""How long a process that has failed may take for its metrics and callbacks before it is gone."""
 _LAST_TURN_S: Final = 5.0
 """How long a thread may take to come back from a store that does not answer any more."""
 _VERDICT, _END = "verdict", "end"
@@ -81,6 +83,8 @@ class Board:
         self._looks = world.local_rank < _NUM_WATCHERS
         self._turned_s = time.monotonic()
         self._signalled_s: float | None = None
+        self._told_s = -math.inf
+        """When something went wrong here, so that this process leaves by itself."""
         self._closed = threading.Event()
         self._leaves = threading.Lock()
         self._keeper = threading.Thread(target=self._keep, name="board", daemon=True)
@@ -108,6 +112,7 @@ class Board:
     def tell(self, error: BaseException) -> None:
         """Let the others know what went wrong here, before this process leaves for it."""
         if not isinstance(error, ChannelClosed):
+            self._told_s = time.monotonic()  # The board's thread may see the verdict at once.
             self._judge_by(error)
 
     @contextmanager
@@ -249,10 +254,11 @@ class Board:
             self._store.compare_set(_END, "", str(int(self.wish)))
         if self._store.check([_END]):
             self.wish = Wish(int(self._store.get(_END)))
+        now_s = time.monotonic()
         if self._store.check([_VERDICT]):
-            self._leave_by(json.loads(self._store.get(_VERDICT)))
-        if self._looks:
-            now_s = time.monotonic()
+            if now_s > self._told_s + _LEAVING_S:
+                self._leave_by(json.loads(self._store.get(_VERDICT)))
+        elif self._looks:
             self._roster.look(self._store, now_s)
             self._find_silence(now_s)
 

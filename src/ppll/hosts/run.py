@@ -47,6 +47,8 @@ __all__ = ["Hosts"]
 _RANK_RESULT: Final = pydantic.TypeAdapter(RankResult)
 _RESULT: Final = pydantic.TypeAdapter(Result)
 _PARTING_S: Final = 10.0
+_READY_S: Final = 120.0
+"""How long all may take, at the least, to begin once the job is known."""
 
 
 class Hosts:
@@ -135,7 +137,8 @@ class Hosts:
         job = dataclasses.replace(job, sockets=folder)
         rank = self._world.rank
         monitor = injected_monitor(job.fault, job.generation, rank, self.board.monitor)
-        self._world.meet("ready")
+        # Nobody looks for who stands still before all have begun.
+        self._world.meet("ready", max(job.recipe.runtime.stall_timeout_s, _READY_S))
         # The same moment on all clocks, but for what a message takes.
         origin_s = self.board.begun_s = time.monotonic()
         with torch_as_new():

@@ -254,6 +254,7 @@ class Launcher:
             if self._is_hopeless:
                 there = [line.pid for line in self._lines.values() if line.is_open]
                 _log.warning("processes %s cannot be killed: they are left behind.", there)
+                fork_server.leave_behind()
                 break
             with suppress(ChannelError):
                 self._hear(_TURN_S)
