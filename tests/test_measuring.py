@@ -8,6 +8,7 @@ import torch
 from ppll.blocks.blueprint import build_method
 from ppll.errors import RecipeError
 from ppll.methods import BlockSite
+from ppll.methods.sgr import GRADIENT, SGR
 from ppll.planning.costs import Costs
 from ppll.planning.measuring import _at_none, measure
 from ppll.planning.plan import draw_plan
@@ -147,6 +148,20 @@ def test_what_is_sent_is_what_travels(
     assert layer.features_bytes == 10 * 8 * 8 * 8 * 4
     assert layer.sent_bytes == layer.features_bytes + 10 * (8 + beside + late)
     assert layer.carried_bytes == 10 * carried
+
+
+class Sees(SGR):
+    """Sends a number that it makes of the next block's first layer."""
+
+    def late_shapes(self, site: BlockSite) -> dict[str, tuple[int, ...]]:
+        return {GRADIENT: (len([*site.layers_behind[0].module.parameters()]),)}
+
+
+def test_a_second_part_is_asked_for_at_cuts_alone() -> None:
+    """Behind the last layer nothing is sent, and there is no layer that a method could see."""
+    layers = measured(f"method.name={__name__}:Sees").layers
+    assert layers[-2].leaving_bytes == layers[-2].features_bytes + 10 * (8 + 2 * 4)
+    assert layers[-1].leaving_bytes == layers[-1].features_bytes
 
 
 def test_rivals_send_features_as_they_are_computed() -> None:

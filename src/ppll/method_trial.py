@@ -28,8 +28,9 @@ def try_method(blueprint: Blueprint, data: PreparedData) -> None:
     """Let a method of the user's own learn from one message, and evaluate it, in every block.
 
     Blocks are built one after the other and thrown away; nothing is updated, and the state of the
-    generator is restored. Methods of the shelf are not tried. Nor is one that is to run on a GPU:
-    what it computes there may not exist on the CPU, and the calling process needs no context.
+    generator is restored. A method that changes numbers of its own then does the same once more.
+    Methods of the shelf are not tried. Nor is one that is to run on a GPU: what it computes there
+    may not exist on the CPU, and the calling process needs no context.
 
     Args:
         blueprint: The network cut into blocks; its own values are not changed.
@@ -37,40 +38,49 @@ def try_method(blueprint: Blueprint, data: PreparedData) -> None:
 
     Raises:
         RecipeError: It raises something; the place in its module is named. Or a loss is not
-            finite, which would stop the run at its first step. Or it changes numbers of its own.
+            finite, which would stop the run at its first step. Or numbers of its own go on
+            changing.
         ModelError: What it returns is of no use.
     """
     recipe = blueprint.recipe
     if not is_own_class(recipe.method.name) or device_of(recipe.runtime, 0).type != "cpu":
         return
     blueprint = dataclasses.replace(blueprint, recipe=recipe.with_settings(_settings(recipe)))
+    before = _numbers(blueprint.method)
+    _let_learn(blueprint, data)
+    first = _numbers(blueprint.method)
+    if first != before:  # What is set once stays as it is; a counter goes on.
+        _let_learn(blueprint, data)
+        _refuse_state(recipe.method.name, first, _numbers(blueprint.method))
+
+
+def _let_learn(blueprint: Blueprint, data: PreparedData) -> None:
+    """The first message through blocks that are new, whatever they learned before."""
     train, evaluate = _messages(blueprint, data)
     late: dict[str, Tensor] = {}
-    before = _numbers(blueprint.method)
+    name, method = blueprint.recipe.method.name, blueprint.method
     with own_generator():
         for index in range(blueprint.num_blocks):
             block = _first_block(blueprint, index)
-            with blamed(
-                recipe.method.name, blueprint.method, f"in block {index} on the first batch"
-            ):
+            with blamed(name, method, f"in block {index} on the first batch"):
                 train = block.forward(train)
                 late = _learn(block, late, _slow(blueprint, block))
                 late_shapes_of(block.method, block.site)
                 evaluate = block.forward(evaluate)
                 block.evaluate()
-    _refuse_state(recipe.method.name, before, _numbers(blueprint.method))
 
 
 def _numbers(method: Method) -> dict[str, str]:
-    """What it says of itself that may count something."""
+    """What it says of itself that may count something; a truth value does not."""
     kinds = reversed(type(method).__mro__)
     said = {key: value for kind in kinds for key, value in vars(kind).items()} | vars(method)
-    return {key: repr(v) for key, v in said.items() if isinstance(v, int | float | Tensor)}
+    numbers = {key: v for key, v in said.items() if isinstance(v, int | float | Tensor)}
+    return {key: repr(v) for key, v in numbers.items() if not isinstance(v, bool)}
 
 
-def _refuse_state(name: str, before: Mapping[str, str], after: Mapping[str, str]) -> None:
+def _refuse_state(name: str, first: Mapping[str, str], second: Mapping[str, str]) -> None:
     """Blocks of one process have one method, those of others and a resumed run begin anew."""
-    if changed := [key for key, value in after.items() if before.get(key, value) != value]:
+    if changed := [key for key, value in second.items() if first.get(key, value) != value]:
         raise RecipeError(
             f"method.name = {name!r} changes {', '.join(changed)} of itself while it learns, which "
             f"no checkpoint holds and blocks of other processes do not see: keep what changes in "

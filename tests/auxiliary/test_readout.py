@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -50,10 +51,9 @@ def test_a_readout_starts_as_the_head_that_it_is_of(adapter: int) -> None:
     assert names.keys() <= {f"auxiliary.first.{name}" for name in module.state_dict()}
 
 
-def test_an_adapter_mixes_the_channels_of_each_pixel() -> None:
-    """Maps of two rows and three columns: what is added at a pixel is of that pixel alone."""
-    head = nn.Sequential(nn.Flatten(), nn.Linear(4 * 6, NUM_CLASSES))
-    shape = (4, 2, 3)
+def adapted(*shape: int) -> nn.Module:
+    """A readout behind an adapter, of maps of such a shape."""
+    head = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), NUM_CLASSES))
     site = replace(
         SITE,
         input_shape=(1, 4, 6),
@@ -61,8 +61,21 @@ def test_an_adapter_mixes_the_channels_of_each_pixel() -> None:
         layers_behind=(Layer("head", head),),
         shapes_behind=((NUM_CLASSES,),),
     )
-    module = with_values(auxiliaries.build("frozen-readout", {"adapter": 5}, site))
-    adapter = module.get_submodule("adapter")
+    return with_values(auxiliaries.build("frozen-readout", {"adapter": 5}, site))
+
+
+def test_an_adapter_of_columns_is_not_taken_for_one_of_channels() -> None:
+    """It was one before; of maps as wide as they have channels, its values have the same shapes."""
+    names = [n for n, p in adapted(3, 2, 3).named_parameters() if p.requires_grad]
+    assert names == [f"channel_adapter.{name}" for name in ("up", "down.weight", "down.bias")]
+    rows = auxiliaries.build("frozen-readout", {"adapter": 5}, SITE)
+    assert "adapter.up" in rows.state_dict()
+
+
+def test_an_adapter_mixes_the_channels_of_each_pixel() -> None:
+    """Maps of two rows and three columns: what is added at a pixel is of that pixel alone."""
+    shape = (4, 2, 3)
+    adapter = adapted(*shape).get_submodule("channel_adapter")
     nn.init.normal_(adapter.get_parameter("up"))
     maps = torch.randn(2, *shape)
     added = adapter(maps) - maps

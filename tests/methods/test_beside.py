@@ -22,6 +22,7 @@ import ppll
 from ppll.blocks.block import Block
 from ppll.blocks.blueprint import build_method
 from ppll.blocks.slow import SlowParameters
+from ppll.channels.greeting import MAX_CAPACITY
 from ppll.checkpoints.saving import Saver, SaveRules
 from ppll.config import Recipe
 from ppll.data import load_dataset
@@ -33,6 +34,7 @@ from ppll.methods import Lesson, LocalLoss, Paper, TaskLoss, methods
 from ppll.methods.base import PREVIOUS
 from ppll.methods.greedy import Greedy
 from ppll.registry import Entry
+from ppll.simulation.line_times import _MOST_AHEAD
 from ppll.site import BlockSite
 from ppll.stream import EVERYTHING_SAVED
 from ppll.testing import Fault
@@ -340,6 +342,14 @@ def test_a_stage_saves_its_blocks_when_all_that_is_on_its_way_has_come(tmp_path:
 def test_a_lag_that_cannot_be_is_refused(setting: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         build_method(recipe().with_settings(["method.name=dgl", setting]))
+
+
+def test_the_longest_lag_is_what_a_channel_takes_without_waiting() -> None:
+    """One number in three places: a recipe needs no channel, nor does a prediction."""
+    longest = recipe().with_settings(["method.name=man", f"method.lag={MAX_CAPACITY - 1}"])
+    assert longest.method.lag == _MOST_AHEAD == MAX_CAPACITY - 1
+    with pytest.raises(RecipeError, match=r"method\.lag"):
+        longest.with_settings([f"method.lag={MAX_CAPACITY}"])
 
 
 @pytest.mark.usefixtures("shelved")

@@ -237,6 +237,13 @@ class Counting(Wrong):
     def local_loss(self, auxiliary, lesson, task_loss):
         self.num_batches += 1
         return super().local_loss(auxiliary, lesson, task_loss)
+
+class SetOnce(Wrong):
+    warned, width = False, 0
+    def local_loss(self, auxiliary, lesson, task_loss):
+        self.warned = self.warned or lesson.features.ndim > 1
+        self.width = self.width or lesson.features.shape[1]
+        return super().local_loss(auxiliary, lesson, task_loss)
 """
 
 
@@ -286,6 +293,13 @@ def test_who_goes_on_after_such_a_loss_is_not_kept_from_it(folder: Path) -> None
     (folder / "wrong.py").write_text(WRONG, encoding="utf-8")
     skips = ["method.name=wrong:Infinite", "train.on_nonfinite=skip"]
     ppll.Trainer(recipe().with_settings(skips)).check()
+    sys.modules.pop("wrong")
+
+
+def test_what_a_method_notes_once_is_its_own_affair(folder: Path) -> None:
+    """That it warned, or how wide features are: the same wherever the block is."""
+    (folder / "wrong.py").write_text(WRONG, encoding="utf-8")
+    ppll.Trainer(recipe().with_settings(["method.name=wrong:SetOnce"])).check()
     sys.modules.pop("wrong")
 
 

@@ -154,8 +154,11 @@ def frozen_readout(site: BlockSite, *, adapter: int = 0) -> nn.Module:
     readout = _last_layer("frozen-readout", site)
     if adapter == 0:
         return readout
-    are_maps = len(read) == 3 and not is_channels_last(site)
-    adapted = NearIdentity(read[0 if are_maps else -1], adapter, 1 if are_maps else -1)
+    if len(read) == 3 and not is_channels_last(site):
+        # Under a name of its own: of these maps, "adapter" mixed columns before.
+        channels = NearIdentity(read[0], adapter, 1)
+        return nn.Sequential(OrderedDict(channel_adapter=channels, readout=readout))
+    adapted = NearIdentity(read[-1], adapter, -1)
     return nn.Sequential(OrderedDict(adapter=adapted, readout=readout))
 
 

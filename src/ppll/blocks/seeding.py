@@ -43,8 +43,8 @@ class Seeds:
         return (message.part,) if message.part else ()
 
     def _place(self, message: Message) -> tuple[str, int]:
-        """The part of the data, and which message of its evaluation it is. Its number among all
-        messages is another one in a run that went on."""
+        """The part of the data, and which message of its evaluation it is. Counted within the
+        evaluation: its sequence number differs after a resume."""
         evaluation = (message.step, message.split)
         if evaluation != self._evaluation:
             self._evaluation, self._num_evaluated = evaluation, 0

@@ -90,7 +90,7 @@ class Launcher:
         self._over_at: float | None = None
         """When no rank is to be there any more."""
         self._killed_at = math.inf
-        """When ranks were killed for the first time."""
+        """When ranks were killed for the first time; inf before."""
         self._told_to_end = False
         self._pauses = Pauses()
         self._selector = selectors.DefaultSelector()

@@ -34,7 +34,8 @@ _FREE: Final = (
 )
 """Keys of the sections that matter which change no time."""
 _OF_OLDER_FILES: Final = {"train.replicas", "data.eval_batch_size", "model.fresh"}
-"""Of replicas a plan knows what they change: the samples of a message, which the costs say."""
+"""Keys of older files that no longer tell costs apart: evaluations and first values change no time,
+and of replicas a plan knows what they change, the samples of a message, which the costs say."""
 
 
 class _Measured(pydantic.BaseModel):

@@ -55,7 +55,13 @@ class Traffic:
         return self.input_bytes if self.method.carries_input else 0
 
     def behind(self, layer: Piece, site: BlockSite) -> dict[str, int]:
-        """What ``LayerCosts`` has of a layer that was run: of a block that ends with it there."""
+        """What ``LayerCosts`` has of a layer that was run: of a block that ends with it there.
+
+        Behind the network's last layer is no cut, so that no method is asked what it sends there:
+        it is the layer's output.
+        """
+        if not site.layers_behind:
+            return {"sent_bytes": layer.features_bytes + layer.beside_bytes, "carried_bytes": 0}
         features_bytes = self._features_bytes(layer)
         late = late_shapes_of(self.method, site).values()
         late_bytes = sum(self.num_samples * prod(shape) * _FLOAT_BYTES for shape in late)
