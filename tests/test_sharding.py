@@ -333,6 +333,7 @@ def test_shares_change_no_bit_of_any_method(method: str, tmp_path: Path) -> None
     assert len(found) == 1
 
 
+@pytest.mark.slow
 @processes
 def test_a_run_goes_on_with_shares_or_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -55,6 +55,7 @@ def made_up_plan(block_s: float = 0.0, fixed_s: float = 0.0) -> Plan:
     return draw_plan(recipe, costs, 2, Link())
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_every_system_is_measured_and_nearly_reaches_its_ideal() -> None:
     devices, seen = Devices.even(2, **TINY), []
