@@ -339,20 +339,27 @@ class Noisy(nn.Module):
         return nn.functional.dropout(features, 0.5, training=True)
 
 
-def evaluated(first_number: int, split: str = "test", step: int = 1) -> list[Tensor]:
-    """What leaves a block that draws, of two equal messages of an evaluation."""
+def evaluated(
+    *places: int, number: int = 3, split: str = "test", step: int = 1
+) -> tuple[Tensor, ...]:
+    """What leaves a block that draws, of equal messages at some places of an evaluation."""
     first, _ = make_blocks(nn.Linear(WIDTH, WIDTH), Noisy())
     message = replace(batch(Kind.EVALUATE), split=split, step=step)
-    return [first.forward(replace(message, sequence=first_number + i)).features for i in range(2)]
+    return tuple(
+        first.forward(replace(message, sequence=number + i, part=i, num_parts=i + 1)).features
+        for i in places
+    )
 
 
 def test_an_evaluation_is_a_function_of_seed_step_and_place() -> None:
-    """Not of a message's number, which is another where the run went on from a checkpoint."""
-    one, other = evaluated(3), evaluated(700)
-    assert torch.equal(torch.stack(one), torch.stack(other))
-    assert not torch.equal(one[0], one[1])
-    assert not torch.equal(one[0], evaluated(3, step=2)[0])
-    assert not torch.equal(one[0], evaluated(3, split="validation")[0])
+    """Not of a message's number, which is another where the run went on from a checkpoint, nor of
+    what was evaluated before."""
+    one, two = evaluated(0, 1)
+    assert torch.equal(torch.stack(evaluated(0, 1, number=700)), torch.stack((one, two)))
+    assert torch.equal(evaluated(1)[0], two)
+    assert not torch.equal(one, two)
+    assert not torch.equal(one, evaluated(0, step=2)[0])
+    assert not torch.equal(one, evaluated(0, split="validation")[0])
 
 
 def test_dropout_is_a_function_of_seed_and_step() -> None:

@@ -124,6 +124,16 @@ def test_an_evaluation_passes_every_split_once() -> None:
     assert {m.step for m in messages} == {7}
 
 
+def test_messages_of_an_evaluation_know_their_place() -> None:
+    """Also behind a checkpoint, where they have other numbers."""
+    batches = MadeUpBatches(sizes=(2, 2, 2))
+    recipe = Recipe.from_dict({})
+    for messages in (training_stream(batches, recipe, 3), evaluation_stream(batches, step=3)):
+        tested = [m for m in messages if m.kind is Kind.EVALUATE]
+        assert [m.part for m in tested] == list(range(len(tested)))
+        assert len(tested) > 1
+
+
 def test_a_batch_travels_in_parts_of_nearly_equal_size() -> None:
     batches = MadeUpBatches(sizes=(7, 2))
     recipe = Recipe.from_dict({"train": {"accumulate": 3}, "data": {"batch_size": 7}})

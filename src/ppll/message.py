@@ -81,8 +81,10 @@ class Message:
         step: Training batches up to and including this message.
         epoch: Epoch of the batch, from 0.
         split: The samples of an evaluation, such as ``"test"``; empty otherwise.
-        part: Position of the message among those that a training batch travels as, from 0.
-        num_parts: Messages that the batch travels as; a block updates after the last.
+        part: Position of the message among those that a training batch, or the samples of an
+            evaluation, travel as, from 0. Unlike ``sequence`` it is the same after a resume.
+        num_parts: Messages that the batch travels as; a block updates after the last. Of an
+            evaluation, those so far.
         share: Share of the batch's samples that is in this message.
         saved_step: Newest checkpoint that the sender and all before it have on disk;
             ``NOTHING_SAVED`` where there is none.

@@ -143,8 +143,9 @@ def _is_evaluated(batches: Batches, recipe: Recipe, step: int) -> bool:
 
 def _evaluation(batches: Batches, split: str, step: int, epoch: int) -> Iterator[Draft]:
     yield _mark(Kind.EVALUATION_BEGIN, step, epoch, split)
-    for tensors in batches.evaluation_batches(split):
-        yield {**_mark(Kind.EVALUATE, step, epoch, split), "tensors": tensors}
+    for index, tensors in enumerate(batches.evaluation_batches(split)):
+        place = {"part": index, "num_parts": index + 1}
+        yield {**_mark(Kind.EVALUATE, step, epoch, split), **place, "tensors": tensors}
     yield _mark(Kind.EVALUATION_END, step, epoch, split)
 
 

@@ -128,12 +128,7 @@ class Trainer:
                 self._generation = self._hosts.count_starts(self._out) if self._is_first else 0
             self._resume = resume or self._generation > 0
             if self._is_first:
-                # Others do not look before it is made: a network's file system would remember for
-                # a minute that it was not there.
-                self._check_folder()
-                if self._resume and self._own_data is None:
-                    folder = RunFolder(self._out.absolute())
-                    self._own_data = kept_data(folder, self.recipe.data, self._allowed)
+                self._look_into_folder()
             # What is quick to find out comes first: reading a data set may take a minute.
             check_recipe(self.recipe, own_model=model is not None)
             if self._hosts is None and (max_restarts or self.recipe.has_processes):
@@ -230,6 +225,14 @@ class Trainer:
     def _resumes(self) -> bool:
         """Whether there is a run to go on with; this trainer may have begun it."""
         return self._resume and RunFolder(self._out.absolute()).config.is_file()
+
+    def _look_into_folder(self) -> None:
+        """See that it is free or the run's, and take its arrays where no others are given."""
+        # Others do not: a network's file system would remember for a minute that it was not there.
+        self._check_folder()
+        if self._resume and self._own_data is None:
+            folder = RunFolder(self._out.absolute())
+            self._own_data = kept_data(folder, self.recipe.data, self._allowed)
 
     def _check_folder(self) -> None:
         """Refuse a folder that is taken."""

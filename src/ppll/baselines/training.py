@@ -36,7 +36,7 @@ from ppll.losses.classification import num_correct
 from ppll.message import FEATURES, TARGETS
 from ppll.models.names import qualified
 from ppll.models.network import Network
-from ppll.models.structures import tensors_of
+from ppll.models.structures import main_of
 from ppll.numerics import set_numerics
 from ppll.randomness import fold
 from ppll.sections import MethodConfig, SplitConfig
@@ -104,7 +104,7 @@ class RecipeWork(Workload):
         return _RecipePart(self, layout, rank)
 
     def blueprint(self) -> Blueprint:
-        """The network without values."""
+        """The network: one of our shelf without values, others with those that they begin with."""
         assert self.facts is not None
         # As PPLL's own control has it: one block, whatever the recipe's method says.
         recipe = self.recipe.model_copy(update={"method": MethodConfig(name="backprop")})
@@ -192,7 +192,7 @@ def _dtypes(blueprint: Blueprint, device: torch.device) -> tuple[torch.dtype, ..
             module = blueprint.network.with_first_values(layer, 0).to(device).eval()
             with autocast(blueprint.recipe, device):
                 features = module(features)
-            dtypes.append(tensors_of(features)[layer.makes.main if layer.makes else 0].dtype)
+            dtypes.append(main_of(features, layer.makes).dtype)
     return tuple(dtypes)
 
 

@@ -26,8 +26,6 @@ class Seeds:
 
     def __init__(self, seed: int, block_index: int) -> None:
         self._key = fold(seed, "block", block_index)
-        self._evaluation: tuple[int, str] | None = None
-        self._num_evaluated = 0
 
     def join(self, replica: int) -> None:
         """Draw other numbers than the other replicas."""
@@ -36,17 +34,6 @@ class Seeds:
 
     def of(self, phase: int, message: Message) -> int:
         """The seed of a forward, a learning step or an evaluation, 32 bits."""
-        place = self._place(message) if phase == EVALUATE else self._part(message)
-        return fold(self._key, phase, message.step, *place) & _BITS
-
-    def _part(self, message: Message) -> tuple[int, ...]:
-        return (message.part,) if message.part else ()
-
-    def _place(self, message: Message) -> tuple[str, int]:
-        """The part of the data, and which message of its evaluation it is. Counted within the
-        evaluation: its sequence number differs after a resume."""
-        evaluation = (message.step, message.split)
-        if evaluation != self._evaluation:
-            self._evaluation, self._num_evaluated = evaluation, 0
-        self._num_evaluated += 1
-        return message.split, self._num_evaluated
+        split = (message.split,) if phase == EVALUATE else ()
+        part = (message.part,) if message.part else ()
+        return fold(self._key, phase, message.step, *split, *part) & _BITS

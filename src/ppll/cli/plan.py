@@ -39,30 +39,32 @@ Latency = Annotated[
 ]
 
 
+Processes = Annotated[
+    int | None,
+    typer.Option(min=1, max=1024, help="Choose stages and train.replicas for so many processes."),
+]
+Write = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="NEW.toml",
+        help="Write the recipe with its cuts, and what --processes chose, written out.",
+    ),
+]
+MemoryLimit = Annotated[
+    float | None, typer.Option(metavar="MIB", help="Most memory of a block, for balanced cuts.")
+]
+
+
 def plan_recipe(
     recipe: RecipeArgument,
     stages: Stages = None,
     settings: Settings = None,
     costs: CostsFile = None,
-    processes: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=1024, help="Choose stages and train.replicas for so many processes."
-        ),
-    ] = None,
-    write: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="NEW.toml",
-            help="Write the recipe with its cuts, and what --processes chose, written out.",
-        ),
-    ] = None,
+    processes: Processes = None,
+    write: Write = None,
     bandwidth: Bandwidth = 5.0,
     latency: Latency = 50.0,
-    memory_limit: Annotated[
-        float | None,
-        typer.Option(metavar="MIB", help="Most memory of a block, for balanced cuts."),
-    ] = None,
+    memory_limit: MemoryLimit = None,
     json: Json = None,
 ) -> None:
     """Predict what a recipe takes, beside its rivals; choose balanced cuts and replicas.

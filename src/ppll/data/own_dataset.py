@@ -22,6 +22,10 @@ __all__ = ["build_own_dataset", "check_own_dataset", "check_same_contents"]
 
 _KEYS: Final = DataConfig.model_fields.keys() - {"root"}
 """What a recipe says beside the options of a data set."""
+_SEED: Final = (
+    "it must make the same in every process, so seed what it draws, as by "
+    "np.random.default_rng(0), and take files and sets in a fixed order."
+)
 
 
 def check_own_dataset(config: DataConfig, shelf: Collection[str]) -> None:
@@ -34,7 +38,8 @@ def check_own_dataset(config: DataConfig, shelf: Collection[str]) -> None:
     Raises:
         RecipeError: It cannot, or does not.
     """
-    _arguments(config, _kind(shelf).imported(config.name), shelf)
+    kind = _kind(shelf)
+    _arguments(config, kind, kind.imported(config.name))
 
 
 def build_own_dataset(config: DataConfig, shelf: Collection[str]) -> Dataset:
@@ -49,8 +54,9 @@ def build_own_dataset(config: DataConfig, shelf: Collection[str]) -> Dataset:
             returns no data set.
         DataError: What it makes a data set of is none.
     """
-    build = _kind(shelf).imported(config.name)
-    arguments = _arguments(config, build, shelf)
+    kind = _kind(shelf)
+    build = kind.imported(config.name)
+    arguments = _arguments(config, kind, build)
     with blamed_on("data.name", config.name, build, "when it is called"):
         made: object = build(**arguments)
     if isinstance(made, Dataset):
@@ -62,22 +68,22 @@ def build_own_dataset(config: DataConfig, shelf: Collection[str]) -> Dataset:
     )
 
 
-def check_same_contents(name: str, data: Dataset, facts: DataFacts) -> None:
+def check_same_contents(name: str, data: Dataset, facts: DataFacts, remedy: str = _SEED) -> None:
     """Refuse another data set than that of the run.
 
     Args:
         name: What the recipe calls it.
         data: With as many test samples as are tested with.
         facts: What the run knows of its data.
+        remedy: What to do about another one.
 
     Raises:
         DataError: It is another one.
     """
-    if facts.digest not in (None, digest_of(data)):
+    if facts.digest is not None and (digest := digest_of(data)) != facts.digest:
         raise DataError(
-            f"data.name = {name!r} does not make the data of the run (its SHA-256 is in "
-            f"data.json): it must make the same in every process, so seed what it draws, as by "
-            f"np.random.default_rng(0), and take files and sets in a fixed order."
+            f"data.name = {name!r} makes other data now than the run has (SHA-256 was "
+            f"{facts.digest}, is {digest}): {remedy}"
         )
 
 
@@ -98,9 +104,7 @@ def _declares_dataset(function: Callable[..., Any]) -> bool:
     return inspect.isclass(hint) and issubclass(hint, Dataset)
 
 
-def _arguments(
-    config: DataConfig, build: Callable[..., Any], shelf: Collection[str]
-) -> dict[str, Any]:
+def _arguments(config: DataConfig, kind: OwnKind, build: Callable[..., Any]) -> dict[str, Any]:
     """The options, and ``data.root`` where it is given, as the function takes them."""
     parameters = inspect.signature(build).parameters
     if taken := [f"data.{key}" for key in parameters if key in _KEYS]:
@@ -119,4 +123,4 @@ def _arguments(
         hint = declared_types(build).get("root")
         types = {hint, *get_args(hint)}
         options["root"] = str(config.root) if str in types and Path not in types else config.root
-    return _kind(shelf).converted(config.name, build, options)
+    return kind.converted(config.name, build, options)

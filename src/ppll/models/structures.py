@@ -18,7 +18,8 @@ from torch import Tensor
 from ppll.errors import ModelError
 from ppll.message import BESIDE
 
-__all__ = ["MAX_BESIDE", "Structure", "changed_error", "mapped", "problem_of", "tensors_of"]
+__all__ = ["MAX_BESIDE", "Structure", "changed_error", "main_of", "mapped", "problem_of"]
+__all__ += ["tensors_of"]
 
 MAX_BESIDE: Final = 8
 """Tensors beside the main one; with the other fields, as many as a message holds."""
@@ -82,6 +83,11 @@ class Structure:
 def tensors_of(output: object) -> list[Tensor]:
     """All tensors of a single tensor, or of several that are put together."""
     return [leaf for leaf in _numbered(output)[1] if isinstance(leaf, Tensor)]
+
+
+def main_of(output: object, structure: Structure | None) -> Tensor:
+    """The main tensor of an output that is put together so; none for one tensor."""
+    return tensors_of(output)[0 if structure is None else structure.main]
 
 
 def problem_of(output: object, num_samples: int) -> str | None:

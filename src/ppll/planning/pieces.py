@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ppll.blocks.graphs import Recorder
-from ppll.models.structures import Structure, mapped, tensors_of
+from ppll.models.structures import Structure, main_of, mapped, tensors_of
 
 __all__ = [
     "Piece",
@@ -115,8 +115,7 @@ class Piece:
 
     def main(self, output: Any) -> Tensor:
         """The main tensor of its output."""
-        tensors = tensors_of(output)
-        return tensors[0 if self.makes is None else self.makes.main]
+        return main_of(output, self.makes)
 
 
 def clock(device: torch.device) -> float:

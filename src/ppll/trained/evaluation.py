@@ -6,13 +6,15 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import torch
 
 from ppll.checkpoints.first_values import skeleton_of
 from ppll.config import Recipe
 from ppll.data import PreparedData, load_dataset, prepare
-from ppll.data.kept import digest_of, read_kept
+from ppll.data.kept import read_kept
+from ppll.data.own_dataset import check_same_contents
 from ppll.data.preparation import facts_of
 from ppll.data_facts import DataFacts
 from ppll.devices import check_devices
@@ -31,6 +33,10 @@ from ppll.trained.inference import blueprint_of, network_of, open_checkpoint
 __all__ = ["evaluate", "evaluate_exits"]
 
 _log = logging.getLogger(__name__)
+
+_PUT_BACK: Final = (
+    "put back what it reads, or its module; or test the network yourself (ppll.load)."
+)
 
 
 def evaluate(
@@ -173,12 +179,6 @@ def _load_data(folder: RunFolder, recipe: Recipe, facts: DataFacts) -> PreparedD
             f"{data.num_tokens} now: put back what it had."
         )
     prepared = prepare(data, recipe.data)
-    if recipe.data.is_own and not is_given and facts.digest is not None:
-        digest = digest_of(prepared.dataset)
-        if digest != facts.digest:
-            raise DataError(
-                f"data.name = {recipe.data.name!r} makes other data now (SHA-256 was "
-                f"{facts.digest}, is {digest}) than the run was trained and tested on: put back "
-                f"what it reads, or its module; or test the network yourself (ppll.load)."
-            )
+    if recipe.data.is_own and not is_given:
+        check_same_contents(recipe.data.name, prepared.dataset, facts, _PUT_BACK)
     return prepared
