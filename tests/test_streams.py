@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -218,6 +219,7 @@ class Stage:
     ) -> None:
         self.gpu = gpu = Gpu(random.Random(seed))
         monkeypatch.setattr(streams, "torch", gpu)
+        monkeypatch.setattr(streams, "_made", defaultdict(list))
         monkeypatch.setattr(streams, "GraphRecorder", lambda stream, pool: None)
         overlaps = [gpu.chance.random() < share for _ in range(num_messages)]
         self.blocks = [

@@ -13,6 +13,7 @@ CIFAR-10 is expected in ``--root`` (or PPLL_DATA). Run from the repository's roo
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 import time
 from collections.abc import Iterator
@@ -33,16 +34,16 @@ GOALS = (0.92, 0.94)
 
 def main() -> None:
     options = _parse()
-    rows = []
-    for system in options.systems:
-        for seed in range(options.repeats):
-            rows.append(_run(options, system, seed))
-            print(_text(rows[-1]), flush=True)
-    write_report(options, rows)
+    rows: list[dict[str, Any]] = []
+    for seed, system in itertools.product(options.seeds, options.systems):
+        rows.append(_run(options, system, seed))
+        print(_text(rows[-1]), flush=True)
+        write_report(options, rows)  # all that there is, should the next run be broken off
 
 
 def _parse() -> argparse.Namespace:
-    parser = new_parser(__doc__, repeats=1)
+    parser = new_parser(__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--recipe", default="cifar10-wide-gpu")
     parser.add_argument("--root", help="folder of CIFAR-10")
     parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))

@@ -5,9 +5,12 @@ Method: two processes on one device; 8 slots. ``device`` is the channel whose sl
 receiver back to the device, as a run does with ``runtime.transport = "shared"``.
 
 - alone: one message at a time, from the call of ``send`` to where the receiver's GPU has read it
-  (it copies the last byte and is waited for); one monotonic clock, one way, median of 100.
+  (it copies the last byte and is waited for); one monotonic clock, one way, median of 100
+  messages, of 20 where they are large.
 - streaming: as fast as the slots allow; the receiver's GPU reads the last byte of each. GB/s are
   bytes of all messages after the first 16, by the time until the receiver's GPU has read the last.
+
+Both are repeated in the same two processes.
 
 Reading: on one GPU a message is one copy in its memory, and both processes take turns on the GPU,
 so the figures say what the way costs, not what two GPUs would give.
@@ -36,7 +39,7 @@ from ppll.channels.shared import SharedReceiveEnd, SharedSendEnd
 from ppll.message import FEATURES, Kind, Message
 
 _CAPACITY: Final = 8
-_ALONE: Final = 100
+_ALONE: Final = (20, 100)
 _WARM: Final = 16
 _STREAMED_BYTES: Final = 1 << 32
 _TIMEOUT_S: Final = 60.0
@@ -49,7 +52,9 @@ class Route(NamedTuple):
     path: Path
     secret: bytes
     num_bytes: int
+    num_alone: int
     num_streamed: int
+    num_repeats: int
     device: str
     on_device: bool
 
@@ -88,16 +93,19 @@ def _parse() -> argparse.Namespace:
 
 def _measure(options: argparse.Namespace, num_bytes: int, way: str) -> dict[str, Any]:
     num_streamed = max(16, min(2000, _STREAMED_BYTES // num_bytes)) if not options.tiny else 16
-    pairs = []
-    for _ in range(options.repeats):
-        with tempfile.TemporaryDirectory(prefix="ppll-") as folder:
-            path, secret = Path(folder) / "channel", secrets.token_bytes(32)
-            pairs.append(
-                _run_both(
-                    Route(path, secret, num_bytes, num_streamed, options.device, way == "device")
-                )
-            )
-    alone, rates = zip(*pairs, strict=True)
+    least, most = _ALONE
+    with tempfile.TemporaryDirectory(prefix="ppll-") as folder:
+        route = Route(
+            path=Path(folder) / "channel",
+            secret=secrets.token_bytes(32),
+            num_bytes=num_bytes,
+            num_alone=max(least, min(most, _STREAMED_BYTES // 4 // num_bytes)),
+            num_streamed=num_streamed,
+            num_repeats=options.repeats,
+            device=options.device,
+            on_device=way == "device",
+        )
+        alone, rates = zip(*_run_both(route), strict=True)
     return {
         "way": way,
         "bytes": num_bytes,
@@ -106,8 +114,8 @@ def _measure(options: argparse.Namespace, num_bytes: int, way: str) -> dict[str,
     }
 
 
-def _run_both(route: Route) -> tuple[float, float]:
-    """Seconds of a message alone, and GB/s of a stream."""
+def _run_both(route: Route) -> list[tuple[float, float]]:
+    """Seconds of a message alone, and GB/s of a stream, of every repeat."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch"])
     pace, paced = context.Pipe()
@@ -123,7 +131,7 @@ def _run_both(route: Route) -> tuple[float, float]:
     try:
         if not ours.poll(2 * _TIMEOUT_S):
             raise SystemExit(f"nothing was measured within {2 * _TIMEOUT_S:g} s: {route}")
-        result: tuple[float, float] = ours.recv()
+        result: list[tuple[float, float]] = ours.recv()
         for process in processes:
             process.join(_TIMEOUT_S)
         return result
@@ -138,8 +146,9 @@ def _send(route: Route, pace: Connection) -> None:
     end = SharedSendEnd.connect(route.path, route.secret, _TIMEOUT_S, device=route.ends_on)
     features = torch.zeros(route.num_bytes, dtype=torch.uint8, device=route.device)
     _finish(route)
-    for sequence in range(_ALONE + _WARM + route.num_streamed):
-        if sequence <= _ALONE:
+    num_messages = route.num_alone + _WARM + route.num_streamed
+    for sequence in range(route.num_repeats * num_messages):
+        if sequence % num_messages <= route.num_alone:
             pace.recv()
             pace.send(time.monotonic())
         message = Message(
@@ -164,7 +173,14 @@ def _receive(route: Route, pace: Connection, result: Connection) -> None:
         last.copy_(message.on(torch.device(route.device)).features[-1:])
         end.release(message)
 
-    alone = statistics.median(_take_alone(route, pace, take) for _ in range(_ALONE))
+    pairs = [_repeat(route, pace, take) for _ in range(route.num_repeats)]
+    pace.send(None)
+    end.close()
+    result.send(pairs)
+
+
+def _repeat(route: Route, pace: Connection, take: Callable[[], None]) -> tuple[float, float]:
+    alone = statistics.median(_take_alone(route, pace, take) for _ in range(route.num_alone))
     pace.send(None)
     pace.recv()
     for _ in range(_WARM):
@@ -175,9 +191,7 @@ def _receive(route: Route, pace: Connection, result: Connection) -> None:
         take()
     _finish(route)
     seconds = time.monotonic() - start
-    pace.send(None)
-    end.close()
-    result.send((alone, route.num_streamed * route.num_bytes / seconds / 1e9))
+    return alone, route.num_streamed * route.num_bytes / seconds / 1e9
 
 
 def _take_alone(route: Route, pace: Connection, take: Callable[[], None]) -> float:

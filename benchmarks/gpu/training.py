@@ -7,9 +7,9 @@ same worker, so what differs is the algorithm. ``eager`` is one block after the 
 ``train.compile``, and ``compiled graphs`` both. After a warm-up a repeat is so many steps between
 two readings of the clock, the device idle at both.
 
-Memory: on a GPU the most that torch's allocator had in use, parameters and optimizer included,
-warm-up and recording, too; on a processor what autograd keeps for backward passes, parameters
-apart, counted in one more step.
+Memory: on a GPU the most that torch's allocator had in use beside what rows before left there,
+parameters and optimizer included, warm-up and recording, too; on a processor what autograd keeps
+for backward passes, parameters apart, counted in one more step.
 
 Rows are measured in order until ``--seconds`` are over; those that are left out are named.
 
@@ -122,9 +122,11 @@ def _measure(
 
 def _timed(options: argparse.Namespace, recipe: Recipe, device: torch.device) -> dict[str, Any]:
     gc.collect()  # Graphs of the row before.
+    others = 0
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
+        others = torch.cuda.memory_allocated(device)
     streams = make_streams(recipe, device, recipe.split.blocks)
     blocks, feed = make_blocks(recipe, device, streams), Feed(make_message(recipe, device))
     run = Worker(blocks, Ends(feed), streams=streams).run()
@@ -135,7 +137,7 @@ def _timed(options: argparse.Namespace, recipe: Recipe, device: torch.device) ->
     return {
         "samples_per_second": Spread.of([samples / s for s in seconds]).to_dict(),
         "warm_up_s": warm_up_s,
-        "memory_bytes": _memory(blocks, feed.message, device),
+        "memory_bytes": _memory(blocks, feed.message, device) - others,
         "memory_is": "allocated" if device.type == "cuda" else "kept for backward passes",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "processor",
     }

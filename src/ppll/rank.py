@@ -65,8 +65,7 @@ def run_rank(
     """
     device = device_of(job.recipe.runtime, rank)
     set_numerics(job.recipe.train, device)
-    if device.type == "cuda":
-        _forget_others(device)
+    others = _bytes_of_others(device)
     blueprint = job.blueprint()
     with ExitStack() as stack, _told(tell):
         if job.recipe.train.compile:
@@ -105,7 +104,7 @@ def run_rank(
             drain(worker.run())
             if batch_ends is not None:
                 batch_ends.write(job.folder.batch_ends(rank), job.start_step)
-        return _result(worker, device)
+        return _result(worker, device, others)
 
 
 @contextmanager
@@ -118,10 +117,14 @@ def _told(tell: Callable[[BaseException], None]) -> Iterator[None]:
         raise
 
 
-def _forget_others(device: torch.device) -> None:
-    """What runs of this process before this one took of a GPU is no part of its peak memory."""
+def _bytes_of_others(device: torch.device) -> int:
+    """What this process has of a GPU already: runs before this one may keep some, as cuBLAS does
+    for every stream. It is no part of the run's peak memory."""
+    if device.type != "cuda":
+        return 0
     gc.collect()  # Recorded blocks refer to themselves.
     torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
 
 
 def build_blocks(
@@ -243,7 +246,7 @@ def _write_fault(job: Job, rank: int) -> Callable[[int], None] | None:
     return partial(job.fault.strike_at_write, rank, job.generation)
 
 
-def _result(worker: Worker, device: torch.device) -> RankResult:
+def _result(worker: Worker, device: torch.device, others: int) -> RankResult:
     last = worker.last_message
     assert last is not None
     tensors = [
@@ -258,8 +261,8 @@ def _result(worker: Worker, device: torch.device) -> RankResult:
         seconds=worker.monitor.elapsed_s,
         evaluation_s=worker.evaluation_s,
         busy_fraction=worker.monitor.busy_fraction(),
-        peak_memory_bytes=peak_memory_bytes(device),
-        training_peak_bytes=worker.monitor.training_peak_bytes,
+        peak_memory_bytes=peak_memory_bytes(device) - others,
+        training_peak_bytes=max(0, worker.monitor.training_peak_bytes - others),
         exits=worker.exits,
         digests=tuple(tensor_digest(name, tensor) for name, tensor in tensors),
     )

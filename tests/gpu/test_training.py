@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,16 @@ def test_peak_memory_is_that_of_the_run_alone(tmp_path: Path) -> None:
     settings = ["train.cuda_graphs=true", "train.epochs=4"]
     large, small = (fit(tmp_path / n, f"model.width={n}", *settings) for n in ("64", "4"))
     assert small.peak_memory_bytes[0] < large.peak_memory_bytes[0]
+
+
+def test_many_runs_of_a_process_keep_no_more_memory_than_two(tmp_path: Path) -> None:
+    settings = ["train.cuda_graphs=true", "runtime.concurrent_blocks=true", "train.epochs=4"]
+    kept = []
+    for number in range(4):
+        fit(tmp_path / str(number), *settings)
+        gc.collect()
+        kept.append(torch.cuda.memory_allocated())
+    assert kept[3] <= kept[1]
 
 
 def test_a_run_leaves_generators_and_the_current_gpu_as_they_were(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ else happens on the home stream, which waits for the others first.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -24,6 +25,8 @@ from ppll.config import Recipe
 from ppll.message import Message
 
 __all__ = ["ConcurrentStreams", "Streams", "make_streams"]
+
+_made: defaultdict[torch.device, list[torch.cuda.Stream]] = defaultdict(list)
 
 
 class Streams:
@@ -90,7 +93,7 @@ class ConcurrentStreams(Streams):
     """Blocks at the same time, each on a stream of its own; the first one's is the home stream."""
 
     def __init__(self, device: torch.device, num_blocks: int) -> None:
-        self._streams = [_new_stream(device) for _ in range(num_blocks)]
+        self._streams = _streams(device, num_blocks)
         super().__init__(stream=self._streams[0])
         self._recorders = [
             GraphRecorder(stream, torch.cuda.graph_pool_handle()) for stream in self._streams
@@ -137,12 +140,15 @@ def make_streams(recipe: Recipe, device: torch.device, num_blocks: int) -> Strea
         return Streams()
     if recipe.runtime.concurrent_blocks:
         return ConcurrentStreams(device, num_blocks)
-    stream = _new_stream(device)
+    (stream,) = _streams(device, 1)
     return Streams(GraphRecorder(stream, torch.cuda.graph_pool_handle()), stream)
 
 
-def _new_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+def _streams(device: torch.device, number: int) -> list[torch.cuda.Stream]:
+    """The same for every run of a process: cuBLAS keeps memory for each that it has seen."""
+    made = _made[device]
+    made += [torch.cuda.Stream(device) for _ in range(number - len(made))]  # type: ignore[no-untyped-call]
+    return made[:number]
 
 
 def _new_event() -> torch.cuda.Event:
