@@ -4,7 +4,7 @@ Method: the recipe ``cifar10-wide-gpu``, by local learning and by backprop, whic
 network with the same data, optimizer and schedule. The clock starts when ``fit`` is called and runs
 through the start, the recording of CUDA graphs and an evaluation on the test set after every epoch;
 the data set has been decoded before. A callback notes when an evaluation is there, to half a
-second. Nothing was chosen by the test set.
+second. Seeds differ from those by which blocks, heads and epochs of the recipe were chosen.
 
 CIFAR-10 is expected in ``--root`` (or PPLL_DATA). Run from the repository's root:
 ``python -m benchmarks.gpu.accuracy --root DATA``
@@ -43,7 +43,7 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = new_parser(__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--recipe", default="cifar10-wide-gpu")
     parser.add_argument("--root", help="folder of CIFAR-10")
     parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
@@ -70,7 +70,7 @@ def _run(options: argparse.Namespace, system: str, seed: int) -> dict[str, Any]:
     curve = [(at - start, accuracy) for at, accuracy in seen]
     return {
         "system": system,
-        "seed": seed,
+        "seed": recipe.train.seed,
         "test_accuracy": result.test_accuracy,
         "exit_accuracy": result.exit_accuracy,
         "samples_per_second": result.samples_per_second,

@@ -6,7 +6,8 @@
 #   bash benchmarks/gpu/run.sh                        one NVIDIA GPU, no network, nothing installed
 #   bash benchmarks/gpu/run.sh --device cpu --tiny    try the script itself on a processor
 #
-# $PYTHON is used, else .venv's, else python3. A part that fails does not stop the others.
+# $PYTHON is used, else .venv's, else python3. A part that fails does not stop the others. Every part
+# has a limit, and after 590 s in all none is begun.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 device=cuda tiny=()
@@ -31,17 +32,24 @@ if ((${#tiny[@]})); then
     ranks=(--batch-size 8 --steps 6) channel=(--sizes 4096)
     loader=(--samples 100 --batches 2 --repeats 2)
 fi
+tests=(-q -m gpu tests/gpu -p no:cacheprovider -p no:benchmark)
+"$PYTHON" -c "import xdist" 2>/dev/null && tests+=(-n 4)
 failed=()
 
 part() { # NAME SECONDS COMMAND...
-    local name="$1" limit="$2" start=$SECONDS
+    local name="$1" limit="$2" start=$SECONDS left=$((590 - SECONDS))
     shift 2
+    if ((left <= 0)); then
+        failed+=("$name (no time was left)")
+        return
+    fi
+    ((limit < left)) || limit=$left
     echo "== $name"
     timeout --kill-after=10 "$limit" "$@" 2>&1 | tee "$out/$name.txt" || failed+=("$name")
     echo "== $name: $((SECONDS - start)) s"
 }
 
-part tests 220 "$PYTHON" -m pytest -q -m gpu tests/gpu -p no:cacheprovider
+part tests 220 "$PYTHON" -m pytest "${tests[@]}"
 part costs 150 "$PYTHON" -m benchmarks.gpu.costs --device "$device" "${tiny[@]}" "${costs[@]}" \
     --batch-sizes "${sizes[@]}" --seconds 90 --out "$out" --json "$out/costs.json"
 part training 200 "$PYTHON" -m benchmarks.gpu.training --device "$device" "${tiny[@]}" \
