@@ -65,7 +65,10 @@ def new_parser(docstring: str | None, *, repeats: int | None = None) -> argparse
 
 
 def write_report(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    """Write the rows with what they were measured on, if ``--json`` says where."""
+    """Write the rows with what they were measured on, if ``--json`` says where.
+
+    What may be broken off calls it after every row.
+    """
     if options.json is None:
         return
     report = {

@@ -4,7 +4,7 @@ Method: the recipe ``cifar10-wide-gpu``, by local learning and by backprop, whic
 network with the same data, optimizer and schedule. The clock starts when ``fit`` is called and runs
 through the start, the recording of CUDA graphs and an evaluation on the test set after every epoch;
 the data set has been decoded before. A callback notes when an evaluation is there, to half a
-second. Seeds differ from those by which blocks, heads and epochs of the recipe were chosen.
+second. Seeds differ from that on which blocks, method and epochs of the recipe were chosen.
 
 CIFAR-10 is expected in ``--root`` (or PPLL_DATA). Run from the repository's root:
 ``python -m benchmarks.gpu.accuracy --root DATA``
@@ -38,7 +38,7 @@ def main() -> None:
     for seed, system in itertools.product(options.seeds, options.systems):
         rows.append(_run(options, system, seed))
         print(_text(rows[-1]), flush=True)
-        write_report(options, rows)  # all that there is, should the next run be broken off
+        write_report(options, rows)
 
 
 def _parse() -> argparse.Namespace:

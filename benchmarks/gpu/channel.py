@@ -74,9 +74,10 @@ def main() -> None:
             alone, rate = row["microseconds_alone"], row["gigabytes_per_second"]
             print(
                 f"{way:>6} {num_bytes >> 10:>7,} KiB: {alone['median']:>8,.0f} us alone, "
-                f"{rate['median']:>7.2f} GB/s"
+                f"{rate['median']:>7.2f} GB/s",
+                flush=True,
             )
-    write_report(options, rows)
+            write_report(options, rows)
 
 
 def _parse() -> argparse.Namespace:

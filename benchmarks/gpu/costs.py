@@ -28,7 +28,7 @@ from ppll.planning.measuring import measure
 
 def main() -> None:
     options = _parse()
-    options.out.mkdir(parents=True, exist_ok=True)
+    Path(options.out).mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + options.seconds
     rows = []
     for network, size in itertools.product(TINY if options.tiny else NETWORKS, options.batch_sizes):
@@ -38,8 +38,7 @@ def main() -> None:
             row = _measure(options, network, size)
         rows.append({"network": network, "batch_size": size, **row})
         print(json.dumps(rows[-1]), flush=True)
-    options.out = str(options.out)
-    write_report(options, rows)
+        write_report(options, rows)
 
 
 def _parse() -> argparse.Namespace:
@@ -48,7 +47,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="try the script on small networks")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 1024])
     parser.add_argument("--seconds", type=float, default=120.0, help="begin no row after so many")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", metavar="FOLDER", required=True)
     return parser.parse_args()
 
 
@@ -59,9 +58,10 @@ def _measure(options: argparse.Namespace, network: str, size: int) -> dict[str, 
     )
     costs = measure(recipe, repeats=options.repeats)
     name = f"{network}-{size}"
-    costs.write(options.out / f"{name}.costs.json")
+    out = Path(options.out)
+    costs.write(out / f"{name}.costs.json")
     elsewhere = recipe.with_settings(["runtime.devices=cpu", "split.cuts=balanced"])
-    (options.out / f"{name}.toml").write_text(elsewhere.to_toml(), encoding="utf-8")
+    (out / f"{name}.toml").write_text(elsewhere.to_toml(), encoding="utf-8")
     layers = costs.layers
     return {
         "device": costs.device,

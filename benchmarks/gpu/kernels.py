@@ -52,7 +52,7 @@ def main() -> None:
             kernels = _kernels(options, network, size, method, mode)
             rows.append({**row, **summary(kernels, options.steps)})
             print(_text(rows[-1]), flush=True)
-    write_report(options, rows)
+            write_report(options, rows)
 
 
 def _parse() -> argparse.Namespace:

@@ -60,7 +60,7 @@ def main() -> None:
             rows.append({"changes": name, "batch_size": size, "path": path})
             rows[-1]["samples_per_second"] = rates.to_dict()
             print(f"{name}, batch {size}, {path}: {rates.text(0)} samples/s", flush=True)
-    write_report(options, rows)
+            write_report(options, rows)
 
 
 def _parse() -> argparse.Namespace:

@@ -32,7 +32,7 @@ def main() -> None:
         same = pair[0]["weights_sha256"] == pair[1]["weights_sha256"]
         one, four = (f"{row['samples_per_second']:,.0f}" for row in pair)
         print(f"{network}: {one} samples/s by one rank, {four} by four; same bits: {same}")
-    write_report(options, rows)
+        write_report(options, rows)
     sys.exit(len({(row["network"], row["weights_sha256"]) for row in rows}) > len(rows) // 2)
 
 

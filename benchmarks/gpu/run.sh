@@ -63,12 +63,13 @@ part channel 60 "$PYTHON" -m benchmarks.gpu.channel --device "$device" "${tiny[@
     "${channel[@]}" --json "$out/channel.json"
 part loader 80 "$PYTHON" -m benchmarks.gpu.loader --device "$device" "${loader[@]}" \
     --batch-sizes "${sizes[@]}" --json "$out/loader.json"
+# They need no GPU, so they come last.
 for recipe in "$out"/*.toml; do
     name="$(basename "$recipe" .toml)"
     part "$name.plan" 30 "$PYTHON" -m ppll plan "$recipe" --stages 4 \
         --costs "$out/$name.costs.json" --json "$out/$name.plan.json"
 done
 if ((${#failed[@]})); then
-    echo "failed: ${failed[*]}; see $out/NAME.txt" >&2
+    echo "failed: ${failed[*]}; see $out/NAME.txt of those that began" >&2
     exit 1
 fi

@@ -75,7 +75,7 @@ def main() -> None:
             row |= _measure(options, network, batch_size, method, mode)
         rows.append(row)
         print(_text(row), flush=True)
-    write_report(options, rows)
+        write_report(options, rows)
 
 
 def _parse() -> argparse.Namespace:

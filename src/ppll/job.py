@@ -171,7 +171,7 @@ class RankResult:
         seconds: From then to the stop.
         evaluation_s: Seconds of them in which it evaluated.
         busy_fraction: Share of them in which it did not wait for another rank.
-        peak_memory_bytes: Most memory its process had.
+        peak_memory_bytes: Most memory its process had, on a GPU beside what it had there before.
         training_peak_bytes: The same before it first saved anything; 0 where it saved nothing.
         exits: What was counted by split and block index, at the last evaluation of each.
         digests: One line a tensor; see ``checkpoint.tensor_digest``.

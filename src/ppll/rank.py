@@ -261,7 +261,7 @@ def _result(worker: Worker, device: torch.device, others: int) -> RankResult:
         seconds=worker.monitor.elapsed_s,
         evaluation_s=worker.evaluation_s,
         busy_fraction=worker.monitor.busy_fraction(),
-        peak_memory_bytes=peak_memory_bytes(device) - others,
+        peak_memory_bytes=max(0, peak_memory_bytes(device) - others),
         training_peak_bytes=max(0, worker.monitor.training_peak_bytes - others),
         exits=worker.exits,
         digests=tuple(tensor_digest(name, tensor) for name, tensor in tensors),

@@ -49,7 +49,8 @@ class Result:
         num_stages: Stages; without replicas, the processes that trained it.
         busy_fraction: Of every stage, the share of time in which it did not wait for another
             process; the mean of its replicas.
-        peak_memory_bytes: Of every stage, the most memory its process had, in any replica.
+        peak_memory_bytes: Of every stage, the most memory its process had, in any replica; on a GPU
+            beside what it had there before the run.
         training_peak_bytes: The same before it first saved anything: what training alone takes.
         weights_sha256: Of all blocks' parameters and buffers, and of the averages of parameters
             where the run keeps some; the same on every placement.

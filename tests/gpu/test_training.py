@@ -125,7 +125,12 @@ def test_peak_memory_is_that_of_the_run_alone(tmp_path: Path) -> None:
     """Both runs are of this process, and graphs keep their memory."""
     settings = ["train.cuda_graphs=true", "train.epochs=4"]
     large, small = (fit(tmp_path / n, f"model.width={n}", *settings) for n in ("64", "4"))
-    assert small.peak_memory_bytes[0] < large.peak_memory_bytes[0]
+    assert 0 < small.peak_memory_bytes[0] < large.peak_memory_bytes[0]
+
+
+def test_what_is_the_users_own_is_not_of_the_run(tmp_path: Path) -> None:
+    own = torch.zeros(1 << 26, device="cuda")
+    assert 0 < fit(tmp_path / "run").peak_memory_bytes[0] < own.nbytes
 
 
 def test_many_runs_of_a_process_keep_no_more_memory_than_two(tmp_path: Path) -> None:

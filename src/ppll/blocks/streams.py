@@ -145,7 +145,8 @@ def make_streams(recipe: Recipe, device: torch.device, num_blocks: int) -> Strea
 
 
 def _streams(device: torch.device, number: int) -> list[torch.cuda.Stream]:
-    """The same for every run of a process: cuBLAS keeps memory for each that it has seen."""
+    """The same for every run of a process, which come one after the other: cuBLAS keeps memory for
+    each stream that it has seen."""
     made = _made[device]
     made += [torch.cuda.Stream(device) for _ in range(number - len(made))]  # type: ignore[no-untyped-call]
     return made[:number]
