@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Some hundred processes are started: each module of ours is compiled once, not by each of them.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo docs test test-slow clean
+.PHONY: demo docs style types test test-slow clean
 
 demo: $(VENV)/ready
 	$(BIN)/ppll train digits-resnet --stages 4
@@ -19,10 +19,15 @@ docs: $(VENV)/ready
 	$(BIN)/sphinx-build -q -n -W --keep-going -c docs -d build/doctrees . build/docs
 	@echo "docs: build/docs/docs/README.html"
 
-test: $(VENV)/ready docs
+style: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/ready
 	$(BIN)/mypy
+
+test: $(VENV)/ready
+	$(MAKE) --jobs 2 --output-sync style docs types
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-slow: $(VENV)/ready

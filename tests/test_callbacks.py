@@ -68,7 +68,9 @@ def in_order(rows: list[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
     return sorted((r["step"], r["block"], r["kind"], r["loss"], r["accuracy"]) for r in rows)
 
 
-@pytest.mark.parametrize("stages", [1, pytest.param(2, marks=pytest.mark.processes)])
+@pytest.mark.parametrize(
+    "stages", [1, pytest.param(2, marks=[pytest.mark.processes, pytest.mark.slow])]
+)
 def test_a_callback_is_told_every_row_once(stages: int, tmp_path: Path) -> None:
     notes = Notes()
     result = fit(tmp_path / "run", notes, stages=stages)

@@ -82,13 +82,15 @@ def test_stages_print_the_hash_of_one(tmp_path: Path, monkeypatch, capsys) -> No
 
 @pytest.mark.processes
 def test_a_failure_has_exit_code_1_and_one_message(
-    tmp_path: Path, environment: dict[str, str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fault = Fault(rank=1, step=2).to_environment()
+    for name, value in Fault(rank=1, step=2).to_environment().items():
+        monkeypatch.setenv(name, value)
     args = ("train", "digits-resnet", "--stages", "2", "--quiet", "--out", str(tmp_path / "run"))
-    done = ppll(*args, *TINY, env={**environment, **fault}, code=1)
-    assert done.stderr.startswith("WorkerError: rank 1 (stage 1, block 2) failed at step 2")
-    assert done.stderr.count("rank ") == 1
+    code, _, err = run_here(monkeypatch, capsys, *args, *TINY)
+    assert code == 1
+    assert err.startswith("WorkerError: rank 1 (stage 1, block 2) failed at step 2")
+    assert err.count("rank ") == 1
 
 
 @pytest.mark.processes

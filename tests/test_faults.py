@@ -15,13 +15,13 @@ slow = pytest.mark.slow
 
 CASES = [
     Case("first", "FORWARD", "raise"),
-    Case("first", "SEND", "kill"),
     Case("middle", "RECEIVE", "stop"),
     Case("middle", "EVALUATE", "exit"),
-    Case("last", "WRITE", "raise"),
     Case("last", "SAVE", "stop"),
 ]
 MORE = [
+    Case("first", "SEND", "kill"),
+    Case("last", "WRITE", "raise"),
     Case("first", "SAVE", "exit"),
     Case("middle", "WRITE", "kill"),
     Case("last", "LEARN", "kill"),

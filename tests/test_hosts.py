@@ -44,9 +44,12 @@ def on_one_host(tmp_path_factory: pytest.TempPathFactory) -> ppll.Result:
     return train_here(tmp_path_factory.mktemp("one") / "run")
 
 
-def test_two_hosts_train_to_the_bits_of_one(two_hosts: Network, tmp_path: Path) -> None:
+@pytest.mark.parametrize("per_host", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_two_hosts_train_to_the_bits_of_one(
+    per_host: int, two_hosts: Network, tmp_path: Path
+) -> None:
     short = "--set=train.epochs=1"
-    agents = two_hosts.torchrun(train(tmp_path / "run", short), 2)
+    agents = two_hosts.torchrun(train(tmp_path / "run", short), per_host)
     first, second = outputs(agents)
     assert [agent.returncode for agent in agents] == [0, 0], first + second
     on_one_host = train_here(tmp_path / "one", short)

@@ -195,7 +195,7 @@ def test_it_changes_nothing_else(unbroken: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("step", "activity"),
     slow_but(
-        [(9, "LEARN"), (20, "EVALUATE")],
+        [(9, "LEARN")],
         [(9, "LEARN"), (18, "LEARN"), (16, "EVALUATE"), (20, "EVALUATE")],
     ),
 )
@@ -212,6 +212,7 @@ def test_a_broken_run_ends_with_the_same_one(
     assert steps(run / "checkpoints") == steps(unbroken / "checkpoints")
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.parametrize("method", slow_but(["dgl"], ["dgl", "man"]))
 def test_the_last_of_several_ranks_decides(method: str, tmp_path: Path) -> None:
@@ -223,7 +224,7 @@ def test_the_last_of_several_ranks_decides(method: str, tmp_path: Path) -> None:
     assert {0, 20, one.best_step} <= set(steps(tmp_path / "four" / "checkpoints"))
 
 
-@pytest.mark.parametrize("settings", [(), ("train.ema=0.8",)])
+@pytest.mark.parametrize("settings", slow_but([()], [(), ("train.ema=0.8",)]))
 def test_the_best_one_can_be_asked_for(
     settings: tuple[str, ...], unbroken: Path, tmp_path: Path
 ) -> None:

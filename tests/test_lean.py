@@ -151,6 +151,7 @@ def test_a_loss_sees_the_input_of_the_block_before_as_that_block_saw_it(dtype: s
         assert torch.equal(before, own)
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.parametrize("dtype", slow_but(["int8"], TYPES))
 def test_real_processes_and_a_resumed_run_have_the_same_bits(tmp_path: Path, dtype: str) -> None:

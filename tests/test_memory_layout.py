@@ -128,6 +128,7 @@ def test_a_restored_optimizer_has_the_order_of_its_parameters() -> None:
     assert any(is_last(parameter) for _, parameter in block.modules.named_parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_processes_and_one_process_end_alike(tmp_path: Path) -> None:
     base = recipe().with_settings(["train.channels_last=true"])

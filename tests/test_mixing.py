@@ -94,6 +94,7 @@ def test_a_batch_in_parts_keeps_each_sample_with_its_share() -> None:
     assert len(digests) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.parametrize("method", slow_but(["infopro"], ["infopro", "sgr"]))
 def test_processes_and_one_process_end_alike(

@@ -69,6 +69,7 @@ def fit(out: Path, *settings: str, **options: bool) -> ppll.Result:
     return ppll.Trainer(base, out=out, **options).fit()
 
 
+@pytest.mark.slow
 def test_a_run_ends_the_same_with_batches_made_ahead_or_not(tmp_path: Path) -> None:
     """On processors, too, ``"device"`` makes batches on demand."""
     ahead = fit(tmp_path / "ahead", "runtime.data=host")

@@ -249,6 +249,7 @@ def test_one_kernel_on_any_placement(name: str, settings: dict[str, Any]) -> Non
     assert len({digest(train_interleaved(base, stages)) for stages in (1, 2, 4)}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(["adamw"], ["sgd", "adamw"]))
 def test_a_resumed_run_with_one_kernel_ends_alike(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -337,6 +337,7 @@ def test_another_loss_has_no_perplexity(tmp_path: Path) -> None:
     assert result.exit_perplexity is None
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_processes_end_with_the_bits_of_one(tmp_path: Path) -> None:
     settings = ["loss.name=own_losses:Focal"]

@@ -185,6 +185,7 @@ def test_a_resumed_run_ends_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     same_result(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_processes_and_one_process_end_alike(tmp_path: Path) -> None:
     base = recipe().with_settings(["train.precision=fp16", "optimizer.name=adamw"])

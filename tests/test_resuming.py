@@ -269,6 +269,7 @@ def test_another_optimizer_starts_without_state(tmp_path: Path) -> None:
     fit(out, "optimizer.name=adamw", resume=True, allow_change=["optimizer"])
 
 
+@pytest.mark.slow
 def test_a_longer_run_goes_on_where_the_schedule_has_no_end(tmp_path: Path) -> None:
     constant = "schedule.name=constant"
     fit(tmp_path / "run", constant, "train.epochs=2")

@@ -261,7 +261,7 @@ DROPPABLE: dict[str, Callable[[], list[nn.Module]]] = {
 @pytest.mark.parametrize(
     ("middle", "replicas", "others"),
     [
-        pytest.param("layers", 2, {}, id="layers"),
+        pytest.param("layers", 2, {}, id="layers", marks=slow),
         pytest.param("layers", 3, {"train": {"accumulate": 2}}, id="parts", marks=slow),
         pytest.param("layers", [1, 2], {}, id="more", marks=slow),
         pytest.param("several-tensors", 2, {}, id="several-tensors", marks=slow),

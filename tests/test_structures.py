@@ -272,6 +272,7 @@ def test_a_forward_that_is_cut_trains_on_any_number_of_stages(tmp_path: Path) ->
         assert torch.equal(exported(inputs), ppll.load(out, model=GatedModel())(inputs))
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 @every_model
 def test_replicas_share_every_batch(name: str, tmp_path: Path) -> None:

@@ -486,6 +486,7 @@ def test_a_sweep_goes_on_and_is_read_by_its_validation_part(
     assert None not in [row["validation_accuracy"] for row in trees[1]]
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_a_run_gets_the_overrides_of_its_blocks(tmp_path: Path, monkeypatch, capsys) -> None:
     overrides = ["--set=schedule.blocks.0.warmup_epochs=1", "--set=optimizer.blocks.1.lr=0.01"]

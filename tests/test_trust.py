@@ -162,7 +162,7 @@ def test_a_port_would_be_seen() -> None:
 
 @pytest.mark.processes
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs /proc")
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_no_port_is_open_while_two_stages_train(
     replicas: int, tmp_path: Path, temporary_folder: Path
 ) -> None:

@@ -138,6 +138,7 @@ def test_the_last_block_s_parameters_come_to_all_replicas(
     assert found[0].weights_sha256 != found[1].weights_sha256
 
 
+@pytest.mark.slow
 @processes
 def test_the_same_bits_on_any_number_of_stages(tmp_path: Path) -> None:
     """With batch norm, and resumed on another number after a replica that saves nothing failed."""

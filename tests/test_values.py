@@ -431,6 +431,7 @@ def test_classes_are_other_data(whole: ppll.Result, tmp_path: Path) -> None:
         trainer.fit()
 
 
+@pytest.mark.slow
 def test_several_labels_are_values_too(tmp_path: Path) -> None:
     inputs, values = samples(48, seed=0)
     labels = (values > 0).float()

@@ -50,6 +50,7 @@ def test_a_row_has_medians_and_the_least_and_the_most() -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_every_transport_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

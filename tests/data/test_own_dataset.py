@@ -223,6 +223,7 @@ def test_one_that_is_another_each_time_is_refused_before_anything_is_learned(
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_stages_give_the_same_bits(tmp_path: Path) -> None:
     alone = trainer(tmp_path / "alone").fit()

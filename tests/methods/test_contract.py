@@ -127,7 +127,7 @@ def test_the_same_bits_on_three_stages(network: str, method: str) -> None:
 
 @pytest.mark.parametrize(
     ("network", "method"),
-    slow_but([("resnet", "dgl"), ("resnet", "man"), ("vit", "infopro")], EVERY_PAIR),
+    slow_but([("resnet", "man"), ("vit", "infopro")], EVERY_PAIR),
 )
 def test_every_exit_learns(network: str, method: str) -> None:
     """Where blocks hear nothing of the task it takes longer."""
