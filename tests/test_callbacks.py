@@ -86,6 +86,7 @@ def test_a_function_is_called_with_rows(tmp_path: Path) -> None:
     assert in_order(rows) == in_order(list(written(tmp_path / "run")))
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_after_a_restart_no_row_comes_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -56,7 +56,9 @@ def test_what_is_there_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU that is not there")
-@pytest.mark.parametrize("devices", ["cuda", ["cuda:0"], ["cpu", "cpu", "cpu"]])
+@pytest.mark.parametrize(
+    "devices", ["cuda", pytest.param(["cuda:0"], marks=pytest.mark.slow), ["cpu", "cpu", "cpu"]]
+)
 def test_a_run_is_evaluated_where_its_devices_are_not(devices: object, tmp_path: Path) -> None:
     trained = ppll.Trainer(recipe(), out=tmp_path).fit()
     elsewhere = recipe(devices=devices).to_toml()  # As a machine with GPUs has written it.

@@ -224,9 +224,7 @@ def test_the_last_of_several_ranks_decides(method: str, tmp_path: Path) -> None:
     assert {0, 20, one.best_step} <= set(steps(tmp_path / "four" / "checkpoints"))
 
 
-@pytest.mark.parametrize(
-    "settings", [(), pytest.param(("train.ema=0.8",), marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("settings", [(), pytest.param(("train.ema=0.8",), marks=pytest.mark.slow)])
 def test_the_best_one_can_be_asked_for(
     settings: tuple[str, ...], unbroken: Path, tmp_path: Path
 ) -> None:

@@ -61,7 +61,7 @@ def test_every_method_of_the_zoo_is_in_one_list() -> None:
     assert sorted([*WORKING, *READING_AHEAD]) == local
 
 
-@hypothesis.settings(max_examples=6, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=4, deadline=None, derandomize=True)
 @hypothesis.given(
     method=st.sampled_from(WORKING),
     network=st.sampled_from([*TEXT_NETWORKS]),
@@ -254,6 +254,7 @@ def test_four_stages_compute_what_one_does(method: str, tmp_path: Path) -> None:
     assert len(hashes) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_a_run_goes_on_with_another_number_of_stages(tmp_path: Path) -> None:
     whole = ppll.Trainer(run_recipe("zerolock"), data=dataset(), out=tmp_path / "whole").fit()

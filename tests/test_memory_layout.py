@@ -105,6 +105,7 @@ def test_with_less_precision_and_batches_in_parts(precision: str) -> None:
     assert len({digest(train_interleaved(base, stages)) for stages in (1, 2, 4)}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", slow_but(["adamw"], ["sgd", "adamw"]))
 def test_a_resumed_run_ends_alike_and_is_used_alike(optimizer: str, tmp_path: Path) -> None:
     settings = ["train.channels_last=true", f"optimizer.name={optimizer}", "train.ema=0.9"]

@@ -242,7 +242,9 @@ def test_one_kernel_updates_nearly_alike(name: str) -> None:
     torch.testing.assert_close(modules[0].weight, modules[1].weight)
 
 
-@pytest.mark.parametrize("settings", [{}, {"channels_last": True}, {"precision": "fp16"}])
+@pytest.mark.parametrize(
+    "settings", slow_but([{}], [{}, {"channels_last": True}, {"precision": "fp16"}])
+)
 @pytest.mark.parametrize("name", slow_but(["adamw"], ["sgd", "adamw"]))
 def test_one_kernel_on_any_placement(name: str, settings: dict[str, Any]) -> None:
     base = small_recipe(optimizer=name, **settings).with_settings(["optimizer.fused=true"])

@@ -180,6 +180,7 @@ def test_any_placement_gives_the_same_bits() -> None:
     assert len({digest(train_interleaved(recipe, stages)) for stages in (1, 2, 4)}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", slow_but(["torch.optim:NAdam"], ["own_optimizers:Lion", "torch.optim:NAdam"])
 )

@@ -28,13 +28,15 @@ CHECKPOINTING = "train.activation_checkpointing=true"
 @pytest.mark.parametrize(
     "settings",
     [
-        {"network": "resnet", "method": "dgl"},
+        pytest.param({"network": "resnet", "method": "dgl"}, marks=pytest.mark.slow),
         {"network": "resnet", "method": "backprop"},
         {"network": "resnet", "method": "contsup", "precision": "bf16"},
-        {"network": "resnet", "method": "sgr"},
+        pytest.param({"network": "resnet", "method": "sgr"}, marks=pytest.mark.slow),
         {"network": "vit", "method": "sgr", "precision": "bf16"},
         {"network": "resnet", "method": "man", "accumulate": 2},
-        {"network": "vit", "method": "auglocal", "optimizer": "adamw"},
+        pytest.param(
+            {"network": "vit", "method": "auglocal", "optimizer": "adamw"}, marks=pytest.mark.slow
+        ),
         {"network": "gpt-rotary", "method": "dgl", "optimizer": "adamw"},
     ],
     ids=lambda settings: "-".join(map(str, settings.values())),

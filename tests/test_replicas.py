@@ -458,6 +458,7 @@ def test_the_same_bits_on_any_number_of_stages(tmp_path: Path) -> None:
     assert "average wait" in {event["name"] for event in events}
 
 
+@pytest.mark.slow
 @processes
 def test_a_run_that_goes_on_has_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -76,7 +76,7 @@ def same_result(run: Path, unbroken: Path) -> None:
 
 
 # Of four steps an epoch: within the first, at its end, within the second, at the run's last step.
-@pytest.mark.parametrize("step", slow_but([4, 7, 12], [1, 2, 4, 5, 7, 12]))
+@pytest.mark.parametrize("step", slow_but([4, 12], [1, 2, 4, 5, 7, 12]))
 def test_a_run_goes_on_from_its_newest_checkpoint(
     step: int, tmp_path: Path, unbroken: Path
 ) -> None:
@@ -94,6 +94,7 @@ def test_it_goes_on_from_the_end_of_an_epoch(tmp_path: Path) -> None:
     same_result(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_failure_at_every_start_is_survived(tmp_path: Path, unbroken: Path) -> None:
     out = tmp_path / "run"
     broken(out, 4)
@@ -280,6 +281,7 @@ def test_a_longer_run_goes_on_where_the_schedule_has_no_end(tmp_path: Path) -> N
         fit(tmp_path / "cosine", resume=True)
 
 
+@pytest.mark.slow
 def test_a_longer_run_goes_on_where_every_block_has_another_schedule(tmp_path: Path) -> None:
     constant = [f"schedule.blocks.{index}.name=constant" for index in range(4)]
     fit(tmp_path / "run", *constant, "train.epochs=2")
@@ -319,6 +321,7 @@ def test_a_run_that_died_before_its_result_was_written_is_not_left_with_an_older
     assert (again.step, again.exit_accuracy) == (12, first.exit_accuracy)
 
 
+@pytest.mark.slow
 def test_weights_are_not_forgotten_where_no_checkpoint_was_finished(tmp_path: Path) -> None:
     source = fit(tmp_path / "source")
     settings = (f"model.weights={tmp_path / 'source'}", "optimizer.lr=1e-30", "train.seed=9")
@@ -451,7 +454,7 @@ def test_older_checkpoints_say_nothing_of_the_network(tmp_path: Path) -> None:
     fit_own(tmp_path / "run", resume=True)
 
 
-@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize("stages", slow_but([2], [1, 2]))
 @pytest.mark.processes
 def test_a_failed_run_starts_again_by_itself(
     stages: int, tmp_path: Path, unbroken: Path, monkeypatch: pytest.MonkeyPatch
@@ -476,6 +479,7 @@ def test_the_same_exception_at_the_same_step_is_not_tried_again(
     assert len(history(tmp_path / "run")) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_restarts_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fault = Fault(1, 8, how="exit")

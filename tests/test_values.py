@@ -241,7 +241,7 @@ def test_every_exit_learns(method: str) -> None:
     assert all(late < 0.7 * early for early, late in exits)
 
 
-@pytest.mark.parametrize("method", slow_but([*KINDS_OF_METHODS, "infopro"], WORKING))
+@pytest.mark.parametrize("method", slow_but(KINDS_OF_METHODS, WORKING))
 def test_any_placement_gives_the_same_bits(method: str) -> None:
     digests = {
         digest(train_interleaved(recipe(method), stages, batches=MadeUpValues()))

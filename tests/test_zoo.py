@@ -38,6 +38,7 @@ def rows() -> dict[str, dict[str, Any]]:
         return {row["name"]: row for row in describe_methods()}
 
 
+@pytest.mark.slow
 def test_every_method_has_a_row(rows) -> None:
     assert set(rows) == {entry.name for entry in methods} | {"maps"}
     for row in rows.values():
@@ -47,6 +48,7 @@ def test_every_method_has_a_row(rows) -> None:
         assert set(row["auxiliary_compute"]) == set(row["auxiliary_parameters"]) == NETWORKS
 
 
+@pytest.mark.slow
 def test_shares_are_numbers_and_none_where_a_method_cannot_work(rows) -> None:
     assert rows["backprop"]["auxiliary_compute"] == dict.fromkeys(NETWORKS, 0.0)
     for name in rows.keys() - {"backprop", "maps"}:

@@ -11,7 +11,7 @@ from tests.baselines.curves import NUM_BATCHES, curve_recipe, losses_of_control,
 pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("nothing_left_behind")]
 
 
-@pytest.mark.parametrize("model", ["vit", "resnet"])
+@pytest.mark.parametrize("model", [pytest.param("vit", marks=pytest.mark.slow), "resnet"])
 def test_backprop_learns_as_the_control_does(model: str, tmp_path: Path) -> None:
     recipe = curve_recipe(model, "cpu")
     found = rival(recipe).losses

@@ -48,6 +48,7 @@ from tests.interleaving import (
     make_workers,
     small_recipe,
 )
+from tests.thinning import slow_but
 
 
 class Follows(Greedy):
@@ -196,7 +197,9 @@ FOLLOWS, WATCHES = Follows(), Watches(lag=2)
 
 
 @pytest.mark.parametrize("method", [FOLLOWS, WATCHES, Watches(lag=1), Watches(lag=5)])
-@pytest.mark.parametrize(("num_stages", "capacity"), [(2, 1), (4, 1), (4, 8)])
+@pytest.mark.parametrize(
+    ("num_stages", "capacity"), slow_but([(4, 1), (4, 8)], [(2, 1), (4, 1), (4, 8)])
+)
 def test_the_same_bits_on_every_placement(method: Greedy, num_stages: int, capacity: int) -> None:
     assert digest(trained(method, num_stages, capacity)) == sequential_digest(method)
 
@@ -298,7 +301,10 @@ def shelved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("shelved")
-@pytest.mark.parametrize(("name", "lag"), [("follows", None), ("watches", 2), ("watches", 5)])
+@pytest.mark.parametrize(
+    ("name", "lag"),
+    slow_but([("watches", 2)], [("follows", None), ("watches", 2), ("watches", 5)]),
+)
 def test_a_run_goes_on_with_what_was_on_its_way(name: str, lag: int | None, tmp_path: Path) -> None:
     settings = [f"method.name={name}", *([f"method.lag={lag}"] if lag else [])]
     base = recipe().with_settings(settings)

@@ -57,11 +57,11 @@ def test_neither_the_first_nor_the_last_is_favoured(method: str, choose) -> None
 
 
 slow = pytest.mark.slow
-BREAK_IN_ONE = ["infopro", "solo"]
+BREAK_IN_ONE = ["infopro"]
 BREAK_IN_FOUR = ["sgr"]
 VARIANTS = [
     ("man", ("method.lag=5",)),
-    ("sgr", ("train.accumulate=2",)),
+    pytest.param("sgr", ("train.accumulate=2",), marks=slow),
     pytest.param("man", ("method.lag=1",), marks=slow),
     pytest.param("contsup", ("method.context=R1",), marks=slow),
     pytest.param("contsup", ("method.context=R1E", "method.auxiliary=auglocal"), marks=slow),

@@ -136,6 +136,7 @@ def test_correlation_is_between_0_and_1() -> None:
         assert redundancy(features).item() == pytest.approx(redundancy(noise).item(), rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_one_stage_two_stages_and_a_broken_run_come_to_the_same_bits(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
