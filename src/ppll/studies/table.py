@@ -146,11 +146,18 @@ def _gaps(group: Group, controls: Sequence[Group]) -> tuple[float | None, ...]:
     """Of each finished run, the points to the control's of the same seed, which differs in the
     method only.
 
-    Of several, which differ in options of ``backprop``, the plainest is the control.
+    Of several, which differ in options of ``backprop``, the plainest is the control. Some of these
+    read the cuts, so of several equally plain ones it is that with the same.
     """
     run = group[0][0]
+
+    def distance(control: Group) -> tuple[int, bool, bool]:
+        other = control[0][0]
+        unlike = other.recipe.split != run.recipe.split, other.point != run.point
+        return len(other.recipe.method.options), *unlike
+
     able = (c for c in controls if c[0][0].setting == run.setting)
-    control = min(able, key=lambda c: len(c[0][0].recipe.method.options), default=None)
+    control = min(able, key=distance, default=None)
     if control is None or run.recipe.method == control[0][0].recipe.method:
         control = []
     theirs = _by_seed(control)
