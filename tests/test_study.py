@@ -284,6 +284,15 @@ def test_there_is_no_gap_without_a_common_seed(monkeypatch) -> None:
     assert rows_of(monkeypatch, found)[1].gap_to_backprop is None
 
 
+def test_memory_that_no_run_tells_is_none(monkeypatch) -> None:
+    unknown = replace(outcome(0, 0.9), epoch_seconds=None, peak_memory_bytes=None)
+    known = outcome(1, 0.9)
+    both, alone = rows_of(monkeypatch, {"backprop": [unknown, known], "dgl": [unknown]})
+    assert (both.epoch_seconds, both.peak_memory_bytes) == (3, 2 * 2**20)
+    assert (alone.epoch_seconds, alone.peak_memory_bytes) == (None, None)
+    assert short_cells([alone])[1][-3:] == ["", "", "1"]
+
+
 def test_the_table_says_what_is_missing(monkeypatch) -> None:
     found = {"backprop": [outcome(0, 0.9)], "dgl": [outcome(0, 0.7, (0.5, None))], "greedy": [None]}
     rows = rows_of(monkeypatch, found)

@@ -70,7 +70,7 @@ class Row:
         gap_to_backprop: Their mean.
         gap_to_backprop_stdev: Their sample standard deviation; none of a single one.
         epoch_seconds: Seconds of training an epoch takes, the median run's.
-        peak_memory_bytes: Most memory of a stage in any run.
+        peak_memory_bytes: Most memory of a stage in any run of which it is known.
         num_stages: Processes of a run.
         seeds_missing: Those that are not finished.
         runs: Those that are, by seed.
@@ -119,6 +119,7 @@ def _row(group: Group, controls: Sequence[Group]) -> Row:
     first = group[0][0]
     done = tuple(outcome for _, outcome in group if outcome is not None)
     seconds = [o.epoch_seconds for o in done if o.epoch_seconds is not None]
+    peaks = [o.peak_memory_bytes for o in done if o.peak_memory_bytes is not None]
     gaps = _gaps(group, controls)
     gap = Spread.of(gaps)
     return Row(
@@ -135,7 +136,7 @@ def _row(group: Group, controls: Sequence[Group]) -> Row:
         gap_to_backprop=gap.mean if gap else None,
         gap_to_backprop_stdev=gap.stdev if gap else None,
         epoch_seconds=statistics.median(seconds) if seconds else None,
-        peak_memory_bytes=max((o.peak_memory_bytes for o in done), default=None),
+        peak_memory_bytes=max(peaks, default=None),
         num_stages=max((o.num_stages for o in done), default=None),
         seeds_missing=tuple(run.seed for run, outcome in group if outcome is None),
         runs=done,
