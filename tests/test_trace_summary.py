@@ -26,10 +26,13 @@ def test_shares_are_of_the_time_since_the_first_batch() -> None:
     assert (stage.inbox_fill, stage.cpu) == (1.5, 0.5)
 
 
-def cut_by_waits(forwards: int, learns: int, waits: int, evaluations: int = 0) -> BlockTimes:
+def cut_by_waits(
+    forwards: int, learns: int, waits: int, evaluations: int = 0, tested: int = 0
+) -> BlockTimes:
     """A block of ten messages, in so many pieces: 0.2 s forward and 0.5 s of learning in all."""
     parts = {"forward": (forwards, 0.2), "learn": (learns, 0.5), "average wait": (waits, 1.0)}
     parts |= {"evaluate": (evaluations, 0.1)} if evaluations else {}
+    parts |= {"evaluation forward": (tested, 5.0)} if tested else {}
     sums = [Sum(name=name, block=0, num=n, seconds=s) for name, (n, s) in parts.items()]
     trace = totals_trace(0, (0,), {}, cpu_s=1.0)
     assert trace.totals is not None
@@ -43,6 +46,13 @@ def test_times_are_a_message_s_however_often_replicas_wait_within_it() -> None:
     for pieces in ((10, 20, 10), (10 + 30, 10 + 60, 30 + 60)):
         block = cut_by_waits(*pieces)
         assert (block.forward_s, block.learn_s) == each
+    for waits in (0, 15):
+        pieces = 10 + 30, 10 + 60, 30 + 60 + waits
+        tested = cut_by_waits(*pieces, evaluations=5, tested=5 + waits)
+        assert (tested.forward_s, tested.learn_s) == each
+
+
+def test_traces_that_do_not_tell_forwards_of_evaluations_apart_stay_readable() -> None:
     tested = cut_by_waits(10 + 30 + 10, 10 + 60, 30 + 60, evaluations=10)
     assert (tested.forward_s, tested.learn_s) == pytest.approx((0.01, 0.05))
 

@@ -10,8 +10,19 @@ from ppll.blocks.streams import Streams
 from ppll.channels.local import local_channel
 from ppll.ends import Ends
 from ppll.message import Kind, Message
+from ppll.status import Activity, Monitor, Status
 from ppll.worker import Worker, drain
 from tests.interleaving import ListInbox, MadeUpBatches, blueprint_of, built_blocks, small_recipe
+
+
+class Activities:
+    """Notes what a rank did, and with which block."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[Activity, int]] = []
+
+    def add(self, status: Status, end_s: float) -> None:
+        self.done.append((status.activity, status.block))
 
 
 class NotedStreams(Streams):
@@ -53,3 +64,48 @@ def test_only_the_last_blocks_stream_waits_for_the_copy_and_before_the_slot_is_g
     drain(Worker(blocks, Ends(inbox, outbox), streams=NotedStreams(notes)).run())
     last_turn = ["turn of 2", "send", "flush", "end of 2", "release"]
     assert notes[notes.index("turn of 2") :] == [*last_turn, "send", "release"]
+
+
+def done_with(*kinds: Kind) -> list[tuple[Activity, int]]:
+    """What the worker of the first two blocks does with messages of these kinds, waits left out."""
+    batches = MadeUpBatches((6,))
+    tensors = batches.train_batch(0, 0)
+    outbox, inbox_of_next = local_channel(len(kinds) + 1)
+    messages = [
+        Message(
+            kind=kind,
+            sequence=sequence,
+            step=1,
+            tensors=tensors if kind in (Kind.TRAIN, Kind.EVALUATE) else {},
+            split="test" if kind.name.startswith("EVALUAT") else "",
+        )
+        for sequence, kind in enumerate([*kinds, Kind.STOP])
+    ]
+    monitor, activities = Monitor(), Activities()
+    monitor.recorder = activities
+    blocks = built_blocks(blueprint_of(small_recipe(), batches))[:2]
+    drain(Worker(blocks, Ends(ListInbox(iter(messages)), outbox), monitor=monitor).run())
+    assert inbox_of_next.fill == len(messages)
+    found = [done for done in activities.done if not done[0].waits]
+    return found[1:-1]  # between the start and passing on the stop
+
+
+def test_what_an_evaluation_takes_is_no_work_for_training_messages() -> None:
+    """Its batches may be larger, and there may be many."""
+    trained = done_with(Kind.TRAIN)
+    assert trained == [
+        (Activity.FORWARD, 0),
+        (Activity.LEARN, 0),
+        (Activity.FORWARD, 1),
+        (Activity.SEND, -1),
+        (Activity.LEARN, 1),
+    ]
+    tested = done_with(Kind.EVALUATION_BEGIN, Kind.EVALUATE)
+    assert tested == [
+        (Activity.SEND, -1),
+        (Activity.EVALUATION_FORWARD, 0),
+        (Activity.EVALUATE, 0),
+        (Activity.EVALUATION_FORWARD, 1),
+        (Activity.EVALUATE, -1),
+        (Activity.EVALUATE, 1),
+    ]

@@ -45,6 +45,8 @@ class Activity(enum.IntEnum):
     """Everything has passed."""
     AVERAGE = 9
     """Adding up with the other replicas of its stage, or waiting for them."""
+    EVALUATION_FORWARD = 10
+    """A block's forward in an evaluation, whose batches may be larger."""
 
     @property
     def waits(self) -> bool:

@@ -128,7 +128,8 @@ class Worker:
             self._streams.join()
         for position, block in enumerate(self.blocks):
             with self._streams.turn(position, overlaps=overlaps):
-                self.monitor.enter(Activity.FORWARD, block=block.index, step=message.step)
+                forward = Activity.FORWARD if trains else Activity.EVALUATION_FORWARD
+                self.monitor.enter(forward, block=block.index, step=message.step)
                 message = block.forward(message)
                 self._streams.forwarded(position)
                 if block is self.blocks[-1]:
@@ -225,7 +226,8 @@ class Worker:
         if self._outbox is None:
             return
         yield from self._wait(self._outbox, Activity.SEND_WAIT)
-        self.monitor.enter(Activity.SEND)
+        evaluates = message.kind is Kind.EVALUATE
+        self.monitor.enter(Activity.EVALUATE if evaluates else Activity.SEND)
         if self._saver is not None:
             message = message.with_saved_step(self._saver.saved_step)
         self._outbox.send(message)

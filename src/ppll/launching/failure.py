@@ -21,6 +21,7 @@ _DOING: Final = {
     Activity.SAVE: "while it saved a checkpoint",
     Activity.FINISH: "while it finished",
     Activity.AVERAGE: "while it added up with its replicas",
+    Activity.EVALUATION_FORWARD: "in the forward of an evaluation",
 }
 
 

@@ -14,6 +14,7 @@ COLOURS: Final = {
     "forward": "#3b76af",
     "learn": "#e08a3c",
     "send": "#7b5aa6",
+    "evaluation forward": "#7fb5d1",
     "evaluate": "#3f9b8f",
     "checkpoint": "#b5483a",
     "receive wait": "#d5d9de",

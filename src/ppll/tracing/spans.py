@@ -37,6 +37,7 @@ SPAN_NAMES: Final = {
     Activity.SAVE: "checkpoint",
     Activity.FINISH: "finish",
     Activity.AVERAGE: "average wait",
+    Activity.EVALUATION_FORWARD: "evaluation forward",
 }
 """What an activity is called in traces."""
 

@@ -36,7 +36,7 @@ class StageSummary:
         busy: Share in which it did not wait for another stage.
         receive_wait: Share in which it waited for the stage before; the first one, for data.
         send_wait: Share in which it waited for the next stage to take what it had.
-        evaluate: Share for the losses and accuracies of evaluations, their forwards not counted.
+        evaluate: Share for evaluations without their forwards: losses, accuracies, sending.
         checkpoint: Share for checkpoints.
         work_s: Seconds of work for a training message: forward, sending, learning.
         inbox_fill: Messages in its inbox, on average, when it took one; none where it was killed.
@@ -133,16 +133,17 @@ def _block(sums: Sequence[Sum], block: int) -> BlockTimes:
 
     Waiting for other replicas cuts a forward or a learning step in two. Of all such pieces, those
     that are left when every wait is taken for a cut are two for each training message and one for
-    each message of an evaluation.
+    each message of an evaluation. Older traces count the forwards of both as one.
     """
-    forward, learn, evaluate, waits = (
+    forward, learn, tested, evaluate, waits = (
         next((s for s in sums if (s.name, s.block) == (name, block)), None)
-        for name in ("forward", "learn", "evaluate", _AVERAGE)
+        for name in ("forward", "learn", "evaluation forward", "evaluate", _AVERAGE)
     )
     num_tested = evaluate.num if evaluate is not None else 0
-    num_whole = sum(s.num for s in (forward, learn) if s) - (waits.num if waits else 0)
+    num_whole = sum(s.num for s in (forward, learn, tested) if s) - (waits.num if waits else 0)
     num_learned = (num_whole - num_tested) / 2
-    return BlockTimes(block, _each(forward, num_learned + num_tested), _each(learn, num_learned))
+    num_forward = num_learned + (0 if tested else num_tested)
+    return BlockTimes(block, _each(forward, num_forward), _each(learn, num_learned))
 
 
 def _each(found: Sum | None, num: float) -> float:
