@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from ppll.sections import CheckpointConfig
+from ppll.sections import CheckpointConfig, RuntimeConfig
 from ppll.tracing.advice import advise, working_cores
 from ppll.tracing.files import RankTrace, Span, Start, Sum
 from ppll.tracing.lanes import Bar, draw_lanes
@@ -141,9 +141,13 @@ def test_processors_are_those_of_every_host() -> None:
 
 
 def test_processors_count_where_they_do_the_work() -> None:
-    assert working_cores({"num_cores": 4, "gpus": []}) == 4
-    assert working_cores({"num_cores": 4, "gpus": ["one"]}) is None
-    assert working_cores({"num_cores": "many"}) is None
+    auto, mixed = RuntimeConfig(), RuntimeConfig(stages=2, devices=("cpu", "cuda:0"))
+    on_cpus = RuntimeConfig(devices="cpu"), RuntimeConfig(stages=2, devices=("cpu", "cpu"))
+    assert working_cores({"num_cores": 4, "gpus": []}, auto) == 4
+    assert working_cores({"num_cores": "many"}, auto) is None
+    with_gpu = {"num_cores": 4, "gpus": ["one"]}
+    assert [working_cores(with_gpu, runtime) for runtime in on_cpus] == [4, 4]
+    assert [working_cores(with_gpu, runtime) for runtime in (auto, mixed)] == [None, None]
 
 
 def test_what_another_stage_waits_for_is_no_data() -> None:

@@ -41,7 +41,8 @@ def trace_run(
             f"{run} has written nothing of its newest start yet: look again when it has ended, or "
             f"when its first batches (track.trace_steps) are over."
         )
-    recipe, num_cores = folder.read_recipe(), working_cores(folder.read_environment())
+    recipe = folder.read_recipe()
+    num_cores = working_cores(folder.read_environment(), recipe.runtime)
     advice = advise(summary, num_cores, recipe.checkpoint, recipe.train.threads_per_stage)
     if picture is not None:
         _draw(start, picture)

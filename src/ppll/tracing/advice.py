@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from ppll.placement import meshes_of, place_alike
-from ppll.sections import CheckpointConfig
+from ppll.sections import CheckpointConfig, RuntimeConfig
 from ppll.tracing.summary import StageSummary, Summary
 
 __all__ = ["advise", "working_cores"]
@@ -31,10 +31,12 @@ _A_CUT: Final = (
 _OR_FOR_A_GPU: Final = " If its GPU is busy all the time, it waits for that: then nothing is amiss."
 
 
-def working_cores(environment: Mapping[str, Any]) -> int | None:
+def working_cores(environment: Mapping[str, Any], runtime: RuntimeConfig) -> int | None:
     """Processors of the machine that a run ran on; none where GPUs did the work, or unknown."""
+    named = {runtime.devices} if isinstance(runtime.devices, str) else {*runtime.devices}
+    on_gpus = bool(environment.get("gpus")) and named != {"cpu"}
     found = environment.get("num_cores")
-    return found if isinstance(found, int) and not environment.get("gpus") else None
+    return found if isinstance(found, int) and not on_gpus else None
 
 
 def advise(
