@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
 from ppll.blocks.streams import Streams
 from ppll.channels.local import local_channel
 from ppll.ends import Ends
 from ppll.message import Kind, Message
+from ppll.metrics import Counts, Tally
 from ppll.status import Activity, Monitor, Status
 from ppll.worker import Worker, drain
 from tests.interleaving import ListInbox, MadeUpBatches, blueprint_of, built_blocks, small_recipe
@@ -66,12 +69,10 @@ def test_only_the_last_blocks_stream_waits_for_the_copy_and_before_the_slot_is_g
     assert notes[notes.index("turn of 2") :] == [*last_turn, "send", "release"]
 
 
-def done_with(*kinds: Kind) -> list[tuple[Activity, int]]:
-    """What the worker of the first two blocks does with messages of these kinds, waits left out."""
-    batches = MadeUpBatches((6,))
-    tensors = batches.train_batch(0, 0)
-    outbox, inbox_of_next = local_channel(len(kinds) + 1)
-    messages = [
+def messages_of(*kinds: Kind) -> list[Message]:
+    """One of each kind, and the stop."""
+    tensors = MadeUpBatches((6,)).train_batch(0, 0)
+    return [
         Message(
             kind=kind,
             sequence=sequence,
@@ -81,6 +82,12 @@ def done_with(*kinds: Kind) -> list[tuple[Activity, int]]:
         )
         for sequence, kind in enumerate([*kinds, Kind.STOP])
     ]
+
+
+def done_with(*kinds: Kind) -> list[tuple[Activity, int]]:
+    """What the worker of the first two blocks does with messages of these kinds, waits left out."""
+    messages, batches = messages_of(*kinds), MadeUpBatches((6,))
+    outbox, inbox_of_next = local_channel(len(messages))
     monitor, activities = Monitor(), Activities()
     monitor.recorder = activities
     blocks = built_blocks(blueprint_of(small_recipe(), batches))[:2]
@@ -109,3 +116,29 @@ def test_what_an_evaluation_takes_is_no_work_for_training_messages() -> None:
         (Activity.EVALUATE, -1),
         (Activity.EVALUATE, 1),
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "activity"),
+    [
+        (Kind.CHECKPOINT, Activity.COUNT),
+        (Kind.EPOCH_END, Activity.COUNT),
+        (Kind.EVALUATION_END, Activity.EVALUATE),
+    ],
+)
+def test_reading_what_was_counted_is_no_wait_for_another_stage(
+    kind: Kind, activity: Activity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU it waits for all that was given before."""
+    monitor, found = Monitor(), []
+    take = Counts.take
+
+    def noted(counts: Counts, *args: Any) -> Tally:
+        found.append((monitor.status.activity, monitor.status.block))
+        return take(counts, *args)
+
+    monkeypatch.setattr(Counts, "take", noted)
+    blocks = built_blocks(blueprint_of(small_recipe(), MadeUpBatches((6,))))
+    before = [Kind.EVALUATION_BEGIN] if kind is Kind.EVALUATION_END else []
+    drain(Worker(blocks, Ends(ListInbox(iter(messages_of(*before, kind)))), monitor=monitor).run())
+    assert found == [(activity, -1)] * len(blocks)

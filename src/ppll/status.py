@@ -47,6 +47,8 @@ class Activity(enum.IntEnum):
     """Adding up with the other replicas of its stage, or waiting for them."""
     EVALUATION_FORWARD = 10
     """A block's forward in an evaluation, whose batches may be larger."""
+    COUNT = 11
+    """Reading what blocks have counted: on a GPU that takes until all is done that it was given."""
 
     @property
     def waits(self) -> bool:

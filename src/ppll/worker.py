@@ -238,19 +238,22 @@ class Worker:
         match message.kind:
             case Kind.CHECKPOINT:
                 # What was counted up to here must not be lost with a start that ends later.
+                self.monitor.enter(Activity.COUNT)
                 self._write_training(message)
                 self.monitor.note_peak(peak_memory_bytes(self._device))
+                self.monitor.enter(Activity.SAVE, step=message.step)
                 if self._saver is not None:
-                    self.monitor.enter(Activity.SAVE, step=message.step)
                     self._saver.save(message.step, self.blocks)
                 else:
                     self._help_to_save()
             case Kind.EVALUATION_BEGIN:
                 self._begin_evaluation()
             case Kind.EVALUATION_END:
+                self.monitor.enter(Activity.EVALUATE)
                 self._evaluation.close()
                 self._write_evaluation(message)
             case Kind.EPOCH_END:
+                self.monitor.enter(Activity.COUNT)
                 self._write_training(message)
             case Kind.STOP:
                 # Whoever sends parameters must find somebody there to the end, and the last

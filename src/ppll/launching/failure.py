@@ -22,6 +22,7 @@ _DOING: Final = {
     Activity.FINISH: "while it finished",
     Activity.AVERAGE: "while it added up with its replicas",
     Activity.EVALUATION_FORWARD: "in the forward of an evaluation",
+    Activity.COUNT: "while it read what its blocks had counted",
 }
 
 

@@ -45,6 +45,7 @@ _Name = Literal[
     "average wait",
     "evaluate",
     "evaluation forward",
+    "count",
     "checkpoint",
 ]
 _CONFIG: Final = pydantic.ConfigDict(frozen=True, extra="ignore")

@@ -16,6 +16,7 @@ COLOURS: Final = {
     "send": "#7b5aa6",
     "evaluation forward": "#7fb5d1",
     "evaluate": "#3f9b8f",
+    "count": "#8d8271",
     "checkpoint": "#b5483a",
     "receive wait": "#d5d9de",
     "send wait": "#efe2b8",

@@ -38,6 +38,7 @@ SPAN_NAMES: Final = {
     Activity.FINISH: "finish",
     Activity.AVERAGE: "average wait",
     Activity.EVALUATION_FORWARD: "evaluation forward",
+    Activity.COUNT: "count",
 }
 """What an activity is called in traces."""
 
