@@ -96,6 +96,21 @@ def test_a_slow_loader_is_named() -> None:
     )
 
 
+def test_batches_that_no_thread_makes_ahead_are_named() -> None:
+    """They are work of the first stage, and its inbox holds no others."""
+    making = {**BUSY, "make batch": 4.0}
+    (first,) = summarize(made_up_start(making, cpu_s=9.0)).stages
+    assert (first.make_batches, first.work_s) == pytest.approx((4 / 14, 0.9 + 0.4))
+    assert first.inbox_fill is None
+    (text,) = advice(making, BUSY)
+    assert text.startswith("Stage 0 makes its batches itself, 29% of the time")
+    assert 'runtime.data = "host"' in text
+    assert "runtime.capacity" not in text
+    assert "GPU" not in text
+    assert "If its GPU is busy" in advice(making, BUSY, num_cores=None)[0]
+    assert "itself" not in " ".join(advice({**making, "send wait": 4.0}, BUSY))
+
+
 def test_more_stages_than_processors_are_named() -> None:
     (text,) = advice(BUSY, BUSY, num_cores=1, cpu_s=4.5)
     assert text.startswith("2 stages share 1 processors: one had a processor only 50%")

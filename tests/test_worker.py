@@ -13,6 +13,7 @@ from ppll.channels.local import local_channel
 from ppll.ends import Ends
 from ppll.message import Kind, Message
 from ppll.metrics import Counts, Tally
+from ppll.on_demand import OnDemand
 from ppll.status import Activity, Monitor, Status
 from ppll.worker import Worker, drain
 from tests.interleaving import ListInbox, MadeUpBatches, blueprint_of, built_blocks, small_recipe
@@ -142,3 +143,19 @@ def test_reading_what_was_counted_is_no_wait_for_another_stage(
     before = [Kind.EVALUATION_BEGIN] if kind is Kind.EVALUATION_END else []
     drain(Worker(blocks, Ends(ListInbox(iter(messages_of(*before, kind)))), monitor=monitor).run())
     assert found == [(activity, -1)] * len(blocks)
+
+
+def test_what_is_made_on_demand_is_no_wait_for_data() -> None:
+    """Nor is making what is tested work for training messages."""
+    monitor, activities = Monitor(), Activities()
+    monitor.recorder = activities
+    blocks = built_blocks(blueprint_of(small_recipe(), MadeUpBatches((6,))))[:1]
+    kinds = Kind.TRAIN, Kind.TRAIN, Kind.EVALUATION_BEGIN, Kind.EVALUATE
+    inbox = OnDemand(iter(messages_of(*kinds)))
+    drain(Worker(blocks, Ends(inbox), monitor=monitor).run())
+    assert activities.done[1:] == [  # behind the start
+        *[(Activity.MAKE_BATCH, -1), (Activity.FORWARD, 0), (Activity.LEARN, 0)] * 2,
+        (Activity.EVALUATE, -1),
+        *[(Activity.EVALUATE, -1), (Activity.EVALUATION_FORWARD, 0), (Activity.EVALUATE, 0)],
+        (Activity.EVALUATE, -1),
+    ]

@@ -49,6 +49,8 @@ class Activity(enum.IntEnum):
     """A block's forward in an evaluation, whose batches may be larger."""
     COUNT = 11
     """Reading what blocks have counted: on a GPU that takes until all is done that it was given."""
+    MAKE_BATCH = 12
+    """Making a batch where no thread makes it ahead."""
 
     @property
     def waits(self) -> bool:

@@ -35,6 +35,7 @@ from ppll.ends import PARAMETERS, Ends, SlowInbox, Waiting
 from ppll.errors import ProtocolError
 from ppll.message import Kind, Message, canonical
 from ppll.metrics import MetricsFile, Tally
+from ppll.on_demand import OnDemand
 from ppll.status import Activity, Monitor, resident_peak_bytes
 
 __all__ = ["Worker", "drain"]
@@ -79,6 +80,7 @@ class Worker:
         """What blocks compute with in an evaluation; empty otherwise."""
         self._ends = ends
         self._inbox = ends.inbox
+        self._makes_batches = isinstance(ends.inbox, OnDemand)
         self._outbox = ends.outbox
         self._saver = saver
         self._metrics = metrics
@@ -94,10 +96,12 @@ class Worker:
             ChannelClosed: A neighbour is gone.
         """
         while self.last_message is None or self.last_message.kind is not Kind.STOP:
-            self.monitor.enter(Activity.RECEIVE)
+            self.monitor.enter(Activity.MAKE_BATCH if self._makes_batches else Activity.RECEIVE)
             while not self._inbox.ready():
                 yield self._inbox
             message = self._inbox.recv()
+            if self._makes_batches and message.kind is not Kind.TRAIN:
+                self.monitor.note(activity=Activity.EVALUATE)  # what is made is known only now
             if self.last_message is None:
                 self.monitor.start_clock()
             self.last_message = message

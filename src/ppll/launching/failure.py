@@ -23,6 +23,7 @@ _DOING: Final = {
     Activity.AVERAGE: "while it added up with its replicas",
     Activity.EVALUATION_FORWARD: "in the forward of an evaluation",
     Activity.COUNT: "while it read what its blocks had counted",
+    Activity.MAKE_BATCH: "while it made a batch",
 }
 
 

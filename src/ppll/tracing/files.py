@@ -46,6 +46,7 @@ _Name = Literal[
     "evaluate",
     "evaluation forward",
     "count",
+    "make batch",
     "checkpoint",
 ]
 _CONFIG: Final = pydantic.ConfigDict(frozen=True, extra="ignore")

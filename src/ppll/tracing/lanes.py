@@ -11,6 +11,7 @@ from ppll.tracing.files import RankTrace, Span, Start
 __all__ = ["COLOURS", "Bar", "Lane", "Lanes", "draw_lanes"]
 
 COLOURS: Final = {
+    "make batch": "#c2679b",
     "forward": "#3b76af",
     "learn": "#e08a3c",
     "send": "#7b5aa6",

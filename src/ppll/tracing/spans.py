@@ -39,6 +39,7 @@ SPAN_NAMES: Final = {
     Activity.AVERAGE: "average wait",
     Activity.EVALUATION_FORWARD: "evaluation forward",
     Activity.COUNT: "count",
+    Activity.MAKE_BATCH: "make batch",
 }
 """What an activity is called in traces."""
 

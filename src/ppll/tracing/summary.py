@@ -12,6 +12,7 @@ from ppll.tracing.files import RankTrace, Start, Sum, Totals
 __all__ = ["BlockTimes", "StageSummary", "Summary", "summarize"]
 
 _AVERAGE: Final = "average wait"
+_MAKE: Final = "make batch"
 _WAITS: Final = ("receive wait", "send wait", _AVERAGE)
 
 
@@ -38,8 +39,10 @@ class StageSummary:
         send_wait: Share in which it waited for the next stage to take what it had.
         evaluate: Share for evaluations without their forwards: losses, accuracies, sending.
         checkpoint: Share for checkpoints.
-        work_s: Seconds of work for a training message: forward, sending, learning.
-        inbox_fill: Messages in its inbox, on average, when it took one; none where it was killed.
+        make_batches: Share for making batches for training; 0 where a thread makes them ahead.
+        work_s: Seconds of work for a training message: making it, forward, sending, learning.
+        inbox_fill: Messages in its inbox, on average, when it took one; none where it was killed,
+            and where it makes them itself.
         capacity: Messages that a channel holds.
         cpu: Processor time of its thread as a share of its busy time; none where it was killed.
         num_dropped: Spans that were not recorded, as there were too many.
@@ -54,6 +57,7 @@ class StageSummary:
     send_wait: float
     evaluate: float
     checkpoint: float
+    make_batches: float
     work_s: float
     inbox_fill: float | None
     capacity: int
@@ -120,8 +124,10 @@ def _stage(trace: RankTrace, others: Sequence[RankTrace]) -> StageSummary:
         send_wait=_share(by_name.get("send wait", 0.0), seconds),
         evaluate=_share(by_name.get("evaluate", 0.0), seconds),
         checkpoint=_share(by_name.get("checkpoint", 0.0), seconds),
-        work_s=sum(b.forward_s + b.learn_s for b in blocks) + _mean(sums, "send", -1),
-        inbox_fill=_mean_fill(totals) if totals is not None else None,
+        make_batches=_share(by_name.get(_MAKE, 0.0), seconds),
+        work_s=sum(b.forward_s + b.learn_s for b in blocks)
+        + sum(_mean(sums, name, -1) for name in (_MAKE, "send")),
+        inbox_fill=_mean_fill(totals) if totals is not None and _MAKE not in by_name else None,
         capacity=trace.capacity,
         cpu=_share(totals.cpu_s, busy_s) if totals is not None else None,
         num_dropped=totals.num_dropped if totals is not None else 0,
