@@ -67,7 +67,7 @@ class ContrastMethod(HeadMethod):
                 f"as 'projector'."
             )
         self.objective = objective
-        self.needs_classes = objective == "contrast"
+        self.needs_classes = self.compares_samples = objective == "contrast"
         self.temperature = temperature
         self.projection = projection
 

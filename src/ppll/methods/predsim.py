@@ -38,6 +38,7 @@ class PredSim(HeadMethod):
     paper = Paper("Training Neural Networks with Local Error Signals", 2019, "arXiv 1901.06656")
     default_auxiliary = "pooled-linear"
     needs_classes = True
+    compares_samples = True
 
     def __init__(
         self,

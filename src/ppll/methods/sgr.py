@@ -89,7 +89,7 @@ class SGR(HeadMethod):
         number of samples it is the same."""
         del lesson
         assert isinstance(loss, ReconciledLoss)
-        return {GRADIENT: loss.gradient.detach()}
+        return {GRADIENT: loss.gradient}
 
     def late_shapes(self, site: BlockSite) -> dict[str, tuple[int, ...]]:
         """The features' own."""
