@@ -24,7 +24,7 @@ def run_sections(run: RunReport, plan: Plan | str | None) -> Iterator[Markup]:
         run: The run.
         plan: What was predicted of it, or why nothing was; none where nobody asked.
     """
-    yield _section("Result", _tiles(run), _exits(run))
+    yield _section("Result", _age(run), _tiles(run), _exits(run))
     yield _section("Learning curves", *_curves(run))
     yield _section("Where the time went", *_times(run))
     yield _section("Memory", _memory(run))
@@ -71,6 +71,13 @@ def _section(title: str, *parts: Markup | None) -> Markup:
 
 def _folded(title: str, content: Markup) -> Markup:
     return tag("details", tag("summary", title), content)
+
+
+def _age(run: RunReport) -> Markup | None:
+    if run.outcome is None or not run.is_past_outcome:
+        return None
+    text = f"The result is of an earlier start, at step {run.outcome.step:,}; the run has gone on."
+    return tag("p", text)
 
 
 def _tiles(run: RunReport) -> Markup | None:
