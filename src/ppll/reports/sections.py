@@ -157,6 +157,8 @@ def _curves(run: RunReport) -> Iterator[Markup | None]:
 def _times(run: RunReport) -> Iterator[Markup | None]:
     if run.summary is None:
         return
+    if run.summary.which_start is not None:
+        yield tag("p", run.summary.which_start)
     head = ["stage", "blocks", "work a message", "busy", "receive wait", "send wait", "inbox"]
     yield table([*head, "processor"], [_stage_row(stage) for stage in run.summary.stages])
     if len(run.summary.stages) > 1:

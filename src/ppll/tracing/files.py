@@ -28,6 +28,7 @@ from ppll.tracing.spans import SPAN_NAMES
 __all__ = ["RankTrace", "Span", "Start", "Sum", "Totals", "aligned", "newest_start", "read_starts"]
 
 _FORWARD: Final = SPAN_NAMES[Activity.FORWARD]
+_LEARN: Final = SPAN_NAMES[Activity.LEARN]
 _SEND: Final = SPAN_NAMES[Activity.SEND]
 
 _Index = Annotated[int, Field(ge=0, lt=2**15)]
@@ -136,10 +137,14 @@ class Start:
     Attributes:
         ranks: Those that are looked at.
         others: Further replicas, which did the same work beside them.
+        index: Which start it is of those that left traces.
+        newest: Which is the newest of them.
     """
 
     ranks: tuple[RankTrace, ...]
     others: tuple[RankTrace, ...] = ()
+    index: int = 0
+    newest: int = 0
 
     @property
     def began_s(self) -> float:
@@ -168,7 +173,9 @@ def read_starts(folder: Path) -> list[Start]:
 
 
 def newest_start(folder: RunFolder) -> Start:
-    """The last start of a run, its first replica: the others do the same work.
+    """The last start of a run that learned from a batch, or the last one where none did.
+
+    Looked at are first replicas: the others do the same work.
 
     Raises:
         RunFolderError: Nothing was recorded, or a file cannot be read.
@@ -176,10 +183,18 @@ def newest_start(folder: RunFolder) -> Start:
     starts = read_starts(folder.traces)
     if not starts:
         raise RunFolderError(f"{folder.path} has no traces: {_why_none(folder)}.")
-    everyone = starts[-1].ranks
+    newest = len(starts) - 1
+    index = max((i for i, start in enumerate(starts) if _has_learned(start)), default=newest)
+    everyone = starts[index].ranks
     ranks = tuple(rank for rank in everyone if rank.replica == 0)
     others = tuple(rank for rank in everyone if rank.replica > 0)
-    return Start(ranks, others)
+    return Start(ranks, others, index, newest)
+
+
+def _has_learned(start: Start) -> bool:
+    """Whether any rank learned from a batch; spans that were dropped are in the sums."""
+    summed = {part.name for rank in start.ranks if rank.totals for part in rank.totals.sums}
+    return _LEARN in summed or any(s.name == _LEARN for rank in start.ranks for s in rank.spans)
 
 
 def _why_none(folder: RunFolder) -> str:

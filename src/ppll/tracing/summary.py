@@ -77,10 +77,24 @@ class Summary:
     Attributes:
         stages: Their first replicas.
         hosts: Processes on every host, all replicas included, as far as they left something behind.
+        start: Which start, of those that left something behind.
+        newest_start: Which is the newest of them.
     """
 
     stages: tuple[StageSummary, ...]
     hosts: tuple[int, ...]
+    start: int
+    newest_start: int
+
+    @property
+    def which_start(self) -> str | None:
+        """Which start it tells of, in words, where that is not the newest."""
+        if self.start == self.newest_start:
+            return None
+        return (
+            f"Of start {self.start}: start {self.newest_start}, the newest, has learned from no "
+            f"batch so far."
+        )
 
     @property
     def num_processes(self) -> int:
@@ -97,7 +111,7 @@ def summarize(start: Start) -> Summary:
     """What the ranks of a start did with their time."""
     hosts = Counter(trace.clock for trace in (*start.ranks, *start.others))
     stages = tuple(_stage(trace, start.others) for trace in start.ranks)
-    return Summary(stages, tuple(hosts.values()))
+    return Summary(stages, tuple(hosts.values()), start.index, start.newest)
 
 
 def _stage(trace: RankTrace, others: Sequence[RankTrace]) -> StageSummary:

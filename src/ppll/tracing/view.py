@@ -16,6 +16,8 @@ _COLUMNS = ("stage", "blocks", "work", "busy", "receive wait", "send wait", "inb
 
 def show_summary(console: Console, summary: Summary, advice: Sequence[str]) -> None:
     """Print a row a stage, what the blocks take, which stage holds the others, and what to do."""
+    if summary.which_start is not None:
+        _say(console, f"{summary.which_start}\n")
     print_table(console, _COLUMNS, [_cells(stage) for stage in summary.stages])
     console.print()
     for stage in summary.stages:
