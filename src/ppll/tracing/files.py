@@ -148,8 +148,8 @@ class Start:
 
     @property
     def began_s(self) -> float:
-        """When the first span began."""
-        return min((s.start_s for r in self.ranks for s in r.spans), default=0.0)
+        """When the first span began; infinite where there is none."""
+        return min((s.start_s for r in self.ranks for s in r.spans), default=math.inf)
 
 
 def read_starts(folder: Path) -> list[Start]:
