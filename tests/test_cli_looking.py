@@ -152,3 +152,30 @@ def test_setting_that_cannot_be_is_refused(monkeypatch, capsys) -> None:
         monkeypatch, capsys, "train", "digits-resnet", "--dry-run", "--set", "track.trace_steps=-1"
     )
     assert (code, "track.trace_steps" in err, "found -1" in err) == (2, True, True)
+
+
+def test_stages_whose_first_replica_left_nothing_are_known_by_another(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
+    run = made_up_run(tmp_path / "run")
+    learned = span("forward", 1, 2, block=1), span("learn", 2, 4, block=1)
+    write_start(run, "a", 2, *LEARNED, blocks=[0], stage=0, replica=1)
+    write_start(run, "a", 3, *learned, blocks=[1], stage=1, replica=1)
+    write_start(run, "a", 5, *learned, blocks=[1], stage=1, replica=2)
+    code, out, err = command(monkeypatch, capsys, "report", run)
+    assert code == 0, err
+    assert "stage 1, block 1" in (run / "report.html").read_text()
+    code, out, err = command(monkeypatch, capsys, "trace", run, "--json")
+    assert code == 0, err
+    rows = json.loads(out)["rows"]
+    assert [(row["stage"], row["replicas"]) for row in rows] == [(0, 1), (1, 2)]
+
+
+def test_a_stage_is_known_by_its_lowest_replica(tmp_path: Path, monkeypatch, capsys) -> None:
+    """Also in files of before ranks wrote down which stage they carry out."""
+    run = made_up_run(tmp_path / "run")
+    write_start(run, "a", 1, *LEARNED, blocks=[0], replica=1)
+    slower = span("learn", 2, 9, block=0)
+    write_start(run, "a", 0, slower)
+    (row,) = json.loads(command(monkeypatch, capsys, "trace", run, "--json")[1])["rows"]
+    assert (row["blocks"][0]["learn_s"], row["replicas"]) == (7, 2)

@@ -309,7 +309,7 @@ def test_the_stretch_keeps_away_from_evaluations() -> None:
 
 def test_what_is_sent_is_in_the_lane_of_the_last_block() -> None:
     trace = RankTrace(
-        0,
+        *(0, 0),
         (0, 1),
         *(4, "stage 0", "a", 0.0),
         (

@@ -20,7 +20,14 @@ def status(activity: Activity, step: int = 1, *, block: int = 0, since: float = 
 
 def tracer(path: Path, windows: Windows = Windows(2, 9), capacity: int = 4) -> Tracer:  # noqa: B008
     return Tracer(
-        path, rank=1, blocks=[0, 1], windows=windows, capacity=capacity, place="stage 1", start="a"
+        path,
+        rank=1,
+        stage=1,
+        blocks=[0, 1],
+        windows=windows,
+        capacity=capacity,
+        place="stage 1",
+        start="a",
     )
 
 

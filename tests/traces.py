@@ -18,7 +18,7 @@ def span(name: str, start_s: float, end_s: float, step: int = 1, block: int = -1
 
 
 def made_up_trace(rank: int, *spans: Span, clock: str = "a", offset_s: float = 0.0) -> RankTrace:
-    return RankTrace(rank, (rank,), 4, f"stage {rank}", clock, offset_s, spans, None)
+    return RankTrace(rank, rank, (rank,), 4, f"stage {rank}", clock, offset_s, spans, None)
 
 
 def totals_trace(
@@ -32,7 +32,7 @@ def totals_trace(
     ]
     fields = {"inbox_fills": (0, 5, 5), "outbox_fills": (10,), "cpu_s": 0.0, "num_dropped": 0}
     totals = Totals.model_validate({"sums": sums, **fields, **more})
-    return RankTrace(rank, blocks, 4, f"stage {rank}", "a", 0.0, (), totals)
+    return RankTrace(rank, rank, blocks, 4, f"stage {rank}", "a", 0.0, (), totals)
 
 
 def made_up_start(*seconds: dict[str, float], **more: Any) -> Start:

@@ -94,6 +94,8 @@ class _Header(pydantic.BaseModel):
     model_config = _CONFIG
     start: Annotated[str, Field(max_length=100)]
     rank: _Index
+    stage: _Index | None = None
+    """Not in files of older versions; first replicas are numbered like their stages."""
     place: Annotated[str, Field(max_length=100)]
     replica: _Index = 0
     blocks: Annotated[tuple[_Index, ...], Field(min_length=1)]
@@ -109,6 +111,7 @@ class RankTrace:
 
     Attributes:
         rank: Which.
+        stage: Which one it carried out.
         blocks: Indices of its blocks.
         capacity: Messages that its channels held.
         place: Its stage and replica, for people.
@@ -120,6 +123,7 @@ class RankTrace:
     """
 
     rank: int
+    stage: int
     blocks: tuple[int, ...]
     capacity: int
     place: str
@@ -175,7 +179,7 @@ def read_starts(folder: Path) -> list[Start]:
 def newest_start(folder: RunFolder) -> Start:
     """The last start of a run that learned from a batch, or the last one where none did.
 
-    Looked at are first replicas: the others do the same work.
+    Of each stage the first replica is looked at that left traces: the others do the same work.
 
     Raises:
         RunFolderError: Nothing was recorded, or a file cannot be read.
@@ -185,10 +189,10 @@ def newest_start(folder: RunFolder) -> Start:
         raise RunFolderError(f"{folder.path} has no traces: {_why_none(folder)}.")
     newest = len(starts) - 1
     index = max((i for i, start in enumerate(starts) if _has_learned(start)), default=newest)
-    everyone = starts[index].ranks
-    ranks = tuple(rank for rank in everyone if rank.replica == 0)
-    others = tuple(rank for rank in everyone if rank.replica > 0)
-    return Start(ranks, others, index, newest)
+    ranks = sorted(starts[index].ranks, key=lambda rank: (rank.blocks, rank.replica))
+    replicas = [tuple(group) for _, group in itertools.groupby(ranks, lambda rank: rank.blocks)]
+    others = tuple(rank for group in replicas for rank in group[1:])
+    return Start(tuple(group[0] for group in replicas), others, index, newest)
 
 
 def _has_learned(start: Start) -> bool:
@@ -215,6 +219,7 @@ class _Collected:
         header = self.header
         trace = RankTrace(
             header.rank,
+            header.rank if header.stage is None else header.stage,
             header.blocks,
             header.capacity,
             header.place,

@@ -5,7 +5,7 @@ that was set aside before; nothing is pickled, nothing grows and no file is touc
 window. Two windows are recorded, the first and the last batches of a start; seconds and channel
 fill are summed over all of it. A file holds, a JSON object a line and for every start of the run:
 
-- ``start``: rank, blocks, channel capacity, and both clocks at one moment;
+- ``start``: rank, stage, blocks, channel capacity, and both clocks at one moment;
 - ``span``: what, which block, which step, from when to when by the machine's monotonic clock;
 - ``totals``: seconds and number of spans by what and block, how full the channels were.
 """
@@ -93,6 +93,7 @@ class Tracer:
     Args:
         path: The file; what earlier starts wrote stays.
         rank: Which rank.
+        stage: Which stage it carries out.
         blocks: Indices of its blocks.
         windows: Steps of which every span is kept.
         capacity: Messages that its channels hold.
@@ -106,6 +107,7 @@ class Tracer:
         path: Path,
         *,
         rank: int,
+        stage: int,
         blocks: Sequence[int],
         windows: Windows,
         capacity: int,
@@ -132,6 +134,7 @@ class Tracer:
             kind="start",
             start=start,
             rank=rank,
+            stage=stage,
             place=place,
             replica=replica,
             blocks=list(blocks),

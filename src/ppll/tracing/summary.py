@@ -75,7 +75,7 @@ class Summary:
     """What all stages did in one start of a run.
 
     Attributes:
-        stages: Their first replicas.
+        stages: The first replica of each that left something behind.
         hosts: Processes on every host, all replicas included, as far as they left something behind.
         start: Which start, of those that left something behind.
         newest_start: Which is the newest of them.
@@ -125,7 +125,7 @@ def _stage(trace: RankTrace, others: Sequence[RankTrace]) -> StageSummary:
     busy_s = seconds - sum(by_name.get(name, 0.0) for name in _WAITS)
     blocks = tuple(_block(sums, block) for block in trace.blocks)
     return StageSummary(
-        stage=trace.rank,
+        stage=trace.stage,
         blocks=blocks,
         replicas=1 + sum(other.blocks == trace.blocks for other in others),
         seconds=seconds,
