@@ -171,6 +171,26 @@ def test_stages_whose_first_replica_left_nothing_are_known_by_another(
     assert [(row["stage"], row["replicas"]) for row in rows] == [(0, 1), (1, 2)]
 
 
+def test_what_replicas_wait_for_has_a_column(tmp_path: Path, monkeypatch, capsys) -> None:
+    run = made_up_run(tmp_path / "run")
+    waits = (
+        span("receive wait", 4, 5),
+        span("send wait", 5, 6),
+        span("average wait", 6, 10, block=0),
+    )
+    write_start(run, "a", 0, *LEARNED, *waits)
+    _, out, _ = command(monkeypatch, capsys, "trace", run)
+    head, (row, *_) = out.split("block 0:")[0], [x for x in out.splitlines() if "%" in x]
+    assert max(map(len, head.splitlines())) <= 80
+    assert "average wait" in head
+    assert [word for word in row.split() if word.endswith("%")] == ["33%", "11%", "11%", "44%"]
+    command(monkeypatch, capsys, "report", run)
+    assert "average wait" in (run / "report.html").read_text()
+    alone = made_up_run(tmp_path / "alone")
+    write_start(alone, "a", 0, *LEARNED)
+    assert "average" not in command(monkeypatch, capsys, "trace", alone)[1]
+
+
 def test_a_stage_is_known_by_its_lowest_replica(tmp_path: Path, monkeypatch, capsys) -> None:
     """Also in files of before ranks wrote down which stage they carry out."""
     run = made_up_run(tmp_path / "run")

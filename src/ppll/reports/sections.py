@@ -159,8 +159,9 @@ def _times(run: RunReport) -> Iterator[Markup | None]:
         return
     if run.summary.which_start is not None:
         yield tag("p", run.summary.which_start)
-    head = ["stage", "blocks", "work a message", "busy", "receive wait", "send wait", "inbox"]
-    yield table([*head, "processor"], [_stage_row(stage) for stage in run.summary.stages])
+    rows = [_stage_cells(stage) for stage in run.summary.stages]
+    head = [name for name in rows[0] if name != "average wait" or run.summary.has_replicas]
+    yield table(head, [[row[name] for name in head] for row in rows])
     if len(run.summary.stages) > 1:
         yield tag("p", f"Bottleneck: stage {run.summary.bottleneck.stage}.")
     for text in run.advice:
@@ -169,18 +170,20 @@ def _times(run: RunReport) -> Iterator[Markup | None]:
         yield draw_lanes_svg(run.lanes)
 
 
-def _stage_row(stage: StageSummary) -> list[object]:
+def _stage_cells(stage: StageSummary) -> dict[str, object]:
+    """By the name of the column."""
     fill = stage.inbox_fill
-    return [
-        stage.stage,
-        ", ".join(str(block.block) for block in stage.blocks),
-        f"{1e3 * stage.work_s:.1f} ms",
-        _shared_cell(stage.busy),
-        f"{stage.receive_wait:.0%}",
-        f"{stage.send_wait:.0%}",
-        "" if fill is None else f"{fill:.1f} of {stage.capacity}",
-        "" if stage.cpu is None else f"{stage.cpu:.0%} of busy",
-    ]
+    return {
+        "stage": stage.stage,
+        "blocks": ", ".join(str(block.block) for block in stage.blocks),
+        "work a message": f"{1e3 * stage.work_s:.1f} ms",
+        "busy": _shared_cell(stage.busy),
+        "receive wait": f"{stage.receive_wait:.0%}",
+        "send wait": f"{stage.send_wait:.0%}",
+        "average wait": f"{stage.average_wait:.0%}",
+        "inbox": "" if fill is None else f"{fill:.1f} of {stage.capacity}",
+        "processor": "" if stage.cpu is None else f"{stage.cpu:.0%} of busy",
+    }
 
 
 def _shared_cell(share: float) -> Markup:

@@ -36,6 +36,7 @@ class StageSummary:
         busy: Share in which it did not wait for another stage.
         receive_wait: Share in which it waited for the stage before; the first one, for data.
         send_wait: Share in which it waited for the next stage to take what it had.
+        average_wait: Share in which it waited for its other replicas' gradients.
         evaluate: Share for the losses and accuracies of evaluations, their forwards not counted.
         checkpoint: Share for checkpoints.
         work_s: Seconds of work for a training message: forward, sending, learning.
@@ -52,6 +53,7 @@ class StageSummary:
     busy: float
     receive_wait: float
     send_wait: float
+    average_wait: float
     evaluate: float
     checkpoint: float
     work_s: float
@@ -59,11 +61,6 @@ class StageSummary:
     capacity: int
     cpu: float | None
     num_dropped: int
-
-    @property
-    def average_wait(self) -> float:
-        """Share in which it waited for its other replicas' gradients."""
-        return max(0.0, 1 - self.busy - self.receive_wait - self.send_wait) if self.seconds else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -102,6 +99,11 @@ class Summary:
         return sum(self.hosts)
 
     @property
+    def has_replicas(self) -> bool:
+        """Whether a stage has more than one; it may be the only one that left something behind."""
+        return any(stage.replicas > 1 or stage.average_wait for stage in self.stages)
+
+    @property
     def bottleneck(self) -> StageSummary:
         """The stage with the most work for a message: the others wait for it."""
         return max(self.stages, key=lambda stage: stage.work_s)
@@ -132,6 +134,7 @@ def _stage(trace: RankTrace, others: Sequence[RankTrace]) -> StageSummary:
         busy=_share(busy_s, seconds),
         receive_wait=_share(by_name.get("receive wait", 0.0), seconds),
         send_wait=_share(by_name.get("send wait", 0.0), seconds),
+        average_wait=_share(by_name.get(_AVERAGE, 0.0), seconds),
         evaluate=_share(by_name.get("evaluate", 0.0), seconds),
         checkpoint=_share(by_name.get("checkpoint", 0.0), seconds),
         work_s=sum(b.forward_s + b.learn_s for b in blocks) + _mean(sums, "send", -1),
