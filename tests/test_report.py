@@ -202,6 +202,7 @@ def test_a_run_that_goes_on_again_is_shown_as_far_as_it_is(tmp_path: Path) -> No
     rows_of(run).write_text(as_lines([step_row(step) for step in (400, 500, 900)]))
     assert [row.step for row in read_run(run).metrics] == [400, 500, 900]
     assert "The result is of an earlier start, at step 500" in page_of(run).text
+    assert "500 (earlier start)" in page_of(run, run).text
 
 
 def test_several_runs_are_compared(run: Path) -> None:
