@@ -23,9 +23,10 @@ from ppll.errors import ModelError, RecipeError, WorkerError
 from ppll.methods import BlockSite, Lesson, Method
 from ppll.testing import Fault
 from tests.faults import injected, recipe
-from tests.interleaving import NETWORKS, digest, small_recipe, train_interleaved
+from tests.interleaving import NETWORKS, blueprint_of, digest, small_recipe, train_interleaved
 from tests.methods.trials import blocks_after_a_step, same_bits_everywhere
 from tests.test_resuming import OWN, own_data, own_model
+from tests.test_values import MadeUpValues
 
 PAGE = (Path(__file__).parents[2] / "docs/methods/your-own.md").read_text(encoding="utf-8")
 NAME = "decorrelated:Decorrelated"
@@ -74,6 +75,13 @@ def test_the_second_part_of_the_page_weighs_samples() -> None:
         method.local_loss(auxiliary, lesson, cross_entropy).value for lesson in (second, both)
     ]
     assert torch.allclose(losses[0], losses[1])
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_second_part_of_the_page_weighs_no_values() -> None:
+    base = small_recipe("resnet", "boosted:Boosted").with_settings(["loss.name=torch.nn:MSELoss"])
+    with pytest.raises(RecipeError, match=r"reads targets or predictions as those of classes"):
+        blueprint_of(base, MadeUpValues())
 
 
 @pytest.mark.usefixtures("folder")
