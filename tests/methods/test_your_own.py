@@ -131,7 +131,7 @@ def test_the_class_of_the_page_is_a_method_like_others(network: str) -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_correlation_is_between_0_and_1() -> None:
+def test_correlation_is_from_0_to_below_1() -> None:
     from decorrelated import redundancy
 
     noise = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))

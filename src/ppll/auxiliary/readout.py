@@ -123,7 +123,7 @@ def _check_read(site: BlockSite, depth: int, shape: tuple[int, ...]) -> None:
 
 
 def frozen_readout(site: BlockSite, *, adapter: int = 0) -> nn.Module:
-    """The network's last layer as it was at the start, which stays as it is.
+    """The network's last layer as it was at the start, whose parameters stay as they are.
 
     Args:
         site: The cut; features are like what the last layer reads.
