@@ -94,7 +94,7 @@ class Method(ABC):
             of classes.
         compares_samples: Whether the loss is of a message's samples beside each other, so that one
             alone teaches nothing: messages of one sample are refused.
-        lag: Training messages by which these parameters are behind, 1 or more where there are some;
+        lag: Training messages by which these parameters are behind, 1 to 63 where there are some;
             part of the algorithm. An option of a recipe only where ``__init__`` takes it.
     """
 
