@@ -129,6 +129,23 @@ def test_methods_that_read_ahead_are_refused(method: str) -> None:
         _ = [blueprint.outline(index) for index in range(blueprint.num_blocks)]
 
 
+@pytest.mark.parametrize(
+    ("method", "setting", "words"),
+    [
+        ("infopro", "objective=softmax", r"^method 'infopro' reconstructs images"),
+        ("infopro", "objective=contrast", r"^method 'infopro' reconstructs images"),
+        ("contsup", "context=E", r"^context 'E' encodes images"),
+        ("contsup", "context=R1", r"^context 'R1' adds what the block before has read"),
+    ],
+)
+def test_what_no_auxiliary_network_would_mend_is_said_first(
+    method: str, setting: str, words: str
+) -> None:
+    blueprint = blueprint_of(text_recipe("gpt", method, f"method.{setting}"), MadeUpText())
+    with pytest.raises(ModelError, match=words + r".* another method\.name\.$"):
+        blueprint.outline(0)
+
+
 @pytest.mark.parametrize("auxiliary", sorted({e.name for e in auxiliaries} - {*READABLE}))
 def test_auxiliary_networks_that_read_ahead_are_refused(auxiliary: str) -> None:
     recipe = text_recipe("gpt", "dgl", f"method.auxiliary={auxiliary}")

@@ -165,8 +165,9 @@ def test_what_a_method_may_say_is_taken() -> None:
 @pytest.mark.parametrize(
     ("says", "message"),
     [
-        ({"lag": 0}, r"slow_from needs a lag of 1 or more, found lag = 0: .*`lag: int = 2`"),
-        ({"lag": 1.5}, r"slow_from needs a lag of 1 or more, found lag = 1\.5"),
+        ({"lag": 0}, r"slow_from needs a lag of 1 to 63, found lag = 0: .*`lag: int = 2`"),
+        ({"lag": 64}, r"slow_from needs a lag of 1 to 63, found lag = 64"),
+        ({"lag": 1.5}, r"slow_from needs a lag of 1 to 63, found lag = 1\.5"),
         ({"slow_from": "Last"}, r"slow_from = 'Last' must be one of 'last', 'next', None"),
         ({"fields": ("picture",)}, r"unknown name in fields 'picture'.*Known: image"),
         ({"fields": "image"}, r"fields = 'image' must be a tuple of names: write \('image',\)"),

@@ -12,6 +12,7 @@ import pytest
 
 import ppll
 from ppll.errors import RecipeError, RunFolderError, UsageError
+from ppll.reports.data import read_run
 from ppll.reports.report import write_report
 from tests.test_cli_looking import RECIPE, command
 from tests.test_markup import Reader
@@ -36,6 +37,15 @@ def page_of(*runs: Path, costs: Path | None = None) -> Reader:
     return Reader(target.read_text(encoding="utf-8"))
 
 
+def rows_of(run: Path) -> Path:
+    """Where the only process of a run has written its metrics."""
+    return run / "metrics" / "rank-0.jsonl"
+
+
+def as_lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
 def edit(path: Path, **changed: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
 
@@ -58,8 +68,8 @@ def test_runs_are_compared_where_they_were_evaluated_most_often(run: Path) -> No
     """A run with a validation part is tested once, at its end: one test is no curve."""
     before = page_of(run, run).elements
     rows = [{"kind": "validation", "step": n, "block": 1, "accuracy": 0.5} for n in (1, 2)]
-    with (run / "metrics.jsonl").open("a") as metrics:
-        metrics.writelines(json.dumps(row) + "\n" for row in rows)
+    with rows_of(run).open("a") as metrics:
+        metrics.write(as_lines(rows))
     after = page_of(run, run).elements
     # Side by side two lines, where there were two points; and each run's own validation.
     assert after.count("circle") == before.count("circle") - 2
@@ -74,7 +84,7 @@ def evaluated(run: Path, name: str, **accuracies: list[float]) -> Path:
         for kind, values in accuracies.items()
         for step, accuracy in enumerate(values)
     ]
-    (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows_of(copy).write_text(as_lines(rows))
     return copy
 
 
@@ -114,8 +124,8 @@ def test_a_strangers_run_puts_nothing_in(run: Path) -> None:
     edit(run / "result.json", weights_sha256=EVIL)
     edit(run / "environment.json", processor=EVIL, **{EVIL: {EVIL: EVIL}})
     row = {"step": 1, "block": 0, "loss": 1.0, "accuracy": 0.5, "kind": EVIL[:40]}
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    with rows_of(run).open("a") as file:
+        file.write(as_lines([row]))
     (run / "history.jsonl").write_text(json.dumps({"time": EVIL, "changed": [EVIL]}) + "\n")
     config = (run / "config.toml").read_text().replace('"resnet"', json.dumps(EVIL))
     (run / "config.toml").write_text(config)
@@ -127,7 +137,7 @@ def test_a_strangers_run_puts_nothing_in(run: Path) -> None:
     assert page.text.count("<script>alert(1)</script>") >= 7
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "history.jsonl", "environment.json"])
+@pytest.mark.parametrize("name", ["metrics/rank-0.jsonl", "history.jsonl", "environment.json"])
 def test_a_file_may_be_missing_or_torn(name: str, run: Path) -> None:
     content = (run / name).read_bytes()
     (run / name).write_bytes(content[: len(content) // 2])
@@ -136,7 +146,7 @@ def test_a_file_may_be_missing_or_torn(name: str, run: Path) -> None:
     page_of(run)
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "history.jsonl", "result.json"])
+@pytest.mark.parametrize("name", ["metrics/rank-0.jsonl", "history.jsonl", "result.json"])
 @pytest.mark.parametrize("kind", ["link", "pipe"])
 def test_a_file_that_leads_elsewhere_is_refused(name: str, kind: str, run: Path) -> None:
     (run / name).rename(run / "elsewhere")
@@ -152,7 +162,7 @@ def test_numbers_that_cannot_be_are_passed_over(run: Path) -> None:
     good = {"kind": "train", "step": 1, "block": 0, "loss": 1.0, "accuracy": 0.5}
     bad = [{"step": -1}, {"block": 2**80}, {"loss": 1e300}, {"accuracy": "x"}, {"kind": 3}]
     lines = [json.dumps({**good, **change}) for change in bad]
-    (run / "metrics.jsonl").write_text("\n".join([*lines, '{"loss": NaN}', json.dumps(good)]))
+    rows_of(run).write_text("\n".join([*lines, '{"loss": NaN}', json.dumps(good)]))
     assert page_of(run).elements.count("circle") == 2
 
 
@@ -164,6 +174,35 @@ def test_a_run_that_has_not_ended_has_a_page(run: Path) -> None:
     assert "The run has not ended" in page.text
     assert page.elements.count("polyline") == 4  # of what the rank has written so far
     assert "Nothing was recorded of this." in page.text
+
+
+def step_row(step: int) -> dict[str, Any]:
+    return {"kind": "train", "step": step, "block": 0, "loss": 1.0, "accuracy": 0.5}
+
+
+def of_steps(path: Path, *, merged: tuple[int, ...], result: int | None = None) -> Path:
+    """A run whose last start to end left a row at each of these steps, and a result."""
+    path.mkdir(parents=True)
+    (path / "config.toml").write_text("")
+    (path / "metrics.jsonl").write_text(as_lines([step_row(step) for step in merged]))
+    if result is not None:
+        numbers = {"train_seconds": 1.0, "samples_per_second": 1.0, "num_stages": 1}
+        shares = {"test_accuracy": 0.5, "exit_accuracy": [0.5], "busy_fraction": [1.0]}
+        rest = {"step": result, "peak_memory_bytes": [1], "weights_sha256": "none"}
+        (path / "result.json").write_text(json.dumps(numbers | shares | rest))
+    return path
+
+
+def test_a_run_that_goes_on_again_is_shown_as_far_as_it_is(tmp_path: Path) -> None:
+    """What an earlier start left when it ended is older than what each process writes."""
+    run = of_steps(tmp_path / "run", merged=(400, 500), result=500)
+    assert "earlier start" not in page_of(run).text
+    assert [row.step for row in read_run(run).metrics] == [400, 500]  # a copy without the parts
+    rows_of(run).parent.mkdir()
+    rows_of(run).write_text(as_lines([step_row(step) for step in (400, 500, 900)]))
+    assert [row.step for row in read_run(run).metrics] == [400, 500, 900]
+    assert "The result is of an earlier start, at step 500" in page_of(run).text
+    assert "500 (earlier start)" in page_of(run, run).text
 
 
 def test_several_runs_are_compared(run: Path) -> None:

@@ -346,21 +346,30 @@ def test_an_end_that_is_no_tensor_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "layer"),
+    ("method", "layer", "key"),
     [
-        ({"name": "man"}, r"layer '1' \(DictLayer\) reads {'tokens': Tensor, 'first': Tensor"),
-        ({"name": "dgl", "auxiliary": "auglocal"}, r"layer '\d' \(DictLayer\) reads"),
-        ({"name": "solo", "depth": 0}, r"layer '5' \(DictHead\) reads"),
-        ({"name": "zerolock", "auxiliary": "frozen-readout"}, r"layer '5' \(DictHead\) reads"),
+        (
+            {"name": "man", "auxiliary": "linear"},
+            r"layer '1' \(DictLayer\) reads {'tokens': Tensor, 'first': Tensor",
+            "name",
+        ),
+        ({"name": "dgl", "auxiliary": "auglocal"}, r"layer '\d' \(DictLayer\) reads", "auxiliary"),
+        ({"name": "solo", "depth": 1}, r"layer '\d' \(DictLayer\) reads", "name"),
+        ({"name": "solo", "depth": 0}, r"layer '5' \(DictHead\) reads", "name"),
+        (
+            {"name": "zerolock", "auxiliary": "frozen-readout"},
+            r"layer '5' \(DictHead\) reads",
+            "auxiliary",
+        ),
     ],
     ids=str,
 )
 def test_copies_of_such_layers_in_auxiliary_networks_are_refused(
-    method: dict[str, Any], layer: str
+    method: dict[str, Any], layer: str, key: str
 ) -> None:
-    refused(
-        layer + ".* so no copy of it can stand in an auxiliary", from_seed("dict"), method=method
-    )
+    """With the key whose choice makes the copy."""
+    words = rf"{layer}.* so no copy of it can stand .*: choose another method\.{key}\.$"
+    refused(words, from_seed("dict"), method=method)
 
 
 class Fickle(nn.Module):

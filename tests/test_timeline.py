@@ -206,3 +206,10 @@ def test_events_name_stages_and_blocks_once() -> None:
         *("stage 1", "waits, sends, saves", "block 1"),
     ]
     assert [(e["ts"], e["dur"], e["tid"]) for e in events if e["ph"] == "X"] == [(0, 1e6, 1)] * 2
+
+
+def test_a_start_without_spans_says_nothing_of_when_the_run_began() -> None:
+    """A rank that was killed before its first window was over leaves a head and no more."""
+    traced = Start((made_up_trace(0, span("learn", 1.7e9, 1.7e9 + 1, block=0)),))
+    events = list(trace_events([traced, Start((made_up_trace(0),))]))
+    assert [e["ts"] for e in events if e["ph"] == "X"] == [0]

@@ -122,7 +122,9 @@ def test_methods_that_read_an_image_are_refused(method: str, words: str) -> None
 @pytest.mark.parametrize("method", ["contsup", "backprop"])
 def test_tokens_are_no_context(method: str) -> None:
     blueprint = blueprint_of(recipe(method, "method.context=R1"), MadeUpRows())
-    with pytest.raises(ModelError, match=r"'R1' adds what .* the first block reads whole numbers"):
+    remedy = {"contsup": "choose another method.name", "backprop": "leave method.context out"}
+    words = rf"'R1' adds what .* the first block reads whole numbers, tokens: {remedy[method]}\.$"
+    with pytest.raises(ModelError, match=words):
         _ = [blueprint.outline(index) for index in range(blueprint.num_blocks)]
 
 

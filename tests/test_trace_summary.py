@@ -26,6 +26,13 @@ def test_shares_are_of_the_time_since_the_first_batch() -> None:
     assert (stage.inbox_fill, stage.cpu) == (1.5, 0.5)
 
 
+def test_shares_of_replicas_add_up() -> None:
+    seconds = {"forward": 2.0, "learn": 4.0, "receive wait": 1.0, "average wait": 3.0}
+    (stage,) = summarize(made_up_start(seconds, cpu_s=3.0)).stages
+    assert (stage.busy, stage.receive_wait, stage.average_wait) == pytest.approx((0.6, 0.1, 0.3))
+    assert stage.to_dict()["average_wait"] == stage.average_wait
+
+
 def cut_by_waits(
     forwards: int, learns: int, waits: int, evaluations: int = 0, tested: int = 0
 ) -> BlockTimes:
@@ -338,7 +345,7 @@ def test_the_stretch_keeps_away_from_evaluations() -> None:
 
 def test_what_is_sent_is_in_the_lane_of_the_last_block() -> None:
     trace = RankTrace(
-        0,
+        *(0, 0),
         (0, 1),
         *(4, "stage 0", "a", 0.0),
         (

@@ -20,7 +20,14 @@ def status(activity: Activity, step: int = 1, *, block: int = 0, since: float = 
 
 def tracer(path: Path, windows: Windows = Windows(2, 9), capacity: int = 4) -> Tracer:  # noqa: B008
     return Tracer(
-        path, rank=1, blocks=[0, 1], windows=windows, capacity=capacity, place="stage 1", start="a"
+        path,
+        rank=1,
+        stage=1,
+        blocks=[0, 1],
+        windows=windows,
+        capacity=capacity,
+        place="stage 1",
+        start="a",
     )
 
 
@@ -58,6 +65,7 @@ def test_nothing_counts_after_the_stop(tmp_path: Path) -> None:
     knows no such thing as to finish."""
     trace = tracer(tmp_path / "rank-0.jsonl")
     trace.add(status(Activity.LEARN), 11.0)
+    trace.finish()
     for activity in (Activity.FINISH, Activity.AVERAGE, Activity.FINISH):
         trace.add(status(activity, block=-1), 12.0)
     trace.close()
@@ -65,6 +73,35 @@ def test_nothing_counts_after_the_stop(tmp_path: Path) -> None:
     assert [row["name"] for row in totals["sums"]] == ["learn"]
     (start,) = read_starts(tmp_path)
     assert start.ranks[0].totals is not None
+
+
+@pytest.mark.parametrize("averages_at_end", [False, True])
+def test_processor_time_is_that_of_the_time_that_is_summed_up(
+    averages_at_end: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was learned is hashed before the file is closed: no work of the stage."""
+    seconds = {"now": 1.0}
+    monkeypatch.setattr("time.thread_time", lambda: seconds["now"])
+    monitor = Monitor()
+    monitor.recorder = trace = tracer(tmp_path / "t.jsonl")
+    monitor.enter(Activity.LEARN)
+    seconds["now"] = 3.0
+    monitor.enter(Activity.FINISH)
+    seconds["now"] = 9.0
+    if averages_at_end:
+        monitor.enter(Activity.AVERAGE)
+        monitor.enter(Activity.FINISH)
+    trace.close()
+    assert rows(tmp_path / "t.jsonl")[-1]["cpu_s"] == 2
+
+
+def test_a_rank_that_fails_has_its_processor_time_so_far(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter([1.0, 4.0])
+    monkeypatch.setattr("time.thread_time", lambda: next(seconds))
+    tracer(tmp_path / "t.jsonl").close()
+    assert rows(tmp_path / "t.jsonl")[-1]["cpu_s"] == 3
 
 
 def test_the_first_and_the_last_steps_are_kept_and_all_are_counted(tmp_path: Path) -> None:
@@ -124,12 +161,15 @@ def test_a_monitor_tells_its_recorder_what_is_over() -> None:
             assert end_s >= status.since
             told.append((status.activity.name, status.block, status.step))
 
+        def finish(self) -> None:
+            told.append(("over", -1, 0))
+
     monitor = Monitor()
     monitor.recorder = Recorder()
     monitor.enter(Activity.RECEIVE)
     monitor.enter(Activity.FORWARD, block=2, step=7)
     monitor.enter(Activity.FINISH)
-    assert told == [("START", -1, 0), ("RECEIVE", -1, 0), ("FORWARD", 2, 7)]
+    assert told == [("START", -1, 0), ("RECEIVE", -1, 0), ("FORWARD", 2, 7), ("over", -1, 0)]
 
 
 def test_every_activity_has_a_name() -> None:

@@ -28,6 +28,9 @@ class Activities:
     def add(self, status: Status, end_s: float) -> None:
         self.done.append((status.activity, status.block))
 
+    def finish(self) -> None:
+        """Nothing is left to note."""
+
 
 class NotedStreams(Streams):
     """Notes when a block's turn begins and ends."""

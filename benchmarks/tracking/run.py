@@ -66,7 +66,8 @@ def _changes(folder: Path, kind: str) -> tuple[float, float]:
             blocks=[0],
             windows=WINDOWS[kind],
             capacity=4,
-            num_stages=1,
+            stage=0,
+            place="stage 0",
             start="a",
         )
         monitor.recorder = tracer

@@ -198,7 +198,14 @@ def check_messages(blueprint: Blueprint, data: PreparedData) -> None:
     outlines = (blueprint.outline(index) for index in range(blueprint.num_blocks))
     roots = (root for outline in outlines for _, root in outline.named())
     num_train = len(data.train_samples)
-    check_smallest_message(blueprint.recipe, num_train, lambda: has_batch_norm(roots))
+    name = blueprint.recipe.method.name
+
+    def who_needs_more() -> str | None:
+        if blueprint.method.compares_samples and blueprint.num_blocks > 1:
+            return f"method {name!r}, which compares samples,"
+        return "batch norm" if has_batch_norm(roots) else None
+
+    check_smallest_message(blueprint.recipe, num_train, who_needs_more)
 
 
 def check_layout(blueprint: Blueprint) -> None:

@@ -15,6 +15,7 @@ from ppll.registry import Registry
 __all__ = ["blamed", "build_own_method"]
 
 _SLOW_FROM: Final = ("last", "next", None)
+_LONGEST_LAG: Final = 63  # as of ``method.lag``
 
 
 def build_own_method(name: str, options: Mapping[str, Any]) -> Method:
@@ -61,10 +62,10 @@ def _problem(method: Method) -> str | None:
     if slow_from not in _SLOW_FROM:
         return f"slow_from = {slow_from!r} must be one of {', '.join(map(repr, _SLOW_FROM))}."
     lag: object = method.lag
-    if slow_from is not None and not (isinstance(lag, int) and lag >= 1):
+    if slow_from is not None and not (isinstance(lag, int) and 1 <= lag <= _LONGEST_LAG):
         return (
-            f"slow_from needs a lag of 1 or more, found lag = {lag!r}: set it in the class, or "
-            f"make it an option, `lag: int = 2` in __init__ and `self.lag = lag`."
+            f"slow_from needs a lag of 1 to {_LONGEST_LAG}, found lag = {lag!r}: set it in the "
+            f"class, or make it an option, `lag: int = 2` in __init__ and `self.lag = lag`."
         )
     return None
 

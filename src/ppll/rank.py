@@ -229,6 +229,7 @@ def _record(job: Job, rank: int, blueprint: Blueprint, monitor: Monitor, stack: 
     tracer = Tracer(
         job.folder.traces / f"rank-{rank}.jsonl",
         rank=rank,
+        stage=job.mesh.stage(rank),
         place=job.mesh.place(rank),
         replica=job.mesh.replica(rank),
         blocks=blueprint.stage_blocks(job.num_stages)[job.mesh.stage(rank)],

@@ -260,7 +260,7 @@ class RuntimeConfig(Section):
     """Where and how the run is carried out; nothing here changes the result."""
 
     stages: Count = 1
-    """Number of processes; each runs one or more whole blocks."""
+    """Number of stages, each of one or more whole blocks: a process each, or one a replica."""
     capacity: Annotated[int, Field(ge=1, le=64)] = 4
     """Messages that a channel holds before its sender waits."""
     transport: Literal["auto", "shared"] = "auto"

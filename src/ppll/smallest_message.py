@@ -11,15 +11,15 @@ __all__ = ["check_smallest_message"]
 
 
 def check_smallest_message(
-    recipe: Recipe, num_train: int, has_batch_norm: Callable[[], bool]
+    recipe: Recipe, num_train: int, who_needs_more: Callable[[], str | None]
 ) -> None:
-    """Refuse messages without a sample, and of one where there is batch norm, which cannot learn
-    from it.
+    """Refuse messages without a sample, and of one where something cannot learn from it.
 
     Args:
         recipe: Says how batches are shared and parted.
         num_train: Samples of an epoch.
-        has_batch_norm: Is asked only where a message has one sample.
+        who_needs_more: Names what cannot learn from one sample, if there is something; is asked
+            only where a message has one.
 
     Raises:
         DataError: There is such a message.
@@ -34,18 +34,18 @@ def check_smallest_message(
         )
     sizes = [size for size in (batch_size, last) if size]
     smallest = {size: size // replicas // recipe.num_parts(size) for size in sizes}
-    if 1 not in smallest.values() or not has_batch_norm():
+    if 1 not in smallest.values() or (who := who_needs_more()) is None:
         return
     parts = f", shared by {replicas} replicas" if replicas > 1 else ""
     parts += f", each as {recipe.train.accumulate} messages" if recipe.train.accumulate > 1 else ""
     if smallest[batch_size] == 1:
         raise DataError(
             f"training messages have one sample (data.batch_size = {batch_size}{parts}), which "
-            f"batch norm cannot learn from: set a larger data.batch_size, or a smaller "
+            f"{who} cannot learn from: set a larger data.batch_size, or a smaller "
             f"train.accumulate or train.replicas."
         )
     raise DataError(
         f"the last training batch of an epoch has one sample ({num_train} samples in "
-        f"batches of {batch_size}{parts}), which batch norm cannot learn from: "
+        f"batches of {batch_size}{parts}), which {who} cannot learn from: "
         f"set data.drop_last = true, or another data.batch_size."
     )

@@ -174,6 +174,10 @@ class Recorder(Protocol):
         """``status`` was so from its ``since`` to ``end_s``."""
         ...
 
+    def finish(self) -> None:
+        """Everything has passed; may be said more than once."""
+        ...
+
 
 class Monitor:
     """Keeps a rank's page up to date and adds up the seconds of every activity.
@@ -203,6 +207,8 @@ class Monitor:
             self._waited_s += now - old.since
         if self.recorder is not None:
             self.recorder.add(old, now)
+            if activity is Activity.FINISH:
+                self.recorder.finish()
         self._status = old._replace(
             activity=activity,
             since=now,

@@ -7,7 +7,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ppll.auxiliary.context import Context, image_encoder, previous_encoder
+from ppll.auxiliary.context import (
+    Context,
+    build_context,
+    check_context,
+    image_encoder,
+    previous_encoder,
+)
 from ppll.errors import ModelError
 from ppll.site import BlockSite
 
@@ -86,12 +92,18 @@ def test_contexts_are_added() -> None:
 
 def test_data_that_are_no_images_are_refused() -> None:
     with pytest.raises(
-        ModelError, match=r"context 'E' encodes images .* set method.context = 'R1'"
+        ModelError, match=r"context 'E' encodes .* set method.context = 'R1', or do without\.$"
     ):
-        image_encoder(site_of((6,), (20,)))
+        check_context("E", site_of((6,), (20,)), "do without")
 
 
 @pytest.mark.parametrize("shape", [(7, 6), (4, 4, 6), (1, 2, 3, 4)])
 def test_inputs_without_a_place_on_the_image_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ModelError, match=r"'contsup' adds to maps .* cut elsewhere"):
-        image_encoder(site_of(shape))
+    with pytest.raises(ModelError, match=r"context is added to .* \(split.cuts\) or do without\.$"):
+        build_context("E", site_of(shape), "do without")
+
+
+def test_a_previous_input_that_is_no_map_is_refused() -> None:
+    site = site_of((6, 4, 4), (1, 2, 3, 4), previous=(1, 2, 3, 4))
+    with pytest.raises(ModelError, match=r"^'context' reads maps .* \(split.cuts\) or do without"):
+        build_context("R1", site, "do without")

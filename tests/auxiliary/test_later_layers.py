@@ -183,6 +183,8 @@ def test_layers_that_do_not_fit_are_refused() -> None:
     network = Network(tuple(Layer(f"l{i}", layer) for i, layer in enumerate(layers)))
     with pytest.raises(ModelError, match=r"'auglocal' .*do not fit .*layer 'l2' \(Conv2d\) cannot"):
         later_layers(site_at(network, 0), depth=2)
+    with pytest.raises(ModelError, match=r"another depth or method\.auxiliary\.$"):
+        later_layers(site_at(network, 0), depth=2)
 
 
 def test_a_depth_of_zero_is_refused() -> None:

@@ -121,6 +121,20 @@ def test_a_shared_readout_of_features_that_the_last_layer_cannot_read_is_refused
     shared_readout(site, depth=1)
 
 
+def test_an_adapter_whose_layers_do_not_fit_is_refused_as_solo_s() -> None:
+    site = replace(SITE, feature_shape=(4,))
+    with pytest.raises(ModelError, match=r"^method 'solo' .*another depth or method\.name\.$"):
+        shared_readout(site, depth=1)
+
+
+def test_a_last_layer_without_parameters_is_refused_by_the_key_that_chose_it() -> None:
+    site = replace(SITE, layers_behind=(LAYERS[0], Layer("relu", nn.ReLU())))
+    with pytest.raises(ModelError, match=r"^method 'solo' .*: choose another method\.name\.$"):
+        shared_readout(site)
+    with pytest.raises(ModelError, match=r"'frozen-readout' .* another method\.auxiliary\.$"):
+        auxiliaries.build("frozen-readout", {}, site)
+
+
 class Untried(nn.Linear):
     """What would take long to run, such as the logits of a large vocabulary."""
 

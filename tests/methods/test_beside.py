@@ -33,6 +33,7 @@ from ppll.message import Kind
 from ppll.methods import Lesson, LocalLoss, Paper, TaskLoss, methods
 from ppll.methods.base import PREVIOUS
 from ppll.methods.greedy import Greedy
+from ppll.own_method import _LONGEST_LAG
 from ppll.registry import Entry
 from ppll.simulation.line_times import _MOST_AHEAD
 from ppll.site import BlockSite
@@ -351,9 +352,9 @@ def test_a_lag_that_cannot_be_is_refused(setting: str, message: str) -> None:
 
 
 def test_the_longest_lag_is_what_a_channel_takes_without_waiting() -> None:
-    """One number in three places: a recipe needs no channel, nor does a prediction."""
+    """One number in four places: a recipe needs no channel, nor do a method and a prediction."""
     longest = recipe().with_settings(["method.name=man", f"method.lag={MAX_CAPACITY - 1}"])
-    assert longest.method.lag == _MOST_AHEAD == MAX_CAPACITY - 1
+    assert longest.method.lag == _MOST_AHEAD == _LONGEST_LAG == MAX_CAPACITY - 1
     with pytest.raises(RecipeError, match=r"method\.lag"):
         longest.with_settings([f"method.lag={MAX_CAPACITY}"])
 

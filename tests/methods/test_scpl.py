@@ -42,24 +42,11 @@ def test_only_the_last_block_predicts() -> None:
     assert method.exit(None, features) is features
 
 
-@pytest.mark.parametrize(
-    ("method", "options", "remedy"),
-    [
-        ("scpl", {"auxiliary": "mlp-sr"}, "here: choose another method.name"),
-        ("scpl", {}, "here: choose another method.name"),
-        (
-            "contsup",
-            {"objective": "contrast", "auxiliary": "linear", "context": "R1"},
-            "here: set method.objective = 'softmax', or choose another method.name",
-        ),
-    ],
-)
-def test_targets_of_tokens_are_refused_whatever_projects(
-    method: str, options: dict[str, Any], remedy: str
-) -> None:
+@pytest.mark.parametrize("options", [{"auxiliary": "mlp-sr"}, {}])
+def test_targets_of_tokens_are_refused_whatever_projects(options: dict[str, Any]) -> None:
     site = BlockSite(0, 4, (8,), (8, 6), 3, num_tokens=3, predicts_tokens=True)
-    with pytest.raises(ModelError, match=f"a contrast compares samples by .* {remedy}"):
-        built(method, **options).build_auxiliary(site)
+    with pytest.raises(ModelError, match=r"a contrast compares .* here: choose another method\.n"):
+        built("scpl", **options).build_auxiliary(site)
 
 
 @every_network

@@ -104,10 +104,26 @@ def test_attention_takes_part_in_the_distance() -> None:
 
 
 def test_late_part_is_of_its_own_loss_only() -> None:
-    loss = ReconciledLoss(torch.zeros(()), torch.zeros(3, 3), torch.ones(3, 5))
+    own = torch.ones(3, 5)
+    loss = ReconciledLoss(torch.zeros(()), torch.zeros(3, 3), own)
     lesson = lesson_of(torch.randn(4, 5), torch.randn(3, 4))
     part = SGR().late_part(lesson, loss)
-    assert torch.equal(part[GRADIENT], torch.full((3, 5), 3.0))
+    assert torch.equal(part[GRADIENT], own)
+
+
+def test_small_gradients_are_not_lost_in_float16() -> None:
+    """That of a mean over so many samples would be zero there."""
+    head = nn.Linear(4, 3)
+    nn.init.uniform_(head.weight, -1e-3, 1e-3)
+    features, targets = torch.randn(4096, 4), torch.randint(3, (4096,))
+    found = []
+    for dtype in (torch.float32, torch.float16):
+        own = features.to(dtype).requires_grad_()
+        with torch.autocast("cpu", dtype, enabled=dtype is torch.float16):
+            loss = SGR().local_loss(head, Lesson(own, own, targets), cross_entropy)
+        assert isinstance(loss, ReconciledLoss)
+        found.append(loss.gradient.float())
+    assert (found[0] - found[1]).norm() < 0.01 * found[0].norm()
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,10 @@ from ppll.errors import ModelError, RecipeError, WorkerError
 from ppll.methods import BlockSite, Lesson, Method
 from ppll.testing import Fault
 from tests.faults import injected, recipe
-from tests.interleaving import NETWORKS, digest, small_recipe, train_interleaved
+from tests.interleaving import NETWORKS, blueprint_of, digest, small_recipe, train_interleaved
 from tests.methods.trials import blocks_after_a_step, same_bits_everywhere
 from tests.test_resuming import OWN, own_data, own_model
+from tests.test_values import MadeUpValues
 
 PAGE = (Path(__file__).parents[2] / "docs/methods/your-own.md").read_text(encoding="utf-8")
 NAME = "decorrelated:Decorrelated"
@@ -77,6 +78,13 @@ def test_the_second_part_of_the_page_weighs_samples() -> None:
 
 
 @pytest.mark.usefixtures("folder")
+def test_the_second_part_of_the_page_weighs_no_values() -> None:
+    base = small_recipe("resnet", "boosted:Boosted").with_settings(["loss.name=torch.nn:MSELoss"])
+    with pytest.raises(RecipeError, match=r"reads targets or predictions as those of classes"):
+        blueprint_of(base, MadeUpValues())
+
+
+@pytest.mark.usefixtures("folder")
 def test_the_layer_of_the_page_is_what_the_next_block_was() -> None:
     base = small_recipe("resnet", "peeking:Peeking")
     assert same_bits_everywhere(base)
@@ -123,7 +131,7 @@ def test_the_class_of_the_page_is_a_method_like_others(network: str) -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_correlation_is_between_0_and_1() -> None:
+def test_correlation_is_from_0_to_below_1() -> None:
     from decorrelated import redundancy
 
     noise = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))

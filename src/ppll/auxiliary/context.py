@@ -34,12 +34,14 @@ from ppll.errors import ModelError
 from ppll.message import PREVIOUS
 from ppll.site import BlockSite
 
-__all__ = ["Context", "ContextChoice", "build_context", "image_encoder", "previous_encoder"]
+__all__ = ["Context", "ContextChoice", "build_context", "check_context"]
+__all__ += ["image_encoder", "previous_encoder"]
 
 ContextChoice: TypeAlias = Literal["E", "R1", "R1E"]
 """The encoded image, the encoded input of the block before, or both."""
 
 _WIDTH: Final = 12
+_INSTEAD: Final = "choose another method.name"
 
 
 class Context(nn.Module):
@@ -60,19 +62,49 @@ class Context(nn.Module):
         return total
 
 
-def build_context(choice: ContextChoice, site: BlockSite) -> Context:
+def check_context(choice: ContextChoice, site: BlockSite, instead: str = _INSTEAD) -> None:
+    """Let data pass that have such context.
+
+    Args:
+        choice: Of the recipe.
+        site: A cut of the network.
+        instead: What to do without, for messages.
+
+    Raises:
+        ModelError: It has not.
+    """
+    if "E" in choice and len(site.input_shape) != 3:
+        other = "" if site.holds_tokens else "set method.context = 'R1', or "
+        raise ModelError(
+            "context 'E' encodes images (channels, height, width), but samples have the shape "
+            f"{site.input_shape}: {other}{instead}."
+        )
+    if "R1" in choice and site.holds_tokens:
+        raise ModelError(
+            "context 'R1' adds what the block before has read, and the first block reads whole "
+            f"numbers, tokens: {instead}."
+        )
+
+
+def build_context(choice: ContextChoice, site: BlockSite, instead: str = _INSTEAD) -> Context:
     """The encoders of a block that is not the first.
 
     With both, the second block has the image alone: its previous input is the image.
 
+    Args:
+        choice: Of the recipe.
+        site: The block.
+        instead: What to do without, for messages.
+
     Raises:
         ModelError: The block's input, or the data, has no place for such context.
     """
+    check_context(choice, site, instead)
     encoders: dict[str, nn.Module] = {}
     if "R1" in choice and not ("E" in choice and site.block_index == 1):
-        encoders[PREVIOUS] = previous_encoder(site)
+        encoders[PREVIOUS] = previous_encoder(site, instead)
     if "E" in choice:
-        encoders[IMAGE] = image_encoder(site)
+        encoders[IMAGE] = image_encoder(site, instead)
     return Context(encoders)
 
 
@@ -86,20 +118,18 @@ class Scaled(nn.Module):
         return images
 
 
-def image_encoder(site: BlockSite) -> nn.Module:
+def image_encoder(site: BlockSite, instead: str = _INSTEAD) -> nn.Module:
     """Images (N, C, H, W), uint8 or floating point, to what is added to a block's input.
 
+    Args:
+        site: The block that adds it; the data holds images.
+        instead: What to do without, for messages.
+
     Raises:
-        ModelError: The data holds no images, or the input has no place for them.
+        ModelError: The input has no place for them.
     """
-    if len(site.input_shape) != 3:
-        other = "" if site.holds_tokens else "set method.context = 'R1', or "
-        raise ModelError(
-            "context 'E' encodes images (channels, height, width), but samples have the shape "
-            f"{site.input_shape}: {other}choose another method.name."
-        )
     image_channels, height, width = site.input_shape
-    (channels, *target), writing = _as_input(site)
+    (channels, *target), writing = _as_input(site, instead)
     size = (height, width)
     return nn.Sequential(
         Scaled(),
@@ -110,33 +140,31 @@ def image_encoder(site: BlockSite) -> nn.Module:
     )
 
 
-def previous_encoder(site: BlockSite) -> nn.Module:
+def previous_encoder(site: BlockSite, instead: str = _INSTEAD) -> nn.Module:
     """Inputs of the block before (N, ...) to what is added to a block's own.
 
     Args:
-        site: The block that adds it, not the first.
+        site: The block that adds it, not the first; the data holds no tokens, or it is not the
+            second.
+        instead: What to do without, for messages.
 
     Raises:
         ModelError: One of both inputs is neither a map nor token rows nor a vector.
     """
-    if site.holds_tokens and site.block_index == 1:
-        raise ModelError(
-            "context 'R1' adds what the block before has read, and the first block reads whole "
-            "numbers, tokens: choose another method.name."
-        )
     here, before = site.block_input_shape, site.previous_input_shape
     if len(here) == len(before) == 2 and here[0] == before[0]:
         num_tokens, channels = here
         mixing = _normed(nn.Conv2d(before[1], channels, 1))
         return nn.Sequential(TokenMap(num_tokens, 1), *mixing, MapTokens(num_tokens))
-    reading, (in_channels, *size) = as_map("contsup", replace(site, feature_shape=before))
-    (channels, *target), writing = _as_input(site)
+    read = replace(site, feature_shape=before)
+    reading, (in_channels, *size) = as_map("context", read, instead)
+    (channels, *target), writing = _as_input(site, instead)
     mixing = _normed(nn.Conv2d(in_channels, channels, 1))
     pool = _pool((size[0], size[1]), (target[0], target[1]))
     return nn.Sequential(reading, *mixing, pool, writing)
 
 
-def _as_input(site: BlockSite) -> tuple[tuple[int, int, int], nn.Module]:
+def _as_input(site: BlockSite, instead: str) -> tuple[tuple[int, int, int], nn.Module]:
     """The block's input as a map's shape (C, H, W), and what brings such a map to its own shape."""
     match site.block_input_shape:
         case (channels, height, width) if not is_channels_last(
@@ -148,9 +176,9 @@ def _as_input(site: BlockSite) -> tuple[tuple[int, int, int], nn.Module]:
         case (width,):
             return (width, 1, 1), nn.Flatten()
     raise ModelError(
-        "method 'contsup' adds to maps (C, H, W), to token rows (T, D) that lie on the image like "
+        "context is added to maps (C, H, W), to token rows (T, D) that lie on the image like "
         f"patches, and to vectors (D), found a block's input of shape {site.block_input_shape}: "
-        "cut elsewhere (split.cuts) or choose another method.name."
+        f"cut elsewhere (split.cuts) or {instead}."
     )
 
 

@@ -31,16 +31,24 @@ def is_channels_last(site: BlockSite) -> bool:
     return False
 
 
-def unreadable(auxiliary: str, site: BlockSite) -> ModelError:
-    """The error for features of a shape that an auxiliary network has no reading for."""
+def unreadable(
+    reader: str, site: BlockSite, instead: str = "choose another method.auxiliary"
+) -> ModelError:
+    """The error for features of a shape that an auxiliary network has no reading for.
+
+    Args:
+        reader: Who reads them.
+        site: The cut.
+        instead: What to do beside cutting elsewhere.
+    """
     what = (
         "at a cut, which look like maps (H, W, C): let the layers around the cut hand on (C, H, W)"
         if is_channels_last(site)
-        else "at a cut: cut elsewhere (split.cuts) or choose another method.auxiliary"
+        else f"at a cut: cut elsewhere (split.cuts) or {instead}"
     )
     return ModelError(
-        f"auxiliary network {auxiliary!r} reads maps (C, H, W), token rows (T, D) and vectors (D), "
-        f"found features of shape {site.feature_shape} {what}."
+        f"{reader!r} reads maps (C, H, W), token rows (T, D) and vectors (D), found features of "
+        f"shape {site.feature_shape} {what}."
     )
 
 

@@ -50,19 +50,38 @@ def later_layers(site: BlockSite, *, depth: int = 2) -> nn.Module:
     """
     if depth < 1:
         raise RecipeError(f"auglocal: depth must be at least 1, found {depth}.")
-    layers, shape = hidden_layers(site, pyramidal_depth(depth, site.block_index, site.num_blocks))
+    depth = pyramidal_depth(depth, site.block_index, site.num_blocks)
+    layers, shape = hidden_layers(site, depth, "auxiliary network 'auglocal'", "method.auxiliary")
     head = linear(dataclasses.replace(site, feature_shape=shape))
     return nn.Sequential(OrderedDict(layers=layers, head=head))
 
 
-def hidden_layers(site: BlockSite, depth: int) -> tuple[nn.Sequential, tuple[int, ...]]:
+def hidden_layers(
+    site: BlockSite, depth: int, asker: str, chosen_by: str
+) -> tuple[nn.Sequential, tuple[int, ...]]:
     """Layers like those behind the block, without the last, and one sample's shape behind them.
+
+    Args:
+        site: The cut.
+        depth: How many, where there are as many.
+        asker: Whose they are, for messages.
+        chosen_by: The recipe's key that names the asker, for messages.
 
     Raises:
         ModelError: They do not fit onto each other.
     """
     hidden = [*zip(site.layers_behind, site.shapes_behind, strict=True)][:-1]
-    return _fitted([hidden[i] for i in picked(len(hidden), depth)], site.feature_shape)
+    chosen = [hidden[i] for i in picked(len(hidden), depth)]
+    for layer, _ in chosen:
+        layer.check_copied(chosen_by)
+    try:
+        return _fitted(chosen, site.feature_shape)
+    except ModelError as error:
+        raise ModelError(
+            f"{asker} builds layers like later ones behind a block, but they do not fit onto each "
+            f"other: {error} Residual and transformer layers of the shelf do: cut elsewhere "
+            f"(split.cuts), or choose another depth or {chosen_by}."
+        ) from error
 
 
 def pyramidal_depth(depth: int, block_index: int, num_blocks: int) -> int:
@@ -88,12 +107,15 @@ def _fitted(
     Args:
         layers: Each with one sample's shape at its output in the network.
         shape: One sample's features.
+
+    Raises:
+        ModelError: They do not fit onto each other.
     """
     modules: OrderedDict[str, nn.Module] = OrderedDict()
     for layer, target in layers:
-        layer.check_copied()
         module = _fresh(layer, shape, target)
-        shape = _output_shape(Layer(layer.name, module), shape)
+        with torch.device("cpu"):
+            shape = feature_shapes(Network((Layer(layer.name, module),)), shape)[0]
         modules[layer.name] = module
     return nn.Sequential(modules), shape
 
@@ -111,16 +133,3 @@ def _fresh(layer: Layer, shape: tuple[int, ...], target: tuple[int, ...]) -> nn.
     for parameter in fresh.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     return fresh if all(map(resets_itself, fresh.modules())) else LikeOf(fresh, layer.path)
-
-
-def _output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
-    network = Network((layer,))
-    try:
-        with torch.device("cpu"):
-            return feature_shapes(network, shape)[0]
-    except ModelError as error:
-        raise ModelError(
-            f"auxiliary network 'auglocal' builds layers like later ones behind a block, but "
-            f"they do not fit onto each other: {error} Residual and transformer layers of the "
-            f"shelf do: choose another method.auxiliary, depth or split.cuts."
-        ) from error

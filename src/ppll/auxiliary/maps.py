@@ -116,20 +116,23 @@ def average_weights(size: int, target: int) -> Tensor:
     return torch.tensor(weights, dtype=torch.float32)
 
 
-def as_map(auxiliary: str, site: BlockSite) -> tuple[nn.Module, tuple[int, int, int]]:
+def as_map(
+    reader: str, site: BlockSite, instead: str = "choose another method.auxiliary"
+) -> tuple[nn.Module, tuple[int, int, int]]:
     """What makes maps of the features at a site, and the maps' shape (C, H, W).
 
     Tokens are laid back on their place in the image, without a class token before them; those that
     fill no such grid make a line (D, T, 1). A vector (D) is a map of one pixel.
 
     Args:
-        auxiliary: Who reads the maps, for messages.
+        reader: Who reads the maps, for messages.
         site: The cut.
+        instead: What to do where they cannot be read, beside cutting elsewhere.
 
     Raises:
         ModelError: Features have another number of dimensions, or every token has a target.
     """
-    refuse_tokens(auxiliary, site)
+    refuse_tokens(reader, site)
     match site.feature_shape:
         case (channels, height, width) if not is_channels_last(site):
             return nn.Identity(), (channels, height, width)
@@ -138,7 +141,7 @@ def as_map(auxiliary: str, site: BlockSite) -> tuple[nn.Module, tuple[int, int, 
             return TokenMap(*size), (width, *size)
         case (width,):
             return nn.Unflatten(1, (width, 1, 1)), (width, 1, 1)
-    raise unreadable(auxiliary, site)
+    raise unreadable(reader, site, instead)
 
 
 def token_grid(num_tokens: int, input_shape: tuple[int, ...]) -> tuple[int, int] | None:

@@ -93,15 +93,12 @@ def shared_readout(site: BlockSite, *, depth: int = 1) -> SharedReadout:
         depth: Layers of the adapter, 0 or more.
 
     Raises:
-        RecipeError: The depth is negative.
         ModelError: The layers do not fit onto each other, or the last one cannot read what they
             make or has no parameters.
     """
-    if depth < 0:
-        raise RecipeError(f"shared-readout: depth must be at least 0, found {depth}.")
-    layers, shape = hidden_layers(site, depth)
+    layers, shape = hidden_layers(site, depth, "method 'solo'", "method.name")
     norm = nn.RMSNorm(shape[-1]) if len(shape) == 2 else nn.Identity()
-    readout = _last_layer("shared-readout", site)
+    readout = _last_layer(site, "method 'solo'", "method.name")
     _check_read(site, len(layers), shape)
     return SharedReadout(nn.Sequential(OrderedDict(layers=layers, norm=norm)), readout)
 
@@ -119,14 +116,14 @@ def _check_read(site: BlockSite, depth: int, shape: tuple[int, ...]) -> None:
             feature_shapes(Network(site.layers_behind[-1:]), shape)
     except ModelError as error:
         raise ModelError(
-            f"'shared-readout' reads features by the network's last layer, behind an adapter of "
+            f"method 'solo' reads features by the network's last layer, behind an adapter of "
             f"{depth} layer(s) here, but they do not fit onto each other ({error}). Raise "
             f"method.depth, cut elsewhere (split.cuts), or choose another method.name."
         ) from error
 
 
 def frozen_readout(site: BlockSite, *, adapter: int = 0) -> nn.Module:
-    """The network's last layer as it was at the start, which stays as it is.
+    """The network's last layer as it was at the start, whose parameters stay as they are.
 
     Args:
         site: The cut; features are like what the last layer reads.
@@ -151,7 +148,7 @@ def frozen_readout(site: BlockSite, *, adapter: int = 0) -> nn.Module:
             f"sample, found {site.feature_shape} at a cut: cut elsewhere (split.cuts) or choose "
             f"another method.auxiliary."
         )
-    readout = _last_layer("frozen-readout", site)
+    readout = _last_layer(site, "'frozen-readout'", "method.auxiliary")
     if adapter == 0:
         return readout
     if len(read) == 3 and not is_channels_last(site):
@@ -167,12 +164,12 @@ def _read_by_last(site: BlockSite) -> tuple[int, ...]:
     return site.shapes_behind[-2] if len(site.shapes_behind) > 1 else site.feature_shape
 
 
-def _last_layer(auxiliary: str, site: BlockSite) -> CopyOf:
+def _last_layer(site: BlockSite, asker: str, chosen_by: str) -> CopyOf:
     last = site.layers_behind[-1]
-    last.check_copied()
+    last.check_copied(chosen_by)
     if not [*last.module.parameters()]:
         raise ModelError(
-            f"{auxiliary!r} reads through the network's last layer, but {last} has no parameters: "
-            "choose another method.auxiliary or method.name."
+            f"{asker} reads through the network's last layer, but {last} has no parameters: "
+            f"choose another {chosen_by}."
         )
     return CopyOf(last.module, last.path)

@@ -29,6 +29,6 @@ def similarity_layer(method: str, site: BlockSite) -> nn.Module:
     Raises:
         ModelError: Features are neither maps nor token rows nor vectors.
     """
-    reading, (channels, height, width) = as_map(method, site)
+    reading, (channels, height, width) = as_map(method, site, "choose another method.name")
     mixing = convolution(channels, channels, (height, width))
     return nn.Sequential(OrderedDict(reading=reading, convolution=mixing))

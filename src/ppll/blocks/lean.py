@@ -1,9 +1,9 @@
 """Features in fewer bytes, as ``split.features_dtype`` asks for at every cut.
 
 What a block receives is what would have come over a link, wherever its neighbour runs, so the
-placement changes nothing. ``bf16`` rounds. ``int8`` has a scale for every channel of every sample
-(for vectors, of every sample), so that a sample's values do not depend on what else is in the
-batch: ``x ~ scale * q`` with ``scale = max |x| / 127``.
+placement changes nothing. ``bf16`` rounds. ``int8`` has a scale for every channel of a map, every
+token of a row and every vector: ``x ~ scale * q`` with ``scale = max |x| / 127``. So values depend
+neither on what else is in the batch nor on later tokens, which a language model is to predict.
 """
 
 from __future__ import annotations
@@ -46,12 +46,7 @@ def packed(features: Tensor, dtype: FeaturesType | None) -> dict[str, Tensor]:
 
 def _shared(features: Tensor) -> tuple[int, ...]:
     """The dimensions along which values have the same scale."""
-    match features.dim():
-        case 4:
-            return (2, 3)
-        case 3:
-            return (1,)
-    return tuple(range(1, features.dim()))
+    return tuple(range(min(2, features.dim() - 1), features.dim()))
 
 
 def opened(tensors: Mapping[str, Tensor], dtype: FeaturesType | None) -> Mapping[str, Tensor]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,6 +14,7 @@ from ppll.extras import pip_install
 
 if TYPE_CHECKING:
     from ppll.tracing.files import Start
+    from ppll.tracing.summary import Summary
 
 __all__ = ["report_runs", "trace_run"]
 
@@ -38,22 +40,30 @@ def trace_run(
     summary = summarize(start)
     if not any(stage.seconds for stage in summary.stages):
         raise RunFolderError(
-            f"{run} has written nothing of its newest start yet: look again when it has ended, or "
-            f"when its first batches (track.trace_steps) are over."
+            f"{run} has written down no batch yet: look again when its first batches "
+            f"(track.trace_steps) are over. If it has ended, it came to no batch; what its "
+            f"processes printed is in {folder.logs}."
         )
     recipe = folder.read_recipe()
     num_cores = working_cores(folder.read_environment(), recipe.runtime)
     advice = advise(summary, num_cores, recipe.checkpoint, recipe.train.threads_per_stage)
     if picture is not None:
         _draw(start, picture)
-    rows = [stage.to_dict() for stage in summary.stages]
-    if not give_json(
-        json, {"rows": rows, "bottleneck": summary.bottleneck.stage, "advice": advice}
-    ):
+    if not give_json(json, _tree(summary, advice)):
         show_summary(Console(), summary, advice)
         if folder.timeline.exists():
             line = f"\n{folder.timeline}: every span; open it in https://ui.perfetto.dev"
             Console().print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _tree(summary: Summary, advice: Sequence[str]) -> dict[str, Any]:
+    return {
+        "rows": [stage.to_dict() for stage in summary.stages],
+        "bottleneck": summary.bottleneck.stage,
+        "advice": advice,
+        "start": summary.start,
+        "newest_start": summary.newest_start,
+    }
 
 
 def _draw(start: Start, path: Path) -> None:

@@ -46,7 +46,7 @@ Settings = Annotated[
 ]
 Stages = Annotated[
     int | None,
-    typer.Option("--stages", min=1, help="Number of processes; the result does not depend on it."),
+    typer.Option("--stages", min=1, help="Number of stages; the result does not depend on it."),
 ]
 Best = Annotated[
     bool,

@@ -11,18 +11,15 @@ __all__ = ["gradient_distance"]
 def gradient_distance(gradient: Tensor, reference: Tensor) -> Tensor:
     """Mean over the batch of the squared distance between gradients of a sample's own loss.
 
-    ``1/N * sum_n ||N g_n - r_n||^2``: the gradient of a batch's mean loss is, in sample n, one
-    N-th of that of the sample's own loss, so the distance does not depend on the batch's size.
-    Source: see ``methods/sgr.py``.
+    ``1/N * sum_n ||g_n - r_n||^2``, which does not depend on the batch's size. Source: see
+    ``methods/sgr.py``.
 
     Args:
-        gradient: (N, ...), g, of a mean loss.
-        reference: (N, ...), r, in every sample that of its own loss, with respect to the same
-            features.
+        gradient: (N, ...), g, in every sample that of its own loss.
+        reference: (N, ...), r, the same of another loss, with respect to the same features.
 
     Returns:
         A scalar.
     """
     wide = torch.promote_types(gradient.dtype, torch.float32)
-    num = len(gradient)
-    return (num * gradient.to(wide) - reference.to(wide)).square().sum() / num
+    return (gradient.to(wide) - reference.to(wide)).square().sum() / len(gradient)

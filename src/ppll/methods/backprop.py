@@ -67,7 +67,9 @@ class Backprop(Method):
 
     def build_context(self, site: BlockSite) -> nn.Module | None:
         """The encoders before a segment."""
-        return None if self.context is None else build_context(self.context, site)
+        if self.context is None:
+            return None
+        return build_context(self.context, site, "leave method.context out")
 
     def local_loss(
         self, auxiliary: nn.Module | None, lesson: Lesson, task_loss: TaskLoss

@@ -92,7 +92,9 @@ class Method(ABC):
             next block's first layer; ``"last"``, those of the network's last layer; or None.
         needs_classes: Whether something but the task's loss reads targets, or predictions, as those
             of classes.
-        lag: Training messages by which these parameters are behind, 1 or more where there are some;
+        compares_samples: Whether the loss is of a message's samples beside each other, so that one
+            alone teaches nothing: messages of one sample are refused.
+        lag: Training messages by which these parameters are behind, 1 to 63 where there are some;
             part of the algorithm. An option of a recipe only where ``__init__`` takes it.
     """
 
@@ -105,6 +107,7 @@ class Method(ABC):
     carries_input: bool = False
     needs_input_gradient: ClassVar[bool] = False
     needs_classes: bool = False
+    compares_samples: bool = False
     slow_from: ClassVar[Literal["next", "last"] | None] = None
     lag: int = 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, ClassVar, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from torch import Tensor, nn
 
@@ -44,7 +44,6 @@ class ContrastMethod(HeadMethod):
     """
 
     default_auxiliary = "conv-2fc"
-    instead_of_contrast: ClassVar[str] = "set method.objective = 'softmax', or "
 
     def __init__(
         self,
@@ -67,14 +66,14 @@ class ContrastMethod(HeadMethod):
                 f"as 'projector'."
             )
         self.objective = objective
-        self.needs_classes = objective == "contrast"
+        self.needs_classes = self.compares_samples = objective == "contrast"
         self.temperature = temperature
         self.projection = projection
 
     def build_auxiliary(self, site: BlockSite) -> nn.Module:
         """The head: a classifier, or a projector of the same shape."""
         if self.objective == "contrast":
-            refuse_targets_of_tokens("a contrast", site, self.instead_of_contrast)
+            refuse_targets_of_tokens("a contrast", site)
             site = replace(site, num_classes=self.projection)
         return auxiliaries.build(self.auxiliary, self.auxiliary_options, site)
 

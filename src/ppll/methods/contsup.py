@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ppll.auxiliary.context import ContextChoice, build_context
+from ppll.auxiliary.context import ContextChoice, build_context, check_context
 from ppll.data.loader import IMAGE
 from ppll.methods.base import Paper
 from ppll.methods.contrast import ContrastMethod, Objective
@@ -59,6 +59,11 @@ class ContSup(ContrastMethod):
         # Only what this choice of context reads travels.
         self.fields = (IMAGE,) if "E" in context else ()
         self.carries_input = "R1" in context
+
+    def build_auxiliary(self, site: BlockSite) -> nn.Module:
+        """The head; data without such context are refused before it is."""
+        check_context(self.context, site)
+        return super().build_auxiliary(site)
 
     def build_context(self, site: BlockSite) -> nn.Module | None:
         """The encoders of image and previous input."""

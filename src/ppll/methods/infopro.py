@@ -86,9 +86,8 @@ class InfoPro(ContrastMethod):
     def build_auxiliary(self, site: BlockSite) -> nn.Module:
         """Head and decoder, with their weights."""
         weights = _interpolated(self.lambda1, site), _interpolated(self.lambda2, site)
-        return InfoProNetwork(
-            super().build_auxiliary(site), image_decoder("infopro", site), *weights
-        )
+        decoder = image_decoder("infopro", site)  # First: no other head would mend what it refuses.
+        return InfoProNetwork(super().build_auxiliary(site), decoder, *weights)
 
     def local_loss(
         self, auxiliary: nn.Module | None, lesson: Lesson, task_loss: TaskLoss

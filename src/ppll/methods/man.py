@@ -25,7 +25,7 @@ class MAN(HeadMethod):
     Args:
         auxiliary: Name of the head's network; DGL's where it is not given.
         auxiliary_options: Options of that network.
-        lag: Training messages by which the next block's parameters are behind, at least 1.
+        lag: Training messages by which the next block's parameters are behind, 1 to 63.
         momentum: Of their moving average, 0 to below 1.
     """
 

@@ -32,13 +32,12 @@ def check_not_negative(**options: float) -> None:
             raise RecipeError(f"method.{name} must be at least 0 and finite, found {value:g}.")
 
 
-def refuse_targets_of_tokens(what: str, site: BlockSite, remedy: str = "") -> None:
+def refuse_targets_of_tokens(what: str, site: BlockSite) -> None:
     """Refuse a language model, for what compares whole samples by their classes.
 
     Args:
         what: That compares.
         site: The cut.
-        remedy: What to do instead of choosing another method.
 
     Raises:
         ModelError: Every token has a target.
@@ -46,5 +45,5 @@ def refuse_targets_of_tokens(what: str, site: BlockSite, remedy: str = "") -> No
     if site.predicts_tokens:
         raise ModelError(
             f"{what} compares samples by their classes, but every token has a target of its own "
-            f"here: {remedy}choose another method.name."
+            f"here: choose another method.name."
         )

@@ -38,6 +38,7 @@ class PredSim(HeadMethod):
     paper = Paper("Training Neural Networks with Local Error Signals", 2019, "arXiv 1901.06656")
     default_auxiliary = "pooled-linear"
     needs_classes = True
+    compares_samples = True
 
     def __init__(
         self,
@@ -54,8 +55,8 @@ class PredSim(HeadMethod):
     def build_auxiliary(self, site: BlockSite) -> nn.Module:
         """Head and similarity layer."""
         refuse_targets_of_tokens("method 'predsim'", site)
-        head = super().build_auxiliary(site)
-        return PredSimNetwork(head, similarity_layer("predsim", site), site.num_classes)
+        compared = similarity_layer("predsim", site)  # First: no other head would mend its refusal.
+        return PredSimNetwork(super().build_auxiliary(site), compared, site.num_classes)
 
     def local_loss(
         self, auxiliary: nn.Module | None, lesson: Lesson, task_loss: TaskLoss

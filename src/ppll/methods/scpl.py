@@ -24,7 +24,6 @@ class SCPL(ContrastMethod):
 
     paper = Paper("Supervised Contrastive Parallel Learning", 2026, "arXiv 2602.00062")
     default_auxiliary = "projector"
-    instead_of_contrast = ""
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ class ReconciledLoss(LocalLoss):
     """A local loss, and what the next block is to reconcile its own gradient with.
 
     Attributes:
-        gradient: Of the message's mean task loss with respect to the features (N, ...).
+        gradient: In every sample, that of its own task loss with respect to the features (N, ...).
     """
 
     gradient: Tensor
@@ -72,12 +72,14 @@ class SGR(HeadMethod):
         logits = self.exit(auxiliary, lesson.features)
         assert logits is not None
         loss = task_loss(logits, lesson.targets)
+        # Of a mean they would be so small that float16 loses them.
+        losses = len(lesson.features) * loss
         before = lesson.late.get(GRADIENT)
         if before is None:
-            (outgoing,) = _gradients(loss, [lesson.features], is_differentiated=False)
+            (outgoing,) = _gradients(losses, [lesson.features], is_differentiated=False)
             return ReconciledLoss(loss, logits, outgoing)
         outgoing, incoming = _gradients(
-            loss, [lesson.features, lesson.inputs], is_differentiated=True
+            losses, [lesson.features, lesson.inputs], is_differentiated=True
         )
         distance = gradient_distance(incoming, before)
         return ReconciledLoss(loss + self.strength * distance, logits, outgoing)
@@ -87,8 +89,7 @@ class SGR(HeadMethod):
         number of samples it is the same."""
         del lesson
         assert isinstance(loss, ReconciledLoss)
-        with torch.no_grad():
-            return {GRADIENT: loss.gradient * len(loss.gradient)}
+        return {GRADIENT: loss.gradient}
 
     def late_shapes(self, site: BlockSite) -> dict[str, tuple[int, ...]]:
         """The features' own."""

@@ -20,7 +20,7 @@ class SOLO(Method):
 
     Args:
         depth: Layers of the adapter, 0 or more.
-        lag: Training messages by which the last layer's parameters are behind, at least 1.
+        lag: Training messages by which the last layer's parameters are behind, 1 to 63.
     """
 
     paper = Paper("SOLO", 2026, "arXiv 2609.35440")

@@ -16,6 +16,8 @@ __all__ = ["CopyOf", "LikeOf", "source_names"]
 class CopyOf(nn.Module):
     """A layer again, read-only: it starts with that layer's values, and nothing here trains it.
 
+    Norms with running statistics work with the batch's own in training and move theirs.
+
     Args:
         layer: What is copied; only its structure is looked at.
         source: What its parameters' names begin with in the network; empty for no prefix.

@@ -60,9 +60,12 @@ class Layer:
     def __str__(self) -> str:
         return f"layer {self.name!r} ({type(self.module).__name__})"
 
-    def check_copied(self) -> None:
+    def check_copied(self, chosen_by: str = "method.name") -> None:
         """Let a layer pass whose copy may stand in an auxiliary network, which has the main tensor
         of the features and nothing beside it.
+
+        Args:
+            chosen_by: The recipe's key whose choice makes the copy.
 
         Raises:
             ModelError: The layer reads or makes more than one tensor.
@@ -71,7 +74,7 @@ class Layer:
             does = "reads" if self.reads else "returns"
             raise ModelError(
                 f"{self} {does} {structure.layout}, so no copy of it can stand in an auxiliary "
-                f"network, which has one tensor: choose another method.auxiliary or method.name."
+                f"network, which has one tensor: choose another {chosen_by}."
             )
 
 

@@ -248,7 +248,8 @@ class Costs(_Measured):
         """
         known = self.num_train if self.knows_samples_of(recipe) else None
         num_train = recipe.data.batch_size if known is None else known
-        check_smallest_message(recipe, num_train, lambda: bool(self.has_batch_norm))
+        who = "batch norm" if self.has_batch_norm else None
+        check_smallest_message(recipe, num_train, lambda: who)
 
     def check_recipe(self, recipe: Recipe) -> None:
         """Refuse to plan a recipe with the costs of another; a key that one lacks has its default.

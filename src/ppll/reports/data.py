@@ -72,7 +72,7 @@ class RunReport:
         environment: What it ran on; empty where that is not known.
         history: A row a start.
         metrics: All blocks' numbers, ordered by step and block.
-        outcome: What it came to; none where it has not ended.
+        outcome: What it came to when it last ended; none where it has not.
         summary: What its stages did with their time, where that was recorded.
         lanes: A stretch of its timeline.
         advice: What would make it faster.
@@ -98,6 +98,12 @@ class RunReport:
     def kinds(self) -> tuple[str, ...]:
         """Kinds of metrics that there are, training first."""
         return tuple(sorted({row.kind for row in self.metrics}, key=lambda k: (k != "train", k)))
+
+    @property
+    def is_past_outcome(self) -> bool:
+        """Whether a later start has trained on, so that the outcome is of an earlier one."""
+        found = self.outcome
+        return found is not None and any(row.step > found.step for row in self.metrics)
 
     def curves(self, kind: str, field: Measure) -> dict[int, Points]:
         """Steps and values by block."""
@@ -145,11 +151,13 @@ def _times(
 
 
 def _metrics(folder: RunFolder) -> list[MetricRow]:
-    """Those of all ranks; of a run that goes on, what it has written out so far."""
-    whole = folder.metrics
-    parts = [whole] if whole.exists() else sorted(folder.metric_parts.glob("*.jsonl"))
+    """What all ranks have written so far; where that is gone, what was merged of it.
+
+    It is merged when a start ends, so a run that goes on again is further than the merged file.
+    """
+    parts = sorted(folder.metric_parts.glob("*.jsonl"))
     found = []
-    for row in _rows(parts):
+    for row in _rows(parts or [folder.metrics]):
         try:
             found.append(MetricRow.model_validate(row))
         except pydantic.ValidationError:

@@ -158,7 +158,7 @@ def _row(name: str, run: RunReport) -> list[object]:
         name,
         run.recipe.method.name,
         found.num_stages,
-        f"{found.step:,}",
+        f"{found.step:,}{' (earlier start)' if run.is_past_outcome else ''}",
         tested(found)[1],
         f"{found.samples_per_second:,.0f}",
         ", ".join(f"{share:.0%}" for share in found.busy_fraction),

@@ -24,7 +24,7 @@ def run_sections(run: RunReport, plan: Plan | str | None) -> Iterator[Markup]:
         run: The run.
         plan: What was predicted of it, or why nothing was; none where nobody asked.
     """
-    yield _section("Result", _tiles(run), _exits(run))
+    yield _section("Result", _age(run), _tiles(run), _exits(run))
     yield _section("Learning curves", *_curves(run))
     yield _section("Where the time went", *_times(run))
     yield _section("Memory", _memory(run))
@@ -71,6 +71,13 @@ def _section(title: str, *parts: Markup | None) -> Markup:
 
 def _folded(title: str, content: Markup) -> Markup:
     return tag("details", tag("summary", title), content)
+
+
+def _age(run: RunReport) -> Markup | None:
+    if run.outcome is None or not run.is_past_outcome:
+        return None
+    text = f"The result is of an earlier start, at step {run.outcome.step:,}; the run has gone on."
+    return tag("p", text)
 
 
 def _tiles(run: RunReport) -> Markup | None:
@@ -150,8 +157,11 @@ def _curves(run: RunReport) -> Iterator[Markup | None]:
 def _times(run: RunReport) -> Iterator[Markup | None]:
     if run.summary is None:
         return
-    head = ["stage", "blocks", "work a message", "busy", "receive wait", "send wait", "inbox"]
-    yield table([*head, "processor"], [_stage_row(stage) for stage in run.summary.stages])
+    if run.summary.which_start is not None:
+        yield tag("p", run.summary.which_start)
+    rows = [_stage_cells(stage) for stage in run.summary.stages]
+    head = [name for name in rows[0] if name != "average wait" or run.summary.has_replicas]
+    yield table(head, [[row[name] for name in head] for row in rows])
     if len(run.summary.stages) > 1:
         yield tag("p", f"Bottleneck: stage {run.summary.bottleneck.stage}.")
     for text in run.advice:
@@ -160,18 +170,20 @@ def _times(run: RunReport) -> Iterator[Markup | None]:
         yield draw_lanes_svg(run.lanes)
 
 
-def _stage_row(stage: StageSummary) -> list[object]:
+def _stage_cells(stage: StageSummary) -> dict[str, object]:
+    """By the name of the column."""
     fill = stage.inbox_fill
-    return [
-        stage.stage,
-        ", ".join(str(block.block) for block in stage.blocks),
-        f"{1e3 * stage.work_s:.1f} ms",
-        _shared_cell(stage.busy),
-        f"{stage.receive_wait:.0%}",
-        f"{stage.send_wait:.0%}",
-        "" if fill is None else f"{fill:.1f} of {stage.capacity}",
-        "" if stage.cpu is None else f"{stage.cpu:.0%} of busy",
-    ]
+    return {
+        "stage": stage.stage,
+        "blocks": ", ".join(str(block.block) for block in stage.blocks),
+        "work a message": f"{1e3 * stage.work_s:.1f} ms",
+        "busy": _shared_cell(stage.busy),
+        "receive wait": f"{stage.receive_wait:.0%}",
+        "send wait": f"{stage.send_wait:.0%}",
+        "average wait": f"{stage.average_wait:.0%}",
+        "inbox": "" if fill is None else f"{fill:.1f} of {stage.capacity}",
+        "processor": "" if stage.cpu is None else f"{stage.cpu:.0%} of busy",
+    }
 
 
 def _shared_cell(share: float) -> Markup:

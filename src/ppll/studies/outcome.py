@@ -32,7 +32,7 @@ class Outcome:
         average_accuracy: The same for the mean of the exits' softmax probabilities.
         epoch_seconds: Seconds of training an epoch took; none where that is not known.
         peak_memory_bytes: Most memory of a stage in training; none where that is not known.
-        num_stages: Processes that trained it.
+        num_stages: Stages; without replicas, the processes that trained it.
         weights_sha256: Of all blocks' parameters and buffers.
     """
 

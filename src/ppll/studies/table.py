@@ -71,7 +71,7 @@ class Row:
         gap_to_backprop_stdev: Their sample standard deviation; none of a single one.
         epoch_seconds: Seconds of training an epoch takes, the median run's.
         peak_memory_bytes: Most memory of a stage in any run of which it is known.
-        num_stages: Processes of a run.
+        num_stages: Most stages of any run; without replicas, its processes.
         seeds_missing: Those that are not finished.
         runs: Those that are, by seed.
     """

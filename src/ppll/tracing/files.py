@@ -28,6 +28,7 @@ from ppll.tracing.spans import SPAN_NAMES
 __all__ = ["RankTrace", "Span", "Start", "Sum", "Totals", "aligned", "newest_start", "read_starts"]
 
 _FORWARD: Final = SPAN_NAMES[Activity.FORWARD]
+_LEARN: Final = SPAN_NAMES[Activity.LEARN]
 _SEND: Final = SPAN_NAMES[Activity.SEND]
 
 _Index = Annotated[int, Field(ge=0, lt=2**15)]
@@ -96,6 +97,8 @@ class _Header(pydantic.BaseModel):
     model_config = _CONFIG
     start: Annotated[str, Field(max_length=100)]
     rank: _Index
+    stage: _Index | None = None
+    """Not in files of older versions; first replicas are numbered like their stages."""
     place: Annotated[str, Field(max_length=100)]
     replica: _Index = 0
     blocks: Annotated[tuple[_Index, ...], Field(min_length=1)]
@@ -111,6 +114,7 @@ class RankTrace:
 
     Attributes:
         rank: Which.
+        stage: Which one it carried out.
         blocks: Indices of its blocks.
         capacity: Messages that its channels held.
         place: Its stage and replica, for people.
@@ -122,6 +126,7 @@ class RankTrace:
     """
 
     rank: int
+    stage: int
     blocks: tuple[int, ...]
     capacity: int
     place: str
@@ -139,15 +144,19 @@ class Start:
     Attributes:
         ranks: Those that are looked at.
         others: Further replicas, which did the same work beside them.
+        index: Which start it is of those that left traces.
+        newest: Which is the newest of them.
     """
 
     ranks: tuple[RankTrace, ...]
     others: tuple[RankTrace, ...] = ()
+    index: int = 0
+    newest: int = 0
 
     @property
     def began_s(self) -> float:
-        """When the first span began."""
-        return min((s.start_s for r in self.ranks for s in r.spans), default=0.0)
+        """When the first span began; infinite where there is none."""
+        return min((s.start_s for r in self.ranks for s in r.spans), default=math.inf)
 
 
 def read_starts(folder: Path) -> list[Start]:
@@ -171,7 +180,9 @@ def read_starts(folder: Path) -> list[Start]:
 
 
 def newest_start(folder: RunFolder) -> Start:
-    """The last start of a run, its first replica: the others do the same work.
+    """The last start of a run that learned from a batch, or the last one where none did.
+
+    Of each stage the first replica is looked at that left traces: the others do the same work.
 
     Raises:
         RunFolderError: Nothing was recorded, or a file cannot be read.
@@ -179,10 +190,18 @@ def newest_start(folder: RunFolder) -> Start:
     starts = read_starts(folder.traces)
     if not starts:
         raise RunFolderError(f"{folder.path} has no traces: {_why_none(folder)}.")
-    everyone = starts[-1].ranks
-    ranks = tuple(rank for rank in everyone if rank.replica == 0)
-    others = tuple(rank for rank in everyone if rank.replica > 0)
-    return Start(ranks, others)
+    newest = len(starts) - 1
+    index = max((i for i, start in enumerate(starts) if _has_learned(start)), default=newest)
+    ranks = sorted(starts[index].ranks, key=lambda rank: (rank.blocks, rank.replica))
+    replicas = [tuple(group) for _, group in itertools.groupby(ranks, lambda rank: rank.blocks)]
+    others = tuple(rank for group in replicas for rank in group[1:])
+    return Start(tuple(group[0] for group in replicas), others, index, newest)
+
+
+def _has_learned(start: Start) -> bool:
+    """Whether any rank learned from a batch; spans that were dropped are in the sums."""
+    summed = {part.name for rank in start.ranks if rank.totals for part in rank.totals.sums}
+    return _LEARN in summed or any(s.name == _LEARN for rank in start.ranks for s in rank.spans)
 
 
 def _why_none(folder: RunFolder) -> str:
@@ -203,6 +222,7 @@ class _Collected:
         header = self.header
         trace = RankTrace(
             header.rank,
+            header.rank if header.stage is None else header.stage,
             header.blocks,
             header.capacity,
             header.place,

@@ -101,7 +101,7 @@ def _calm_steps(run: list[int], num_steps: int, evaluated: set[int], ahead: int)
 
 
 def _label(trace: RankTrace, block: int) -> str:
-    return f"stage {trace.rank}, block {block}" if block == trace.blocks[0] else f"block {block}"
+    return f"stage {trace.stage}, block {block}" if block == trace.blocks[0] else f"block {block}"
 
 
 def _bars(trace: RankTrace, block: int, began_s: float, ended_s: float) -> Iterator[Bar]:

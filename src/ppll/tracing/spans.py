@@ -5,7 +5,7 @@ that was set aside before; nothing is pickled, nothing grows and no file is touc
 window. Two windows are recorded, the first and the last batches of a start; seconds and channel
 fill are summed over all of it. A file holds, a JSON object a line and for every start of the run:
 
-- ``start``: rank, blocks, channel capacity, and both clocks at one moment;
+- ``start``: rank, stage, blocks, channel capacity, and both clocks at one moment;
 - ``span``: what, which block, which step, from when to when by the machine's monotonic clock;
 - ``totals``: seconds and number of spans by what and block, how full the channels were.
 """
@@ -96,6 +96,7 @@ class Tracer:
     Args:
         path: The file; what earlier starts wrote stays.
         rank: Which rank.
+        stage: Which stage it carries out.
         blocks: Indices of its blocks.
         windows: Steps of which every span is kept.
         capacity: Messages that its channels hold.
@@ -109,6 +110,7 @@ class Tracer:
         path: Path,
         *,
         rank: int,
+        stage: int,
         blocks: Sequence[int],
         windows: Windows,
         capacity: int,
@@ -128,13 +130,15 @@ class Tracer:
         self._sums: dict[tuple[Activity, int], _Sum] = {}
         self._inbox_fills = [0] * (capacity + 1)
         self._outbox_fills = [0] * (capacity + 1)
-        self._cpu_s = time.thread_time()
+        self._began_cpu_s = time.thread_time()
+        self._cpu_s = 0.0
         # A killed process may have left half a line.
         self._file.write("\n")
         self._write(
             kind="start",
             start=start,
             rank=rank,
+            stage=stage,
             place=place,
             replica=replica,
             blocks=list(blocks),
@@ -146,14 +150,10 @@ class Tracer:
         self._file.flush()
 
     def add(self, status: Status, end_s: float) -> None:
-        """Take down what ``status`` says was done until ``end_s``; nothing after the stop.
-
-        Replicas that share parameters wait for each other then, too, to hash what was learned.
-        """
-        activity, block = status.activity, status.block
-        self._is_over |= activity is Activity.FINISH
+        """Take down what ``status`` says was done until ``end_s``; nothing after the stop."""
         if self._is_over:
             return
+        activity, block = status.activity, status.block
         total = self._sums.get((activity, block))
         if total is None:
             total = self._sums[activity, block] = _Sum()
@@ -169,6 +169,15 @@ class Tracer:
             self._flush()
             self._is_full = False
 
+    def finish(self) -> None:
+        """Take the processor time of all that was taken down; what comes now is not counted.
+
+        What was learned is hashed then, for which replicas that share parameters wait, too.
+        """
+        if not self._is_over:
+            self._is_over = True
+            self._cpu_s = time.thread_time() - self._began_cpu_s
+
     def _record(self, status: Status, end_s: float) -> None:
         if self._is_full:
             self._num_dropped += 1
@@ -183,6 +192,7 @@ class Tracer:
 
     def close(self) -> None:
         """Write out what is left, and the totals."""
+        self.finish()
         self._flush()
         self._write(
             kind="totals",
@@ -192,7 +202,7 @@ class Tracer:
             ],
             inbox_fills=self._inbox_fills,
             outbox_fills=self._outbox_fills,
-            cpu_s=time.thread_time() - self._cpu_s,
+            cpu_s=self._cpu_s,
             num_dropped=self._num_dropped,
         )
         self._file.close()

@@ -37,6 +37,7 @@ class StageSummary:
         busy: Share in which it did not wait for another stage.
         receive_wait: Share in which it waited for the stage before; the first one, for data.
         send_wait: Share in which it waited for the next stage to take what it had.
+        average_wait: Share in which it waited for its other replicas' gradients.
         evaluate: Share for evaluations without their forwards: losses, accuracies, sending.
         checkpoint: Share for checkpoints.
         make_batches: Share for making batches for training; 0 where a thread makes them ahead.
@@ -55,6 +56,7 @@ class StageSummary:
     busy: float
     receive_wait: float
     send_wait: float
+    average_wait: float
     evaluate: float
     checkpoint: float
     make_batches: float
@@ -63,11 +65,6 @@ class StageSummary:
     capacity: int
     cpu: float | None
     num_dropped: int
-
-    @property
-    def average_wait(self) -> float:
-        """Share in which it waited for its other replicas' gradients."""
-        return max(0.0, 1 - self.busy - self.receive_wait - self.send_wait) if self.seconds else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -79,17 +76,36 @@ class Summary:
     """What all stages did in one start of a run.
 
     Attributes:
-        stages: Their first replicas.
+        stages: The first replica of each that left something behind.
         hosts: Processes on every host, all replicas included, as far as they left something behind.
+        start: Which start, of those that left something behind.
+        newest_start: Which is the newest of them.
     """
 
     stages: tuple[StageSummary, ...]
     hosts: tuple[int, ...]
+    start: int
+    newest_start: int
+
+    @property
+    def which_start(self) -> str | None:
+        """Which start it tells of, in words, where that is not the newest."""
+        if self.start == self.newest_start:
+            return None
+        return (
+            f"Of start {self.start}: start {self.newest_start}, the newest, has learned from no "
+            f"batch so far."
+        )
 
     @property
     def num_processes(self) -> int:
         """On all hosts."""
         return sum(self.hosts)
+
+    @property
+    def has_replicas(self) -> bool:
+        """Whether a stage has more than one; it may be the only one that left something behind."""
+        return any(stage.replicas > 1 or stage.average_wait for stage in self.stages)
 
     @property
     def bottleneck(self) -> StageSummary:
@@ -101,7 +117,7 @@ def summarize(start: Start) -> Summary:
     """What the ranks of a start did with their time."""
     hosts = Counter(trace.clock for trace in (*start.ranks, *start.others))
     stages = tuple(_stage(trace, start.others) for trace in start.ranks)
-    return Summary(stages, tuple(hosts.values()))
+    return Summary(stages, tuple(hosts.values()), start.index, start.newest)
 
 
 def _stage(trace: RankTrace, others: Sequence[RankTrace]) -> StageSummary:
@@ -115,13 +131,14 @@ def _stage(trace: RankTrace, others: Sequence[RankTrace]) -> StageSummary:
     busy_s = seconds - sum(by_name.get(name, 0.0) for name in _WAITS)
     blocks = tuple(_block(sums, block) for block in trace.blocks)
     return StageSummary(
-        stage=trace.rank,
+        stage=trace.stage,
         blocks=blocks,
         replicas=1 + sum(other.blocks == trace.blocks for other in others),
         seconds=seconds,
         busy=_share(busy_s, seconds),
         receive_wait=_share(by_name.get("receive wait", 0.0), seconds),
         send_wait=_share(by_name.get("send wait", 0.0), seconds),
+        average_wait=_share(by_name.get(_AVERAGE, 0.0), seconds),
         evaluate=_share(by_name.get("evaluate", 0.0), seconds),
         checkpoint=_share(by_name.get("checkpoint", 0.0), seconds),
         make_batches=_share(by_name.get(_MAKE, 0.0), seconds),

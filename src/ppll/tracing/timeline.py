@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -44,7 +45,7 @@ def _write(target: Path, starts: Sequence[Start]) -> None:
 
 def trace_events(starts: Sequence[Start]) -> Iterator[dict[str, Any]]:
     """Events of the Trace Event Format, times in microseconds since the run's first span."""
-    zero_s = min((s.began_s for s in starts), default=0.0)
+    zero_s = min((s.began_s for s in starts), default=math.inf)
     named: set[tuple[int, int]] = set()
     for number, start in enumerate(starts):
         for trace in start.ranks:

@@ -11,12 +11,14 @@ from ppll.tracing.summary import StageSummary, Summary
 
 __all__ = ["show_summary"]
 
-_COLUMNS = ("stage", "blocks", "work", "busy", "receive wait", "send wait", "inbox")
-
 
 def show_summary(console: Console, summary: Summary, advice: Sequence[str]) -> None:
     """Print a row a stage, what the blocks take, which stage holds the others, and what to do."""
-    print_table(console, _COLUMNS, [_cells(stage) for stage in summary.stages])
+    if summary.which_start is not None:
+        _say(console, f"{summary.which_start}\n")
+    rows = [_cells(stage) for stage in summary.stages]
+    names = [name for name in rows[0] if name != "average wait" or summary.has_replicas]
+    print_table(console, names, [[row[name] for name in names] for row in rows])
     console.print()
     for stage in summary.stages:
         for block in stage.blocks:
@@ -32,18 +34,20 @@ def show_summary(console: Console, summary: Summary, advice: Sequence[str]) -> N
         _say(console, f"\n{text}")
 
 
-def _cells(stage: StageSummary) -> tuple[str, ...]:
+def _cells(stage: StageSummary) -> dict[str, str]:
+    """By the name of the column."""
     first, last = stage.blocks[0].block, stage.blocks[-1].block
     fill = "" if stage.inbox_fill is None else f"{stage.inbox_fill:.1f} of {stage.capacity}"
-    return (
-        str(stage.stage),
-        str(first) if first == last else f"{first}-{last}",
-        f"{1e3 * stage.work_s:.1f} ms",
-        f"{stage.busy:.0%}",
-        f"{stage.receive_wait:.0%}",
-        f"{stage.send_wait:.0%}",
-        fill,
-    )
+    return {
+        "stage": str(stage.stage),
+        "blocks": str(first) if first == last else f"{first}-{last}",
+        "work": f"{1e3 * stage.work_s:.1f} ms",
+        "busy": f"{stage.busy:.0%}",
+        "receive wait": f"{stage.receive_wait:.0%}",
+        "send wait": f"{stage.send_wait:.0%}",
+        "average wait": f"{stage.average_wait:.0%}",
+        "inbox": fill,
+    }
 
 
 def _say(console: Console, text: str) -> None:
