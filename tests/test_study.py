@@ -269,9 +269,28 @@ def test_the_plainest_backprop_is_the_control(order, monkeypatch, tmp_path: Path
     assert gaps["backprop:context=E"] == pytest.approx(10)
 
 
+def test_a_control_that_reads_the_cuts_has_the_same(monkeypatch, tmp_path: Path) -> None:
+    """Its segments learn from what the cuts say, so its accuracy is that of a point of the grid."""
+    methods, points = ["backprop:context=E", "contsup"], grid_points(["split.blocks=2,4"])
+    runs = list_runs(["digits-resnet"], methods, 1, [], tmp_path, points)
+    monkeypatch.setattr(
+        "ppll.studies.table.read_outcome", lambda run: outcome(0, 0.1 * run.recipe.split.blocks)
+    )
+    assert [row.gap_to_backprop for row in draw_rows(runs)] == [None, None, 0, 0]
+
+
 def test_there_is_no_gap_without_a_common_seed(monkeypatch) -> None:
     found = {"backprop": [outcome(0, 0.9), None], "dgl": [None, outcome(1, 0.8)]}
     assert rows_of(monkeypatch, found)[1].gap_to_backprop is None
+
+
+def test_memory_that_no_run_tells_is_none(monkeypatch) -> None:
+    unknown = replace(outcome(0, 0.9), epoch_seconds=None, peak_memory_bytes=None)
+    known = outcome(1, 0.9)
+    both, alone = rows_of(monkeypatch, {"backprop": [unknown, known], "dgl": [unknown]})
+    assert (both.epoch_seconds, both.peak_memory_bytes) == (3, 2 * 2**20)
+    assert (alone.epoch_seconds, alone.peak_memory_bytes) == (None, None)
+    assert short_cells([alone])[1][-3:] == ["", "", "1"]
 
 
 def test_the_table_says_what_is_missing(monkeypatch) -> None:

@@ -54,6 +54,7 @@ def test_a_finished_run_is_read(trained: StudyRun) -> None:
     assert found is not None
     assert (found.validation_accuracy, found.test_accuracy) == (0.4, 0.5)
     assert (found.average_accuracy, found.epoch_seconds) == (0.75, 2.0)
+    assert found.peak_memory_bytes == 4
 
 
 @pytest.mark.parametrize(
@@ -111,6 +112,15 @@ def test_a_start_that_was_killed_while_it_wrote_hinders_nothing(
     found = read_outcome(trained)
     assert found is not None
     assert found.epoch_seconds == epoch_seconds
+
+
+def test_a_start_that_only_tested_says_nothing_of_what_training_took(trained: StudyRun) -> None:
+    """The one before it was killed in the last evaluation, so its own numbers are lost."""
+    trained.folder.history.write_text('{"step": 0}\n{"step": 5}\n')
+    trained.folder.result.write_text(json.dumps({**RESULT, "samples_per_second": 0.0}))
+    found = read_outcome(trained)
+    assert found is not None
+    assert (found.epoch_seconds, found.peak_memory_bytes) == (None, None)
 
 
 class FoundFinished:

@@ -51,7 +51,8 @@ def test_one_stage_has_a_timeline(tmp_path: Path) -> None:
     train(tmp_path / "run")
     found = names_by_stage(tmp_path / "run")
     assert found == {
-        0: {"start", "receive wait", "forward", "learn", "evaluate", "checkpoint"},
+        0: {"start", "receive wait", "forward", "learn", "count", "checkpoint"}
+        | {"evaluation forward", "evaluate"},
     }
     learned = [
         (e["tid"], e["args"]["step"]) for e in timeline(tmp_path / "run") if e["name"] == "learn"

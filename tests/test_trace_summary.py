@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from ppll.sections import CheckpointConfig
+from ppll.sections import CheckpointConfig, RuntimeConfig
 from ppll.tracing.advice import advise, working_cores
 from ppll.tracing.files import RankTrace, Span, Start, Sum
 from ppll.tracing.lanes import Bar, draw_lanes
@@ -33,10 +33,13 @@ def test_shares_of_replicas_add_up() -> None:
     assert stage.to_dict()["average_wait"] == stage.average_wait
 
 
-def cut_by_waits(forwards: int, learns: int, waits: int, evaluations: int = 0) -> BlockTimes:
+def cut_by_waits(
+    forwards: int, learns: int, waits: int, evaluations: int = 0, tested: int = 0
+) -> BlockTimes:
     """A block of ten messages, in so many pieces: 0.2 s forward and 0.5 s of learning in all."""
     parts = {"forward": (forwards, 0.2), "learn": (learns, 0.5), "average wait": (waits, 1.0)}
     parts |= {"evaluate": (evaluations, 0.1)} if evaluations else {}
+    parts |= {"evaluation forward": (tested, 5.0)} if tested else {}
     sums = [Sum(name=name, block=0, num=n, seconds=s) for name, (n, s) in parts.items()]
     trace = totals_trace(0, (0,), {}, cpu_s=1.0)
     assert trace.totals is not None
@@ -50,6 +53,13 @@ def test_times_are_a_message_s_however_often_replicas_wait_within_it() -> None:
     for pieces in ((10, 20, 10), (10 + 30, 10 + 60, 30 + 60)):
         block = cut_by_waits(*pieces)
         assert (block.forward_s, block.learn_s) == each
+    for waits in (0, 15):
+        pieces = 10 + 30, 10 + 60, 30 + 60 + waits
+        tested = cut_by_waits(*pieces, evaluations=5, tested=5 + waits)
+        assert (tested.forward_s, tested.learn_s) == each
+
+
+def test_traces_that_do_not_tell_forwards_of_evaluations_apart_stay_readable() -> None:
     tested = cut_by_waits(10 + 30 + 10, 10 + 60, 30 + 60, evaluations=10)
     assert (tested.forward_s, tested.learn_s) == pytest.approx((0.01, 0.05))
 
@@ -91,6 +101,21 @@ def test_a_slow_loader_is_named() -> None:
     assert text.endswith(
         "If its GPU is busy all the time, it waits for that: then nothing is amiss."
     )
+
+
+def test_batches_that_no_thread_makes_ahead_are_named() -> None:
+    """They are work of the first stage, and its inbox holds no others."""
+    making = {**BUSY, "make batch": 4.0}
+    (first,) = summarize(made_up_start(making, cpu_s=9.0)).stages
+    assert (first.make_batches, first.work_s) == pytest.approx((4 / 14, 0.9 + 0.4))
+    assert first.inbox_fill is None
+    (text,) = advice(making, BUSY)
+    assert text.startswith("Stage 0 makes its batches itself, 29% of the time")
+    assert 'runtime.data = "host"' in text
+    assert "runtime.capacity" not in text
+    assert "GPU" not in text
+    assert "If its GPU is busy" in advice(making, BUSY, num_cores=None)[0]
+    assert "itself" not in " ".join(advice({**making, "send wait": 4.0}, BUSY))
 
 
 def test_more_stages_than_processors_are_named() -> None:
@@ -138,9 +163,13 @@ def test_processors_are_those_of_every_host() -> None:
 
 
 def test_processors_count_where_they_do_the_work() -> None:
-    assert working_cores({"num_cores": 4, "gpus": []}) == 4
-    assert working_cores({"num_cores": 4, "gpus": ["one"]}) is None
-    assert working_cores({"num_cores": "many"}) is None
+    auto, mixed = RuntimeConfig(), RuntimeConfig(stages=2, devices=("cpu", "cuda:0"))
+    on_cpus = RuntimeConfig(devices="cpu"), RuntimeConfig(stages=2, devices=("cpu", "cpu"))
+    assert working_cores({"num_cores": 4, "gpus": []}, auto) == 4
+    assert working_cores({"num_cores": "many"}, auto) is None
+    with_gpu = {"num_cores": 4, "gpus": ["one"]}
+    assert [working_cores(with_gpu, runtime) for runtime in on_cpus] == [4, 4]
+    assert [working_cores(with_gpu, runtime) for runtime in (auto, mixed)] == [None, None]
 
 
 def test_what_another_stage_waits_for_is_no_data() -> None:

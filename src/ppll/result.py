@@ -39,7 +39,9 @@ class Result:
         epoch: Whole epochs among them.
         train_seconds: From the first batch to the stop, without the evaluations; of a run that went
             on, since the last start that trained.
-        samples_per_second: Training samples per second of ``train_seconds``.
+        samples_per_second: Training samples per second of ``train_seconds``; 0 where a start only
+            tested what one before it, killed before its result, had trained. Then seconds, busy
+            fraction and bytes are those of the test.
         test_accuracy: Share of test samples that the final output gets right; none where the run
             was interrupted before the test, and where values are predicted.
         exit_accuracy: The same for every block's exit, the final output last; none for a block that

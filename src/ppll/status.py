@@ -45,6 +45,12 @@ class Activity(enum.IntEnum):
     """Everything has passed."""
     AVERAGE = 9
     """Adding up with the other replicas of its stage, or waiting for them."""
+    EVALUATION_FORWARD = 10
+    """A block's forward in an evaluation, whose batches may be larger."""
+    COUNT = 11
+    """Reading what blocks have counted: on a GPU that takes until all is done that it was given."""
+    MAKE_BATCH = 12
+    """Making a batch where no thread makes it ahead."""
 
     @property
     def waits(self) -> bool:

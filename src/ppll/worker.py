@@ -35,6 +35,7 @@ from ppll.ends import PARAMETERS, Ends, SlowInbox, Waiting
 from ppll.errors import ProtocolError
 from ppll.message import Kind, Message, canonical
 from ppll.metrics import MetricsFile, Tally
+from ppll.on_demand import OnDemand
 from ppll.status import Activity, Monitor, resident_peak_bytes
 
 __all__ = ["Worker", "drain"]
@@ -79,6 +80,7 @@ class Worker:
         """What blocks compute with in an evaluation; empty otherwise."""
         self._ends = ends
         self._inbox = ends.inbox
+        self._makes_batches = isinstance(ends.inbox, OnDemand)
         self._outbox = ends.outbox
         self._saver = saver
         self._metrics = metrics
@@ -94,10 +96,12 @@ class Worker:
             ChannelClosed: A neighbour is gone.
         """
         while self.last_message is None or self.last_message.kind is not Kind.STOP:
-            self.monitor.enter(Activity.RECEIVE)
+            self.monitor.enter(Activity.MAKE_BATCH if self._makes_batches else Activity.RECEIVE)
             while not self._inbox.ready():
                 yield self._inbox
             message = self._inbox.recv()
+            if self._makes_batches and message.kind is not Kind.TRAIN:
+                self.monitor.note(activity=Activity.EVALUATE)  # what is made is known only now
             if self.last_message is None:
                 self.monitor.start_clock()
             self.last_message = message
@@ -128,7 +132,8 @@ class Worker:
             self._streams.join()
         for position, block in enumerate(self.blocks):
             with self._streams.turn(position, overlaps=overlaps):
-                self.monitor.enter(Activity.FORWARD, block=block.index, step=message.step)
+                forward = Activity.FORWARD if trains else Activity.EVALUATION_FORWARD
+                self.monitor.enter(forward, block=block.index, step=message.step)
                 message = block.forward(message)
                 self._streams.forwarded(position)
                 if block is self.blocks[-1]:
@@ -225,7 +230,8 @@ class Worker:
         if self._outbox is None:
             return
         yield from self._wait(self._outbox, Activity.SEND_WAIT)
-        self.monitor.enter(Activity.SEND)
+        evaluates = message.kind is Kind.EVALUATE
+        self.monitor.enter(Activity.EVALUATE if evaluates else Activity.SEND)
         if self._saver is not None:
             message = message.with_saved_step(self._saver.saved_step)
         self._outbox.send(message)
@@ -236,19 +242,22 @@ class Worker:
         match message.kind:
             case Kind.CHECKPOINT:
                 # What was counted up to here must not be lost with a start that ends later.
+                self.monitor.enter(Activity.COUNT)
                 self._write_training(message)
                 self.monitor.note_peak(peak_memory_bytes(self._device))
+                self.monitor.enter(Activity.SAVE, step=message.step)
                 if self._saver is not None:
-                    self.monitor.enter(Activity.SAVE, step=message.step)
                     self._saver.save(message.step, self.blocks)
                 else:
                     self._help_to_save()
             case Kind.EVALUATION_BEGIN:
                 self._begin_evaluation()
             case Kind.EVALUATION_END:
+                self.monitor.enter(Activity.EVALUATE)
                 self._evaluation.close()
                 self._write_evaluation(message)
             case Kind.EPOCH_END:
+                self.monitor.enter(Activity.COUNT)
                 self._write_training(message)
             case Kind.STOP:
                 # Whoever sends parameters must find somebody there to the end, and the last

@@ -44,7 +44,8 @@ def trace_run(
             f"(track.trace_steps) are over. If it has ended, it came to no batch; what its "
             f"processes printed is in {folder.logs}."
         )
-    recipe, num_cores = folder.read_recipe(), working_cores(folder.read_environment())
+    recipe = folder.read_recipe()
+    num_cores = working_cores(folder.read_environment(), recipe.runtime)
     advice = advise(summary, num_cores, recipe.checkpoint, recipe.train.threads_per_stage)
     if picture is not None:
         _draw(start, picture)

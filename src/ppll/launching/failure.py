@@ -21,6 +21,9 @@ _DOING: Final = {
     Activity.SAVE: "while it saved a checkpoint",
     Activity.FINISH: "while it finished",
     Activity.AVERAGE: "while it added up with its replicas",
+    Activity.EVALUATION_FORWARD: "in the forward of an evaluation",
+    Activity.COUNT: "while it read what its blocks had counted",
+    Activity.MAKE_BATCH: "while it made a batch",
 }
 
 

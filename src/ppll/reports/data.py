@@ -145,7 +145,8 @@ def _times(
     start = newest_start(folder)
     summary = summarize(start)
     threads = recipe.train.threads_per_stage
-    advice = advise(summary, working_cores(environment), recipe.checkpoint, threads)
+    num_cores = working_cores(environment, recipe.runtime)
+    advice = advise(summary, num_cores, recipe.checkpoint, threads)
     return summary, draw_lanes(start), tuple(advice)
 
 

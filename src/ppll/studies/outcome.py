@@ -31,7 +31,7 @@ class Outcome:
             that makes no prediction.
         average_accuracy: The same for the mean of the exits' softmax probabilities.
         epoch_seconds: Seconds of training an epoch took; none where that is not known.
-        peak_memory_bytes: Most memory of a stage.
+        peak_memory_bytes: Most memory of a stage in training; none where that is not known.
         num_stages: Stages; without replicas, the processes that trained it.
         weights_sha256: Of all blocks' parameters and buffers.
     """
@@ -43,7 +43,7 @@ class Outcome:
     exit_accuracy: tuple[float | None, ...]
     average_accuracy: float
     epoch_seconds: float | None
-    peak_memory_bytes: int
+    peak_memory_bytes: int | None
     num_stages: int
     weights_sha256: str
 
@@ -94,16 +94,26 @@ def read_outcome(run: StudyRun) -> Outcome | None:
         exit_accuracy=result.exit_accuracy,
         average_accuracy=exits.average_accuracy,
         epoch_seconds=_epoch_seconds(folder, result),
-        peak_memory_bytes=max(result.peak_memory_bytes, default=0),
+        peak_memory_bytes=_peak_memory_bytes(result),
         num_stages=result.num_stages,
         weights_sha256=result.weights_sha256,
     )
 
 
+def _has_trained(result: Result) -> bool:
+    """Whether the start that a result's times and bytes are of did: it may only have tested what
+    one before it, which was killed meanwhile, had trained."""
+    return result.samples_per_second > 0
+
+
+def _peak_memory_bytes(result: Result) -> int | None:
+    return max(result.peak_memory_bytes, default=None) if _has_trained(result) else None
+
+
 def _epoch_seconds(folder: RunFolder, result: Result) -> float | None:
     """A result's seconds are those of the last start that trained."""
     starts = [start for start in _read_starts(folder) if start < result.step]
-    if not starts or not result.samples_per_second:
+    if not starts or not _has_trained(result):
         return None
     epochs = (result.step - starts[-1]) / folder.read_facts().steps_per_epoch
     return result.train_seconds / epochs

@@ -70,7 +70,7 @@ class Row:
         gap_to_backprop: Their mean.
         gap_to_backprop_stdev: Their sample standard deviation; none of a single one.
         epoch_seconds: Seconds of training an epoch takes, the median run's.
-        peak_memory_bytes: Most memory of a stage in any run.
+        peak_memory_bytes: Most memory of a stage in any run of which it is known.
         num_stages: Most stages of any run; without replicas, its processes.
         seeds_missing: Those that are not finished.
         runs: Those that are, by seed.
@@ -119,6 +119,7 @@ def _row(group: Group, controls: Sequence[Group]) -> Row:
     first = group[0][0]
     done = tuple(outcome for _, outcome in group if outcome is not None)
     seconds = [o.epoch_seconds for o in done if o.epoch_seconds is not None]
+    peaks = [o.peak_memory_bytes for o in done if o.peak_memory_bytes is not None]
     gaps = _gaps(group, controls)
     gap = Spread.of(gaps)
     return Row(
@@ -135,7 +136,7 @@ def _row(group: Group, controls: Sequence[Group]) -> Row:
         gap_to_backprop=gap.mean if gap else None,
         gap_to_backprop_stdev=gap.stdev if gap else None,
         epoch_seconds=statistics.median(seconds) if seconds else None,
-        peak_memory_bytes=max((o.peak_memory_bytes for o in done), default=None),
+        peak_memory_bytes=max(peaks, default=None),
         num_stages=max((o.num_stages for o in done), default=None),
         seeds_missing=tuple(run.seed for run, outcome in group if outcome is None),
         runs=done,
@@ -146,11 +147,18 @@ def _gaps(group: Group, controls: Sequence[Group]) -> tuple[float | None, ...]:
     """Of each finished run, the points to the control's of the same seed, which differs in the
     method only.
 
-    Of several, which differ in options of ``backprop``, the plainest is the control.
+    Of several, which differ in options of ``backprop``, the plainest is the control. Some of these
+    read the cuts, so of several equally plain ones it is that with the same.
     """
     run = group[0][0]
+
+    def distance(control: Group) -> tuple[int, bool, bool]:
+        other = control[0][0]
+        unlike = other.recipe.split != run.recipe.split, other.point != run.point
+        return len(other.recipe.method.options), *unlike
+
     able = (c for c in controls if c[0][0].setting == run.setting)
-    control = min(able, key=lambda c: len(c[0][0].recipe.method.options), default=None)
+    control = min(able, key=distance, default=None)
     if control is None or run.recipe.method == control[0][0].recipe.method:
         control = []
     theirs = _by_seed(control)

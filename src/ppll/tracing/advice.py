@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from ppll.placement import meshes_of, place_alike
-from ppll.sections import CheckpointConfig
+from ppll.sections import CheckpointConfig, RuntimeConfig
 from ppll.tracing.summary import StageSummary, Summary
 
 __all__ = ["advise", "working_cores"]
@@ -31,10 +31,12 @@ _A_CUT: Final = (
 _OR_FOR_A_GPU: Final = " If its GPU is busy all the time, it waits for that: then nothing is amiss."
 
 
-def working_cores(environment: Mapping[str, Any]) -> int | None:
+def working_cores(environment: Mapping[str, Any], runtime: RuntimeConfig) -> int | None:
     """Processors of the machine that a run ran on; none where GPUs did the work, or unknown."""
+    named = {runtime.devices} if isinstance(runtime.devices, str) else {*runtime.devices}
+    on_gpus = bool(environment.get("gpus")) and named != {"cpu"}
     found = environment.get("num_cores")
-    return found if isinstance(found, int) and not environment.get("gpus") else None
+    return found if isinstance(found, int) and not on_gpus else None
 
 
 def advise(
@@ -58,13 +60,22 @@ def advise(
 
 
 def _on_data(summary: Summary, num_cores: int | None) -> Iterator[str]:
-    first = summary.stages[0]  # stage 0, unless that one left nothing behind
-    if first.stage == 0 and first.receive_wait > _LONG_WAIT and first.send_wait < _SHORT_WAIT:
+    first = summary.stages[0]
+    if first.stage > 0 or first.send_wait >= _SHORT_WAIT:
+        return  # Stage 0 left nothing behind, or waits for another one.
+    cheaper = (
+        "make them cheaper (fewer operations of augmentation under data)."
+        f"{'' if num_cores else _OR_FOR_A_GPU}"
+    )
+    if first.receive_wait > _LONG_WAIT:
         yield (
             f"Stage 0 waits for data {first.receive_wait:.0%} of the time, and so do all behind "
-            f"it: make batches further ahead (runtime.capacity, now {first.capacity}), or make "
-            f"them cheaper (fewer operations of augmentation under data)."
-            f"{'' if num_cores else _OR_FOR_A_GPU}"
+            f"it: make batches further ahead (runtime.capacity, now {first.capacity}), or {cheaper}"
+        )
+    elif first.make_batches > _LONG_WAIT:
+        yield (
+            f"Stage 0 makes its batches itself, {first.make_batches:.0%} of the time: let a thread "
+            f'make them ahead (runtime.data = "host"; the result stays the same), or {cheaper}'
         )
 
 

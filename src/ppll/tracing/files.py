@@ -45,6 +45,9 @@ _Name = Literal[
     "learn",
     "average wait",
     "evaluate",
+    "evaluation forward",
+    "count",
+    "make batch",
     "checkpoint",
 ]
 _CONFIG: Final = pydantic.ConfigDict(frozen=True, extra="ignore")
@@ -76,7 +79,7 @@ class Totals(pydantic.BaseModel):
 
     Attributes:
         sums: By name and block.
-        inbox_fills: How often its inbox held so many messages, by number; seen at each message.
+        inbox_fills: How often its inbox held so many messages, by number; of training only.
         outbox_fills: The same of its outbox.
         cpu_s: Processor seconds of the thread that worked.
         num_dropped: Spans for which there was no room.

@@ -11,10 +11,13 @@ from ppll.tracing.files import RankTrace, Span, Start
 __all__ = ["COLOURS", "Bar", "Lane", "Lanes", "draw_lanes"]
 
 COLOURS: Final = {
+    "make batch": "#c2679b",
     "forward": "#3b76af",
     "learn": "#e08a3c",
     "send": "#7b5aa6",
+    "evaluation forward": "#7fb5d1",
     "evaluate": "#3f9b8f",
+    "count": "#8d8271",
     "checkpoint": "#b5483a",
     "receive wait": "#d5d9de",
     "send wait": "#efe2b8",

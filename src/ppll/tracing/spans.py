@@ -37,6 +37,9 @@ SPAN_NAMES: Final = {
     Activity.SAVE: "checkpoint",
     Activity.FINISH: "finish",
     Activity.AVERAGE: "average wait",
+    Activity.EVALUATION_FORWARD: "evaluation forward",
+    Activity.COUNT: "count",
+    Activity.MAKE_BATCH: "make batch",
 }
 """What an activity is called in traces."""
 

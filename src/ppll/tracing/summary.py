@@ -12,6 +12,7 @@ from ppll.tracing.files import RankTrace, Start, Sum, Totals
 __all__ = ["BlockTimes", "StageSummary", "Summary", "summarize"]
 
 _AVERAGE: Final = "average wait"
+_MAKE: Final = "make batch"
 _WAITS: Final = ("receive wait", "send wait", _AVERAGE)
 
 
@@ -37,10 +38,12 @@ class StageSummary:
         receive_wait: Share in which it waited for the stage before; the first one, for data.
         send_wait: Share in which it waited for the next stage to take what it had.
         average_wait: Share in which it waited for its other replicas' gradients.
-        evaluate: Share for the losses and accuracies of evaluations, their forwards not counted.
+        evaluate: Share for evaluations without their forwards: losses, accuracies, sending.
         checkpoint: Share for checkpoints.
-        work_s: Seconds of work for a training message: forward, sending, learning.
-        inbox_fill: Messages in its inbox, on average, when it took one; none where it was killed.
+        make_batches: Share for making batches for training; 0 where a thread makes them ahead.
+        work_s: Seconds of work for a training message: making it, forward, sending, learning.
+        inbox_fill: Messages in its inbox, on average, when it took one; none where it was killed,
+            and where it makes them itself.
         capacity: Messages that a channel holds.
         cpu: Processor time of its thread as a share of its busy time; none where it was killed.
         num_dropped: Spans that were not recorded, as there were too many.
@@ -56,6 +59,7 @@ class StageSummary:
     average_wait: float
     evaluate: float
     checkpoint: float
+    make_batches: float
     work_s: float
     inbox_fill: float | None
     capacity: int
@@ -137,8 +141,10 @@ def _stage(trace: RankTrace, others: Sequence[RankTrace]) -> StageSummary:
         average_wait=_share(by_name.get(_AVERAGE, 0.0), seconds),
         evaluate=_share(by_name.get("evaluate", 0.0), seconds),
         checkpoint=_share(by_name.get("checkpoint", 0.0), seconds),
-        work_s=sum(b.forward_s + b.learn_s for b in blocks) + _mean(sums, "send", -1),
-        inbox_fill=_mean_fill(totals) if totals is not None else None,
+        make_batches=_share(by_name.get(_MAKE, 0.0), seconds),
+        work_s=sum(b.forward_s + b.learn_s for b in blocks)
+        + sum(_mean(sums, name, -1) for name in (_MAKE, "send")),
+        inbox_fill=_mean_fill(totals) if totals is not None and _MAKE not in by_name else None,
         capacity=trace.capacity,
         cpu=_share(totals.cpu_s, busy_s) if totals is not None else None,
         num_dropped=totals.num_dropped if totals is not None else 0,
@@ -150,16 +156,17 @@ def _block(sums: Sequence[Sum], block: int) -> BlockTimes:
 
     Waiting for other replicas cuts a forward or a learning step in two. Of all such pieces, those
     that are left when every wait is taken for a cut are two for each training message and one for
-    each message of an evaluation.
+    each message of an evaluation. Older traces count the forwards of both as one.
     """
-    forward, learn, evaluate, waits = (
+    forward, learn, tested, evaluate, waits = (
         next((s for s in sums if (s.name, s.block) == (name, block)), None)
-        for name in ("forward", "learn", "evaluate", _AVERAGE)
+        for name in ("forward", "learn", "evaluation forward", "evaluate", _AVERAGE)
     )
     num_tested = evaluate.num if evaluate is not None else 0
-    num_whole = sum(s.num for s in (forward, learn) if s) - (waits.num if waits else 0)
+    num_whole = sum(s.num for s in (forward, learn, tested) if s) - (waits.num if waits else 0)
     num_learned = (num_whole - num_tested) / 2
-    return BlockTimes(block, _each(forward, num_learned + num_tested), _each(learn, num_learned))
+    num_forward = num_learned + (0 if tested else num_tested)
+    return BlockTimes(block, _each(forward, num_forward), _each(learn, num_learned))
 
 
 def _each(found: Sum | None, num: float) -> float:
