@@ -113,7 +113,7 @@ def test_a_start_that_trained_nothing_hides_none_that_did(
     code, out, err = command(monkeypatch, capsys, "trace", run)
     assert code == 0, err
     assert "block 0: forward 1000.00 ms, learn 2000.00 ms" in out
-    which = "Of start 0: start 1, the newest, has learned from no batch so far."
+    which = "Of start 0: start 1, the newest, has written down no batch that it learned from."
     assert which in out
     tree = json.loads(command(monkeypatch, capsys, "trace", run, "--json")[1])
     assert (tree["start"], tree["newest_start"]) == (0, 1)

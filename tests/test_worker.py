@@ -113,6 +113,7 @@ def test_what_an_evaluation_takes_is_no_work_for_training_messages() -> None:
     ]
     tested = done_with(Kind.EVALUATION_BEGIN, Kind.EVALUATE)
     assert tested == [
+        (Activity.EVALUATE, -1),  # to make ready
         (Activity.SEND, -1),
         (Activity.EVALUATION_FORWARD, 0),
         (Activity.EVALUATE, 0),
@@ -158,7 +159,7 @@ def test_what_is_made_on_demand_is_no_wait_for_data() -> None:
     drain(Worker(blocks, Ends(inbox), monitor=monitor).run())
     assert activities.done[1:] == [  # behind the start
         *[(Activity.MAKE_BATCH, -1), (Activity.FORWARD, 0), (Activity.LEARN, 0)] * 2,
-        (Activity.EVALUATE, -1),
+        *[(Activity.MAKE_BATCH, -1), (Activity.EVALUATE, -1)],
         *[(Activity.EVALUATE, -1), (Activity.EVALUATION_FORWARD, 0), (Activity.EVALUATE, 0)],
-        (Activity.EVALUATE, -1),
+        (Activity.MAKE_BATCH, -1),
     ]

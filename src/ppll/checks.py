@@ -25,7 +25,7 @@ from ppll.optimizer_trial import try_optimizer
 from ppll.placement import mesh_of
 from ppll.run_folder import RunFolder
 from ppll.sections import ModelConfig
-from ppll.smallest_message import check_smallest_message
+from ppll.smallest_message import check_smallest_message, who_needs_more
 from ppll.task_loss import build_task_loss
 
 __all__ = [
@@ -198,14 +198,11 @@ def check_messages(blueprint: Blueprint, data: PreparedData) -> None:
     outlines = (blueprint.outline(index) for index in range(blueprint.num_blocks))
     roots = (root for outline in outlines for _, root in outline.named())
     num_train = len(data.train_samples)
-    name = blueprint.recipe.method.name
-
-    def who_needs_more() -> str | None:
-        if blueprint.method.compares_samples and blueprint.num_blocks > 1:
-            return f"method {name!r}, which compares samples,"
-        return "batch norm" if has_batch_norm(roots) else None
-
-    check_smallest_message(blueprint.recipe, num_train, who_needs_more)
+    compares = blueprint.method.compares_samples and blueprint.num_blocks > 1
+    recipe = blueprint.recipe
+    check_smallest_message(
+        recipe, num_train, lambda: who_needs_more(recipe, compares, has_batch_norm(roots))
+    )
 
 
 def check_layout(blueprint: Blueprint) -> None:

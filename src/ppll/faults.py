@@ -29,8 +29,9 @@ class Fault:
     Attributes:
         rank: Who fails.
         step: When: training batches that have reached the rank.
-        activity: Where, by name: ``"FORWARD"``, ``"SEND"``, ``"RECEIVE"``, ``"LEARN"``,
-            ``"SAVE"``, ``"EVALUATE"``; or ``"WRITE"``, in the thread that writes a checkpoint.
+        activity: Where, by name: ``"FORWARD"`` and ``"SEND"`` while it trains, ``"RECEIVE"``,
+            ``"LEARN"``, ``"SAVE"``, ``"EVALUATE"``; or ``"WRITE"``, in the thread that writes a
+            checkpoint.
         how: Raise an error, leave the process, be killed, stand still, or be stopped.
         generation: Only in this start of the run, counted from 0; in every one without.
         stamp: A file that gets the time of the failure, by the machine's monotonic clock.

@@ -7,18 +7,31 @@ from collections.abc import Callable
 from ppll.config import Recipe
 from ppll.errors import DataError
 
-__all__ = ["check_smallest_message"]
+__all__ = ["check_smallest_message", "who_needs_more"]
+
+
+def who_needs_more(recipe: Recipe, compares_samples: bool, has_batch_norm: bool) -> str | None:
+    """What of a recipe cannot learn from one sample, in words; none if everything can.
+
+    Args:
+        recipe: Names the method.
+        compares_samples: Whether the method's loss does, in some block.
+        has_batch_norm: Whether a layer or an auxiliary network has it.
+    """
+    if compares_samples:
+        return f"method {recipe.method.name!r}, which compares samples,"
+    return "batch norm" if has_batch_norm else None
 
 
 def check_smallest_message(
-    recipe: Recipe, num_train: int, who_needs_more: Callable[[], str | None]
+    recipe: Recipe, num_train: int, who_cannot: Callable[[], str | None]
 ) -> None:
     """Refuse messages without a sample, and of one where something cannot learn from it.
 
     Args:
         recipe: Says how batches are shared and parted.
         num_train: Samples of an epoch.
-        who_needs_more: Names what cannot learn from one sample, if there is something; is asked
+        who_cannot: Names what cannot learn from one sample, if there is something; is asked
             only where a message has one.
 
     Raises:
@@ -34,7 +47,7 @@ def check_smallest_message(
         )
     sizes = [size for size in (batch_size, last) if size]
     smallest = {size: size // replicas // recipe.num_parts(size) for size in sizes}
-    if 1 not in smallest.values() or (who := who_needs_more()) is None:
+    if 1 not in smallest.values() or (who := who_cannot()) is None:
         return
     parts = f", shared by {replicas} replicas" if replicas > 1 else ""
     parts += f", each as {recipe.train.accumulate} messages" if recipe.train.accumulate > 1 else ""

@@ -100,7 +100,7 @@ class Worker:
             while not self._inbox.ready():
                 yield self._inbox
             message = self._inbox.recv()
-            if self._makes_batches and message.kind is not Kind.TRAIN:
+            if self._makes_batches and message.kind is Kind.EVALUATE:
                 self.monitor.note(activity=Activity.EVALUATE)  # what is made is known only now
             if self.last_message is None:
                 self.monitor.start_clock()
@@ -251,6 +251,7 @@ class Worker:
                 else:
                     self._help_to_save()
             case Kind.EVALUATION_BEGIN:
+                self.monitor.enter(Activity.EVALUATE)
                 self._begin_evaluation()
             case Kind.EVALUATION_END:
                 self.monitor.enter(Activity.EVALUATE)

@@ -92,8 +92,8 @@ class Method(ABC):
             next block's first layer; ``"last"``, those of the network's last layer; or None.
         needs_classes: Whether something but the task's loss reads targets, or predictions, as those
             of classes.
-        compares_samples: Whether the loss is of a message's samples beside each other, so that one
-            alone teaches nothing: messages of one sample are refused.
+        compares_samples: Whether a part of the loss is of a message's samples beside each other,
+            which one alone does not have: messages of one sample are refused.
         lag: Training messages by which these parameters are behind, 1 to 63 where there are some;
             part of the algorithm. An option of a recipe only where ``__init__`` takes it.
     """

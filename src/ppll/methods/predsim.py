@@ -38,7 +38,6 @@ class PredSim(HeadMethod):
     paper = Paper("Training Neural Networks with Local Error Signals", 2019, "arXiv 1901.06656")
     default_auxiliary = "pooled-linear"
     needs_classes = True
-    compares_samples = True
 
     def __init__(
         self,
@@ -51,6 +50,7 @@ class PredSim(HeadMethod):
         if not 0 <= beta <= 1:
             raise RecipeError(f"method.beta must be from 0 to 1, found {beta:g}.")
         self.beta = beta
+        self.compares_samples = beta > 0
 
     def build_auxiliary(self, site: BlockSite) -> nn.Module:
         """Head and similarity layer."""

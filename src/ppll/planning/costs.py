@@ -21,7 +21,7 @@ from ppll.checkpoints.resume import training_sections
 from ppll.config import Recipe
 from ppll.durable import write_asked
 from ppll.errors import RecipeError
-from ppll.smallest_message import check_smallest_message
+from ppll.smallest_message import check_smallest_message, who_needs_more
 
 __all__ = ["Costs", "ExitCosts", "LayerCosts", "counted_for", "measured_for"]
 
@@ -150,6 +150,7 @@ class Costs(_Measured):
         num_train: Samples of an epoch; none where it is not known.
         counted_for: The keys of the data that they depend on.
         has_batch_norm: Whether a layer or an auxiliary network has it; none where it is not known.
+        compares_samples: Whether the method does; none where it is not known.
         carried_bytes: What of the network's input goes on beyond the first block.
     """
 
@@ -165,6 +166,7 @@ class Costs(_Measured):
     num_train: Annotated[int, pydantic.Field(ge=1)] | None = None
     counted_for: dict[str, Any] = {}
     has_batch_norm: bool | None = None
+    compares_samples: bool | None = None
     carried_bytes: Bytes = 0
 
     @pydantic.model_validator(mode="after")
@@ -248,7 +250,8 @@ class Costs(_Measured):
         """
         known = self.num_train if self.knows_samples_of(recipe) else None
         num_train = recipe.data.batch_size if known is None else known
-        who = "batch norm" if self.has_batch_norm else None
+        compares = bool(self.compares_samples) and recipe.split.blocks > 1
+        who = who_needs_more(recipe, compares, bool(self.has_batch_norm))
         check_smallest_message(recipe, num_train, lambda: who)
 
     def check_recipe(self, recipe: Recipe) -> None:

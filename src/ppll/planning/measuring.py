@@ -125,6 +125,7 @@ def _measure(recipe: Recipe, device: torch.device, repeats: int) -> Costs:
         num_train=len(data.train_samples),
         counted_for=counted_for(recipe),
         has_batch_norm=has_batch_norm(piece.module for piece in [*bench.layers, *bench.exits]),
+        compares_samples=blueprint.method.compares_samples,
         carried_bytes=traffic.carried_bytes,
     )
 

@@ -27,9 +27,9 @@ from ppll.tracing.spans import SPAN_NAMES
 
 __all__ = ["RankTrace", "Span", "Start", "Sum", "Totals", "aligned", "newest_start", "read_starts"]
 
-_FORWARD: Final = SPAN_NAMES[Activity.FORWARD]
 _LEARN: Final = SPAN_NAMES[Activity.LEARN]
-_SEND: Final = SPAN_NAMES[Activity.SEND]
+_SENT: Final = (SPAN_NAMES[Activity.SEND], SPAN_NAMES[Activity.EVALUATE])
+_USED: Final = (SPAN_NAMES[Activity.FORWARD], SPAN_NAMES[Activity.EVALUATION_FORWARD])
 
 _Index = Annotated[int, Field(ge=0, lt=2**15)]
 _Block = Annotated[int, Field(ge=-1, lt=2**15)]
@@ -80,7 +80,7 @@ class Totals(pydantic.BaseModel):
     Attributes:
         sums: By name and block.
         inbox_fills: How often its inbox held so many messages, by number; of training only.
-        outbox_fills: The same of its outbox.
+        outbox_fills: How often its outbox held so many, marks among them.
         cpu_s: Processor seconds of the thread that worked.
         num_dropped: Spans for which there was no room.
     """
@@ -311,14 +311,14 @@ def _shifted(trace: RankTrace, by_s: float) -> RankTrace:
 
 def _earliness_s(sender: RankTrace, receiver: RankTrace) -> float:
     """By how much a message seems to have been used before it was sent; below 0 if none was."""
-    sent = _first_of_steps(sender.spans, _SEND)
-    used = _first_of_steps(receiver.spans, _FORWARD)
+    sent = _first_of_steps((s for s in sender.spans if s.block < 0), _SENT)
+    used = _first_of_steps(receiver.spans, _USED)
     return max((sent[step] - used[step] for step in sent.keys() & used.keys()), default=-math.inf)
 
 
-def _first_of_steps(spans: Iterable[Span], name: str) -> dict[int, float]:
+def _first_of_steps(spans: Iterable[Span], names: tuple[str, ...]) -> dict[int, float]:
     found: dict[int, float] = {}
     for span in spans:
-        if span.name == name:
+        if span.name in names:
             found.setdefault(span.step, span.start_s)
     return found

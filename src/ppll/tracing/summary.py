@@ -93,8 +93,8 @@ class Summary:
         if self.start == self.newest_start:
             return None
         return (
-            f"Of start {self.start}: start {self.newest_start}, the newest, has learned from no "
-            f"batch so far."
+            f"Of start {self.start}: start {self.newest_start}, the newest, has written down no "
+            f"batch that it learned from."
         )
 
     @property
