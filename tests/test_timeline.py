@@ -153,6 +153,13 @@ def test_ranks_of_one_clock_are_moved_alike() -> None:
     assert second.spans[0].start_s - first.spans[0].start_s == 1
 
 
+def test_a_start_that_only_tests_tells_who_sent_first() -> None:
+    sender = made_up_trace(0, span("evaluation forward", 4, 5, block=0), span("evaluate", 5, 6))
+    other = made_up_trace(1, span("evaluation forward", 2, 3, block=1), clock="b")
+    first, second = aligned([sender, other])
+    assert second.spans[0].start_s >= first.spans[1].start_s
+
+
 @example(
     clocks=["c", "b", "a", "c"],  # the first host is met again
     errors={"a": 0.0, "b": -3.0, "c": -2.0},
