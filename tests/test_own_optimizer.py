@@ -16,6 +16,7 @@ from ppll.config import Recipe
 from ppll.errors import RecipeError
 from ppll.update_sections import OptimizerConfig
 from tests.interleaving import digest, small_recipe, train_interleaved
+from tests.own_modules import give_module
 from tests.test_resuming import broken, fit, same_result
 from tests.thinning import slow_but
 
@@ -94,12 +95,7 @@ class Other:
 
 @pytest.fixture(autouse=True)
 def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "modules"
-    folder.mkdir()
-    (folder / "own_optimizers.py").write_text(MODULE, encoding="utf-8")
-    monkeypatch.syspath_prepend(folder)
-    monkeypatch.setenv("PPLL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delitem(sys.modules, "own_optimizers", raising=False)
+    give_module(monkeypatch, tmp_path, "own_optimizers", MODULE)
 
 
 def built(name: str, **config: object) -> torch.optim.Optimizer:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
+from ppll.channels.greeting import MAX_CAPACITY
 from ppll.data.loader import IMAGE
 from ppll.errors import PpllError, RecipeError, unknown_name
 from ppll.methods import Method, methods
@@ -15,7 +16,7 @@ from ppll.registry import Registry
 __all__ = ["blamed", "build_own_method"]
 
 _SLOW_FROM: Final = ("last", "next", None)
-_LONGEST_LAG: Final = 63  # as of ``method.lag``
+_LONGEST_LAG: Final = MAX_CAPACITY - 1  # Parameters come over a channel with a slot more.
 
 
 def build_own_method(name: str, options: Mapping[str, Any]) -> Method:

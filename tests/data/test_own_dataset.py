@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from ppll.studies.runs import list_runs
 from ppll.studies.study import check_runs
 from ppll.testing import Fault
 from tests import faults
+from tests.own_modules import give_module
 from tests.test_resuming import same_result
 
 MODULE = """
@@ -94,15 +94,8 @@ def network() -> list[torch.nn.Module]:
 
 
 @pytest.fixture(autouse=True)
-def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    folder = tmp_path / "modules"
-    folder.mkdir()
-    (folder / "own_data.py").write_text(MODULE, encoding="utf-8")
-    monkeypatch.syspath_prepend(folder)
-    monkeypatch.setenv("PPLL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delitem(sys.modules, "own_data", raising=False)
-    yield
-    sys.modules.pop("own_data", None)
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    give_module(monkeypatch, tmp_path, "own_data", MODULE)
 
 
 def made(name: str, **options: Any) -> ppll.Dataset:

@@ -3,8 +3,6 @@ GPU: the bits of one rank, of steps that are not recorded, of a run in one go.""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import pytest
 import torch
 
 import ppll
+from tests.own_modules import give_module
 
 pytestmark = [
     pytest.mark.gpu,
@@ -40,15 +39,8 @@ def network(width: int = 8) -> list[nn.Module]:
 
 
 @pytest.fixture(autouse=True)
-def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    folder = tmp_path / "modules"
-    folder.mkdir()
-    (folder / "named_on_gpu.py").write_text(MODULE, encoding="utf-8")
-    monkeypatch.syspath_prepend(folder)
-    monkeypatch.setenv("PPLL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delitem(sys.modules, "named_on_gpu", raising=False)
-    yield
-    sys.modules.pop("named_on_gpu", None)
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    give_module(monkeypatch, tmp_path, "named_on_gpu", MODULE)
 
 
 def named(*settings: str) -> ppll.Recipe:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tests import faults
+from tests.own_modules import give_module
 from tests.test_resuming import same_result
 from torch import nn
 
@@ -74,12 +75,7 @@ module = nn.Flatten()
 
 @pytest.fixture(autouse=True)
 def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "modules"
-    folder.mkdir()
-    (folder / "own_networks.py").write_text(MODULE, encoding="utf-8")
-    monkeypatch.syspath_prepend(folder)
-    monkeypatch.setenv("PPLL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delitem(sys.modules, "own_networks", raising=False)
+    give_module(monkeypatch, tmp_path, "own_networks", MODULE)
 
 
 def built(name: str, seed: int = 0, **options: object) -> Any:
