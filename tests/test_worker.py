@@ -156,7 +156,7 @@ def test_what_is_made_on_demand_is_no_wait_for_data() -> None:
     blocks = built_blocks(blueprint_of(small_recipe(), MadeUpBatches((6,))))[:1]
     kinds = Kind.TRAIN, Kind.TRAIN, Kind.EVALUATION_BEGIN, Kind.EVALUATE
     inbox = OnDemand(iter(messages_of(*kinds)))
-    drain(Worker(blocks, Ends(inbox), monitor=monitor).run())
+    drain(Worker(blocks, Ends(inbox, makes_batches=True), monitor=monitor).run())
     assert activities.done[1:] == [  # behind the start
         *[(Activity.MAKE_BATCH, -1), (Activity.FORWARD, 0), (Activity.LEARN, 0)] * 2,
         *[(Activity.MAKE_BATCH, -1), (Activity.EVALUATE, -1)],

@@ -84,14 +84,16 @@ def ends_of(
         loader: Makes the inbox of the first stage.
     """
     features, late, slow = (_both_ways(ends, name, rank) for name in ("features", "late", "slow"))
+    inbox = _gathered(features[0]) or loader()
     return Ends(
-        _gathered(features[0]) or loader(),
+        inbox,
         _scattered(features[1]),
         _gathered(late[0]),
         _scattered(late[1]),
         _gathered(slow[0]),
         tuple(slow[1]),
         _line(ends, mesh, rank, ending) if mesh.num_replicas(rank) > 1 else None,
+        isinstance(inbox, OnDemand),
     )
 
 

@@ -41,6 +41,8 @@ class Ends:
         slow_inbox: Where parameters of a later stage come from, where the method reads them.
         slow_outboxes: Where the stage's own go: to the stage before, or to all before.
         line: Where its blocks add up with other replicas, if there are some.
+        makes_batches: Whether the inbox makes a batch when it is received, which is work and no
+            wait.
     """
 
     inbox: Inbox
@@ -50,6 +52,7 @@ class Ends:
     slow_inbox: ReceiveEnd | None = None
     slow_outboxes: tuple[SendEnd, ...] = ()
     line: Line | None = None
+    makes_batches: bool = False
 
 
 class SlowInbox:

@@ -35,7 +35,6 @@ from ppll.ends import PARAMETERS, Ends, SlowInbox, Waiting
 from ppll.errors import ProtocolError
 from ppll.message import Kind, Message, canonical
 from ppll.metrics import MetricsFile, Tally
-from ppll.on_demand import OnDemand
 from ppll.status import Activity, Monitor, resident_peak_bytes
 
 __all__ = ["Worker", "drain"]
@@ -80,7 +79,7 @@ class Worker:
         """What blocks compute with in an evaluation; empty otherwise."""
         self._ends = ends
         self._inbox = ends.inbox
-        self._makes_batches = isinstance(ends.inbox, OnDemand)
+        self._makes_batches = ends.makes_batches
         self._outbox = ends.outbox
         self._saver = saver
         self._metrics = metrics
